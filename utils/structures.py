@@ -155,5 +155,9 @@ class Detections:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def where(self, keep: Tensor) -> Detections:
+        """Those for which keep (K,) bool is true."""
+        return Detections(boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
+
     def cpu(self) -> Detections:
         return Detections(boxes=self.boxes.cpu(), scores=self.scores.cpu(), labels=self.labels.cpu())

@@ -1,0 +1,36 @@
+# Needs python3 and make, from whatever folder it is called. PYTHON picks the interpreter, VENV the environment's place.
+ROOT := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
+PYTHON ?= python3
+VENV ?= $(ROOT).venv
+BIN := $(abspath $(VENV))/bin
+INSTALLED := $(abspath $(VENV))/.installed
+
+.PHONY: help venv train test test-slow lint clean
+
+help:
+	@echo "make venv | train | test | test-slow | lint | clean"
+
+venv: $(INSTALLED)
+
+# The stamp makes this run once, and again when the dependencies may have changed.
+$(INSTALLED): $(ROOT)pyproject.toml
+	$(PYTHON) -m venv "$(VENV)"
+	cd "$(ROOT)" && "$(BIN)/python" -m pip install --quiet --editable ".[dev]"
+	touch "$@"
+
+train: venv
+	cd "$(ROOT)" && "$(BIN)/python" train.py --norm cmbn
+
+test: venv
+	cd "$(ROOT)" && "$(BIN)/python" -m pytest -q
+
+test-slow: venv
+	cd "$(ROOT)" && "$(BIN)/python" -m pytest -q -m slow
+
+lint: venv
+	cd "$(ROOT)" && "$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy" cfg utils
+
+clean:
+	rm -rf "$(VENV)" "$(ROOT)build" "$(ROOT)yolov4_norms.egg-info"
+	rm -rf "$(ROOT).pytest_cache" "$(ROOT).ruff_cache" "$(ROOT).mypy_cache"
+	find "$(ROOT)" -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,229 @@
+"""The darknet cfg grammar: text -> sections of key=value entries that remember their lines.
+
+Source: darknet `parser.c` (read_cfg) and `option_list.c`. Blanks vanish everywhere in a line, lines that
+begin with # or ; are comments, a line is split at its first =, and the first of equal keys wins.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+MAX_SECTIONS = 4096
+
+ALIASES = {
+    "avg": "avgpool",
+    "conv": "convolutional",
+    "max": "maxpool",
+    "network": "net",
+    "soft": "softmax",
+}
+
+_INTEGER = re.compile(r"([+-]?[0-9]{1,15})(\.0*)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_BLANKS = str.maketrans("", "", " \t\r\n")
+
+
+class CfgError(ValueError):
+    """A cfg that cannot be used. The message is one sentence that begins with `file:line: `."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """The right side of one `key=value`, without blanks, and its line, counted from 1."""
+
+    value: str
+    line: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """One `[name]` with its entries.
+
+    It remembers which keys were asked for, as darknet's option list does: what nobody asked for is unknown.
+    All readers raise CfgError on a value of the wrong kind, or outside low..high (both inclusive).
+    """
+
+    path: str
+    name: str
+    line: int
+    entries: dict[str, Entry] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    def error(self, message: str, key: str = "") -> CfgError:
+        """An error that points at the line of `key`, or at the section's own where the key is absent."""
+        return CfgError(f"{self.path}:{self.line_of(key)}: {message}")
+
+    def line_of(self, key: str) -> int:
+        entry = self.entries.get(key)
+        return entry.line if entry else self.line
+
+    def __contains__(self, key: str) -> bool:
+        self.asked.add(key)
+        return key in self.entries
+
+    def integer(self, key: str, default: int | None = None, *, low: float = 0, high: float = 2**31) -> int:
+        """A whole number; without a default the key must be there."""
+        value = self._value(key, required=default is None)
+        if value is None:
+            assert default is not None
+            return default
+        return int(self._checked(key, _to_integer(_uncommented(value)), "a whole number", low, high))
+
+    def number(self, key: str, default: float, *, low: float = -math.inf, high: float = math.inf) -> float:
+        value = self._value(key)
+        if value is None:
+            return default
+        return float(self._checked(key, _to_number(_uncommented(value)), "a number", low, high))
+
+    def word(self, key: str, default: str, choices: tuple[str, ...]) -> str:
+        value = self._value(key)
+        if value is None:
+            return default
+        if value not in choices:
+            raise self.error(
+                f"{key}={value} is not one of {', '.join(choices)}{did_you_mean(value, choices)}", key
+            )
+        return value
+
+    def integers(self, key: str, *, required: bool = False) -> tuple[int, ...]:
+        """A comma-separated list; empty where the key is absent."""
+        return tuple(
+            int(self._checked(key, _to_integer(item), "a list of whole numbers", -(2**31), 2**31))
+            for item in self._items(key, required)
+        )
+
+    def numbers(self, key: str, *, required: bool = False) -> tuple[float, ...]:
+        """A comma-separated list; empty where the key is absent."""
+        return tuple(
+            float(self._checked(key, _to_number(item), "a list of numbers", -math.inf, math.inf))
+            for item in self._items(key, required)
+        )
+
+    def ignore(self, *keys: str) -> None:
+        """Keys that darknet knows and that have no effect on a detector here."""
+        self.asked.update(keys)
+
+    def ignore_aloud(self, **defaults: float | str) -> None:
+        """Keys that change training and are not implemented: a warning unless they say the default."""
+        for key in self._deviating(defaults):
+            value = self.entries[key].value
+            self.notes.append(
+                f"{self.path}:{self.line_of(key)}: {key}={value} is not supported and is ignored"
+            )
+
+    def refuse(self, **defaults: float | str) -> None:
+        """Keys that change what the layer computes and are not implemented: an error unless the default."""
+        for key in self._deviating(defaults):
+            raise self.error(f"{key}={self.entries[key].value} in [{self.name}] is not supported", key)
+
+    def warnings(self, net_keys: set[str]) -> list[str]:
+        """One sentence per unknown key, and one for all keys that belong to [net].
+
+        Several published cfgs end with a second [net] block whose header is commented out.
+        """
+        unknown = [key for key in self.entries if key not in self.asked]
+        pasted = [key for key in unknown if key in net_keys]
+        sentences = list(self.notes)
+        for key in unknown:
+            if key not in net_keys:
+                hint = did_you_mean(key, self.asked)
+                sentences.append(
+                    f"{self.path}:{self.line_of(key)}: unknown key '{key}' in [{self.name}]{hint}"
+                )
+        if pasted:
+            where = f"{self.path}:{self.line_of(pasted[0])}"
+            sentences.append(f"{where}: [net] keys in [{self.name}] are ignored: {', '.join(pasted)}")
+        return sentences
+
+    def _value(self, key: str, *, required: bool = False) -> str | None:
+        self.asked.add(key)
+        if key in self.entries:
+            return self.entries[key].value
+        if required:
+            raise self.error(f"[{self.name}] needs a key '{key}'")
+        return None
+
+    def _items(self, key: str, required: bool) -> list[str]:
+        value = self._value(key, required=required)
+        return [] if value is None else _uncommented(value).split(",")
+
+    def _checked(self, key: str, number: float | None, kind: str, low: float, high: float) -> float:
+        value = self.entries[key].value
+        if number is None:
+            raise self.error(f"{key}={value} is not {kind}", key)
+        if not low <= number <= high:
+            limit = f"below {low:g}" if number < low else f"above {high:g}"
+            raise self.error(f"{key}={value} is {limit}", key)
+        return number
+
+    def _deviating(self, defaults: dict[str, float | str]) -> list[str]:
+        self.asked.update(defaults)
+        present = [key for key in defaults if key in self.entries]
+        return [key for key in present if not _equal(self.entries[key].value, defaults[key])]
+
+
+def parse_sections(text: str, *, path: str) -> list[Section]:
+    """Sections in file order, names with aliases resolved; `path` only names the file in messages."""
+    sections: list[Section] = []
+    for number, raw in enumerate(text.split("\n"), start=1):
+        line = raw.translate(_BLANKS)
+        where = f"{path}:{number}"
+        if not line or line[0] in "#;":
+            continue
+        if line.startswith("["):
+            sections.append(Section(path=path, name=_section_name(line, where), line=number))
+            if len(sections) > MAX_SECTIONS:
+                raise CfgError(f"{where}: more than {MAX_SECTIONS} sections")
+            continue
+        if not sections:
+            raise CfgError(f"{where}: '{_short(line)}' stands before the first [section]")
+        key, equals, value = line.partition("=")
+        if not (key and equals and value):
+            raise CfgError(f"{where}: '{_short(line)}' is neither a [section] nor key=value")
+        sections[-1].entries.setdefault(key, Entry(value=value, line=number))
+    if not sections:
+        raise CfgError(f"{path}:1: no [net] section, the file holds no network")
+    return sections
+
+
+def did_you_mean(word: str, known: tuple[str, ...] | set[str]) -> str:
+    """`, did you mean 'x'?` or nothing."""
+    close = get_close_matches(word, sorted(known), n=1)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def _section_name(line: str, where: str) -> str:
+    name = line[1:-1]
+    if not line.endswith("]") or not name:
+        raise CfgError(f"{where}: '{_short(line)}' is not a [section]")
+    return ALIASES.get(name, name)
+
+
+def _uncommented(value: str) -> str:
+    """atoi and atof stop at a trailing comment, and so does darknet's counting of commas."""
+    return value.split("#", 1)[0]
+
+
+def _to_integer(text: str) -> int | None:
+    """64 and 64.0 are whole; 64.5, which atoi would silently cut, is not."""
+    match = _INTEGER.fullmatch(text)
+    return int(match[1]) if match else None
+
+
+def _to_number(text: str) -> float | None:
+    if not _NUMBER.fullmatch(text):
+        return None
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _equal(value: str, default: float | str) -> bool:
+    return value == default if isinstance(default, str) else _to_number(_uncommented(value)) == default
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= 40 else line[:37] + "..."

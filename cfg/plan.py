@@ -1,0 +1,240 @@
+"""A cfg as a wired graph: absolute inputs and shapes of every layer, in integers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cfg.layers import ConvSpec, read_layer
+from cfg.net import NetSpec
+from cfg.parse import CfgError, Section, did_you_mean, parse_sections
+from cfg.spec import MAX_CHANNELS, MAX_SIDE_PX, LayerSpec, Shape, ShapeError
+from cfg.yolo import YoloSpec
+
+HERE = Path(__file__).parent
+MAX_FILE_BYTES = 4 * 2**20
+MAX_PARAMETERS = 2**30
+MAX_CELLS = 2**30  # of one layer's output for one image: 4 GiB in float32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """One layer in place. inputs: absolute indices, -1 is the network's input; line: of its section."""
+
+    index: int
+    line: int
+    spec: LayerSpec
+    inputs: tuple[int, ...]
+    input_shapes: tuple[Shape, ...]
+    shape: Shape
+
+    @property
+    def parameter_count(self) -> int:
+        """Trained values of this layer."""
+        return self.spec.parameter_count(self.input_shapes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """A network before it is built. source_text is the cfg as read, before any resizing."""
+
+    name: str
+    source_text: str
+    path: str
+    net: NetSpec
+    nodes: tuple[Node, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Indices of the [yolo] layers, in file order."""
+        return tuple(node.index for node in self.nodes if isinstance(node.spec, YoloSpec))
+
+    @property
+    def head_specs(self) -> tuple[YoloSpec, ...]:
+        return tuple(node.spec for node in self.nodes if isinstance(node.spec, YoloSpec))
+
+    @property
+    def classes(self) -> int:
+        """Of the heads; 0 for a network without heads."""
+        return self.head_specs[0].classes if self.head_specs else 0
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Input pixels per cell, one per head."""
+        return tuple(self.net.height // self.nodes[i].shape.height for i in self.heads)
+
+    @property
+    def consumers(self) -> tuple[tuple[int, ...], ...]:
+        """For each layer the indices of the layers that read it, ascending; a last one has none."""
+        readers: list[list[int]] = [[] for _ in self.nodes]
+        for node in self.nodes:
+            for source in sorted(set(node.inputs) - {-1}):
+                readers[source].append(node.index)
+        return tuple(map(tuple, readers))
+
+    def parameter_count(self) -> int:
+        """Trained values as darknet counts them: weights, biases or betas, gammas; no running statistics."""
+        return sum(node.parameter_count for node in self.nodes)
+
+    def with_input_hw(self, input_hw: tuple[int, int]) -> Plan:
+        """The same layers for another input (height, width) in pixels. Raises CfgError."""
+        net = _resized(self.path, self.net, input_hw)
+        layers = [(node.line, node.spec) for node in self.nodes]
+        return replace(self, net=net, nodes=_wire(self.path, net, layers))
+
+    def layer_table(self) -> list[str]:
+        """A header, then a line per layer; `output` is CxHxW, `settings` are those that are not defaults."""
+        rows = [
+            f"{node.index:4} {node.spec.kind:14} {','.join(map(str, node.inputs)):16} {node.shape!s:13} "
+            f"{node.spec.describe()}".rstrip()
+            for node in self.nodes
+        ]
+        return [f"{'#':>4} {'layer':14} {'inputs':16} {'output':13} settings", *rows]
+
+
+def load_plan(
+    name_or_path: str, *, classes: int | None = None, input_hw: tuple[int, int] | None = None
+) -> Plan:
+    """A bare name such as `yolov4-tiny` is one of the cfgs beside this file; all else is a path.
+
+    Raises CfgError, for a file that cannot be read too.
+    """
+    try:
+        path = _find(name_or_path)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise CfgError(f"{path}:1: more than {MAX_FILE_BYTES} bytes, this is not a cfg")
+        # Comments of old cfgs are in any encoding; what matters is ASCII.
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise CfgError(f"{name_or_path}:1: cannot be read, {error.strerror}") from error
+    return parse_plan(text, path=str(path), classes=classes, input_hw=input_hw)
+
+
+def parse_plan(
+    text: str, *, path: str, classes: int | None = None, input_hw: tuple[int, int] | None = None
+) -> Plan:
+    """Text of a cfg -> Plan. Raises CfgError.
+
+    path: names the file in messages. classes: resizes every head and the convolution that feeds it.
+    input_hw: (height, width) in pixels, instead of the cfg's.
+    """
+    first, *sections = parse_sections(text, path=path)
+    if first.name != "net":
+        raise first.error(f"the first section must be [net], not [{first.name}]")
+    net = NetSpec.read(first)
+    if input_hw is not None:
+        net = _resized(path, net, input_hw)
+    if not sections:
+        raise first.error("no layer follows [net]")
+    specs = [read_layer(section) for section in sections]
+    if classes is not None:
+        specs = _with_classes(specs, sections, classes)
+    _check_heads(specs, sections)
+    layers = [(section.line, spec) for section, spec in zip(sections, specs, strict=True)]
+    warnings = first.warnings(set())
+    for section in sections:
+        warnings += section.warnings(first.asked)
+    plan = Plan(
+        name=Path(path).stem, source_text=text, path=path, net=net, nodes=(), warnings=tuple(warnings)
+    )
+    return replace(plan, nodes=_wire(path, net, layers))
+
+
+def cfg_names() -> tuple[str, ...]:
+    """The bare names `load_plan` knows, sorted."""
+    return tuple(sorted(path.stem for path in HERE.glob("*.cfg")))
+
+
+def _wire(path: str, net: NetSpec, layers: list[tuple[int, LayerSpec]]) -> tuple[Node, ...]:
+    nodes: list[Node] = []
+    network_input = Shape(net.channels, net.height, net.width)
+    parameters = 0
+    for index, (line, spec) in enumerate(layers):
+        try:
+            inputs = _checked_sources(spec, index, nodes)
+            shapes = tuple(network_input if i == -1 else nodes[i].shape for i in inputs)
+            shape = spec.output_shape(shapes)
+            parameters += spec.parameter_count(shapes)
+            _check_extent(shape, parameters)
+        except ShapeError as error:
+            raise CfgError(f"{path}:{line}: layer {index}: {error}") from error
+        nodes.append(Node(index=index, line=line, spec=spec, inputs=inputs, input_shapes=shapes, shape=shape))
+    return tuple(nodes)
+
+
+def _checked_sources(spec: LayerSpec, index: int, nodes: list[Node]) -> tuple[int, ...]:
+    sources = spec.sources(index)
+    for source in sources:
+        if not (0 <= source < index or source == index - 1 == -1):
+            raise ShapeError(f"it refers to a layer that is not among the {index} before it")
+        if source >= 0 and isinstance(nodes[source].spec, YoloSpec):
+            raise ShapeError(f"it reads layer {source}, a [yolo], which ends its branch")
+    return sources
+
+
+def _check_extent(shape: Shape, parameters: int) -> None:
+    """Nothing absurd may reach an allocation."""
+    channels, height, width = shape
+    if channels > MAX_CHANNELS or max(height, width) > MAX_SIDE_PX or channels * height * width > MAX_CELLS:
+        raise ShapeError(f"an output of {shape} is too large")
+    if parameters > MAX_PARAMETERS:
+        raise ShapeError(f"more than {MAX_PARAMETERS} parameters")
+
+
+def _resized(path: str, net: NetSpec, input_hw: tuple[int, int]) -> NetSpec:
+    height, width = input_hw
+    if not (1 <= height <= MAX_SIDE_PX and 1 <= width <= MAX_SIDE_PX):
+        raise CfgError(f"{path}:1: an input of {height}x{width} is not within 1..{MAX_SIDE_PX} pixels")
+    return replace(net, height=height, width=width)
+
+
+def _with_classes(specs: list[LayerSpec], sections: list[Section], classes: int) -> list[LayerSpec]:
+    """Every [yolo] gets `classes`, and the convolution before it the filters that this takes."""
+    resized = list(specs)
+    for index, spec in enumerate(specs):
+        if not isinstance(spec, YoloSpec):
+            continue
+        head = replace(spec, classes=classes)
+        feeder = specs[index - 1] if index else None
+        if not 1 <= classes <= MAX_CHANNELS or head.channels > MAX_CHANNELS:
+            raise sections[index].error(
+                f"{classes} classes is not within 1..{MAX_CHANNELS // len(head.mask) - 5}"
+            )
+        if not isinstance(feeder, ConvSpec):
+            raise sections[index].error("[yolo] can be resized only right after a [convolutional]")
+        resized[index - 1 : index + 1] = [replace(feeder, filters=head.channels), head]
+    return resized
+
+
+def _check_heads(specs: list[LayerSpec], sections: list[Section]) -> None:
+    """Point at the line to mend: the filters of the convolution before a [yolo], not the [yolo]."""
+    heads = [index for index, spec in enumerate(specs) if isinstance(spec, YoloSpec)]
+    for index in heads:
+        head, feeder = specs[index], specs[index - 1]
+        assert isinstance(head, YoloSpec)
+        if index and isinstance(feeder, ConvSpec) and feeder.filters != head.channels:
+            raise sections[index - 1].error(
+                f"filters={feeder.filters}, but the [yolo] after it needs {head.channels}, "
+                f"{len(head.mask)} anchors * (5 + {head.classes} classes)",
+                "filters",
+            )
+        first = specs[heads[0]]
+        assert isinstance(first, YoloSpec)
+        if head.classes != first.classes:
+            raise sections[index].error(
+                f"classes={head.classes}, but the first [yolo] has {first.classes}", "classes"
+            )
+
+
+def _find(name_or_path: str) -> Path:
+    is_bare = Path(name_or_path).name == name_or_path
+    for path in (HERE / f"{name_or_path}.cfg", Path(name_or_path))[not is_bare :]:
+        if path.is_file():
+            return path
+    if not is_bare or name_or_path.endswith(".cfg"):
+        raise CfgError(f"{name_or_path}:1: no such file")
+    names = cfg_names()
+    raise CfgError(
+        f"{name_or_path}:1: no such cfg among {', '.join(names)}{did_you_mean(name_or_path, names)}"
+    )

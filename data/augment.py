@@ -1,0 +1,160 @@
+"""From whole pictures to training Samples: crop, flip, colour and mosaic, drawn from one generator."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.crop import JitteredCrop
+from data.geometry import clip_boxes, visible
+from data.mosaic import draw_cut, mosaic
+from data.offline import albumentations as A
+from data.photometric import photometric_transforms
+from utils.errors import UserError
+from utils.structures import Sample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentOptions:
+    """The knobs of training augmentation; the defaults are those of darknet's yolov4.cfg.
+
+    mosaic: share of the Samples made of four pictures (darknet's `mosaic=1` is a half). flip: mirror half of
+    the pictures. jitter, resize, letterbox, fill: see JitteredCrop. saturation, exposure, hue: see HsvJitter.
+    blur, noise: probabilities. min_visibility, min_side_px: an object with less of its area, or with a
+    shorter side, left after all cuts is dropped (darknet: 0 and 1).
+    """
+
+    mosaic: float = 0.5
+    flip: bool = True
+    jitter: float = 0.3
+    resize: float = 1.5
+    saturation: float = 1.5
+    exposure: float = 1.5
+    hue: float = 0.1
+    blur: float = 0.0
+    noise: float = 0.0
+    letterbox: bool = False
+    fill: tuple[int, int, int] | None = None
+    min_visibility: float = 0.2
+    min_side_px: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("mosaic", 0, 1),
+            ("jitter", 0, 0.45),
+            ("resize", 1, 10),
+            ("saturation", 1, 100),
+            ("exposure", 1, 100),
+            ("hue", 0, 0.5),
+            ("blur", 0, 1),
+            ("noise", 0, 1),
+            ("min_visibility", 0, 1),
+            ("min_side_px", 0, 1000),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"{name}={getattr(self, name)} must lie between {low} and {high}.")
+
+
+class Augmenter:
+    """(index, input size, generator) -> training Sample; the same generator state gives the same Sample.
+
+    load: index -> Sample, a whole picture of any size with boxes in its own pixels. pictures: how many
+    there are to draw a mosaic's other three tiles from.
+    """
+
+    def __init__(self, options: AugmentOptions, load: Callable[[int], Sample], pictures: int) -> None:
+        self.options = options
+        self.load = load
+        self.pictures = pictures
+        self._pipelines: dict[tuple[int, int], A.Compose] = {}
+
+    def __call__(self, index: int, input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
+        limits = {
+            "min_visibility": self.options.min_visibility,
+            "min_side_px": self.options.min_side_px,
+        }
+        if rng.random() >= self.options.mosaic:
+            sample, _ = self._jittered(index, input_hw, rng)
+            return _within_input(sample, **limits)
+        others = rng.integers(self.pictures, size=3)
+        tiles = [self._jittered(int(each), input_hw, rng) for each in (index, *others)]
+        return mosaic(
+            [sample for sample, _ in tiles],
+            cut_xy=draw_cut(rng, input_hw),
+            contents=np.stack([content for _, content in tiles]),
+            **limits,
+        )
+
+    def _jittered(
+        self, index: int, input_hw: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[Sample, np.ndarray]:
+        """The picture warped to the input, and (4,) xyxy where it lies there; boxes may reach outside.
+
+        Corners travel as albumentations keypoints, because its boxes come back clipped: how much of an
+        object is left could then not be told after a mosaic. Keypoints are pixel centres, so edges are
+        half a pixel off.
+        """
+        source = self.load(index)
+        height, width = source.image.shape[:2]
+        boxes = np.concatenate([np.array([[0, 0, width, height]], np.float32), source.boxes])
+        # All transforms draw from one stream: Compose.set_random_seed would give each the same numbers.
+        pipeline = self._pipeline(input_hw)
+        pipeline.set_random_state(rng, random.Random(int(rng.integers(2**31))))
+        result = pipeline(image=source.image, keypoints=_corners(boxes) - 0.5)
+        corners = result["keypoints"].reshape(-1, 4, 2) + 0.5
+        boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
+        sample = Sample(
+            image=result["image"],
+            boxes=boxes[1:],
+            labels=source.labels,
+            is_crowd=source.is_crowd,
+            image_id=source.image_id,
+            path=source.path,
+        )
+        return sample, boxes[0]
+
+    def _pipeline(self, input_hw: tuple[int, int]) -> A.Compose:
+        """One per input size, kept, since multi-scale training comes back to the same few."""
+        if input_hw not in self._pipelines:
+            options = self.options
+            crop = JitteredCrop(
+                input_hw=input_hw,
+                jitter=options.jitter,
+                resize=options.resize,
+                keep_aspect=options.letterbox,
+                fill=options.fill,
+            )
+            colour = photometric_transforms(
+                saturation=options.saturation,
+                exposure=options.exposure,
+                hue=options.hue,
+                blur=options.blur,
+                noise=options.noise,
+            )
+            self._pipelines[input_hw] = A.Compose(
+                [crop, A.HorizontalFlip(p=0.5 if options.flip else 0.0), *colour],
+                keypoint_params=A.KeypointParams("xy", remove_invisible=False, check_each_transform=False),
+            )
+        return self._pipelines[input_hw]
+
+
+def _corners(boxes: np.ndarray) -> np.ndarray:
+    """(M, 4) xyxy -> (4 * M, 2): all four, so that a transform that rotates would be right as well."""
+    return boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
+
+
+def _within_input(sample: Sample, *, min_visibility: float, min_side_px: float) -> Sample:
+    height, width = sample.image.shape[:2]
+    cut = clip_boxes(sample.boxes, (0, 0, width, height))
+    keep = visible(sample.boxes, cut, sample.is_crowd, min_visibility=min_visibility, min_side_px=min_side_px)
+    return Sample(
+        image=sample.image,
+        boxes=cut[keep],
+        labels=sample.labels[keep],
+        is_crowd=sample.is_crowd[keep],
+        image_id=sample.image_id,
+        path=sample.path,
+    )

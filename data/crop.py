@@ -1,0 +1,75 @@
+"""Darknet's geometric jitter: a random crop rectangle of the picture, warped onto the network input.
+
+Source: darknet, `data.c`, load_data_detection (`jitter`, `resize`, `letter_box`). The rectangle may reach
+outside the picture; there the input shows the fill colour.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data.geometry import letterbox_placement
+from data.offline import albumentations as A
+
+
+class JitteredCrop(A.Affine):  # type: ignore[misc]
+    """Picture of any size -> network input of `input_hw`, in one warp.
+
+    jitter: each margin of the crop is moved by up to this share of the side. resize: zoom between 1/resize
+    and resize. keep_aspect: start from the letterboxed rectangle rather than from the picture itself.
+    fill: RGB, or None for the mean colour of the picture, as in darknet.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_hw: tuple[int, int],
+        jitter: float,
+        resize: float,
+        keep_aspect: bool,
+        fill: tuple[int, int, int] | None,
+    ) -> None:
+        super().__init__(fill=fill or (0, 0, 0), p=1.0)
+        self.input_hw = input_hw
+        self.jitter = jitter
+        self.resize = resize
+        self.keep_aspect = keep_aspect
+        self.mean_fill = fill is None
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        left, top, width, height = self._rectangle(params["shape"][:2])
+        scale_x, scale_y = self.input_hw[1] / width, self.input_hw[0] / height
+        edges = np.array([[scale_x, 0, -left * scale_x], [0, scale_y, -top * scale_y], [0, 0, 1]])
+        # OpenCV warps pixel centres, which lie half a pixel inside the edges that boxes are made of.
+        to_edges = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+        centres = np.linalg.inv(to_edges) @ edges @ to_edges
+        return {
+            "matrix": centres,
+            "bbox_matrix": edges,
+            "output_shape": self.input_hw,
+            "scale": {"x": scale_x, "y": scale_y},
+        }
+
+    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+        fill = cv2.mean(img)[:3] if self.mean_fill else self.fill
+        return cv2.warpAffine(
+            img, params["matrix"][:2], self.input_hw[::-1], flags=cv2.INTER_LINEAR, borderValue=fill
+        )
+
+    def _rectangle(self, picture_hw: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Left, top, width and height of the crop, in pixels of the picture."""
+        height, width = picture_hw
+        rng = self.random_generator
+        margins = rng.uniform(-self.jitter, self.jitter, size=4) * (width, width, height, height)
+        # One number for left and top and one for right and bottom: x and y zoom together.
+        near, far = rng.uniform((1 - self.resize) / 2, (1 - 1 / self.resize) / 2, size=2)
+        margins += np.array([near * width, far * width, near * height, far * height])
+        if self.keep_aspect:
+            bars = letterbox_placement(picture_hw, self.input_hw)
+            bar_x, bar_y = bars.left_px / bars.scale_x, bars.top_px / bars.scale_y
+            margins -= np.array([bar_x, bar_x, bar_y, bar_y])
+        left, right, top, bottom = margins
+        return left, top, max(width - left - right, 1.0), max(height - top - bottom, 1.0)

@@ -1,0 +1,152 @@
+"""Darknet: a .data file that names lists of pictures, with one .txt of normalised boxes per picture."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from data.image_set import ImageSet, Record, pack
+from data.picture import picture_hw
+from data.problems import BROKEN_LABEL, BROKEN_PICTURE, MISSING_PICTURE, UNKNOWN_CLASS, Problems, usable_boxes
+from utils.errors import UserError
+
+_KEYS = {"train": "train", "val": "valid", "test": "test"}
+
+
+def holds(path: Path) -> bool:
+    return path.suffix == ".data" if path.is_file() else len(list(path.glob("*.data"))) == 1
+
+
+def splits(path: Path) -> tuple[str, ...]:
+    keys = _settings(_data_file(path))
+    return tuple(split for split, key in _KEYS.items() if key in keys)
+
+
+def read(path: Path, split: str) -> ImageSet:
+    """A picture without a label file has no objects; an image id counts the lines of the list from 1.
+
+    Raises UserError if the .data file misses something or no listed picture is usable.
+    """
+    file = _data_file(path)
+    settings = _settings(file)
+    class_names = _class_names(file, settings)
+    list_file = _found(settings[_KEYS[split]], file, [file.parent, file.parent.parent])
+    problems, records = Problems(), []
+    folders = [file.parent, list_file.parent, file.parent.parent, Path()]
+    for image_id, line in enumerate(_lines(list_file), start=1):
+        picture = next((folder / line for folder in folders if (folder / line).is_file()), None)
+        if picture is None:
+            problems.add(MISSING_PICTURE, line)
+            continue
+        hw = picture_hw(str(picture))
+        if hw is None:
+            problems.add(BROKEN_PICTURE, line)
+            continue
+        records.append(_record(picture, image_id, hw, len(class_names), problems))
+    return pack(
+        records,
+        name=file.stem,
+        split=split,
+        class_names=class_names,
+        category_ids=range(len(class_names)),
+        problems=problems,
+        source=str(list_file),
+    )
+
+
+def label_file(picture: Path) -> Path | None:
+    """.../images/... or .../JPEGImages/... -> .../labels/... .txt, else beside the picture; None if absent.
+
+    Source: darknet, `utils.c`, replace_image_to_label.
+    """
+    candidates = [picture.with_suffix(".txt")]
+    for depth in range(len(picture.parts) - 2, -1, -1):
+        if picture.parts[depth] in ("images", "JPEGImages"):
+            labels = Path(*picture.parts[:depth], "labels", *picture.parts[depth + 1 :])
+            candidates.insert(0, labels.with_suffix(".txt"))
+            break
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _data_file(path: Path) -> Path:
+    return path if path.is_file() else next(path.glob("*.data"))
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as text ({error}).") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _settings(file: Path) -> dict[str, str]:
+    """`key = value` lines; # and ; start a comment."""
+    lines = [line for line in _lines(file) if line[0] not in "#;"]
+    pairs = (line.partition("=") for line in lines)
+    return {key.strip(): value.strip() for key, equals, value in pairs if equals}
+
+
+def _class_names(file: Path, settings: dict[str, str]) -> list[str]:
+    """From the `names` file; without one, the class numbers."""
+    names = None
+    if "names" in settings:
+        names = _lines(_found(settings["names"], file, [file.parent, file.parent.parent]))
+    if "classes" not in settings and names:
+        return names
+    classes = settings.get("classes", "")
+    if not classes.isdecimal() or int(classes) == 0:
+        raise UserError(f"{file}: expected 'classes = N', the number of classes, or a 'names' file.")
+    if names is not None and len(names) != int(classes):
+        raise UserError(f"{file}: classes = {classes}, but {settings['names']} has {len(names)} names.")
+    return names or [str(label) for label in range(int(classes))]
+
+
+def _found(value: str, file: Path, folders: list[Path]) -> Path:
+    """A path in a .data file counts from its folder, from that folder's parent, or from where one stands."""
+    for folder in [*folders, Path()]:
+        if (folder / value).is_file():
+            return folder / value
+    raise UserError(f"{file}: names the file {value}, which does not exist.")
+
+
+def _record(picture: Path, image_id: int, hw: tuple[int, int], classes: int, problems: Problems) -> Record:
+    rows, places = [], []
+    labels_from = label_file(picture)
+    text = labels_from.read_text(encoding="utf-8", errors="replace") if labels_from else ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        place = f"{labels_from}:{number}"
+        row = _row(line)
+        if row is None:
+            problems.add(BROKEN_LABEL, place)
+        elif not 0 <= row[0] < classes:
+            problems.add(UNKNOWN_CLASS, f"{place}, class {row[0]:.0f} of {classes}")
+        else:
+            rows.append(row)
+            places.append(place)
+    table = np.array(rows, np.float64).reshape(-1, 5)
+    centre, half = table[:, 1:3], table[:, 3:5] / 2
+    pixels = np.concatenate([centre - half, centre + half], axis=1) * (hw[1], hw[0], hw[1], hw[0])
+    boxes, keep = usable_boxes(pixels.astype(np.float32), hw, places, problems)
+    return Record(
+        path=str(picture),
+        image_id=image_id,
+        boxes=boxes[keep],
+        labels=table[:, 0].astype(np.int64)[keep],
+        is_crowd=np.zeros(int(keep.sum()), bool),
+        hw=hw,
+    )
+
+
+def _row(line: str) -> list[float] | None:
+    """`class x y w h`, all finite, the class an integer; else None."""
+    try:
+        row = [float(value) for value in line.split()]
+    except ValueError:
+        return None
+    well_formed = len(row) == 5 and all(map(math.isfinite, row)) and row[0].is_integer()
+    return row if well_formed else None

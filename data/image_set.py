@@ -1,0 +1,147 @@
+"""The index of one split of a data set: which pictures, with which objects, and what was wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data.problems import Problems
+from utils.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One picture on disk: boxes (M, 4) float32 xyxy in source pixels, labels (M,) int64, is_crowd (M,) bool.
+
+    hw: the size the boxes refer to.
+    """
+
+    path: str
+    image_id: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    is_crowd: np.ndarray
+    hw: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSet:
+    """N pictures with M objects in all, packed: forked workers that touch a list copy its every page.
+
+    class_names, category_ids: by class index. paths (N,) bytes; ids (N,); hws (N, 2); boxes (M, 4);
+    labels (M,); is_crowd (M,); picture i owns the objects starts[i] to starts[i + 1] - 1.
+    coco_json: the annotation file, where there is one in COCO's format.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    problems: Problems
+    paths: np.ndarray
+    ids: np.ndarray
+    hws: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    is_crowd: np.ndarray
+    starts: np.ndarray
+    coco_json: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Record:
+        objects = slice(self.starts[index], self.starts[index + 1])
+        return Record(
+            path=os.fsdecode(self.paths[index]),
+            image_id=int(self.ids[index]),
+            boxes=self.boxes[objects],
+            labels=self.labels[objects],
+            is_crowd=self.is_crowd[objects],
+            hw=(int(self.hws[index, 0]), int(self.hws[index, 1])),
+        )
+
+    @property
+    def image_ids(self) -> tuple[int, ...]:
+        return tuple(self.ids.tolist())
+
+    def ground_truth(self) -> dict[str, Any]:
+        """COCO's json as a dict: the data set's own, unchanged, if it has one; else made from the records.
+
+        A COCO file may hold pictures that are not on this disk: score the `image_ids` of this set.
+        """
+        if self.coco_json is not None:
+            with open(self.coco_json, encoding="utf-8") as file:
+                return json.load(file)
+        categories = zip(self.category_ids, self.class_names, strict=True)
+        return {
+            "images": [self._coco_image(self[index]) for index in range(len(self))],
+            "annotations": self._coco_annotations(),
+            "categories": [{"id": category, "name": name} for category, name in categories],
+        }
+
+    def _coco_image(self, record: Record) -> dict[str, Any]:
+        return {
+            "id": record.image_id,
+            "file_name": os.path.basename(record.path),
+            "height": record.hw[0],
+            "width": record.hw[1],
+        }
+
+    def _coco_annotations(self) -> list[dict[str, Any]]:
+        image_ids = np.repeat(self.ids, np.diff(self.starts))
+        annotations = []
+        for number, (image_id, box, label, is_crowd) in enumerate(
+            zip(image_ids, self.boxes, self.labels, self.is_crowd, strict=True), start=1
+        ):
+            left, top, right, bottom = box.tolist()
+            annotations.append(
+                {
+                    "id": number,
+                    "image_id": int(image_id),
+                    "category_id": self.category_ids[label],
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": (right - left) * (bottom - top),
+                    "iscrowd": int(is_crowd),
+                }
+            )
+        return annotations
+
+
+def pack(
+    records: Sequence[Record],
+    *,
+    name: str,
+    split: str,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+    problems: Problems,
+    source: str,
+    coco_json: str | None = None,
+) -> ImageSet:
+    """source: the file that listed the pictures, for the UserError raised when none of them is usable."""
+    if not records:
+        reasons = "; ".join(problems.summary()) or "it lists none"
+        raise UserError(f"{source}: no usable picture in split '{split}': {reasons}.")
+    if not class_names:
+        raise UserError(f"{source}: no annotation names a class, so there is nothing to learn.")
+    return ImageSet(
+        name=name,
+        split=split,
+        class_names=tuple(class_names),
+        category_ids=tuple(category_ids),
+        problems=problems,
+        paths=np.array([os.fsencode(record.path) for record in records]),
+        ids=np.array([record.image_id for record in records], np.int64),
+        hws=np.array([record.hw for record in records], np.int32),
+        boxes=np.concatenate([record.boxes for record in records]).astype(np.float32),
+        labels=np.concatenate([record.labels for record in records]).astype(np.int64),
+        is_crowd=np.concatenate([record.is_crowd for record in records]).astype(bool),
+        starts=np.concatenate([[0], np.cumsum([len(record.labels) for record in records])]).astype(np.int64),
+        coco_json=coco_json,
+    )

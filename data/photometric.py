@@ -1,0 +1,65 @@
+"""Random changes of colour, and of sharpness and noise for who asks for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data.offline import albumentations as A
+
+
+class HsvJitter(A.ImageOnlyTransform):  # type: ignore[misc]
+    """Darknet's colour jitter on 8-bit HSV, where OpenCV's hue counts 0..179.
+
+    saturation, exposure: >= 1; S and V are multiplied by a factor drawn from 1..s and inverted half of the
+    time. hue: a shift of up to this share of the colour circle, either way. Source: darknet,
+    `image_opencv.cpp`, image_data_augmentation; there a negative hue sticks at 0, here it goes round.
+    """
+
+    def __init__(self, *, saturation: float, exposure: float, hue: float) -> None:
+        super().__init__(p=1.0)
+        self.saturation = saturation
+        self.exposure = exposure
+        self.hue = hue
+
+    def get_params(self) -> dict[str, float]:
+        return {
+            "saturation_factor": self._factor(self.saturation),
+            "exposure_factor": self._factor(self.exposure),
+            "hue_shift": self.random_generator.uniform(-self.hue, self.hue),
+        }
+
+    def apply(
+        self,
+        img: np.ndarray,
+        saturation_factor: float,
+        exposure_factor: float,
+        hue_shift: float,
+        **params: Any,
+    ) -> np.ndarray:
+        levels = np.arange(256, dtype=np.float32)
+        table = np.stack(
+            [(levels + 180 * hue_shift) % 180, levels * saturation_factor, levels * exposure_factor], axis=-1
+        )
+        table = table.clip(0, 255).astype(np.uint8).reshape(1, 256, 3)
+        return cv2.cvtColor(cv2.LUT(cv2.cvtColor(img, cv2.COLOR_RGB2HSV), table), cv2.COLOR_HSV2RGB)
+
+    def _factor(self, limit: float) -> float:
+        factor = self.random_generator.uniform(1, limit)
+        return factor if self.random_generator.random() < 0.5 else 1 / factor
+
+
+def photometric_transforms(
+    *, saturation: float, exposure: float, hue: float, blur: float, noise: float
+) -> list[A.BasicTransform]:
+    """blur and noise are probabilities; the kernel is 3 to 7 px wide, the noise 2 to 10 % of white."""
+    transforms: list[A.BasicTransform] = []
+    if (saturation, exposure, hue) != (1, 1, 0):
+        transforms.append(HsvJitter(saturation=saturation, exposure=exposure, hue=hue))
+    if blur:
+        transforms.append(A.GaussianBlur(blur_limit=(3, 7), p=blur))
+    if noise:
+        transforms.append(A.GaussNoise(std_range=(0.02, 0.1), p=noise))
+    return transforms

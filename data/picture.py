@@ -1,0 +1,100 @@
+"""Pictures on disk: their size from the first bytes, and their pixels."""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+# JPEG start-of-frame markers; C4, C8 and CC lie among them but are tables.
+_JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def picture_hw(path: str) -> tuple[int, int] | None:
+    """Height and width as `read_picture` would give them, or None where there is no readable picture.
+
+    JPEG and PNG are read by their header, other formats by decoding them. A picture cut off further on
+    is only noticed when it is read.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(24)
+            if start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR":
+                width, height = struct.unpack(">II", start[16:24])
+                return height, width
+            if start[:2] == b"\xff\xd8":
+                file.seek(2)
+                return _jpeg_hw(file)
+    except (OSError, struct.error):
+        return None
+    image = _decode(path, cv2.IMREAD_COLOR)
+    return None if image is None else image.shape[:2]
+
+
+def read_picture(
+    path: str, *, source_hw: tuple[int, int] | None = None, enough_px: int | None = None
+) -> np.ndarray | None:
+    """(H, W, 3) uint8 RGB, upright as its EXIF tag says, grey or transparent ones too; None if unreadable.
+
+    source_hw: the size its annotations assume; where that is the picture lying on its side, the EXIF tag
+    is ignored. enough_px: the longer side may come back smaller than on disk, but no smaller than this.
+    """
+    flag = cv2.IMREAD_COLOR
+    if enough_px is not None:
+        hw = source_hw or picture_hw(path)
+        factor = max(hw) // enough_px if hw else 1
+        flag = next((_REDUCED[step] for step in (8, 4, 2) if factor >= step), flag)
+    image = _decode(path, flag)
+    if image is not None and source_hw is not None and _lies_on_its_side(image.shape[:2], source_hw):
+        image = _decode(path, flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decode(path: str, flag: int) -> np.ndarray | None:
+    """cv2.imread, but for any file name on any system."""
+    try:
+        data = np.fromfile(path, np.uint8)
+        return cv2.imdecode(data, flag) if len(data) else None
+    except (OSError, cv2.error):
+        return None
+
+
+def _lies_on_its_side(hw: tuple[int, int], source_hw: tuple[int, int]) -> bool:
+    return (hw[0] - hw[1]) * (source_hw[0] - source_hw[1]) < 0
+
+
+def _jpeg_hw(file: BinaryIO) -> tuple[int, int] | None:
+    """Walk the segments up to the frame header; an EXIF one on the way may tell of a picture on its side."""
+    transposed = False
+    while True:
+        marker = file.read(2)
+        if len(marker) < 2 or marker[0] != 0xFF:
+            return None
+        if marker[1] == 0xFF:  # a fill byte
+            file.seek(-1, 1)
+            continue
+        length = struct.unpack(">H", file.read(2))[0]
+        if marker[1] in _JPEG_FRAMES:
+            height, width = struct.unpack(">xHH", file.read(5))
+            return (width, height) if transposed else (height, width)
+        segment = file.read(length - 2)
+        if marker[1] == 0xE1 and segment[:6] == b"Exif\0\0":
+            transposed = _exif_orientation(segment[6:]) >= 5
+
+
+def _exif_orientation(tiff: bytes) -> int:
+    """The Orientation tag (0x0112) of the first directory; 1, upright, where there is none."""
+    order = "<" if tiff[:2] == b"II" else ">"
+    try:
+        directory = struct.unpack_from(order + "I", tiff, 4)[0]
+        for entry in range(struct.unpack_from(order + "H", tiff, directory)[0]):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * entry)
+            if tag == 0x0112:
+                return value
+    except struct.error:
+        pass
+    return 1

@@ -1,0 +1,67 @@
+"""What was wrong with a data set, gathered while it is read, so that no worker meets it in mid-epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data.geometry import clip_boxes
+
+# Kinds, in singular and plural, as they stand in the summary.
+MISSING_PICTURE = ("missing picture skipped", "missing pictures skipped")
+BROKEN_PICTURE = ("unreadable picture skipped", "unreadable pictures skipped")
+BROKEN_ANNOTATION = (
+    "unusable annotation file, its picture skipped",
+    "unusable annotation files, their pictures skipped",
+)
+BROKEN_LABEL = ("malformed label dropped", "malformed labels dropped")
+UNKNOWN_CLASS = ("label of an unknown class dropped", "labels of unknown classes dropped")
+NO_AREA = ("box without area dropped", "boxes without area dropped")
+OUTSIDE = ("box outside its picture dropped", "boxes outside their pictures dropped")
+CLIPPED = ("box reaching out of its picture clipped", "boxes reaching out of their pictures clipped")
+
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problems:
+    """Counts and the first few places of each kind; a place is a file or `file:line`, maybe with a reason."""
+
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+    def add(self, kind: tuple[str, str], place: str) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        places = self.examples.setdefault(kind, [])
+        if len(places) < _EXAMPLES:
+            places.append(place)
+
+    def summary(self) -> list[str]:
+        """One line a kind, such as `2 boxes without area dropped (first: Annotations/0343.xml)`."""
+        return [
+            f"{count} {kind[count != 1]} (first: {self.examples[kind][0]})"
+            for kind, count in self.counts.items()
+        ]
+
+
+def usable_boxes(
+    boxes: np.ndarray, hw: tuple[int, int], places: list[str], problems: Problems
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clip (M, 4) xyxy boxes to their picture -> the clipped (M, 4), and (M,) bool: which are to be kept.
+
+    A box needs 1 px of both sides within the picture. places: M of them, for the messages.
+    """
+    clipped = clip_boxes(boxes, (0, 0, hw[1], hw[0]))
+    keep = ((clipped[:, 2:] - clipped[:, :2]) >= 1).all(axis=1)
+    had_area = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(axis=1)
+    moved = (np.abs(clipped - boxes) > 1).any(axis=1)  # less is rounding
+    for place, kept, area, cut in zip(places, keep, had_area, moved, strict=True):
+        if not kept:
+            problems.add(OUTSIDE if area else NO_AREA, place)
+        elif cut:
+            problems.add(CLIPPED, place)
+    return clipped, keep

@@ -1,0 +1,36 @@
+"""Which annotation format a path holds, found out by looking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data import coco, darknet, voc
+from data.image_set import ImageSet
+from utils.errors import UserError
+
+_FORMATS = (coco, voc, darknet)
+_EXPECTED = (
+    "a COCO folder (annotations/instances_<split>.json), a COCO .json file, "
+    "a VOC folder (Annotations, JPEGImages, ImageSets/Main) or a darknet .data file"
+)
+
+
+def open_image_set(path: str | Path, split: str) -> ImageSet:
+    """Raises UserError if the path, its format, the split or every picture of it is no good."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; expected {_EXPECTED}.")
+    found = next((each for each in _FORMATS if each.holds(path)), None)
+    if found is None:
+        raise UserError(f"{path}: holds no known data set; expected {_EXPECTED}.")
+    splits = found.splits(path)
+    if splits and split not in splits:
+        raise UserError(f"{path}: has no split '{split}'; it has {', '.join(splits)}.")
+    return found.read(path, split)
+
+
+def image_set_splits(path: str | Path) -> tuple[str, ...]:
+    """The splits that `open_image_set` would accept; () where any name will do, a lone COCO .json file."""
+    path = Path(path).expanduser()
+    found = next((each for each in _FORMATS if path.exists() and each.holds(path)), None)
+    return () if found is None else found.splits(path)

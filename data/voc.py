@@ -1,0 +1,148 @@
+"""Pascal VOC: Annotations/*.xml, JPEGImages/, and the splits in ImageSets/Main/<split>.txt."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from data.image_set import ImageSet, Record, pack
+from data.picture import SUFFIXES, picture_hw
+from data.problems import (
+    BROKEN_ANNOTATION,
+    BROKEN_LABEL,
+    BROKEN_PICTURE,
+    MISSING_PICTURE,
+    Problems,
+    usable_boxes,
+)
+
+
+def holds(path: Path) -> bool:
+    return _candidate(path) is not None
+
+
+def splits(path: Path) -> tuple[str, ...]:
+    """The lists in ImageSets/Main, but for those of one class each (aeroplane_train.txt)."""
+    lists = (_root(path) / "ImageSets" / "Main").glob("*.txt")
+    return tuple(sorted(file.stem for file in lists if "_" not in file.stem))
+
+
+def read(path: Path, split: str) -> ImageSet:
+    """Class names are sorted over the whole Annotations folder, so that every split has the same labels.
+
+    An image id counts the sorted annotation files from 1. `difficult` becomes is_crowd: such an object is
+    neither rewarded nor punished. Coordinates stay as they are written, although VOC itself counts them
+    from 1: most sets made with its tools count from 0, and half a pixel either way is within their care.
+    Raises UserError if no listed picture is usable.
+    """
+    root = _root(path)
+    trees = {file.stem: _parse(file) for file in sorted((root / "Annotations").glob("*.xml"))}
+    names = {name for tree in trees.values() if not isinstance(tree, str) for name in _class_names(tree)}
+    labels = {name: label for label, name in enumerate(sorted(names))}
+    image_ids = {stem: number for number, stem in enumerate(trees, start=1)}
+    split_file = root / "ImageSets" / "Main" / f"{split}.txt"
+    problems, records = Problems(), []
+    for line in split_file.read_text(encoding="utf-8").splitlines():
+        if not line.strip():
+            continue
+        stem = line.split()[0]
+        tree = trees.get(stem, f"Annotations/{stem}.xml: missing")
+        if isinstance(tree, str):
+            problems.add(BROKEN_ANNOTATION, tree)
+            continue
+        record = _record(root, stem, image_ids[stem], tree, labels, problems)
+        if record is not None:
+            records.append(record)
+    return pack(
+        records,
+        name=root.resolve().name,
+        split=split,
+        class_names=list(labels),
+        category_ids=range(1, len(labels) + 1),
+        problems=problems,
+        source=str(split_file),
+    )
+
+
+def _root(path: Path) -> Path:
+    root = _candidate(path)
+    assert root is not None, "asked to read what `holds` said no to"
+    return root
+
+
+def _candidate(path: Path) -> Path | None:
+    """The folder itself, or the one year's within a VOCdevkit, as it is unpacked; of several the latest."""
+    nested = [*sorted(path.glob("VOC*"), reverse=True), *sorted(path.glob("VOCdevkit/VOC*"), reverse=True)]
+    wanted = ("Annotations", "JPEGImages", "ImageSets/Main")
+    return next((root for root in [path, *nested] if all((root / part).is_dir() for part in wanted)), None)
+
+
+def _parse(file: Path) -> ElementTree.Element | str:
+    """The root element, or what is wrong with the file."""
+    try:
+        return ElementTree.parse(file).getroot()
+    except (ElementTree.ParseError, UnicodeDecodeError, ValueError) as error:
+        line = f":{error.position[0]}" if isinstance(error, ElementTree.ParseError) else ""
+        return f"Annotations/{file.name}{line}: {error}"
+
+
+def _class_names(tree: ElementTree.Element) -> set[str]:
+    return {(item.findtext("name") or "").strip() for item in tree.iter("object")} - {""}
+
+
+def _record(
+    root: Path,
+    stem: str,
+    image_id: int,
+    tree: ElementTree.Element,
+    label_of: dict[str, int],
+    problems: Problems,
+) -> Record | None:
+    """None, and a problem, if there is no readable picture."""
+    names = [*(stem + suffix for suffix in SUFFIXES), (tree.findtext("filename") or "").strip()]
+    pictures = (root / "JPEGImages" / name for name in names if name)
+    picture = next((picture for picture in pictures if picture.is_file()), None)
+    if picture is None:
+        problems.add(MISSING_PICTURE, f"JPEGImages/{names[0]}")
+        return None
+    hw = picture_hw(str(picture))
+    if hw is None:
+        problems.add(BROKEN_PICTURE, f"JPEGImages/{picture.name}")
+        return None
+    place = f"Annotations/{stem}.xml"
+    rows, labels, is_crowd = [], [], []
+    for number, item in enumerate(tree.iter("object"), start=1):
+        label, box = label_of.get((item.findtext("name") or "").strip()), _box(item)
+        if label is None or box is None:
+            problems.add(BROKEN_LABEL, f"{place}, object {number}")
+            continue
+        rows.append(box)
+        labels.append(label)
+        is_crowd.append((item.findtext("difficult") or "0").strip() == "1")
+    boxes = np.array(rows, np.float32).reshape(-1, 4)
+    boxes, keep = usable_boxes(boxes, _annotated_hw(tree, hw), [place] * len(boxes), problems)
+    return Record(
+        path=str(picture),
+        image_id=image_id,
+        boxes=boxes[keep],
+        labels=np.array(labels, np.int64)[keep],
+        is_crowd=np.array(is_crowd, bool)[keep],
+        hw=_annotated_hw(tree, hw),
+    )
+
+
+def _box(item: ElementTree.Element) -> list[float] | None:
+    try:
+        box = [float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")]
+    except ValueError:
+        return None
+    return box if all(map(math.isfinite, box)) else None
+
+
+def _annotated_hw(tree: ElementTree.Element, hw: tuple[int, int]) -> tuple[int, int]:
+    """The picture's own size; lying on its side where the xml says that it was labelled so."""
+    written = (tree.findtext("size/height"), tree.findtext("size/width"))
+    return hw[::-1] if written == (str(hw[1]), str(hw[0])) else hw

@@ -1,0 +1,91 @@
+"""A trained network with everything it takes to use it: images -> Detections."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfg.plan import Plan, parse_plan
+from models.network import Network
+from models.norms.table import NormOptions, norm_factory
+from models.yolo.postprocess import postprocess
+from utils.checkpoint import read_checkpoint
+from utils.errors import UserError
+from utils.structures import Detections
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Detector:
+    """Call it with images (N, 3, H, W) in 0..1 on its network's device: N Detections in input pixels."""
+
+    network: Network
+    class_names: tuple[str, ...]
+    letterbox: bool
+    confidence: float
+    nms_iou: float
+    max_detections: int
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> list[Detections]:
+        return postprocess(
+            self.network(images),
+            confidence=self.confidence,
+            nms_iou=self.nms_iou,
+            max_detections=self.max_detections,
+        )
+
+
+def describe_network(
+    plan: Plan, norm: NormOptions, class_names: tuple[str, ...], letterbox: bool
+) -> dict[str, Any]:
+    """The checkpoint entries from which `build_network` makes the same network again, and how it saw pictures."""
+    return {
+        "cfg_name": plan.name,
+        "cfg_text": plan.source_text,
+        "input_hw": list(plan.net.input_hw),
+        "letterbox": letterbox,
+        "class_names": list(class_names),
+        "norm": asdict(norm),
+    }
+
+
+def build_network(checkpoint: dict[str, Any], *, input_hw: tuple[int, int] | None = None) -> Network:
+    """The network a checkpoint describes, with its averaged weights, in eval mode."""
+    plan = parse_plan(
+        checkpoint["cfg_text"],
+        path=checkpoint["cfg_name"] + ".cfg",
+        classes=len(checkpoint["class_names"]),
+        input_hw=input_hw or tuple(checkpoint["input_hw"]),
+    )
+    network = Network(plan, norm_factory(NormOptions(**checkpoint["norm"])))
+    network.load_state_dict(checkpoint["weights"])
+    return network.eval()
+
+
+def load_detector(
+    path: str,
+    *,
+    device: torch.device,
+    confidence: float,
+    nms_iou: float,
+    max_detections: int,
+    input_hw: tuple[int, int] | None = None,
+) -> Detector:
+    """UserError for a file that is no checkpoint, or one that lacks what a network is built from."""
+    checkpoint = read_checkpoint(Path(path))
+    try:
+        network = build_network(checkpoint, input_hw=input_hw)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path}: the checkpoint does not describe its network ({error})") from error
+    return Detector(
+        network=network.to(device),
+        class_names=tuple(checkpoint["class_names"]),
+        letterbox=checkpoint["letterbox"],
+        confidence=confidence,
+        nms_iou=nms_iou,
+        max_detections=max_detections,
+    )

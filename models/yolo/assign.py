@@ -1,0 +1,93 @@
+"""Which anchor of which cell answers for which object; and which cells are left alone.
+
+YOLOv4's rule (YOLOv4 section 3.4 "multiple anchors for a single ground truth"; darknet yolo_layer.c): an object
+belongs to the cell of its centre and to the best anchor by shape over all heads, and also to every other anchor
+of this head whose shape IoU exceeds iou_thresh.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from cfg.layers import YoloSpec
+from utils.structures import Targets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment:
+    """P pairs of a cell's anchor and an object. All (P,) int64; `anchor` counts within the head's own anchors."""
+
+    image: Tensor
+    anchor: Tensor
+    row: Tensor
+    column: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def place(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Index into (N, A, H, W, ...)."""
+        return self.image, self.anchor, self.row, self.column
+
+
+def shape_iou(sizes: Tensor, anchors: Tensor) -> Tensor:
+    """(M, 2) and (A, 2) widths and heights -> (M, A) IoU of boxes sharing their centre."""
+    intersection = torch.minimum(sizes[:, None], anchors[None]).prod(-1)
+    union = sizes.prod(-1)[:, None] + anchors.prod(-1)[None] - intersection
+    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
+@torch.no_grad()
+def assign(
+    targets: Targets, spec: YoloSpec, grid_hw: tuple[int, int], stride_px: tuple[float, float]
+) -> Assignment:
+    """The head's share of the objects. Crowd regions are nobody's. No objects: an empty Assignment."""
+    boxes = targets.boxes
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    overlaps = shape_iou(sizes, boxes.new_tensor(spec.anchors))
+    own = torch.tensor(spec.mask, device=boxes.device)
+    chosen = overlaps[:, own] > spec.iou_thresh
+    if len(boxes):
+        chosen |= own[None] == overlaps.argmax(1)[:, None]
+    chosen &= ~targets.is_crowd[:, None]
+    target, anchor = chosen.nonzero(as_tuple=True)
+    centre = (boxes[target, :2] + boxes[target, 2:]) / 2
+    # An object centred on the right or bottom edge belongs to the last cell.
+    column = (centre[:, 0] / stride_px[1]).long().clamp(0, grid_hw[1] - 1)
+    row = (centre[:, 1] / stride_px[0]).long().clamp(0, grid_hw[0] - 1)
+    return Assignment(
+        image=targets.image_index[target], anchor=anchor, row=row, column=column, target=target
+    )
+
+
+@torch.no_grad()
+def best_overlap(boxes: Tensor, targets: Targets) -> Tensor:
+    """How well each prediction covers some object of its image: (N, A, H, W, 4) -> (N, A, H, W) in 0..1.
+
+    IoU; for crowd regions the share of the prediction that lies inside, as COCO's evaluation has it.
+    """
+    best = boxes.new_zeros(boxes.shape[:-1])
+    for index in targets.image_index.unique().tolist():
+        here = targets.image_index == index
+        predicted = boxes[index].reshape(-1, 4)
+        overlap = box_iou(predicted, targets.boxes[here])
+        crowd = targets.is_crowd[here]
+        if crowd.any():
+            overlap[:, crowd] = _share_inside(predicted, targets.boxes[here][crowd])
+        best[index] = overlap.amax(1).view(best.shape[1:])
+    return best
+
+
+def _share_inside(boxes: Tensor, regions: Tensor) -> Tensor:
+    """(P, 4), (R, 4) -> (P, R): part of each box's area inside each region."""
+    top_left = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
+    bottom_right = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
+    inside = (bottom_right - top_left).clamp(min=0).prod(-1)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)[:, None]
+    return inside / area.clamp(min=torch.finfo(area.dtype).tiny)

@@ -1,0 +1,275 @@
+"""The command lines. The only file that sees argparse, and the first one a page imports.
+
+A setting is a dataclass field made with `knob`; groups of settings live with the part they turn and are composed
+here. Precedence: flag > cfg file > default. `given_flags` returns only what was typed, `settle` lays it over the
+cfg's values and the defaults, once; the result is printed, saved with the run and never changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
+from typing import Any, TypeVar
+
+from utils.environment import check_torchvision
+from utils.errors import UserError, exit_on_error
+from utils.knob import knob
+
+# Before the imports below pull torchvision in: a mismatched pair fails there, in words that help nobody.
+exit_on_error(check_torchvision)
+
+from cfg.parse import CfgError  # noqa: E402
+from cfg.plan import Plan  # noqa: E402
+from data.augment import AugmentOptions  # noqa: E402
+from models.norms.table import NormOptions  # noqa: E402
+from models.yolo.loss import LossOptions  # noqa: E402
+from utils.schedule import POLICIES  # noqa: E402
+
+Options = TypeVar("Options")
+
+AMP_KINDS = ("auto", "off", "bf16", "fp16")
+GROUP_TITLES = {
+    "optim": "optimisation",
+    "norm": "normalisation",
+    "augment": "augmentation (training pictures)",
+    "loss": "loss",
+}
+
+
+def parse_image_hw(text: str) -> tuple[int, int]:
+    """'416' -> (416, 416); '96x128' -> height 96, width 128."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size: write 416, or HEIGHTxWIDTH as in 96x128")
+    return int(sides[0]), int(sides[-1])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimOptions:
+    """Batches, learning rate and what else makes an optimizer step."""
+
+    epochs: int | None = knob(None, "passes over the pictures (default: as many as make max_steps)")
+    max_steps: int = knob(2000, "optimizer steps, if epochs is not given (cfg: max_batches)", unit="STEPS")
+    batch_size: int = knob(16, "pictures per optimizer step (cfg: batch)", unit="PICTURES")
+    subdivisions: int = knob(1, "mini-batches a batch is cut into: one forward each", unit="MINI_BATCHES")
+    learning_rate: float = knob(0.01, "rate after burn-in")
+    final_learning_rate: float = knob(1e-5, "where a cosine ends (cfg: learning_rate_min)")
+    lr_policy: str = knob("cosine", "learning rate after burn-in (cfg: policy)", choices=POLICIES)
+    lr_steps: tuple[int, ...] = knob(
+        (), "lr_policy steps: optimizer steps at which the rate is scaled (cfg: steps)", unit="STEP"
+    )
+    lr_scales: tuple[float, ...] = knob((), "lr_policy steps: the factors (cfg: scales)", unit="FACTOR")
+    burn_in_steps: int = knob(0, "steps in which the rate rises as a power (cfg: burn_in)", unit="STEPS")
+    momentum: float = knob(0.9, "of SGD")
+    weight_decay: float = knob(5e-4, "on convolution weights only (cfg: decay)")
+    clip_norm: float | None = knob(None, "clip the norm of the whole gradient to this", unit="NORM")
+    ema_decay: float | None = knob(
+        None, "of the averaged weights (default: about the last twentieth of training; 0 = no average)"
+    )
+    amp: str = knob("auto", "mixed precision; auto = bf16 or fp16 on CUDA, off elsewhere", choices=AMP_KINDS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainOptions:
+    """python train.py"""
+
+    data: str = knob(
+        "digits",
+        "COCO or VOC folder, COCO json, darknet .data file; 'digits' is the built-in set, made on first use",
+        unit="PATH",
+    )
+    cfg: str | None = knob(
+        None, "network: a darknet .cfg, or the name of one in cfg/ (default: yolov4-pico, on CUDA yolov4-tiny)"
+    )
+    train_split: str = knob("train", "split to train on", unit="NAME")
+    val_split: str = knob("val", "split to measure and choose the best weights on", unit="NAME")
+    weights: str | None = knob(None, "start from a checkpoint's weights; heads of other size start fresh", unit="PT")
+    image_size: tuple[int, int] | None = knob(
+        None, "network input: 416, or HEIGHTxWIDTH (default: the cfg's)", unit="PX", parse=parse_image_hw
+    )
+    multi_scale: float = knob(
+        1.0, "vary the input size by up to this factor every 10 batches, 1 = off (cfg: random)", unit="FACTOR"
+    )
+    run: str | None = knob(None, "folder for everything this run writes (default: runs/DATA-CFG-NORM)", unit="DIR")
+    resume: str | None = knob(None, "go on from a run's folder or its last.pt, with its settings", unit="RUN")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    workers: int = knob(2, "processes that load pictures; 0 = the main one", unit="N")
+    seed: int = knob(0, "fixes initial weights, picture order and augmentation")
+    evals: int = knob(10, "evaluations over the run; the last epoch always gets one", unit="N")
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    norm: NormOptions = field(default_factory=NormOptions)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateOptions:
+    """python evaluate.py"""
+
+    weights: str = knob(MISSING, "checkpoint to evaluate", unit="PT")
+    data: str = knob("digits", "COCO or VOC folder, COCO json, darknet .data file, or 'digits'", unit="PATH")
+    split: str = knob("val", "split to evaluate on", unit="NAME")
+    image_size: tuple[int, int] | None = knob(
+        None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
+    )
+    batch_size: int = knob(16, "pictures per forward", unit="PICTURES")
+    confidence: float = knob(0.001, "drop detections below this score")
+    nms_iou: float = knob(0.6, "of two overlapping boxes of a class the weaker is dropped above this IoU")
+    max_detections: int = knob(100, "kept per picture, best first; COCO scores 100", unit="N")
+    run: str | None = knob(None, "folder for tables and pictures (default: runs/eval-DATA-SPLIT)", unit="DIR")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    workers: int = knob(2, "processes that load pictures; 0 = the main one", unit="N")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectOptions:
+    """python detect.py"""
+
+    sources: tuple[str, ...] = knob(
+        MISSING, "pictures, folders, globs, videos, or a webcam's number", unit="SOURCE"
+    )
+    weights: str = knob(MISSING, "checkpoint to detect with", unit="PT")
+    confidence: float = knob(0.25, "drop detections below this score")
+    nms_iou: float = knob(0.45, "of two overlapping boxes of a class the weaker is dropped above this IoU")
+    max_detections: int = knob(300, "kept per picture, best first", unit="N")
+    image_size: tuple[int, int] | None = knob(
+        None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
+    )
+    run: str | None = knob(None, "folder for annotated copies (default: runs/detect)", unit="DIR")
+    save_json: bool = knob(False, "write detections.json: one entry a picture, boxes as x, y, width, height in px")
+    save_txt: bool = knob(False, "write a darknet label file per picture: class x y w h score, relative")
+    save_crops: bool = knob(False, "write each detected object as a picture of its own")
+    max_frames: int | None = knob(None, "stop a video or webcam after this many frames", unit="N")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+
+
+PAGE_DESCRIPTIONS = {
+    TrainOptions: "Train a YOLOv4-family detector. With no flag: the built-in digits, to the end, in minutes. "
+    "A setting that is not typed comes from the cfg file, then from the default.",
+    EvaluateOptions: "COCO mAP of a checkpoint on a data set, with tables, curves and the detections as json.",
+    DetectOptions: "Find objects in pictures and videos and write annotated copies.",
+}
+
+
+def cfg_settings(plan: Plan) -> dict[str, Any]:
+    """What the cfg file says, under the names of the options; keys that it leaves at 'nothing' are left out."""
+    net, head = plan.net, plan.nodes[plan.heads[-1]].spec  # darknet reads augmentation from the last [yolo]
+    policy = {"sgdr": "cosine"}.get(net.policy, net.policy)
+    said: dict[str, Any] = {
+        "batch_size": net.batch,
+        "subdivisions": net.subdivisions,
+        "learning_rate": net.learning_rate,
+        "final_learning_rate": net.learning_rate_min if policy == "cosine" else None,
+        "lr_policy": policy if policy in POLICIES else None,
+        "lr_steps": net.steps or None,
+        "lr_scales": net.scales or None,
+        "burn_in_steps": net.burn_in_steps,
+        "momentum": net.momentum,
+        "weight_decay": net.decay,
+        "max_steps": net.max_batches or None,
+        "ema_decay": net.ema_alpha or None,
+        "multi_scale": 1.4 if head.random == 1 else head.random or None,
+        "mosaic": 0.5 if net.mosaic else 0.0,
+        "flip": net.flip,
+        "letterbox": net.letter_box,
+        "jitter": head.jitter,
+        "resize": max(head.resize, 1 / head.resize) if head.resize else 1.0,
+        "saturation": max(net.saturation, 1.0),
+        "exposure": max(net.exposure, 1.0),
+        "hue": net.hue,
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def settle(kind: type[Options], given: Mapping[str, Any], cfg: Mapping[str, Any] | None = None) -> Options:
+    """The settings: what was typed, else what the cfg says, else the default."""
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if inner := _nested(f):
+            values[f.name] = settle(inner, given, cfg)
+        elif f.name in given:
+            values[f.name] = given[f.name]
+        elif cfg and f.name in cfg:
+            values[f.name] = cfg[f.name]
+    return kind(**values)
+
+
+def given_flags(kind: type, argv: Sequence[str] | None) -> dict[str, Any]:
+    """Parse `argv`: only what was typed, by field name. Exits with 0 after --help, with 2 on a bad flag."""
+    parser = argparse.ArgumentParser(
+        prog=(kind.__doc__ or "").split()[-1],
+        description=PAGE_DESCRIPTIONS[kind],
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    _add_flags(parser.add_argument_group("main"), kind)
+    for f in dataclasses.fields(kind):
+        if inner := _nested(f):
+            _add_flags(parser.add_argument_group(GROUP_TITLES.get(f.name, f.name)), inner)
+    return vars(parser.parse_args(argv))
+
+
+def flatten(options: Any) -> dict[str, Any]:
+    """Settings as one flat dict of plain values, for printing and saving; `settle` takes it back."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(options):
+        value = getattr(options, f.name)
+        flat.update(flatten(value) if dataclasses.is_dataclass(value) else {f.name: value})
+    return flat
+
+
+def run_page(page: Callable[[Sequence[str] | None], None]) -> None:
+    """Bad input becomes one sentence on stderr and exit code 2."""
+    exit_on_error(lambda: page(sys.argv[1:]), (UserError, CfgError))
+
+
+def _add_flags(group: Any, kind: type) -> None:
+    hints = typing.get_type_hints(kind)
+    for f in dataclasses.fields(kind):
+        if _nested(f) or "text" not in f.metadata:
+            continue
+        wanted: dict[str, Any] = {"help": _help(f)}
+        flag = "--" + f.name.replace("_", "-")
+        required = f.default is MISSING
+        plain, is_tuple = _plain_type(hints[f.name])
+        choices = f.metadata["choices"]
+        if plain is bool:
+            wanted["action"] = argparse.BooleanOptionalAction if f.default is True else "store_true"
+        else:
+            wanted["type"] = f.metadata["parse"] or plain
+            wanted["metavar"] = f.metadata["unit"] or ("" if choices else plain.__name__.upper())
+            if choices:
+                wanted["choices"] = tuple(choices() if callable(choices) else choices)
+                wanted.pop("metavar")
+            if is_tuple and not f.metadata["parse"]:
+                wanted["nargs"] = "+"
+        if required and is_tuple:
+            group.add_argument(f.name, **wanted)
+        else:
+            group.add_argument(flag, required=required, dest=f.name, **wanted)
+
+
+def _help(f: dataclasses.Field[Any]) -> str:
+    text = f.metadata["text"].replace("%", "%%")
+    silent = f.default is MISSING or f.default is None or f.default is False or f.default == ()
+    return text if silent or "(default" in text else f"{text} (default {f.default})"
+
+
+def _nested(f: dataclasses.Field[Any]) -> type | None:
+    factory = f.default_factory
+    return factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None
+
+
+def _plain_type(hint: Any) -> tuple[type, bool]:
+    """int | None -> (int, False); tuple[float, ...] -> (float, True)."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True
+    return hint, False

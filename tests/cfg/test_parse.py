@@ -1,0 +1,162 @@
+"""The grammar of darknet cfg files."""
+
+import pytest
+
+from cfg.parse import MAX_SECTIONS, CfgError, Section, did_you_mean, parse_sections
+
+
+def section(body: str) -> Section:
+    return parse_sections("[net]\n" + body, path="a.cfg")[0]
+
+
+def test_blanks_vanish_everywhere():
+    parsed = section("  anchors = 1 0,\t12 , 3\r\n\r\n na me=x\r\n")
+    assert {key: entry.value for key, entry in parsed.entries.items()} == {"anchors": "10,12,3", "name": "x"}
+    assert parse_sections(" [ net ] \r\n", path="a.cfg")[0].name == "net"
+
+
+def test_lines_are_counted_from_one_over_comments_and_blank_lines():
+    net, conv = parse_sections("# c\n\n[net]\n; c\nwidth=8\n  # c\n[convolutional]\nsize=3", path="a.cfg")
+    assert (net.line, net.line_of("width"), conv.line, conv.line_of("size")) == (3, 5, 7, 8)
+    assert conv.line_of("absent") == 7
+
+
+def test_only_newline_ends_a_line():
+    assert section("a=1\x0b2\x0c3\u2028\nb=2").entries["b"].line == 3
+
+
+def test_the_first_of_equal_keys_wins():
+    parsed = section("batch=4\nbatch=8")
+    assert parsed.integer("batch") == 4
+    assert parsed.line_of("batch") == 2
+
+
+def test_a_line_is_split_at_its_first_equals_sign():
+    assert section("key=a=b").entries["key"].value == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("network", "net"),
+        ("conv", "convolutional"),
+        ("max", "maxpool"),
+        ("avg", "avgpool"),
+        ("soft", "softmax"),
+        ("yolo", "yolo"),
+    ],
+)
+def test_aliases(alias, name):
+    assert parse_sections(f"[{alias}]", path="a.cfg")[0].name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a.cfg:1: no [net] section, the file holds no network"),
+        ("# nothing\n", "a.cfg:1: no [net] section, the file holds no network"),
+        ("\nwidth=8\n[net]", "a.cfg:2: 'width=8' stands before the first [section]"),
+        ("[net]\nwidth", "a.cfg:2: 'width' is neither a [section] nor key=value"),
+        ("[net]\nwidth=", "a.cfg:2: 'width=' is neither a [section] nor key=value"),
+        ("[net]\n=8", "a.cfg:2: '=8' is neither a [section] nor key=value"),
+        ("[net", "a.cfg:1: '[net' is not a [section]"),
+        ("[]", "a.cfg:1: '[]' is not a [section]"),
+        ("[net]x", "a.cfg:1: '[net]x' is not a [section]"),
+        ("[net]\n" + "x" * 99, f"a.cfg:2: '{'x' * 37}...' is neither a [section] nor key=value"),
+    ],
+)
+def test_broken_grammar_names_file_and_line(text, message):
+    with pytest.raises(CfgError) as caught:
+        parse_sections(text, path="a.cfg")
+    assert str(caught.value) == message
+
+
+def test_the_number_of_sections_is_bounded():
+    assert len(parse_sections("[net]\n" * MAX_SECTIONS, path="a.cfg")) == MAX_SECTIONS
+    with pytest.raises(CfgError, match=rf"^a\.cfg:{MAX_SECTIONS + 1}: more than"):
+        parse_sections("[net]\n" * (MAX_SECTIONS + 1), path="a.cfg")
+
+
+@pytest.mark.parametrize(("value", "number"), [("64", 64), ("64.0", 64), ("+7", 7), ("64 # of them", 64)])
+def test_integers(value, number):
+    assert section(f"k={value}").integer("k") == number
+
+
+@pytest.mark.parametrize("value", ["abc", "64.5", "6_4", "0x10", "1e3", "9" * 5000, "٣", "#3", ".0"])
+def test_what_is_not_an_integer(value):
+    with pytest.raises(CfgError, match=r"^a\.cfg:2: k=.* is not a whole number$"):
+        section(f"k={value}").integer("k")
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [("0.5", 0.5), (".5", 0.5), ("-1e-3", -0.001), ("2.", 2.0), (".7#x", 0.7)]
+)
+def test_numbers(value, number):
+    assert section(f"k={value}").number("k", 0.0) == number
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e999", "1_0", "one", "1,2", "--1"])
+def test_what_is_not_a_number(value):
+    with pytest.raises(CfgError, match=r"^a\.cfg:2: k=.* is not a number$"):
+        section(f"k={value}").number("k", 0.0)
+
+
+def test_lists_end_at_a_comment():
+    parsed = section("steps=1, 2, 3 # 4, 5\nscales=.1,1e-2")
+    assert parsed.integers("steps") == (1, 2, 3)
+    assert parsed.numbers("scales") == (0.1, 0.01)
+    assert parsed.integers("mask") == ()
+
+
+def test_limits_are_inclusive():
+    parsed = section("k=5")
+    assert parsed.integer("k", low=5, high=5) == 5
+    with pytest.raises(CfgError, match=r"^a\.cfg:2: k=5 is below 6$"):
+        parsed.integer("k", low=6)
+    with pytest.raises(CfgError, match=r"^a\.cfg:2: k=5 is above 4$"):
+        parsed.number("k", 0.0, high=4)
+
+
+def test_a_missing_required_key_points_at_its_section():
+    with pytest.raises(CfgError, match=r"^a\.cfg:1: \[net\] needs a key 'width'$"):
+        section("").integer("width")
+
+
+def test_words_are_checked():
+    parsed = section("activation=leeky")
+    with pytest.raises(
+        CfgError, match=r"^a\.cfg:2: activation=leeky is not one of linear, leaky, did you mean 'leaky'\?$"
+    ):
+        parsed.word("activation", "linear", ("linear", "leaky"))
+    assert parsed.word("absent", "linear", ()) == "linear"
+
+
+def test_unknown_keys_warn_with_a_hint_and_known_ones_do_not():
+    parsed = section("filtres=8\nsize=3\nshow_details=0\nzzz=1")
+    parsed.integer("filters", 1)
+    parsed.integer("size", 1)
+    parsed.ignore("show_details")
+    assert parsed.warnings(set()) == [
+        "a.cfg:2: unknown key 'filtres' in [net], did you mean 'filters'?",
+        "a.cfg:5: unknown key 'zzz' in [net]",
+    ]
+
+
+def test_a_pasted_net_block_is_one_warning():
+    parsed = section("batch=1\nwidth=8\nclasses=2")
+    assert "classes" in parsed
+    assert parsed.warnings({"batch", "width"}) == ["a.cfg:2: [net] keys in [net] are ignored: batch, width"]
+
+
+def test_ignored_and_refused_keys_speak_up_unless_they_say_the_default():
+    parsed = section("clip=0.0\nadam=1\nkind=iou\nreverse=1")
+    parsed.ignore_aloud(clip=0, adam=0, kind="iou")
+    assert parsed.notes == ["a.cfg:3: adam=1 is not supported and is ignored"]
+    parsed.refuse(clip=0, absent=1)
+    with pytest.raises(CfgError, match=r"^a\.cfg:5: reverse=1 in \[net\] is not supported$"):
+        parsed.refuse(reverse=0)
+
+
+def test_did_you_mean():
+    assert did_you_mean("convolutionl", ("convolutional", "route")) == ", did you mean 'convolutional'?"
+    assert did_you_mean("qqq", ("convolutional", "route")) == ""

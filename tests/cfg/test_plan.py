@@ -1,0 +1,244 @@
+"""From text to a wired graph."""
+
+import dataclasses
+import pickle
+import random
+
+import pytest
+
+from cfg.parse import CfgError
+from cfg.plan import cfg_names, load_plan, parse_plan
+from cfg.spec import Shape
+
+NET = "[net]\nwidth=32\nheight=32\n"
+HEAD = "[convolutional]\nfilters={filters}\n[yolo]\nclasses=3\nanchors=4,8, 8,4\nnum=2\nmask=0,1\n"
+TINY = (
+    NET
+    + "[convolutional]\nfilters=8\nsize=3\nstride=2\npad=1\nbatch_normalize=1\nactivation=leaky\n"
+    + "[maxpool]\nsize=2\nstride=2\n"
+    + "[convolutional]\nfilters=8\nsize=1\nactivation=leaky\n"
+    + "[upsample]\nstride=2\n"
+    + "[route]\nlayers=-1, 0\n"
+    + HEAD.format(filters=16)
+)
+
+
+def test_absolute_inputs_shapes_and_lines():
+    plan = parse_plan(TINY, path="some/tiny.cfg")
+    assert plan.name == "tiny"
+    assert plan.source_text == TINY
+    assert [node.inputs for node in plan.nodes] == [(-1,), (0,), (1,), (2,), (3, 0), (4,), (5,)]
+    assert [node.shape for node in plan.nodes[:5]] == [
+        Shape(8, 16, 16),
+        Shape(8, 8, 8),
+        Shape(8, 8, 8),
+        Shape(8, 16, 16),
+        Shape(16, 16, 16),
+    ]
+    assert plan.nodes[4].input_shapes == (Shape(8, 16, 16), Shape(8, 16, 16))
+    assert TINY.split("\n")[plan.nodes[4].line - 1] == "[route]"
+
+
+def test_heads_classes_strides_and_consumers():
+    plan = parse_plan(TINY, path="a.cfg")
+    assert (plan.heads, plan.classes, plan.strides) == ((6,), 3, (2,))
+    assert plan.head_specs == (plan.nodes[6].spec,)
+    assert plan.consumers == ((1, 4), (2,), (3,), (4,), (5,), (6,), ())
+
+
+def test_a_plan_is_frozen_and_can_be_pickled():
+    plan = parse_plan(TINY, path="a.cfg")
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.name = "b"
+
+
+def test_parameters_of_a_hand_counted_net():
+    conv_bn, conv, head = 8 * 3 * 9 + 2 * 8, 8 * 8 + 8, 16 * 16 + 16
+    assert parse_plan(TINY, path="a.cfg").parameter_count() == conv_bn + conv + head
+
+
+def test_classes_resize_every_head_and_its_convolution():
+    plan = parse_plan(TINY, path="a.cfg", classes=7)
+    assert plan.classes == 7
+    assert plan.nodes[5].spec.filters == plan.nodes[6].shape.channels == 2 * (5 + 7)
+    assert parse_plan(TINY, path="a.cfg", classes=3) == parse_plan(TINY, path="a.cfg")
+
+
+def test_classes_repair_filters_that_do_not_match():
+    text = NET + HEAD.format(filters=99)
+    with pytest.raises(CfgError) as caught:
+        parse_plan(text, path="a.cfg")
+    assert (
+        str(caught.value)
+        == "a.cfg:5: filters=99, but the [yolo] after it needs 16, 2 anchors * (5 + 3 classes)"
+    )
+    assert parse_plan(text, path="a.cfg", classes=3).nodes[0].spec.filters == 16
+
+
+def test_another_input_size_changes_shapes_only():
+    plan = parse_plan(TINY, path="a.cfg")
+    wide = plan.with_input_hw((64, 96))
+    assert wide.net.input_hw == (64, 96)
+    assert wide.nodes[6].shape == Shape(16, 32, 48)
+    assert [node.spec for node in wide.nodes] == [node.spec for node in plan.nodes]
+    assert wide == parse_plan(TINY, path="a.cfg", input_hw=(64, 96))
+    assert wide.with_input_hw((32, 32)) == plan
+
+
+def test_an_input_size_that_does_not_fit_names_the_route():
+    plan = parse_plan(TINY, path="a.cfg")
+    with pytest.raises(CfgError) as caught:
+        plan.with_input_hw((32, 34))
+    line = plan.nodes[4].line
+    assert str(caught.value) == (
+        f"a.cfg:{line}: layer 4: inputs differ in height or width: 8x16x18 and 8x16x17"
+    )
+
+
+@pytest.mark.parametrize("hw", [(0, 32), (32, -32), (32, 40_000)])
+def test_absurd_input_sizes(hw):
+    with pytest.raises(CfgError, match=r"^a\.cfg:1: an input of "):
+        parse_plan(TINY, path="a.cfg", input_hw=hw)
+
+
+@pytest.mark.parametrize("classes", [0, -1, 10**9])
+def test_absurd_class_counts(classes):
+    with pytest.raises(CfgError, match=r"^a\.cfg:21: .* classes is not within 1\.\."):
+        parse_plan("\n" * 15 + NET + HEAD.format(filters=16), path="a.cfg", classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[convolutional]", "a.cfg:1: the first section must be [net], not [convolutional]"),
+        (NET, "a.cfg:1: no layer follows [net]"),
+        (NET + NET, "a.cfg:4: [net] is not supported, only "),
+        (
+            NET + "[route]\nlayers=-1",
+            "a.cfg:4: layer 0: it refers to a layer that is not among the 0 before it",
+        ),
+        (
+            NET + "[conv]\n[route]\nlayers=-2",
+            "a.cfg:5: layer 1: it refers to a layer that is not among the 1",
+        ),
+        (NET + "[conv]\n[route]\nlayers=1", "a.cfg:5: layer 1: it refers to a layer that is not among the 1"),
+        (
+            NET + "[conv]\n[shortcut]\nfrom=7",
+            "a.cfg:5: layer 1: it refers to a layer that is not among the 1",
+        ),
+        (
+            NET + "[conv]\n[conv]\nstride=2\n[shortcut]\nfrom=-2",
+            "a.cfg:7: layer 2: inputs differ in height or width: 1x16x16 and 1x32x32",
+        ),
+        (NET + "[conv]\nsize=33", "a.cfg:4: layer 0: a window of 33 does not fit into a padded side of 32"),
+        (
+            NET + HEAD.format(filters=16) + "[conv]",
+            "a.cfg:11: layer 2: it reads layer 1, a [yolo], which ends its branch",
+        ),
+        (
+            NET + HEAD.format(filters=16) + "[route]\nlayers=0\n[yolo]\nanchors=1,1\nclasses=11",
+            "a.cfg:15: classes=11, but the first [yolo] has 3",
+        ),
+        (
+            NET + "[yolo]\nclasses=3\nanchors=4,8",
+            "a.cfg:4: layer 0: [yolo] needs 8 channels, 1 anchors * (5 + 3 classes), but its input has 3",
+        ),
+        (NET + "[upsample]\nstride=64\n" * 3, "a.cfg:6: layer 1: an output of 3x131072x131072 is too large"),
+        (NET + "[upsample]\nstride=32\n" * 2, "a.cfg:6: layer 1: an output of 3x32768x32768 is too large"),
+        (NET + "[conv]\nfilters=60000\n" * 2, "a.cfg:6: layer 1: more than 1073741824 parameters"),
+    ],
+)
+def test_broken_graphs_name_file_and_line(text, message):
+    with pytest.raises(CfgError) as caught:
+        parse_plan(text, path="a.cfg")
+    assert str(caught.value).startswith(message)
+
+
+def test_only_a_convolution_can_be_resized_for_a_head():
+    with pytest.raises(CfgError, match=r"^a\.cfg:4: \[yolo\] can be resized only right after a"):
+        parse_plan(NET + "[yolo]\nanchors=4,8", path="a.cfg", classes=2)
+
+
+def test_warnings_are_collected_in_file_order():
+    text = (
+        "[net]\nwidth=32\nheight=32\nadam=1\n[convolutional]\nfiltres=8\n[convolutional]\nbatch=1\nwidth=9\n"
+    )
+    assert parse_plan(text, path="a.cfg").warnings == (
+        "a.cfg:4: adam=1 is not supported and is ignored",
+        "a.cfg:6: unknown key 'filtres' in [convolutional], did you mean 'filters'?",
+        "a.cfg:8: [net] keys in [convolutional] are ignored: batch, width",
+    )
+
+
+def test_a_table_has_a_header_and_a_line_per_layer():
+    table = parse_plan(TINY, path="a.cfg").layer_table()
+    assert len(table) == 1 + 7
+    assert table[5].split() == ["4", "route", "3,0", "16x16x16", "layers=-1,0"]
+    assert "anchors=4,8/8,4" in table[7]
+
+
+def test_bare_names_are_found_beside_the_package():
+    plan = load_plan("yolov4-tiny", classes=2, input_hw=(64, 128))
+    assert (plan.name, plan.classes, plan.net.input_hw) == ("yolov4-tiny", 2, (64, 128))
+
+
+def test_paths_are_read(tmp_path):
+    path = tmp_path / "mine.cfg"
+    path.write_bytes(b"\xef\xbb\xbf# caf\xe9\n" + TINY.replace("\n", "\r\n").encode())
+    plan = load_plan(str(path))
+    assert (plan.name, plan.path) == ("mine", str(path))
+    assert plan.nodes == tuple(
+        dataclasses.replace(node, line=node.line + 1) for node in parse_plan(TINY, path="a.cfg").nodes
+    )
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(CfgError) as caught:
+        load_plan("yolov4-tinny")
+    assert str(caught.value) == (
+        f"yolov4-tinny:1: no such cfg among {', '.join(cfg_names())}, did you mean 'yolov4-tiny'?"
+    )
+
+
+def test_unreadable_paths(tmp_path):
+    for name in (str(tmp_path), str(tmp_path / "absent.cfg"), "absent.cfg"):
+        with pytest.raises(CfgError, match=r"no such file$"):
+            load_plan(name)
+    with pytest.raises(CfgError, match="cannot be read"):
+        load_plan("x" * 5000)
+    with pytest.raises(CfgError, match="no such cfg"):
+        load_plan("nul\0byte")
+    large = tmp_path / "large.cfg"
+    large.write_bytes(b"#" * (4 * 2**20 + 1))
+    with pytest.raises(CfgError, match=r"this is not a cfg$"):
+        load_plan(str(large))
+
+
+def test_mutations_give_a_plan_or_a_cfg_error():
+    rng = random.Random(4)
+    original = load_plan("yolov4-tiny").source_text
+    outcomes = {"plan": 0, "error": 0}
+    for _ in range(200):
+        lines = original.split("\n")
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(len(lines))
+            line = lines[at]
+            cut = rng.randint(0, len(line))
+            lines[at] = rng.choice(
+                [
+                    "",
+                    line[:cut],
+                    line[:cut] + rng.choice("0123456789-=[],.#x\0é") + line[cut:],
+                    line.partition("=")[0] + "=" + rng.choice(["-1", "0", "1e9", "99999999", "nan", "leaky"]),
+                    rng.choice(lines),
+                    f"[{rng.choice(['route', 'yolo', 'maxpool', 'shortcut', 'net', 'lstm'])}]",
+                ]
+            )
+        try:
+            assert parse_plan("\n".join(lines), path="a.cfg").nodes
+            outcomes["plan"] += 1
+        except CfgError as error:
+            assert str(error).startswith("a.cfg:")
+            outcomes["error"] += 1
+    assert min(outcomes.values()) > 20, outcomes

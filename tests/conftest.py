@@ -1,0 +1,37 @@
+"""What every test may ask for, and the quiet circumstances all of them run in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.seed import seed_everything
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(2)  # small tensors: more threads cost more than they give
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Each test starts from the same seed, whichever ran before it."""
+    seed_everything(0)
+
+
+@pytest.fixture
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder `shared` beside the checkout: pictures and reference files too large for the repository."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs reference files in {folder}")
+    return folder

@@ -1,0 +1,91 @@
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data.picture import picture_hw, read_picture
+from tests.data.sets import write_picture
+
+
+def with_orientation(jpeg: bytes, orientation: int) -> bytes:
+    """The file with an EXIF segment of that one tag put in front."""
+    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    segment = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp"])
+def test_size_from_the_header_is_that_of_the_pixels(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"naïve{suffix}"
+    write_picture(path, (37, 53))
+    assert picture_hw(str(path)) == (37, 53)
+    image = read_picture(str(path))
+    assert image is not None
+    assert image.shape == (37, 53, 3)
+
+
+def test_real_pictures(shared: Path) -> None:
+    paths = [
+        str(path)
+        for name in ("bccd", "coco_tiny")
+        for path in sorted((shared / "data" / name).rglob("*.jpg"))[:30]
+    ]
+    assert len(paths) == 60
+    for path in paths:
+        image = read_picture(path)
+        assert image is not None
+        assert picture_hw(path) == image.shape[:2]
+
+
+def test_channels_are_rgb(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((4, 5, 3), (10, 20, 200), np.uint8))  # written as BGR
+    image = read_picture(str(tmp_path / "a.png"))
+    assert image is not None
+    assert image[0, 0].tolist() == [200, 20, 10]
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (6, 8, 4)])
+def test_grey_and_transparent_pictures_have_three_channels(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.full(shape, 77, np.uint8))
+    image = read_picture(str(tmp_path / "a.png"))
+    assert image is not None
+    assert image.shape == (6, 8, 3)
+    assert (image == 77).all()
+
+
+@pytest.mark.parametrize(
+    ("enough_px", "expected"), [(400, 400), (201, 400), (200, 200), (100, 100), (60, 100), (10, 50)]
+)
+def test_reduced_decoding_never_gives_less_than_asked(tmp_path: Path, enough_px: int, expected: int) -> None:
+    write_picture(tmp_path / "a.jpg", (200, 400))
+    image = read_picture(str(tmp_path / "a.jpg"), enough_px=enough_px)
+    assert image is not None
+    assert image.shape[:2] == (expected // 2, expected)
+
+
+def test_orientation_tag(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.jpg", (30, 50))
+    path = tmp_path / "turned.jpg"
+    path.write_bytes(with_orientation((tmp_path / "a.jpg").read_bytes(), 6))
+    upright = read_picture(str(path))
+    as_stored = read_picture(str(path), source_hw=(30, 50))
+    assert upright is not None
+    assert as_stored is not None
+    assert upright.shape == (50, 30, 3)
+    assert picture_hw(str(path)) == (50, 30)
+    np.testing.assert_array_equal(as_stored, read_picture(str(tmp_path / "a.jpg")))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00", b"\x89PNG\r\n\x1a\nshort"]
+)
+def test_unreadable(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    assert picture_hw(str(path)) is None
+    assert read_picture(str(path)) is None
+    assert picture_hw(str(tmp_path / "absent.jpg")) is None
+    assert read_picture(str(tmp_path / "absent.jpg")) is None
+    assert read_picture(str(tmp_path)) is None

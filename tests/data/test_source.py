@@ -1,0 +1,164 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.source import image_set_splits, open_image_set
+from tests.data.sets import SCENES, Scene, write_coco, write_darknet, write_voc
+from utils.errors import UserError
+
+WRITERS = {"coco": write_coco, "voc": write_voc, "darknet": write_darknet}
+
+
+def root_of(written: Path) -> Path:
+    return written.parent.parent if written.suffix == ".json" else written
+
+
+@pytest.mark.parametrize("style", WRITERS)
+def test_every_format_gives_the_same_records(tmp_path: Path, style: str) -> None:
+    image_set = open_image_set(root_of(WRITERS[style](tmp_path / "set", "train")), "train")
+    assert image_set.class_names == ("cat", "dog", "owl")
+    assert image_set.split == "train"
+    assert image_set.problems.summary() == []
+    assert len(image_set) == len(SCENES)
+    for record, scene in zip([image_set[i] for i in range(len(SCENES))], SCENES, strict=True):
+        assert Path(record.path).stem == scene.stem
+        assert record.hw == scene.hw
+        expected = np.array([box for _, box in scene.objects], np.float32).reshape(-1, 4)
+        np.testing.assert_allclose(record.boxes, expected, atol=1e-4)
+        assert [image_set.class_names[label] for label in record.labels] == [
+            name for name, _ in scene.objects
+        ]
+        assert record.boxes.dtype == np.float32
+        assert record.labels.dtype == np.int64
+        assert not record.is_crowd.any()
+
+
+@pytest.mark.parametrize("style", WRITERS)
+def test_ground_truth_names_the_same_objects(tmp_path: Path, style: str) -> None:
+    image_set = open_image_set(root_of(WRITERS[style](tmp_path / "set", "train")), "train")
+    truth = image_set.ground_truth()
+    assert [image["id"] for image in truth["images"]] == list(image_set.image_ids)
+    assert {(image["file_name"], image["height"], image["width"]) for image in truth["images"]} == {
+        (f"{scene.stem}.png", *scene.hw) for scene in SCENES
+    }
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    found = sorted((names[each["category_id"]], *np.round(each["bbox"], 3)) for each in truth["annotations"])
+    assert found == [("cat", 8, 6, 32, 24), ("dog", 16, 15, 16, 30), ("owl", 40, 12, 40, 48)]
+    assert [each["id"] for each in truth["annotations"]] == [1, 2, 3]
+    assert names == dict(zip(image_set.category_ids, image_set.class_names, strict=True))
+
+
+@pytest.mark.parametrize("style", WRITERS)
+def test_absent_split_lists_those_there_are(tmp_path: Path, style: str) -> None:
+    root = root_of(WRITERS[style](tmp_path / "set", "train"))
+    assert image_set_splits(root) == ("train",)
+    with pytest.raises(UserError, match=r"no split 'val'; it has train\."):
+        open_image_set(root, "val")
+
+
+@pytest.mark.parametrize("style", WRITERS)
+def test_two_splits(tmp_path: Path, style: str) -> None:
+    WRITERS[style](tmp_path / "set", "train")
+    root = root_of(WRITERS[style](tmp_path / "set", "val", SCENES[2:]))
+    assert image_set_splits(root) == ("train", "val")
+    assert len(open_image_set(root, "train")) == 3
+    assert len(open_image_set(root, "val")) == 1
+    assert open_image_set(root, "val").class_names == ("cat", "dog", "owl")
+
+
+def test_wrong_paths(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere: no such file.*COCO.*VOC.*darknet"):
+        open_image_set(tmp_path / "nowhere", "train")
+    with pytest.raises(UserError, match=r"holds no known data set.*COCO.*VOC.*darknet"):
+        open_image_set(tmp_path, "train")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(UserError, match="holds no known data set"):
+        open_image_set(tmp_path / "notes.txt", "train")
+
+
+@pytest.mark.parametrize("style", WRITERS)
+def test_no_usable_picture(tmp_path: Path, style: str) -> None:
+    root = root_of(WRITERS[style](tmp_path / "set", "train"))
+    for picture in (tmp_path / "set").rglob("*.png"):
+        picture.unlink()
+    with pytest.raises(UserError, match=r"no usable picture|are in none of"):
+        open_image_set(root, "train")
+
+
+@pytest.mark.parametrize("style", WRITERS)
+def test_boxes_are_cut_to_their_picture(tmp_path: Path, style: str) -> None:
+    boxes = {
+        "reaching out": (60, 40, 100, 70),
+        "outside": (90, 10, 120, 30),
+        "without area": (20, 20, 20.5, 40),
+        "good": (10, 10, 20, 20),
+    }
+    scene = Scene(stem="a", objects=[("cat", box) for box in boxes.values()])
+    rest = Scene(stem="z", objects=[("dog", (1, 1, 9, 9)), ("owl", (1, 1, 9, 9))])
+    image_set = open_image_set(root_of(WRITERS[style](tmp_path / "set", "train", [scene, rest])), "train")
+    np.testing.assert_allclose(image_set[0].boxes, [(60, 40, 80, 60), (10, 10, 20, 20)], atol=1e-4)
+    assert image_set[0].labels.tolist() == [0, 0]
+    lines = "\n".join(image_set.problems.summary())
+    for expected in (
+        "1 box reaching out",
+        "1 box outside its picture",
+        "1 box without area dropped (first: ",
+    ):
+        assert expected in lines
+
+
+@pytest.mark.parametrize("style", WRITERS)
+def test_missing_picture_is_skipped(tmp_path: Path, style: str) -> None:
+    root = root_of(WRITERS[style](tmp_path / "set", "train"))
+    next((tmp_path / "set").rglob("a.png")).unlink()
+    image_set = open_image_set(root, "train")
+    assert [Path(image_set[i].path).stem for i in range(len(image_set))] == ["b", "c"]
+    assert len(image_set.problems) == 1
+    assert "1 missing picture skipped (first: " in image_set.problems.summary()[0]
+
+
+@pytest.mark.parametrize("style", ["voc", "darknet"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"GIF89a nonsense"])
+def test_unreadable_picture_is_skipped(tmp_path: Path, style: str, content: bytes) -> None:
+    root = root_of(WRITERS[style](tmp_path / "set", "train"))
+    next((tmp_path / "set").rglob("b.png")).write_bytes(content)
+    image_set = open_image_set(root, "train")
+    assert len(image_set) == 2
+    assert image_set.problems.summary()[0].startswith("1 unreadable picture skipped (first: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "pictures", "classes"),
+    [
+        ("bccd", "train", 205, 3),
+        ("bccd", "val", 87, 3),
+        ("bccd", "test", 72, 3),
+        ("coco_tiny", "train", 80, 80),
+        ("coco_tiny", "val", 80, 80),
+    ],
+)
+def test_official_sets(shared: Path, name: str, split: str, pictures: int, classes: int) -> None:
+    image_set = open_image_set(shared / "data" / name, split)
+    assert len(image_set) == pictures
+    assert len(image_set.class_names) == classes
+    if name == "bccd":
+        assert image_set.class_names == ("Platelets", "RBC", "WBC")
+    for i in range(len(image_set)):
+        record = image_set[i]
+        height, width = record.hw
+        assert (record.boxes[:, :2] >= 0).all()
+        assert (record.boxes[:, 2:] <= (width, height)).all()
+        assert (record.boxes[:, 2:] - record.boxes[:, :2] >= 1).all()
+
+
+def test_bccd_has_two_boxes_without_area(shared: Path) -> None:
+    lines = [
+        line
+        for split in ("train", "val")
+        for line in open_image_set(shared / "data" / "bccd", split).problems.summary()
+    ]
+    assert lines == [
+        "1 box without area dropped (first: Annotations/BloodImage_00343.xml)",
+        "1 box without area dropped (first: Annotations/BloodImage_00338.xml)",
+    ]

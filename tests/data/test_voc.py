@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+
+from data.source import image_set_splits, open_image_set
+from tests.data.sets import SCENES, voc_object, write_voc
+
+
+def test_labels_and_ids_do_not_depend_on_the_split(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train")
+    write_voc(tmp_path, "val", SCENES[2:])
+    val = open_image_set(tmp_path, "val")
+    assert val.class_names == ("cat", "dog", "owl")
+    assert val.image_ids == (3,)
+    assert val[0].labels.tolist() == [1]
+
+
+def test_nested_as_it_is_unpacked(tmp_path: Path) -> None:
+    write_voc(tmp_path / "VOCdevkit" / "VOC2012", "train")
+    image_set = open_image_set(tmp_path, "train")
+    assert (len(image_set), image_set.name) == (3, "VOC2012")
+    assert len(open_image_set(tmp_path / "VOCdevkit", "train")) == 3
+
+
+def test_lists_of_one_class_are_no_splits(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train")
+    (tmp_path / "ImageSets" / "Main" / "cat_train.txt").write_text("a  1\n")
+    assert image_set_splits(tmp_path) == ("train",)
+
+
+def test_difficult_objects_become_crowds(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train")
+    objects = voc_object("cat", (1, 1, 20, 20), difficult=1) + voc_object("dog", (1, 1, 20, 20))
+    (tmp_path / "Annotations" / "a.xml").write_text(f"<annotation>{objects}</annotation>")
+    image_set = open_image_set(tmp_path, "train")
+    assert image_set[0].is_crowd.tolist() == [True, False]
+    assert [each["iscrowd"] for each in image_set.ground_truth()["annotations"][:2]] == [1, 0]
+
+
+@pytest.mark.parametrize("text", ["", "<annotation>\n<object>", "plain words"])
+def test_unusable_xml_skips_its_picture(tmp_path: Path, text: str) -> None:
+    write_voc(tmp_path, "train")
+    (tmp_path / "Annotations" / "c.xml").write_text(text)
+    image_set = open_image_set(tmp_path, "train")
+    assert len(image_set) == 2
+    assert (
+        "1 unusable annotation file, its picture skipped (first: Annotations/c.xml:"
+        in (image_set.problems.summary()[0])
+    )
+
+
+def test_listed_but_not_annotated(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train")
+    (tmp_path / "Annotations" / "b.xml").unlink()
+    image_set = open_image_set(tmp_path, "train")
+    assert len(image_set) == 2
+    assert "Annotations/b.xml: missing" in image_set.problems.summary()[0]
+
+
+def test_malformed_objects_are_dropped_and_named(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train")
+    objects = (
+        voc_object("cat", (1, 1, 20, 20))
+        + "<object><name>dog</name></object>"
+        + voc_object("", (1, 1, 20, 20))
+        + voc_object("owl", ("one", 1, 20, 20))
+    )
+    (tmp_path / "Annotations" / "a.xml").write_text(f"<annotation>{objects}</annotation>")
+    image_set = open_image_set(tmp_path, "train")
+    assert len(image_set[0].labels) == 1
+    assert image_set.problems.summary() == ["3 malformed labels dropped (first: Annotations/a.xml, object 2)"]
+
+
+def test_a_picture_labelled_on_its_side_keeps_the_size_it_was_labelled_in(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train")
+    size = "<size><width>60</width><height>80</height><depth>3</depth></size>"
+    text = f"<annotation>{size}{voc_object('cat', (10, 62, 50, 78))}</annotation>"
+    (tmp_path / "Annotations" / "a.xml").write_text(text)
+    image_set = open_image_set(tmp_path, "train")
+    assert image_set[0].hw == (80, 60)
+    assert image_set[0].boxes.tolist() == [[10, 62, 50, 78]]

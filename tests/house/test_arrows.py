@@ -1,0 +1,90 @@
+"""Rooms may import only what is to the right: pages -> models, data -> utils; models -> cfg -> nothing."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PAGES = {"train", "evaluate", "detect", "options"}
+ARROWS = {  # room or page -> what of ours it may import
+    **{page: {"options", "models", "data", "cfg", "utils"} for page in PAGES},
+    "models": {"models", "cfg", "utils"},
+    "data": {"data", "utils"},
+    "utils": {"utils"},
+    "cfg": {"cfg"},
+}
+STANDARD_LIBRARY_ONLY = {"cfg"}
+
+
+def imported(tree: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    """(line, top-level module) of each import at any depth, relative ones resolved against `package`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from ((node.lineno, [*base, *name.split(".")][0]) for name in names)
+
+
+def broken_arrows(root: Path) -> list[str]:
+    """One line, file:line and the import, for each that goes against the arrows."""
+    found = []
+    for path in sorted([*root.glob("*.py"), *(p for room in ARROWS for p in (root / room).rglob("*.py"))]):
+        place = path.relative_to(root)
+        room = place.parts[0].removesuffix(".py")
+        for line, name in imported(ast.parse(path.read_text()), place.parts[:-1]):
+            ours = name in ARROWS
+            outside = not ours and room in STANDARD_LIBRARY_ONLY and name not in sys.stdlib_module_names
+            if outside or (ours and name not in ARROWS.get(room, set())):
+                found.append(f"{place}:{line} imports {name}")
+    return found
+
+
+def test_the_house_keeps_its_arrows(root: Path) -> None:
+    assert broken_arrows(root) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "source", "name"),
+    [
+        ("utils/clock.py", "import models", "models"),
+        ("utils/clock.py", "def f():\n    from data.coco import read", "data"),
+        ("data/loader.py", "import numpy, models.norms.table as t", "models"),
+        ("data/loader.py", "from cfg import plan", "cfg"),
+        ("models/yolo/loss.py", "from ...data import coco", "data"),
+        ("models/yolo/loss.py", "if True:\n    from ... import data", "data"),
+        ("models/network.py", "import train", "train"),
+        ("cfg/parse.py", "import torch", "torch"),
+        ("cfg/parse.py", "from utils.errors import UserError", "utils"),
+        ("options.py", "from train import main", "train"),
+        ("detect.py", "try:\n    import evaluate\nexcept ImportError:\n    pass", "evaluate"),
+    ],
+)
+def test_a_planted_import_is_found(tmp_path: Path, place: str, source: str, name: str) -> None:
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(source)
+    found = broken_arrows(tmp_path)
+    assert [line.split(":")[0] for line in found] == [place]
+    assert found[0].endswith(f"imports {name}")
+
+
+@pytest.mark.parametrize(
+    ("place", "source"),
+    [
+        ("train.py", "import options, cfg.plan, models.network, data.loader, utils.clock, torch"),
+        ("models/yolo/loss.py", "from . import coder\nfrom ..blocks import A\nimport cfg.spec, torchvision"),
+        ("cfg/plan.py", "from . import spec\nimport dataclasses"),
+        ("utils/draw.py", "from utils.errors import UserError\nimport cv2"),
+    ],
+)
+def test_an_import_to_the_right_passes(tmp_path: Path, place: str, source: str) -> None:
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(source)
+    assert broken_arrows(tmp_path) == []

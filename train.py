@@ -1,0 +1,278 @@
+"""Train a YOLOv4-family detector: `python train.py --norm cmbn --data PATH --cfg yolov4-tiny`.
+
+`main` settles what is asked for, `train` is the loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# First, because it checks that torchvision fits torch before anything else imports it.
+from options import TrainOptions, cfg_settings, flatten, given_flags, run_page, settle
+
+# isort: split
+import torch
+
+from cfg.plan import Plan, load_plan, parse_plan
+from data.image_set import ImageSet
+from data.loader import make_eval_loader, make_train_loader
+from data.source import open_image_set
+from models.detector import Detector, describe_network
+from models.network import Network, parameter_groups
+from models.norms.table import norm_factory
+from models.yolo.loss import YoloLoss
+from utils.amp import MixedPrecision
+from utils.checkpoint import TrainingState, load_matching, read_checkpoint, write_checkpoint
+from utils.clock import BatchClock
+from utils.coco_map import CocoTable
+from utils.draw import draw_batch, write_png
+from utils.ema import WeightAverage
+from utils.environment import describe, pick_device
+from utils.errors import UserError
+from utils.plots import plot_results
+from utils.runlog import RunLog, free_folder
+from utils.schedule import Schedule
+from utils.scoring import Examiner, category_of_label
+from utils.seed import seed_everything
+
+RESUMABLE = {"resume", "device", "workers", "epochs"}
+
+
+def train(
+    options: TrainOptions,
+    plan: Plan,
+    train_set: ImageSet,
+    val_set: ImageSet,
+    folder: Path,
+    checkpoint: dict[str, Any] | None = None,
+) -> CocoTable:
+    """From options to a trained network in `folder`, going on from `checkpoint` where there is one."""
+    optim, device = options.optim, pick_device(options.device)
+    seed_everything(options.seed)
+    network = Network(plan, norm_factory(options.norm)).to(device)
+    if options.weights is not None and checkpoint is None:
+        start_from(Path(options.weights), network)
+    criterion = YoloLoss(options.loss)
+    optimizer = torch.optim.SGD(
+        parameter_groups(network, weight_decay=optim.weight_decay), lr=0.0, momentum=optim.momentum
+    )
+    precision = MixedPrecision(optim.amp, device)
+    loader = make_train_loader(
+        train_set,
+        batch_size=optim.batch_size,
+        input_hw=plan.net.input_hw,
+        multi_scale=options.multi_scale,
+        augment=options.augment,
+        seed=options.seed,
+        workers=options.workers,
+    )
+    epochs = optim.epochs or -(-optim.max_steps // len(loader))
+    schedule = make_schedule(options, total_steps=epochs * len(loader))
+    decay = schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
+    average = WeightAverage(network, decay=decay, warm_up_steps=100)
+    examiner = make_examiner(options, plan, train_set, val_set, average)
+    clock = BatchClock(network)
+    state = TrainingState(
+        network=network, average=average, optimizer=optimizer, precision=precision, clock=clock
+    )
+    start_epoch, best_ap = 0, -1.0
+    if checkpoint is not None:
+        state.load_state_dict(checkpoint["training"], weights=checkpoint["weights"])
+        start_epoch, best_ap = checkpoint["epoch"], checkpoint["best_ap"]
+    log = RunLog(folder, total_steps=schedule.total_steps, first_step=clock.step)
+    log.settings({**flatten(options), "epochs": epochs, "environment": describe(device)})
+
+    for epoch in range(start_epoch, epochs):
+        network.train()
+        loader.set_epoch(epoch)
+        begun = time.perf_counter()
+        for batch in loader:
+            if clock.step == 0:
+                write_png(folder / "first_batch.png", draw_batch(batch, train_set.class_names))
+            rate = schedule.rate(clock.step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            terms = torch.zeros(3, device=device)
+            for part in clock.minibatches(batch.to(device, non_blocking=True).split(optim.subdivisions)):
+                with precision.autocast():
+                    heads = network(part.pixels())
+                loss = criterion(heads, part.targets)
+                # Divided by the images of the whole batch: the gradient does not depend on how it was cut.
+                precision.backward(loss.total / len(batch))
+                terms += loss.detached() / len(batch)
+            check_finite(terms, clock.step, batch.paths)
+            precision.step(optimizer, network.parameters(), clip_norm=optim.clip_norm)
+            clock.stepped()
+            average.update(network, step=clock.step)
+            log.losses(clock.step, terms, rate=rate, epoch=f"{epoch + 1}/{epochs}")
+
+        row = {"step": clock.step, "epoch": epoch + 1, "lr": rate, **log.take_mean_losses()}
+        row["seconds"] = time.perf_counter() - begun
+        is_best = False
+        if is_due(epoch, epochs, options.evals):
+            table = examiner.measure()
+            is_best, best_ap = table.AP > best_ap, max(table.AP, best_ap)
+            row |= {"AP": table.AP, "AP50": table.AP50}
+            log.say(f"epoch {epoch + 1}: AP {table.AP:.3f}  AP50 {table.AP50:.3f}")
+        log.epoch(row)
+        content = {
+            **describe_network(plan, options.norm, train_set.class_names, options.augment.letterbox),
+            "weights": average.model.state_dict(),
+            "epoch": epoch + 1,
+            "best_ap": best_ap,
+            "settings": {**flatten(options), "epochs": epochs},
+        }
+        if is_best:
+            write_checkpoint(folder / "best.pt", content)
+        write_checkpoint(folder / "last.pt", {**content, "training": state.state_dict()})
+
+    log.close()
+    return examiner.report(folder)
+
+
+def is_due(epoch: int, epochs: int, evals: int) -> bool:
+    """Whether to evaluate after this epoch: about `evals` times over the run, and after the last."""
+    return epoch + 1 == epochs or (epoch + 1) * evals // epochs > epoch * evals // epochs
+
+
+def check_finite(terms: torch.Tensor, step: int, paths: Sequence[str]) -> None:
+    if not torch.isfinite(terms).all():
+        raise UserError(
+            f"the loss is not finite at step {step + 1} (pictures {', '.join(paths[:4])} ...): lower "
+            "--learning-rate or set --clip-norm; the weights of the last whole epoch are in last.pt"
+        )
+
+
+def start_from(path: Path, network: Network) -> None:
+    """Fine-tune: take over every tensor that fits."""
+    loaded, missing = load_matching(network, read_checkpoint(path)["weights"])
+    print(f"weights   {loaded} tensors from {path}, {len(missing)} start fresh {' '.join(missing[:4])}")
+    if loaded == 0:
+        raise UserError(f"{path}: none of its weights fits this network")
+
+
+def make_schedule(options: TrainOptions, *, total_steps: int) -> Schedule:
+    optim = options.optim
+    return Schedule(
+        policy=optim.lr_policy,
+        base_rate=optim.learning_rate,
+        final_rate=optim.final_learning_rate,
+        total_steps=total_steps,
+        burn_in_steps=optim.burn_in_steps,
+        steps=optim.lr_steps,
+        scales=optim.lr_scales,
+    )
+
+
+def make_examiner(
+    options: TrainOptions, plan: Plan, train_set: ImageSet, val_set: ImageSet, average: WeightAverage
+) -> Examiner:
+    """Measures the averaged weights on the validation split, as evaluate.py does by default."""
+    detector = Detector(
+        network=average.model,
+        class_names=train_set.class_names,
+        letterbox=options.augment.letterbox,
+        confidence=0.001,
+        nms_iou=0.6,
+        max_detections=100,
+    )
+    loader = make_eval_loader(
+        val_set,
+        batch_size=options.optim.batch_size,
+        input_hw=plan.net.input_hw,
+        letterbox=options.augment.letterbox,
+        workers=options.workers,
+    )
+    return Examiner(
+        detect=detector,
+        batches=loader,
+        ground_truth=val_set.ground_truth(),
+        image_ids=val_set.image_ids,
+        categories=category_of_label(train_set.class_names, val_set.class_names, val_set.category_ids),
+        device=pick_device(options.device),
+        is_coco=val_set.coco_json is not None,
+    )
+
+
+def resumed(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The checkpoint to go on from, and its settings under what was typed now."""
+    extra = set(given) - RESUMABLE
+    if extra:
+        flags = ", ".join("--" + name.replace("_", "-") for name in sorted(extra))
+        raise UserError(f"--resume goes on with the run's own settings: {flags} cannot be changed")
+    path = Path(given["resume"])
+    checkpoint = read_checkpoint(path / "last.pt" if path.is_dir() else path)
+    if "training" not in checkpoint:
+        raise UserError(f"{path}: holds weights only; a run goes on from its last.pt")
+    return checkpoint, {**checkpoint["settings"], **given}
+
+
+def choose_plan(given: dict[str, Any], checkpoint: dict[str, Any] | None, class_names: Sequence[str]) -> Plan:
+    """The network's plan, its heads sized for the data."""
+    size = {"classes": len(class_names), "input_hw": given.get("image_size")}
+    if checkpoint is not None:
+        size["input_hw"] = tuple(checkpoint["input_hw"])
+        return parse_plan(checkpoint["cfg_text"], path=checkpoint["cfg_name"] + ".cfg", **size)
+    on_gpu = pick_device(given.get("device", "auto")).type != "cpu"
+    name = given.get("cfg") or ("yolov4-tiny" if on_gpu else "yolov4-pico")
+    plan = load_plan(name, **size)
+    if not plan.heads:
+        raise UserError(f"{plan.path}: has no [yolo] layer, so there is nothing to train")
+    written = parse_plan(plan.source_text, path=plan.path).classes
+    if written != plan.classes:
+        print(f"classes   {plan.classes} in the data, {written} in {plan.path}: the heads are re-sized")
+    for warning in plan.warnings:
+        print(f"warning: {warning}")
+    return plan
+
+
+def check_batch(options: TrainOptions) -> None:
+    batch, parts = options.optim.batch_size, options.optim.subdivisions
+    if parts < 1 or batch < 1 or batch % parts:
+        raise UserError(f"--batch-size {batch} is not divisible by --subdivisions {parts}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    given = given_flags(TrainOptions, argv)
+    checkpoint, given = resumed(given) if "resume" in given else (None, given)
+    data = given.get("data", "digits")
+    train_set = open_image_set(data, given.get("train_split", "train"))
+    val_set = open_image_set(data, given.get("val_split", "val"))
+    plan = choose_plan(given, checkpoint, train_set.class_names)
+    options = settle(TrainOptions, given, cfg_settings(plan))
+    check_batch(options)
+    if checkpoint is not None:
+        folder = Path(options.resume or "")
+        folder = folder if folder.is_dir() else folder.parent
+    else:
+        folder = free_folder(options.run, default=f"{train_set.name}-{plan.name}-{options.norm.norm}")
+    announce(options, plan, train_set, val_set, folder)
+    table = train(options, plan, train_set, val_set, folder, checkpoint)
+    plot_results(folder / "results.csv", folder / "results.png")
+    print(table.summary(), table.class_table(), sep="\n\n")
+    print(f"\nall of it is in {folder}; next: python detect.py --weights {folder / 'best.pt'} PICTURES")
+
+
+def announce(
+    options: TrainOptions, plan: Plan, train_set: ImageSet, val_set: ImageSet, folder: Path
+) -> None:
+    """What is about to happen, in a few lines."""
+    optim = options.optim
+    for image_set in (train_set, val_set):
+        print(f"data      {image_set.name} {image_set.split}: {len(image_set)} pictures, {len(image_set.labels)} objects")
+        for line in image_set.problems.summary():
+            print(f"          {line}")
+    height, width = plan.net.input_hw
+    print(f"network   {plan.name} {height}x{width}, {plan.classes} classes, {plan.parameter_count() / 1e6:.2f} M parameters")
+    print(f"norm      {options.norm.norm}, mini-batches of {optim.batch_size // optim.subdivisions} in batches of {optim.batch_size}")
+    print(f"device    {describe(pick_device(options.device))['device']}")
+    print(f"run       {folder}")
+    changed = {name: value for name, value in flatten(options).items() if value is not None}
+    print("settings  " + "  ".join(f"{name}={value}" for name, value in sorted(changed.items())))
+
+
+if __name__ == "__main__":
+    run_page(main)

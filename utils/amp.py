@@ -1,0 +1,43 @@
+"""Mixed precision: which dtype the forward runs in, and the loss scaling that float16 needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+
+class MixedPrecision:
+    """kind: 'off', 'bf16', 'fp16', or 'auto' (on CUDA bf16 where the card has it, else fp16; elsewhere off)."""
+
+    def __init__(self, kind: str, device: torch.device) -> None:
+        if kind == "auto":
+            on_cuda = device.type == "cuda"
+            kind = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_cuda else "off"
+        if kind == "fp16" and device.type == "cpu":
+            raise UserError("--amp fp16 needs a GPU: choose bf16 or off")
+        self.kind = kind
+        self._device = device.type
+        self._dtype = torch.bfloat16 if kind == "bf16" else torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=kind == "fp16")
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self._device, dtype=self._dtype, enabled=self.kind != "off")
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], *, clip_norm: float | None
+    ) -> None:
+        """Update and clear the gradients; a float16 overflow skips the update and lowers the scale."""
+        if clip_norm is not None:
+            self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)

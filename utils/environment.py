@@ -1,0 +1,105 @@
+"""What this machine has: the installed libraries, the devices, and a record of both for a run's folder."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import warnings
+from pathlib import Path
+
+import torch
+
+from utils.errors import UserError
+
+_OPENCV_BUILDS = (
+    "opencv-python",
+    "opencv-python-headless",
+    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+)
+
+
+def check_torchvision() -> None:
+    """Raise UserError where torchvision is absent or was built for another torch.
+
+    The usual case is a CPU-only torch beside a torchvision built for CUDA, or the reverse: its compiled
+    operators fail to load, and the import ends in "operator torchvision::nms does not exist". Call this
+    before importing a module that imports torchvision.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        if error.name != "torchvision":
+            raise
+        raise UserError("torchvision is not installed: run `pip install torchvision`") from error
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"torchvision {_version_of('torchvision')} does not load beside torch {torch.__version__} "
+            f"({reason}): run `pip install --force-reinstall torch torchvision`, to have both from one place"
+        ) from error
+
+
+def check_opencv() -> None:
+    """Warn where several OpenCV builds are installed: they overwrite each other in one `cv2` folder."""
+    installed = [name for name in _OPENCV_BUILDS if _version_of(name) != "absent"]
+    if len(installed) > 1:
+        warnings.warn(
+            f"{' and '.join(installed)} are installed side by side and overwrite each other's files: if cv2 "
+            f"fails, run `pip uninstall {' '.join(installed)}`, then `pip install opencv-python-headless`",
+            stacklevel=2,
+        )
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' (CUDA, else Apple's MPS, else the CPU), 'cpu', 'cuda', 'cuda:1' or 'mps' -> device.
+
+    Raises UserError for another name and for a device this machine has not.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (":" in name and not (kind == "cuda" and number.isdecimal())):
+        raise UserError(f"device {name!r} is none of auto, cpu, cuda, cuda:0, cuda:1 ..., mps")
+    if kind == "cuda" and not torch.cuda.is_available():
+        built = "cannot reach a GPU" if torch.version.cuda else "is a build without CUDA"
+        raise UserError(f"device {name!r} is absent (torch {torch.__version__} {built}): choose cpu or auto")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r} is absent: the last one is cuda:{torch.cuda.device_count() - 1}")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device {name!r} is absent: choose cpu or auto")
+    return torch.device(name)
+
+
+def describe(device: torch.device | None = None) -> dict[str, str]:
+    """The circumstances of a measurement, on `device` or on the one that 'auto' picks."""
+    device = pick_device("auto") if device is None else device
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "torchvision": _version_of("torchvision"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": _cpu_name(),
+        "cpu threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
+    }
+
+
+def _version_of(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,117 @@
+"""From a detector and batches to COCO numbers and the files that show them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.coco_map import CocoTable, evaluate_coco, results_of
+from utils.confusion import confusion_matrix
+from utils.errors import UserError
+from utils.plots import plot_confusion, plot_pr_curves
+from utils.structures import Batch, Detections
+
+
+def category_of_label(
+    model_names: Sequence[str], data_names: Sequence[str], category_ids: Sequence[int]
+) -> dict[int, int]:
+    """Label of the model -> category id of the data set, matched by class name.
+
+    Classes of the model that the data set does not have are left out: nothing there could confirm them.
+    UserError when the two have no class in common, or the data has one that the model cannot know.
+    """
+    category = dict(zip(data_names, category_ids, strict=True))
+    strangers = [name for name in data_names if name not in set(model_names)]
+    if strangers:
+        raise UserError(
+            f"the data set has classes that the network was not trained on: {', '.join(strangers[:5])}"
+            f" (the network knows {', '.join(list(model_names)[:10])})"
+        )
+    return {label: category[name] for label, name in enumerate(model_names) if name in category}
+
+
+@torch.no_grad()
+def collect_results(
+    detect: Callable[[Tensor], list[Detections]],
+    batches: Iterable[Batch],
+    categories: Mapping[int, int],
+    *,
+    device: torch.device,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """COCO result rows of all batches, in order; each picture must have its placement."""
+    rows: list[dict[str, Any]] = []
+    for batch in tqdm(batches, desc="evaluating", unit="batch", disable=not progress, leave=False):
+        found = detect(batch.to(device, non_blocking=True).pixels())
+        for detections, placement, image_id in zip(found, batch.placements, batch.image_ids, strict=True):
+            assert placement is not None, "only whole pictures can be evaluated"
+            known = torch.isin(detections.labels, torch.tensor(list(categories), device=device))
+            rows += results_of(detections.where(known), placement, image_id, categories)
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Examiner:
+    """A detector and the pictures it is examined on.
+
+    categories: label -> category id (`category_of_label`). is_coco: whether ground_truth is a file the user has.
+    """
+
+    detect: Callable[[Tensor], list[Detections]]
+    batches: Iterable[Batch]
+    ground_truth: Mapping[str, Any]
+    image_ids: Sequence[int]
+    categories: Mapping[int, int]
+    device: torch.device
+    is_coco: bool
+
+    def results(self, *, progress: bool = False) -> list[dict[str, Any]]:
+        """COCO result rows of all pictures."""
+        return collect_results(
+            self.detect, self.batches, self.categories, device=self.device, progress=progress
+        )
+
+    def measure(self) -> CocoTable:
+        return evaluate_coco(self.ground_truth, self.results(), image_ids=self.image_ids)
+
+    def report(self, folder: Path) -> CocoTable:
+        """Measure, and write tables, curves and detections into `folder`."""
+        return write_report(
+            folder,
+            self.ground_truth,
+            self.results(progress=True),
+            image_ids=self.image_ids,
+            save_ground_truth=not self.is_coco,
+        )
+
+
+def write_report(
+    folder: Path,
+    ground_truth: Mapping[str, Any],
+    results: list[dict[str, Any]],
+    *,
+    image_ids: Sequence[int],
+    save_ground_truth: bool,
+) -> CocoTable:
+    """Measure, and write detections.json (COCO results form), metrics.json, pr_curves.png, confusion.png.
+
+    With save_ground_truth also ground_truth.json, for a data set that is not COCO: the two files are what
+    pycocotools takes by hand.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "detections.json").write_text(json.dumps(results))
+    if save_ground_truth:
+        (folder / "ground_truth.json").write_text(json.dumps(ground_truth))
+    table = evaluate_coco(ground_truth, results, image_ids=image_ids)
+    (folder / "metrics.json").write_text(json.dumps(table.stats(), indent=2))
+    names = [category["name"] for category in sorted(ground_truth["categories"], key=lambda c: c["id"])]
+    plot_pr_curves(table, names, folder / "pr_curves.png")
+    plot_confusion(confusion_matrix(ground_truth, results, image_ids=image_ids), names, folder / "confusion.png")
+    return table
