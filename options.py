@@ -1,8 +1,8 @@
 """The command lines. The only file that sees argparse, and the first one a page imports.
 
 A setting is a dataclass field made with `knob`; groups of settings live with the part they turn and are composed
-here. Precedence: flag > cfg file > default. `given_flags` returns only what was typed, `settle` lays it over the
-cfg's values and the defaults, once; the result is printed, saved with the run and never changed.
+here. Precedence: flag > data set > cfg file > default. `given_flags` returns only what was typed, `settle` lays it over the
+data set's and the cfg's values and the defaults, once; the result is printed, saved with the run and never changed.
 """
 
 from __future__ import annotations
@@ -186,16 +186,16 @@ def cfg_settings(plan: Plan) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value is not None}
 
 
-def settle(kind: type[Options], given: Mapping[str, Any], cfg: Mapping[str, Any] | None = None) -> Options:
-    """The settings: what was typed, else what the cfg says, else the default."""
+def settle(kind: type[Options], given: Mapping[str, Any], files: Mapping[str, Any] | None = None) -> Options:
+    """The settings: what was typed, else what the files (cfg, data set) say, else the default."""
     values: dict[str, Any] = {}
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
         if inner := _nested(f):
-            values[f.name] = settle(inner, given, cfg)
+            values[f.name] = settle(inner, given, files)
         elif f.name in given:
             values[f.name] = given[f.name]
-        elif cfg and f.name in cfg:
-            values[f.name] = cfg[f.name]
+        elif files and f.name in files:
+            values[f.name] = files[f.name]
     return kind(**values)
 
 

@@ -242,7 +242,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_set = open_image_set(data, given.get("train_split", "train"))
     val_set = open_image_set(data, given.get("val_split", "val"))
     plan = choose_plan(given, checkpoint, train_set.class_names)
-    options = settle(TrainOptions, given, cfg_settings(plan))
+    said_by_data = {} if train_set.mirror_safe else {"flip": False}
+    options = settle(TrainOptions, given, {**cfg_settings(plan), **said_by_data})
     check_batch(options)
     if checkpoint is not None:
         folder = Path(options.resume or "")

@@ -14,32 +14,27 @@ from data.mosaic import draw_cut, mosaic
 from data.offline import albumentations as A
 from data.photometric import photometric_transforms
 from utils.errors import UserError
+from utils.knob import knob
 from utils.structures import Sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentOptions:
-    """The knobs of training augmentation; the defaults are those of darknet's yolov4.cfg.
+    """The knobs of training augmentation; the defaults are those of darknet's yolov4.cfg."""
 
-    mosaic: share of the Samples made of four pictures (darknet's `mosaic=1` is a half). flip: mirror half of
-    the pictures. jitter, resize, letterbox, fill: see JitteredCrop. saturation, exposure, hue: see HsvJitter.
-    blur, noise: probabilities. min_visibility, min_side_px: an object with less of its area, or with a
-    shorter side, left after all cuts is dropped (darknet: 0 and 1).
-    """
-
-    mosaic: float = 0.5
-    flip: bool = True
-    jitter: float = 0.3
-    resize: float = 1.5
-    saturation: float = 1.5
-    exposure: float = 1.5
-    hue: float = 0.1
-    blur: float = 0.0
-    noise: float = 0.0
-    letterbox: bool = False
-    fill: tuple[int, int, int] | None = None
-    min_visibility: float = 0.2
-    min_side_px: float = 2.0
+    mosaic: float = knob(0.5, "share of the training pictures that are made of four (cfg: mosaic=1 is a half)")
+    flip: bool = knob(True, "mirror half of the pictures (off where a data set says that mirrors mislead)")
+    jitter: float = knob(0.3, "each margin of the crop moves by up to this share of the side")
+    resize: float = knob(1.5, "zoom between 1/resize and resize")
+    letterbox: bool = knob(False, "keep the pictures' aspect ratio, here and in evaluation (cfg: letter_box)")
+    saturation: float = knob(1.5, "saturation times or divided by up to this")
+    exposure: float = knob(1.5, "brightness times or divided by up to this")
+    hue: float = knob(0.1, "hue shifted by up to this share of the colour circle")
+    blur: float = knob(0.0, "probability of Gaussian blur")
+    noise: float = knob(0.0, "probability of Gaussian noise")
+    min_visibility: float = knob(0.2, "objects with less of their area left after all cuts are dropped")
+    min_side_px: float = knob(2.0, "objects with a shorter side left after all cuts are dropped", unit="PX")
+    fill: tuple[int, int, int] | None = None  # RGB around the picture; None: its mean colour, as in darknet
 
     def __post_init__(self) -> None:
         for name, low, high in (

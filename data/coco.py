@@ -60,6 +60,7 @@ def read(path: Path, split: str) -> ImageSet:
         problems=problems,
         source=str(file),
         coco_json=str(file),
+        mirror_safe=bool(content.get("info", {}).get("mirror_safe", True)),
     )
 
 

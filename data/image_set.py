@@ -35,7 +35,8 @@ class ImageSet:
 
     class_names, category_ids: by class index. paths (N,) bytes; ids (N,); hws (N, 2); boxes (M, 4);
     labels (M,); is_crowd (M,); picture i owns the objects starts[i] to starts[i + 1] - 1.
-    coco_json: the annotation file, where there is one in COCO's format.
+    coco_json: the annotation file, where there is one in COCO's format. mirror_safe: whether a mirrored
+    picture still shows what its labels say; a COCO file can deny it by "mirror_safe": false in its `info`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ImageSet:
     is_crowd: np.ndarray
     starts: np.ndarray
     coco_json: str | None = None
+    mirror_safe: bool = True
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -123,6 +125,7 @@ def pack(
     problems: Problems,
     source: str,
     coco_json: str | None = None,
+    mirror_safe: bool = True,
 ) -> ImageSet:
     """source: the file that listed the pictures, for the UserError raised when none of them is usable."""
     if not records:
@@ -144,4 +147,5 @@ def pack(
         is_crowd=np.concatenate([record.is_crowd for record in records]).astype(bool),
         starts=np.concatenate([[0], np.cumsum([len(record.labels) for record in records])]).astype(np.int64),
         coco_json=coco_json,
+        mirror_safe=mirror_safe,
     )

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from data import coco, darknet, voc
+from data.digits import ensure_digits
 from data.image_set import ImageSet
 from utils.errors import UserError
 
+BUILT_IN = "digits"
+_BUILT_IN_FOLDER = Path("datasets") / BUILT_IN
 _FORMATS = (coco, voc, darknet)
 _EXPECTED = (
     "a COCO folder (annotations/instances_<split>.json), a COCO .json file, "
@@ -16,8 +19,11 @@ _EXPECTED = (
 
 
 def open_image_set(path: str | Path, split: str) -> ImageSet:
-    """Raises UserError if the path, its format, the split or every picture of it is no good."""
-    path = Path(path).expanduser()
+    """The split of the data set at `path`; 'digits' is the built-in one, made under datasets/ on first use.
+
+    Raises UserError if the path, its format, the split or every picture of it is no good.
+    """
+    path = ensure_digits(_BUILT_IN_FOLDER) if str(path) == BUILT_IN else Path(path).expanduser()
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected {_EXPECTED}.")
     found = next((each for each in _FORMATS if each.holds(path)), None)

@@ -21,15 +21,12 @@ from models.norms.moments import Moments
 from utils.clock import BatchAware, Tick
 
 
-def _column(per_channel: Tensor) -> Tensor:
-    return per_channel.view(1, -1, 1, 1)
-
-
 class NormalizeShare(Function):
     """y (N, C, H, W) normalised with given moments, of which y's own share is alpha.
 
-    `weight_pull` (C, 2, K) with `conv_weight` (C, ...) is how the given mean and variance move with the conv's
-    weights through everything but y: d mean / dW and half of d var / dW. None when nothing else moves.
+    Where the rest of the moments depends on the conv's weights, and that gradient is wanted, `conv_weight` is
+    the parameter, and per channel and number of a patch (C, K) `rest_patch` is d rest_mean / dW and `rest_cov`
+    half of d rest_var / dW; rest_mean (C,).
     """
 
     @staticmethod
@@ -43,46 +40,36 @@ class NormalizeShare(Function):
         alpha: Tensor,
         eps: float,
         conv_weight: Tensor | None = None,
-        weight_pull: Tensor | None = None,
+        rest_mean: Tensor | None = None,
+        rest_patch: Tensor | None = None,
+        rest_cov: Tensor | None = None,
     ) -> Tensor:
         rstd = torch.rsqrt(var + eps)
-        scale = gamma.to(rstd.dtype) * rstd
-        shift = beta.to(rstd.dtype) - mean * scale
-        ctx.save_for_backward(y, gamma, mean, rstd, alpha, weight_pull)
+        ctx.save_for_backward(y, gamma, mean, rstd, alpha, rest_mean, rest_patch, rest_cov)
         ctx.conv_weight_shape = None if conv_weight is None else conv_weight.shape
-        return torch.addcmul(_column(shift), y.to(scale.dtype), _column(scale)).to(y.dtype)
+        return F.batch_norm(y, mean, var, gamma, beta, False, 0.0, eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        y, gamma, mean, rstd, alpha, weight_pull = ctx.saved_tensors
-        positions = y.numel() // y.shape[1]
-        g = g.to(rstd.dtype)
-        centred = y.to(rstd.dtype) - _column(mean)
-        sum_g = g.sum((0, 2, 3))
-        sum_g_xhat = (g * centred).sum((0, 2, 3)) * rstd
-        scale = gamma.to(rstd.dtype) * rstd
-        # dx = scale * g - a - b * (y - mean)
-        a = scale * alpha * sum_g / positions
-        b = scale * rstd * alpha * sum_g_xhat / positions
-        dx = torch.addcmul(g * _column(scale) - _column(a), centred, _column(b), value=-1)
-        dweight = None
-        if weight_pull is not None:
-            to_mean = -scale * sum_g
-            to_half_var = -scale * rstd * sum_g_xhat
-            pull = to_mean[:, None] * weight_pull[:, 0] + to_half_var[:, None] * weight_pull[:, 1]
-            dweight = pull.view(ctx.conv_weight_shape)
-        return (
-            dx.to(y.dtype),
-            sum_g_xhat.to(gamma.dtype),
-            sum_g.to(gamma.dtype),
-            None,
-            None,
-            None,
-            None,
-            dweight,
-            None,
+        y, gamma, mean, rstd, alpha, rest_mean, rest_patch, rest_cov = ctx.saved_tensors
+        # Batch norm's own kernel with our moments gives dx for alpha = 1, and the sums we need anyway.
+        dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
+            g, y, gamma, None, None, mean, rstd, True, 0.0, [True, True, True]
         )
+        scale = gamma.to(rstd.dtype) * rstd
+        # dx = alpha * (dx for alpha = 1) + (1 - alpha) * (dx for alpha = 0)
+        constant_moments = ((1 - alpha) * scale).view(1, -1, 1, 1).to(dx.dtype)
+        dx = torch.addcmul(dx.mul_(alpha.to(dx.dtype)), g, constant_moments)
+        dweight = None
+        if ctx.conv_weight_shape is not None:
+            # var = mean(y^2) - mean^2, so half its derivative through the rest is the rest's mean of
+            # (y - mean) * patch: its covariance, shifted from its own mean to the pooled one.
+            to_half_var = -(1 - alpha) * scale * rstd * dgamma
+            to_mean = -(1 - alpha) * scale * dbeta + to_half_var * (rest_mean - mean)
+            dweight = torch.addcmul(to_mean[:, None] * rest_patch, to_half_var[:, None], rest_cov)
+            dweight = dweight.view(ctx.conv_weight_shape)
+        return dx, dgamma, dbeta, None, None, None, None, dweight, None, None, None
 
 
 class BatchStatNorm(nn.Module, BatchAware):

@@ -66,10 +66,18 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
             self._remember_patches(y, own, view)
         past = self.past_of_batch()
         pooled = past.merged_with(own)
-        alpha = past.share_of(own)
-        pull = self._pull_of_past(pooled, alpha, view)
         return NormalizeShare.apply(
-            y, self.weight, self.bias, pooled.mean, pooled.var, alpha, self.eps, view.weight, pull
+            y,
+            self.weight,
+            self.bias,
+            pooled.mean,
+            pooled.var,
+            past.share_of(own),
+            self.eps,
+            view.weight,
+            past.mean,
+            view.per_channel(self.past_patch),
+            self.past_cov,
         )
 
     def _allocate(self) -> None:
@@ -97,16 +105,6 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
         spread = mean_step * self._per_channel(patch_step)
         self.past_cov.lerp_(self.last_cov, share).add_(share * (1 - share) * spread)
         self.past_patch.add_(share * patch_step)
-
-    def _pull_of_past(self, pooled: Moments, alpha: Tensor, view: ConvView) -> Tensor:
-        """(C, 2, K): d mean / dW and half of d var / dW through the earlier mini-batches.
-
-        var = mean(y^2) - mean(y)^2, so half its derivative is the past's mean of (y - pooled mean) * patch:
-        the past's covariance, shifted from the past's mean to the pooled one.
-        """
-        patch = view.per_channel(self.past_patch)
-        half_var = self.past_cov + (self.past_mean - pooled.mean)[:, None] * patch
-        return (1 - alpha) * torch.stack((patch, half_var), dim=1)
 
     def _per_channel(self, per_group: Tensor) -> Tensor:
         return per_group.repeat_interleave(self.channels // self.patch_shape[0], dim=0)

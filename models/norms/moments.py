@@ -20,7 +20,7 @@ class Moments:
     def of(y: Tensor) -> Moments:
         """Per channel over (N, H, W), in at least float32 whatever y's dtype."""
         y = y.detach().to(torch.promote_types(y.dtype, torch.float32))
-        var, mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
+        mean, var = _mean_var(y)
         return Moments(count=mean.new_full((), y.numel() // y.shape[1]), mean=mean, var=var)
 
     def share_of(self, other: Moments) -> Tensor:
@@ -37,3 +37,25 @@ class Moments:
             mean=self.mean + share * step,
             var=torch.lerp(self.var, other.var, share) + share * (1 - share) * step * step,
         )
+
+
+def _mean_var(y: Tensor) -> tuple[Tensor, Tensor]:
+    """(C,) mean and biased variance of y (N, C, H, W), by the fastest kernel that does not cancel.
+
+    On a CPU `torch.var_mean` and batch norm's own statistics loop are slow (0.72 and 0.15 ms for 4x16x64x64 on
+    2 cores); group norm with one channel a group has each row's moments in 0.03 ms, by Welford's method.
+    """
+    images, channels, height, width = y.shape
+    if y.device.type == "cpu" and y.is_contiguous() and y.numel():
+        _, mean, rstd = torch.ops.aten.native_group_norm(
+            y, None, None, images, channels, height * width, channels, 0.0
+        )
+        # A row without variance has 1 / 0 there, and 1 / inf^2 is the 0 we want.
+        rows = rstd.pow(-2)
+        centre = mean.mean(0)
+        return centre, rows.mean(0) + (mean - centre).square().mean(0)
+    if y.device.type == "cpu":
+        mean, var = torch.batch_norm_update_stats(y, None, None, 0.0)
+        return mean, var
+    var, mean = torch.var_mean(y, dim=(0, 2, 3), correction=0)
+    return mean, var
