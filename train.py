@@ -114,7 +114,7 @@ def train(
         is_best = False
         if is_due(epoch, epochs, options.evals):
             table = examiner.measure()
-            is_best, best_ap = table.AP > best_ap, max(table.AP, best_ap)
+            is_best, best_ap = best_ap < table.AP, max(table.AP, best_ap)
             row |= {"AP": table.AP, "AP50": table.AP50}
             log.say(f"epoch {epoch + 1}: AP {table.AP:.3f}  AP50 {table.AP50:.3f}")
         log.epoch(row)
@@ -257,18 +257,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\nall of it is in {folder}; next: python detect.py --weights {folder / 'best.pt'} PICTURES")
 
 
-def announce(
-    options: TrainOptions, plan: Plan, train_set: ImageSet, val_set: ImageSet, folder: Path
-) -> None:
+def announce(options: TrainOptions, plan: Plan, train_set: ImageSet, val_set: ImageSet, folder: Path) -> None:
     """What is about to happen, in a few lines."""
     optim = options.optim
     for image_set in (train_set, val_set):
-        print(f"data      {image_set.name} {image_set.split}: {len(image_set)} pictures, {len(image_set.labels)} objects")
+        print(
+            f"data      {image_set.name} {image_set.split}: {len(image_set)} pictures, {len(image_set.labels)} objects"
+        )
         for line in image_set.problems.summary():
             print(f"          {line}")
     height, width = plan.net.input_hw
-    print(f"network   {plan.name} {height}x{width}, {plan.classes} classes, {plan.parameter_count() / 1e6:.2f} M parameters")
-    print(f"norm      {options.norm.norm}, mini-batches of {optim.batch_size // optim.subdivisions} in batches of {optim.batch_size}")
+    print(
+        f"network   {plan.name} {height}x{width}, {plan.classes} classes, {plan.parameter_count() / 1e6:.2f} M parameters"
+    )
+    print(
+        f"norm      {options.norm.norm}, mini-batches of {optim.batch_size // optim.subdivisions} in batches of {optim.batch_size}"
+    )
     print(f"device    {describe(pick_device(options.device))['device']}")
     print(f"run       {folder}")
     changed = {name: value for name, value in flatten(options).items() if value is not None}

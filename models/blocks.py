@@ -12,7 +12,6 @@ from models.norms.contract import ConvAware, ConvView
 from models.norms.table import NormFactory
 from utils.errors import UserError
 
-
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
     "leaky": lambda: nn.LeakyReLU(0.1),

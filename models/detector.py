@@ -29,6 +29,11 @@ class Detector:
     nms_iou: float
     max_detections: int
 
+    @property
+    def input_hw(self) -> tuple[int, int]:
+        """(height, width) in pixels that pictures are laid into."""
+        return self.network.plan.net.input_hw
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Detections]:
         return postprocess(

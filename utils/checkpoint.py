@@ -39,7 +39,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises what the file's bytes happen to trip over
-        raise UserError(f"{path}: not a checkpoint of this project, or damaged ({type(error).__name__})") from error
+        raise UserError(
+            f"{path}: not a checkpoint of this project, or damaged ({type(error).__name__})"
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise UserError(f"{path}: not a checkpoint of this project")
     if content["format"] > FORMAT:

@@ -113,5 +113,7 @@ def write_report(
     (folder / "metrics.json").write_text(json.dumps(table.stats(), indent=2))
     names = [category["name"] for category in sorted(ground_truth["categories"], key=lambda c: c["id"])]
     plot_pr_curves(table, names, folder / "pr_curves.png")
-    plot_confusion(confusion_matrix(ground_truth, results, image_ids=image_ids), names, folder / "confusion.png")
+    plot_confusion(
+        confusion_matrix(ground_truth, results, image_ids=image_ids), names, folder / "confusion.png"
+    )
     return table

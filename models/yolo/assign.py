@@ -61,9 +61,7 @@ def assign(
     # An object centred on the right or bottom edge belongs to the last cell.
     column = (centre[:, 0] / stride_px[1]).long().clamp(0, grid_hw[1] - 1)
     row = (centre[:, 1] / stride_px[0]).long().clamp(0, grid_hw[0] - 1)
-    return Assignment(
-        image=targets.image_index[target], anchor=anchor, row=row, column=column, target=target
-    )
+    return Assignment(image=targets.image_index[target], anchor=anchor, row=row, column=column, target=target)
 
 
 @torch.no_grad()

@@ -261,7 +261,10 @@ def test_gradcheck(kind):
     norm = block(kind).norm
     ys = [torch.randn(2, 8, 3, 2, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     for y in BatchClock(norm).minibatches(ys):
-        assert torch.autograd.gradcheck(lambda t, w, b: torch.func.functional_call(norm, {"weight": w, "bias": b}, t), (y, norm.weight, norm.bias))
+        assert torch.autograd.gradcheck(
+            lambda t, w, b: torch.func.functional_call(norm, {"weight": w, "bias": b}, t),
+            (y, norm.weight, norm.bias),
+        )
 
 
 @pytest.mark.parametrize("kind", OURS)

@@ -1,0 +1,107 @@
+"""What detection runs on: pictures, folders, globs, videos and webcams, as one stream of Frames."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.picture import SUFFIXES, read_picture
+from utils.errors import UserError
+
+VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """image: (H, W, 3) uint8 RGB, or None for a picture that cannot be read. number: from 0, within a video."""
+
+    source: Source
+    number: int
+    image: np.ndarray | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """One picture, video or webcam. `webcam` is its number. frames: how many are known to come; 0 = unknown."""
+
+    path: Path
+    is_video: bool = False
+    webcam: int | None = None
+    frames: int = 1
+    fps: float = 0.0
+
+    def read(self) -> Iterator[Frame]:
+        if self.is_video:
+            yield from self._read_video()
+        else:
+            yield Frame(source=self, number=0, image=read_picture(str(self.path)))
+
+    def _read_video(self) -> Iterator[Frame]:
+        capture = cv2.VideoCapture(str(self.path) if self.webcam is None else self.webcam)
+        try:
+            number = 0
+            while True:
+                got, image = capture.read()
+                if not got:
+                    return
+                yield Frame(source=self, number=number, image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+                number += 1
+        finally:
+            capture.release()
+
+
+def find_sources(names: Sequence[str]) -> list[Source]:
+    """Sources in the order typed, a folder's and a glob's files sorted. UserError for a name that gives none."""
+    sources: list[Source] = []
+    for name in names:
+        found = list(_sources_of(name))
+        if not found:
+            raise UserError(f"{name}: holds no picture ({', '.join(SUFFIXES)}) and no video")
+        sources += found
+    return sources
+
+
+def _sources_of(name: str) -> Iterator[Source]:
+    path = Path(name).expanduser()
+    if name.isdigit() and not path.exists():
+        yield _video(Path(f"webcam{name}"), webcam=int(name))
+    elif path.is_dir():
+        yield from _files(sorted(path.iterdir()))
+    elif path.is_file():
+        if path.suffix.lower() not in {*SUFFIXES, *VIDEOS}:
+            raise UserError(f"{path}: neither a picture nor a video by its ending")
+        yield from _files([path])
+    elif glob.has_magic(name):
+        yield from _files(sorted(Path(match) for match in glob.glob(name, recursive=True)))
+    else:
+        raise UserError(f"{path}: no such picture, folder or video")
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Source]:
+    for path in paths:
+        if path.suffix.lower() in VIDEOS:
+            yield _video(path)
+        elif path.suffix.lower() in SUFFIXES:
+            yield Source(path=path)
+
+
+def _video(path: Path, webcam: int | None = None) -> Source:
+    capture = cv2.VideoCapture(str(path) if webcam is None else webcam)
+    try:
+        if not capture.isOpened():
+            kind = "no such webcam" if webcam is not None else "cannot be opened as a video"
+            raise UserError(f"{path}: {kind}")
+        return Source(
+            path=path,
+            is_video=True,
+            webcam=webcam,
+            frames=max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) if webcam is None else 0,
+            fps=capture.get(cv2.CAP_PROP_FPS) or 25.0,
+        )
+    finally:
+        capture.release()

@@ -1,0 +1,91 @@
+"""Find objects: `python detect.py --weights runs/NAME/best.pt PICTURES`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+
+# First, because it checks that torchvision fits torch before anything else imports it.
+from options import DetectOptions, given_flags, run_page, settle
+
+# isort: split
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.frames import Frame, find_sources
+from data.geometry import letterbox, stretch
+from models.detector import Detector, load_detector
+from utils.annotated import AnnotatedFiles
+from utils.environment import pick_device
+from utils.runlog import free_folder
+from utils.structures import Detections
+
+
+def detect(detector: Detector, image: np.ndarray, device: torch.device) -> Detections:
+    """image (H, W, 3) uint8 RGB of any size -> Detections with boxes in the image's own pixels."""
+    lay = letterbox if detector.letterbox else stretch
+    laid, placement = lay(image, detector.input_hw)
+    pixels = torch.from_numpy(laid).permute(2, 0, 1)[None].to(device).float() / 255
+    (found,) = detector(pixels)
+    found = found.cpu()
+    boxes = torch.from_numpy(placement.to_source(found.boxes.numpy()))
+    inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)  # not wholly in the letterbox's border
+    return Detections(boxes=boxes, scores=found.scores, labels=found.labels).where(inside)
+
+
+def describe_frame(frame: Frame, found: Detections, class_names: Sequence[str], milliseconds: float) -> str:
+    """name: 640x480, 12 RBC, 1 WBC, 8.1 ms"""
+    assert frame.image is not None
+    counts = Counter(class_names[label] for label in found.labels.tolist())
+    said = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+    name = f"{frame.source.path} frame {frame.number}" if frame.source.is_video else str(frame.source.path)
+    height, width = frame.image.shape[:2]
+    return f"{name}: {width}x{height}, {said}, {milliseconds:.1f} ms"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = settle(DetectOptions, given_flags(DetectOptions, argv))
+    device = pick_device(options.device)
+    sources = find_sources(options.sources)
+    detector = load_detector(
+        options.weights,
+        device=device,
+        confidence=options.confidence,
+        nms_iou=options.nms_iou,
+        max_detections=options.max_detections,
+        input_hw=options.image_size,
+    )
+    folder = free_folder(options.run, default="detect")
+    files = AnnotatedFiles(
+        folder,
+        detector.class_names,
+        save_json=options.save_json,
+        save_txt=options.save_txt,
+        save_crops=options.save_crops,
+    )
+    total = sum(source.frames for source in sources)
+    unreadable = 0
+    with files, tqdm(total=total, unit="picture", disable=total < 2, leave=False) as bar:
+        for source in sources:
+            limit = options.max_frames if source.is_video else None
+            for frame in islice(source.read(), limit):
+                bar.update()
+                if frame.image is None:
+                    unreadable += 1
+                    bar.write(f"warning: {source.path}: cannot be read as a picture, skipped")
+                    continue
+                begun = time.perf_counter()
+                found = detect(detector, frame.image, device)
+                milliseconds = 1000 * (time.perf_counter() - begun)
+                bar.write(describe_frame(frame, found, detector.class_names, milliseconds))
+                video_fps = source.fps if source.is_video else None
+                files.add(source.path, frame.image, found, number=frame.number, video_fps=video_fps)
+    skipped = f", {unreadable} unreadable" if unreadable else ""
+    print(f"{files.written} pictures annotated{skipped}; they are in {folder}")
+
+
+if __name__ == "__main__":
+    run_page(main)
