@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     examiner = Examiner(
         detect=detector,
         batches=loader,
+        class_names=detector.class_names,
         ground_truth=image_set.ground_truth(),
         image_ids=image_set.image_ids,
         categories=categories,
@@ -52,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = examiner.report(folder)
     print(table.summary(), table.class_table(), sep="\n\n")
     truth = image_set.coco_json or folder / "ground_truth.json"
-    print(
-        f"\nCOCOeval on {truth} and {folder / 'detections.json'} gives these numbers; curves are in {folder}"
-    )
+    print(f"\nCOCOeval on {truth} and {folder / 'detections.json'} gives these numbers; curves are in {folder}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The command lines. The only file that sees argparse, and the first one a page imports.
 
 A setting is a dataclass field made with `knob`; groups of settings live with the part they turn and are composed
-here. Precedence: flag > data set > cfg file > default. `given_flags` returns only what was typed, `settle` lays it over the
-data set's and the cfg's values and the defaults, once; the result is printed, saved with the run and never changed.
+here. Precedence: flag > data set > cfg file > default. `given_flags` returns only what was typed, `settle` lays it
+over the data set's and the cfg's values and the defaults, once; the result is printed, saved and never changed.
 """
 
 from __future__ import annotations
@@ -89,18 +89,14 @@ class TrainOptions:
     )
     train_split: str = knob("train", "split to train on", unit="NAME")
     val_split: str = knob("val", "split to measure and choose the best weights on", unit="NAME")
-    weights: str | None = knob(
-        None, "start from a checkpoint's weights; heads of other size start fresh", unit="PT"
-    )
+    weights: str | None = knob(None, "start from a checkpoint's weights; heads of other size start fresh", unit="PT")
     image_size: tuple[int, int] | None = knob(
         None, "network input: 416, or HEIGHTxWIDTH (default: the cfg's)", unit="PX", parse=parse_image_hw
     )
     multi_scale: float = knob(
         1.0, "vary the input size by up to this factor every 10 batches, 1 = off (cfg: random)", unit="FACTOR"
     )
-    run: str | None = knob(
-        None, "folder for everything this run writes (default: runs/DATA-CFG-NORM)", unit="DIR"
-    )
+    run: str | None = knob(None, "folder for everything this run writes (default: runs/DATA-CFG-NORM)", unit="DIR")
     resume: str | None = knob(None, "go on from a run's folder or its last.pt, with its settings", unit="RUN")
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
     workers: int = knob(2, "processes that load pictures; 0 = the main one", unit="N")
@@ -135,9 +131,7 @@ class EvaluateOptions:
 class DetectOptions:
     """python detect.py"""
 
-    sources: tuple[str, ...] = knob(
-        MISSING, "pictures, folders, globs, videos, or a webcam's number", unit="SOURCE"
-    )
+    sources: tuple[str, ...] = knob(MISSING, "pictures, folders, globs, videos, or a webcam's number", unit="SOURCE")
     weights: str = knob(MISSING, "checkpoint to detect with", unit="PT")
     confidence: float = knob(0.25, "drop detections below this score")
     nms_iou: float = knob(0.45, "of two overlapping boxes of a class the weaker is dropped above this IoU")
@@ -146,9 +140,7 @@ class DetectOptions:
         None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
     )
     run: str | None = knob(None, "folder for annotated copies (default: runs/detect)", unit="DIR")
-    save_json: bool = knob(
-        False, "write detections.json: one entry a picture, boxes as x, y, width, height in px"
-    )
+    save_json: bool = knob(False, "write detections.json: one entry a picture, boxes as x, y, width, height in px")
     save_txt: bool = knob(False, "write a darknet label file per picture: class x y w h score, relative")
     save_crops: bool = knob(False, "write each detected object as a picture of its own")
     max_frames: int | None = knob(None, "stop a video or webcam after this many frames", unit="N")

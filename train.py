@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 # First, because it checks that torchvision fits torch before anything else imports it.
-from options import TrainOptions, cfg_settings, flatten, given_flags, run_page, settle
+from options import EvaluateOptions, TrainOptions, cfg_settings, flatten, given_flags, run_page, settle
 
 # isort: split
 import torch
@@ -75,9 +75,7 @@ def train(
     average = WeightAverage(network, decay=decay, warm_up_steps=100)
     examiner = make_examiner(options, plan, train_set, val_set, average)
     clock = BatchClock(network)
-    state = TrainingState(
-        network=network, average=average, optimizer=optimizer, precision=precision, clock=clock
-    )
+    state = TrainingState(network=network, average=average, optimizer=optimizer, precision=precision, clock=clock)
     start_epoch, best_ap = 0, -1.0
     if checkpoint is not None:
         state.load_state_dict(checkpoint["training"], weights=checkpoint["weights"])
@@ -171,13 +169,14 @@ def make_examiner(
     options: TrainOptions, plan: Plan, train_set: ImageSet, val_set: ImageSet, average: WeightAverage
 ) -> Examiner:
     """Measures the averaged weights on the validation split, as evaluate.py does by default."""
+    default = EvaluateOptions(weights="")
     detector = Detector(
         network=average.model,
         class_names=train_set.class_names,
         letterbox=options.augment.letterbox,
-        confidence=0.001,
-        nms_iou=0.6,
-        max_detections=100,
+        confidence=default.confidence,
+        nms_iou=default.nms_iou,
+        max_detections=default.max_detections,
     )
     loader = make_eval_loader(
         val_set,
@@ -189,6 +188,7 @@ def make_examiner(
     return Examiner(
         detect=detector,
         batches=loader,
+        class_names=train_set.class_names,
         ground_truth=val_set.ground_truth(),
         image_ids=val_set.image_ids,
         categories=category_of_label(train_set.class_names, val_set.class_names, val_set.category_ids),
@@ -261,18 +261,15 @@ def announce(options: TrainOptions, plan: Plan, train_set: ImageSet, val_set: Im
     """What is about to happen, in a few lines."""
     optim = options.optim
     for image_set in (train_set, val_set):
-        print(
-            f"data      {image_set.name} {image_set.split}: {len(image_set)} pictures, {len(image_set.labels)} objects"
-        )
+        size = f"{len(image_set)} pictures, {len(image_set.labels)} objects"
+        print(f"data      {image_set.name} {image_set.split}: {size}")
         for line in image_set.problems.summary():
             print(f"          {line}")
     height, width = plan.net.input_hw
-    print(
-        f"network   {plan.name} {height}x{width}, {plan.classes} classes, {plan.parameter_count() / 1e6:.2f} M parameters"
-    )
-    print(
-        f"norm      {options.norm.norm}, mini-batches of {optim.batch_size // optim.subdivisions} in batches of {optim.batch_size}"
-    )
+    parameters = f"{plan.parameter_count() / 1e6:.2f} M parameters"
+    print(f"network   {plan.name} {height}x{width}, {plan.classes} classes, {parameters}")
+    mini_batch = optim.batch_size // optim.subdivisions
+    print(f"norm      {options.norm.norm}, mini-batches of {mini_batch} in batches of {optim.batch_size}")
     print(f"device    {describe(pick_device(options.device))['device']}")
     print(f"run       {folder}")
     changed = {name: value for name, value in flatten(options).items() if value is not None}

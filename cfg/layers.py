@@ -83,8 +83,7 @@ class ConvSpec(LayerSpec):
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
         if inputs[0].channels % self.groups or self.filters % self.groups:
             raise ShapeError(
-                f"groups={self.groups} does not divide both {inputs[0].channels} channels "
-                f"and {self.filters} filters"
+                f"groups={self.groups} does not divide both {inputs[0].channels} channels and {self.filters} filters"
             )
         window = self.dilation * (self.size - 1) + 1
         return Shape(

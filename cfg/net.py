@@ -71,9 +71,7 @@ class NetSpec:
 
     def _check(self, section: Section) -> None:
         if self.subdivisions > self.batch:
-            raise section.error(
-                f"subdivisions={self.subdivisions} is more than batch={self.batch}", "subdivisions"
-            )
+            raise section.error(f"subdivisions={self.subdivisions} is more than batch={self.batch}", "subdivisions")
         if self.policy == "steps" and len(self.steps) != len(self.scales):
             raise section.error(f"{len(self.steps)} steps but {len(self.scales)} scales", "steps")
         if list(self.steps) != sorted(self.steps):
@@ -92,6 +90,4 @@ def _know_the_rest(section: Section) -> None:
     section.ignore("show_receptive_field", "B1", "B2", "eps")
     section.ignore_aloud(adam=0, blur=0, gaussian_noise=0, mixup=0, cutmix=0, dynamic_minibatch=0)
     section.ignore_aloud(adversarial_lr=0, attention=0, contrastive=0, unsupervised=0, equidistant_point=0)
-    section.ignore_aloud(
-        badlabels_rejection_percentage=0, num_sigmas_reject_badlabels=0, weights_reject_freq=0
-    )
+    section.ignore_aloud(badlabels_rejection_percentage=0, num_sigmas_reject_badlabels=0, weights_reject_freq=0)

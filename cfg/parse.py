@@ -84,9 +84,7 @@ class Section:
         if value is None:
             return default
         if value not in choices:
-            raise self.error(
-                f"{key}={value} is not one of {', '.join(choices)}{did_you_mean(value, choices)}", key
-            )
+            raise self.error(f"{key}={value} is not one of {', '.join(choices)}{did_you_mean(value, choices)}", key)
         return value
 
     def integers(self, key: str, *, required: bool = False) -> tuple[int, ...]:
@@ -111,9 +109,7 @@ class Section:
         """Keys that change training and are not implemented: a warning unless they say the default."""
         for key in self._deviating(defaults):
             value = self.entries[key].value
-            self.notes.append(
-                f"{self.path}:{self.line_of(key)}: {key}={value} is not supported and is ignored"
-            )
+            self.notes.append(f"{self.path}:{self.line_of(key)}: {key}={value} is not supported and is ignored")
 
     def refuse(self, **defaults: float | str) -> None:
         """Keys that change what the layer computes and are not implemented: an error unless the default."""
@@ -131,9 +127,7 @@ class Section:
         for key in unknown:
             if key not in net_keys:
                 hint = did_you_mean(key, self.asked)
-                sentences.append(
-                    f"{self.path}:{self.line_of(key)}: unknown key '{key}' in [{self.name}]{hint}"
-                )
+                sentences.append(f"{self.path}:{self.line_of(key)}: unknown key '{key}' in [{self.name}]{hint}")
         if pasted:
             where = f"{self.path}:{self.line_of(pasted[0])}"
             sentences.append(f"{where}: [net] keys in [{self.name}] are ignored: {', '.join(pasted)}")

@@ -93,9 +93,7 @@ class Plan:
         return [f"{'#':>4} {'layer':14} {'inputs':16} {'output':13} settings", *rows]
 
 
-def load_plan(
-    name_or_path: str, *, classes: int | None = None, input_hw: tuple[int, int] | None = None
-) -> Plan:
+def load_plan(name_or_path: str, *, classes: int | None = None, input_hw: tuple[int, int] | None = None) -> Plan:
     """A bare name such as `yolov4-tiny` is one of the cfgs beside this file; all else is a path.
 
     Raises CfgError, for a file that cannot be read too.
@@ -111,9 +109,7 @@ def load_plan(
     return parse_plan(text, path=str(path), classes=classes, input_hw=input_hw)
 
 
-def parse_plan(
-    text: str, *, path: str, classes: int | None = None, input_hw: tuple[int, int] | None = None
-) -> Plan:
+def parse_plan(text: str, *, path: str, classes: int | None = None, input_hw: tuple[int, int] | None = None) -> Plan:
     """Text of a cfg -> Plan. Raises CfgError.
 
     path: names the file in messages. classes: resizes every head and the convolution that feeds it.
@@ -135,9 +131,7 @@ def parse_plan(
     warnings = first.warnings(set())
     for section in sections:
         warnings += section.warnings(first.asked)
-    plan = Plan(
-        name=Path(path).stem, source_text=text, path=path, net=net, nodes=(), warnings=tuple(warnings)
-    )
+    plan = Plan(name=Path(path).stem, source_text=text, path=path, net=net, nodes=(), warnings=tuple(warnings))
     return replace(plan, nodes=_wire(path, net, layers))
 
 
@@ -198,9 +192,7 @@ def _with_classes(specs: list[LayerSpec], sections: list[Section], classes: int)
         head = replace(spec, classes=classes)
         feeder = specs[index - 1] if index else None
         if not 1 <= classes <= MAX_CHANNELS or head.channels > MAX_CHANNELS:
-            raise sections[index].error(
-                f"{classes} classes is not within 1..{MAX_CHANNELS // len(head.mask) - 5}"
-            )
+            raise sections[index].error(f"{classes} classes is not within 1..{MAX_CHANNELS // len(head.mask) - 5}")
         if not isinstance(feeder, ConvSpec):
             raise sections[index].error("[yolo] can be resized only right after a [convolutional]")
         resized[index - 1 : index + 1] = [replace(feeder, filters=head.channels), head]
@@ -222,9 +214,7 @@ def _check_heads(specs: list[LayerSpec], sections: list[Section]) -> None:
         first = specs[heads[0]]
         assert isinstance(first, YoloSpec)
         if head.classes != first.classes:
-            raise sections[index].error(
-                f"classes={head.classes}, but the first [yolo] has {first.classes}", "classes"
-            )
+            raise sections[index].error(f"classes={head.classes}, but the first [yolo] has {first.classes}", "classes")
 
 
 def _find(name_or_path: str) -> Path:
@@ -235,6 +225,4 @@ def _find(name_or_path: str) -> Path:
     if not is_bare or name_or_path.endswith(".cfg"):
         raise CfgError(f"{name_or_path}:1: no such file")
     names = cfg_names()
-    raise CfgError(
-        f"{name_or_path}:1: no such cfg among {', '.join(names)}{did_you_mean(name_or_path, names)}"
-    )
+    raise CfgError(f"{name_or_path}:1: no such cfg among {', '.join(names)}{did_you_mean(name_or_path, names)}")

@@ -73,9 +73,7 @@ class YoloSpec(LayerSpec):
         if len(set(mask)) != len(mask):
             raise section.error("mask names an anchor twice", "mask")
         section.ignore("show_details", "counters_per_class", "beta1", "uc_normalizer", "embedding_layer")
-        section.ignore(
-            "track_history_size", "sim_thresh", "dets_for_track", "dets_for_show", "track_ciou_norm"
-        )
+        section.ignore("track_history_size", "sim_thresh", "dets_for_track", "dets_for_show", "track_ciou_norm")
         section.ignore_aloud(iou_thresh_kind="iou", delta_normalizer=1)
         section.refuse(map="")
         return cls(anchors=anchors, mask=mask, **read_keys(cls, section))
@@ -93,9 +91,7 @@ def _read_anchors(section: Section) -> tuple[tuple[float, float], ...]:
     values = section.numbers("anchors", required=True)
     count = section.integer("num", len(values) // 2, low=1)
     if len(values) != 2 * count:
-        raise section.error(
-            f"anchors holds {len(values)} numbers, num={count} asks for {2 * count}", "anchors"
-        )
+        raise section.error(f"anchors holds {len(values)} numbers, num={count} asks for {2 * count}", "anchors")
     if min(values) <= 0:
         raise section.error("anchors must be positive", "anchors")
     return tuple(zip(values[::2], values[1::2], strict=True))

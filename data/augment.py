@@ -22,9 +22,7 @@ from utils.structures import Sample
 class AugmentOptions:
     """The knobs of training augmentation; the defaults are those of darknet's yolov4.cfg."""
 
-    mosaic: float = knob(
-        0.5, "share of the training pictures that are made of four (cfg: mosaic=1 is a half)"
-    )
+    mosaic: float = knob(0.5, "share of the training pictures that are made of four (cfg: mosaic=1 is a half)")
     flip: bool = knob(True, "mirror half of the pictures (off where a data set says that mirrors mislead)")
     jitter: float = knob(0.3, "each margin of the crop moves by up to this share of the side")
     resize: float = knob(1.5, "zoom between 1/resize and resize")
@@ -85,9 +83,7 @@ class Augmenter:
             **limits,
         )
 
-    def _jittered(
-        self, index: int, input_hw: tuple[int, int], rng: np.random.Generator
-    ) -> tuple[Sample, np.ndarray]:
+    def _jittered(self, index: int, input_hw: tuple[int, int], rng: np.random.Generator) -> tuple[Sample, np.ndarray]:
         """The picture warped to the input, and (4,) xyxy where it lies there; boxes may reach outside.
 
         Corners travel as albumentations keypoints, because its boxes come back clipped: how much of an

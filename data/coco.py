@@ -78,9 +78,7 @@ def _annotation_file(root: Path, split: str) -> Path:
 
 
 def _root(file: Path) -> Path:
-    return (
-        file.resolve().parent.parent if file.resolve().parent.name == "annotations" else file.resolve().parent
-    )
+    return file.resolve().parent.parent if file.resolve().parent.name == "annotations" else file.resolve().parent
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -97,9 +95,7 @@ def _load(file: Path) -> dict[str, Any]:
     }
     for key, fields in needed.items():
         rows = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(rows, list) or not all(
-            isinstance(row, dict) and fields <= row.keys() for row in rows
-        ):
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and fields <= row.keys() for row in rows):
             wanted = f", each with {' and '.join(sorted(fields))}" if fields else ""
             raise UserError(f"{file}: expected COCO's instances, with a list '{key}'{wanted}.")
     if not content["categories"]:

@@ -55,9 +55,7 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
         fill = cv2.mean(img)[:3] if self.mean_fill else self.fill
-        return cv2.warpAffine(
-            img, params["matrix"][:2], self.input_hw[::-1], flags=cv2.INTER_LINEAR, borderValue=fill
-        )
+        return cv2.warpAffine(img, params["matrix"][:2], self.input_hw[::-1], flags=cv2.INTER_LINEAR, borderValue=fill)
 
     def _rectangle(self, picture_hw: tuple[int, int]) -> tuple[float, float, float, float]:
         """Left, top, width and height of the crop, in pixels of the picture."""

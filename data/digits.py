@@ -52,9 +52,7 @@ def make_digits(
     if written.is_file() and json.loads(written.read_text()) == manifest:
         return root
     if root.exists() and not written.is_file() and any(root.iterdir()):
-        raise UserError(
-            f"{root}: holds something else, and the digits are not written over it; name another folder."
-        )
+        raise UserError(f"{root}: holds something else, and the digits are not written over it; name another folder.")
     root.parent.mkdir(parents=True, exist_ok=True)
     # Written aside and then renamed, so that an interrupted run leaves nothing that looks whole.
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
@@ -96,9 +94,7 @@ def _write_split(
         file_name = f"{i:06d}.png"
         cv2.imwrite(str(root / split / file_name), scene.image[..., ::-1])
         images.append({"id": i + 1, "file_name": file_name, "height": hw[0], "width": hw[1]})
-        for (left, top, right, bottom), label in zip(
-            scene.boxes.tolist(), scene.labels.tolist(), strict=True
-        ):
+        for (left, top, right, bottom), label in zip(scene.boxes.tolist(), scene.labels.tolist(), strict=True):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -119,17 +115,13 @@ def _main() -> None:
     parser = argparse.ArgumentParser(description="Write the digits data set.")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     for split, count in DEFAULT_COUNTS.items():
-        parser.add_argument(
-            f"--{split}", type=int, default=count, help="number of scenes (default %(default)s)"
-        )
+        parser.add_argument(f"--{split}", type=int, default=count, help="number of scenes (default %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="side of a scene in px (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shift", type=float, default=1.0, help="0..1, how much scenes differ (default 1)")
     given = parser.parse_args()
     counts = {split: getattr(given, split) for split in SPLITS}
-    print(
-        make_digits(given.out, counts=counts, seed=given.seed, hw=(given.size, given.size), shift=given.shift)
-    )
+    print(make_digits(given.out, counts=counts, seed=given.seed, hw=(given.size, given.size), shift=given.shift))
 
 
 if __name__ == "__main__":

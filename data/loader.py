@@ -122,9 +122,7 @@ def make_train_loader(
             f"batch_size={batch_size} must be at least 1, workers={workers} at least 0 "
             f"and multi_scale={multi_scale} at least 1."
         )
-    keys = EpochKeys(
-        len(image_set), batch_size=batch_size, input_hw=input_hw, multi_scale=multi_scale, seed=seed
-    )
+    keys = EpochKeys(len(image_set), batch_size=batch_size, input_hw=input_hw, multi_scale=multi_scale, seed=seed)
     dataset = TrainDataset(
         image_set,
         augment=augment,

@@ -55,9 +55,7 @@ def mosaic(
         whole = sample.boxes + shift
         cut = clip_boxes(whole, (left, top, right, bottom))
         boxes.append(cut)
-        kept.append(
-            visible(whole, cut, sample.is_crowd, min_visibility=min_visibility, min_side_px=min_side_px)
-        )
+        kept.append(visible(whole, cut, sample.is_crowd, min_visibility=min_visibility, min_side_px=min_side_px))
     keep = np.concatenate(kept)
     return Sample(
         image=canvas,
@@ -69,9 +67,7 @@ def mosaic(
     )
 
 
-def _window(
-    side: int, cut: int, full: int, content_start: float, content_stop: float
-) -> tuple[int, int, int]:
+def _window(side: int, cut: int, full: int, content_start: float, content_stop: float) -> tuple[int, int, int]:
     """Of one axis: the tile's start and stop in the mosaic, and where its window starts in the sample.
 
     The tile before the cut ends where its content ends; the tile after it starts where its content starts.

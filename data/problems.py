@@ -42,10 +42,7 @@ class Problems:
 
     def summary(self) -> list[str]:
         """One line a kind, such as `2 boxes without area dropped (first: Annotations/0343.xml)`."""
-        return [
-            f"{count} {kind[count != 1]} (first: {self.examples[kind][0]})"
-            for kind, count in self.counts.items()
-        ]
+        return [f"{count} {kind[count != 1]} (first: {self.examples[kind][0]})" for kind, count in self.counts.items()]
 
 
 def usable_boxes(

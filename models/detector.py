@@ -44,9 +44,7 @@ class Detector:
         )
 
 
-def describe_network(
-    plan: Plan, norm: NormOptions, class_names: tuple[str, ...], letterbox: bool
-) -> dict[str, Any]:
+def describe_network(plan: Plan, norm: NormOptions, class_names: tuple[str, ...], letterbox: bool) -> dict[str, Any]:
     """The checkpoint entries from which `build_network` makes the same network again, and how it saw pictures."""
     return {
         "cfg_name": plan.name,

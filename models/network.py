@@ -31,8 +31,7 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(build_layer(plan, node, norm) for node in plan.nodes)
         last_reader = {source: node.index for node in plan.nodes for source in node.inputs}
         self._read_last_by = [
-            tuple(source for source, reader in last_reader.items() if reader == node.index)
-            for node in plan.nodes
+            tuple(source for source, reader in last_reader.items() if reader == node.index) for node in plan.nodes
         ]
         init_weights(self)
 

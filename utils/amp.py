@@ -29,7 +29,7 @@ class MixedPrecision:
         return torch.autocast(self._device, dtype=self._dtype, enabled=self.kind != "off")
 
     def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()
+        torch.autograd.backward(self.scaler.scale(loss))
 
     def step(
         self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], *, clip_norm: float | None

@@ -38,9 +38,7 @@ class AnnotatedFiles:
         if self.save_json:
             (self.folder / "detections.json").write_text(json.dumps(self._rows, indent=1))
 
-    def add(
-        self, path: Path, image: np.ndarray, found: Detections, *, number: int, video_fps: float | None
-    ) -> None:
+    def add(self, path: Path, image: np.ndarray, found: Detections, *, number: int, video_fps: float | None) -> None:
         """image: (H, W, 3) uint8 RGB; found: boxes in its pixels. number: the frame's, within a video."""
         boxes, labels, scores = found.boxes.numpy(), found.labels.numpy(), found.scores.numpy()
         drawn = draw_boxes(image, boxes, labels, self.class_names, scores)

@@ -39,9 +39,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises what the file's bytes happen to trip over
-        raise UserError(
-            f"{path}: not a checkpoint of this project, or damaged ({type(error).__name__})"
-        ) from error
+        raise UserError(f"{path}: not a checkpoint of this project, or damaged ({type(error).__name__})") from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise UserError(f"{path}: not a checkpoint of this project")
     if content["format"] > FORMAT:
@@ -82,7 +80,7 @@ def norm_histories(model: nn.Module) -> dict[str, Tensor]:
     """What BatchAware modules remember across batches and state dicts leave out, by buffer name."""
     state = {}
     for name, module in model.named_modules():
-        if isinstance(module, BatchAware):
+        if isinstance(module, BatchAware) and isinstance(module, nn.Module):
             persistent = set(module.state_dict())
             for key, buffer in module.named_buffers():
                 if key not in persistent and buffer.numel():

@@ -89,8 +89,7 @@ class CocoTable:
         width = max([len("class"), *(len(row.name) for row in rows)])
         lines = [f"{'class':<{width}}  images   boxes     AP   AP50"]
         lines += [
-            f"{row.name:<{width}}  {row.images:>6d}  {row.boxes:>6d}  {row.AP:>5.3f}  {row.AP50:>5.3f}"
-            for row in rows
+            f"{row.name:<{width}}  {row.images:>6d}  {row.boxes:>6d}  {row.AP:>5.3f}  {row.AP50:>5.3f}" for row in rows
         ]
         return "\n".join(lines)
 
@@ -118,9 +117,7 @@ def results_of(
             "bbox": bbox,
             "score": round(score, 6),
         }
-        for bbox, score, label in zip(
-            bboxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-        )
+        for bbox, score, label in zip(bboxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
         if bbox[2] > 0 and bbox[3] > 0
     ]
 

@@ -122,9 +122,7 @@ def draw_batch(
     for index, picture in enumerate(pictures):
         if detections is None:
             here = batch.targets.of_images(index, index + 1)
-            drawn.append(
-                draw_boxes(picture, here.boxes.cpu().numpy(), here.labels.cpu().numpy(), class_names)
-            )
+            drawn.append(draw_boxes(picture, here.boxes.cpu().numpy(), here.labels.cpu().numpy(), class_names))
         else:
             found = detections[index].cpu()
             boxes, labels, scores = (part.numpy() for part in (found.boxes, found.labels, found.scores))

@@ -119,9 +119,7 @@ def plot_results(csv_path: str | Path, png_path: str | Path) -> None:
     _save(figure, png_path)
 
 
-def _draw_curve(
-    axis: Axes, places: np.ndarray, values: np.ndarray, colour: str, name: str, *, noisy: bool
-) -> None:
+def _draw_curve(axis: Axes, places: np.ndarray, values: np.ndarray, colour: str, name: str, *, noisy: bool) -> None:
     """A line, marked where its points are few; a long noisy one pale beneath its running mean."""
     window = len(values) // 50
     if not noisy or window < 3:

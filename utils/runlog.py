@@ -25,14 +25,10 @@ def free_folder(wanted: str | None, *, default: str) -> Path:
     if wanted is not None:
         folder = Path(wanted)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(
-                f"{folder}: is there already; name another folder, or go on with --resume {folder}"
-            )
+            raise UserError(f"{folder}: is there already; name another folder, or go on with --resume {folder}")
         return folder
     first = Path("runs") / default
-    taken = (
-        first.with_name(f"{first.name}-{number}") if number > 1 else first for number in range(1, 10_000)
-    )
+    taken = (first.with_name(f"{first.name}-{number}") if number > 1 else first for number in range(1, 10_000))
     return next(folder for folder in taken if not folder.exists())
 
 

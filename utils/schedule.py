@@ -29,9 +29,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
-            raise UserError(
-                f"unknown learning-rate policy '{self.policy}': choose one of {', '.join(POLICIES)}"
-            )
+            raise UserError(f"unknown learning-rate policy '{self.policy}': choose one of {', '.join(POLICIES)}")
         if len(self.steps) != len(self.scales):
             raise UserError(f"{len(self.steps)} learning-rate steps but {len(self.scales)} scales")
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from utils.coco_map import CocoTable, evaluate_coco, results_of
 from utils.confusion import confusion_matrix
+from utils.draw import draw_batch, write_png
 from utils.errors import UserError
 from utils.plots import plot_confusion, plot_pr_curves
 from utils.structures import Batch, Detections
@@ -61,11 +62,13 @@ def collect_results(
 class Examiner:
     """A detector and the pictures it is examined on.
 
-    categories: label -> category id (`category_of_label`). is_coco: whether ground_truth is a file the user has.
+    class_names: of the detector's labels. categories: label -> category id (`category_of_label`).
+    is_coco: whether ground_truth is a file the user has.
     """
 
     detect: Callable[[Tensor], list[Detections]]
     batches: Iterable[Batch]
+    class_names: Sequence[str]
     ground_truth: Mapping[str, Any]
     image_ids: Sequence[int]
     categories: Mapping[int, int]
@@ -74,15 +77,14 @@ class Examiner:
 
     def results(self, *, progress: bool = False) -> list[dict[str, Any]]:
         """COCO result rows of all pictures."""
-        return collect_results(
-            self.detect, self.batches, self.categories, device=self.device, progress=progress
-        )
+        return collect_results(self.detect, self.batches, self.categories, device=self.device, progress=progress)
 
     def measure(self) -> CocoTable:
         return evaluate_coco(self.ground_truth, self.results(), image_ids=self.image_ids)
 
     def report(self, folder: Path) -> CocoTable:
-        """Measure, and write tables, curves and detections into `folder`."""
+        """Measure, and write tables, curves, detections and some annotated pictures into `folder`."""
+        self._draw(folder / "predictions.png")
         return write_report(
             folder,
             self.ground_truth,
@@ -90,6 +92,14 @@ class Examiner:
             image_ids=self.image_ids,
             save_ground_truth=not self.is_coco,
         )
+
+    @torch.no_grad()
+    def _draw(self, path: Path) -> None:
+        """The first batch with what is found there at a confidence of 0.25."""
+        batch = next(iter(self.batches))
+        found = self.detect(batch.to(self.device).pixels())
+        confident = [detections.where(detections.scores > 0.25) for detections in found]
+        write_png(path, draw_batch(batch, self.class_names, confident))
 
 
 def write_report(
@@ -113,7 +123,5 @@ def write_report(
     (folder / "metrics.json").write_text(json.dumps(table.stats(), indent=2))
     names = [category["name"] for category in sorted(ground_truth["categories"], key=lambda c: c["id"])]
     plot_pr_curves(table, names, folder / "pr_curves.png")
-    plot_confusion(
-        confusion_matrix(ground_truth, results, image_ids=image_ids), names, folder / "confusion.png"
-    )
+    plot_confusion(confusion_matrix(ground_truth, results, image_ids=image_ids), names, folder / "confusion.png")
     return table

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -131,7 +132,7 @@ class Batch:
         """Cut into at most `parts` mini-batches whose sizes differ by at most one, in order."""
         parts = max(1, min(parts, len(self)))
         edges = [len(self) * i // parts for i in range(parts + 1)]
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in pairwise(edges):
             yield Batch(
                 images=self.images[start:stop],
                 targets=self.targets.of_images(start, stop),

@@ -103,9 +103,7 @@ class BatchStatNorm(nn.Module, BatchAware):
 
     def forward(self, y: Tensor, *context: Any) -> Tensor:
         if not self.training:
-            return F.batch_norm(
-                y, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
+            return F.batch_norm(y, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         own = Moments.of(y)
         self._remember("last", own)
         if not self.announced:

@@ -47,9 +47,7 @@ def _mean_var(y: Tensor) -> tuple[Tensor, Tensor]:
     """
     images, channels, height, width = y.shape
     if y.device.type == "cpu" and y.is_contiguous() and y.numel():
-        _, mean, rstd = torch.ops.aten.native_group_norm(
-            y, None, None, images, channels, height * width, channels, 0.0
-        )
+        _, mean, rstd = torch.ops.aten.native_group_norm(y, None, None, images, channels, height * width, channels, 0.0)
         # A row without variance has 1 / 0 there, and 1 / inf^2 is the 0 we want.
         rows = rstd.pow(-2)
         centre = mean.mean(0)

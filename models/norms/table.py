@@ -19,9 +19,7 @@ CMBN_GRADIENTS = ("weights", "share")
 class NormOptions:
     """Everything a norm can be told. A knob that the chosen norm does not read is refused, not ignored."""
 
-    norm: str = knob(
-        "bn", "normalisation layer of every conv-norm-activation block", choices=lambda: tuple(NORMS)
-    )
+    norm: str = knob("bn", "normalisation layer of every conv-norm-activation block", choices=lambda: tuple(NORMS))
     norm_gradient: str | None = knob(
         None,
         "cmbn: gradient through the pooled statistics (default weights)",

@@ -44,9 +44,7 @@ def shape_iou(sizes: Tensor, anchors: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def assign(
-    targets: Targets, spec: YoloSpec, grid_hw: tuple[int, int], stride_px: tuple[float, float]
-) -> Assignment:
+def assign(targets: Targets, spec: YoloSpec, grid_hw: tuple[int, int], stride_px: tuple[float, float]) -> Assignment:
     """The head's share of the objects. Crowd regions are nobody's. No objects: an empty Assignment."""
     boxes = targets.boxes
     sizes = boxes[:, 2:] - boxes[:, :2]

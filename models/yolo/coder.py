@@ -17,9 +17,7 @@ from models.yolo.head import RawHead
 MAX_LOG_SIZE = 8.0
 
 
-def decode(
-    raw: Tensor, cells: Tensor, anchors_px: Tensor, stride_px: tuple[float, float], spec: YoloSpec
-) -> Tensor:
+def decode(raw: Tensor, cells: Tensor, anchors_px: Tensor, stride_px: tuple[float, float], spec: YoloSpec) -> Tensor:
     """raw (..., 4), cells (..., 2) as column and row, anchors (..., 2) -> (..., 4) xyxy in input pixels."""
     stride = raw.new_tensor((stride_px[1], stride_px[0]))
     offset = raw[..., :2].sigmoid() * spec.scale_x_y - (spec.scale_x_y - 1) / 2
@@ -31,9 +29,7 @@ def decode(
     return torch.cat((centre - size / 2, centre + size / 2), dim=-1)
 
 
-def encode(
-    boxes: Tensor, cells: Tensor, anchors_px: Tensor, stride_px: tuple[float, float], spec: YoloSpec
-) -> Tensor:
+def encode(boxes: Tensor, cells: Tensor, anchors_px: Tensor, stride_px: tuple[float, float], spec: YoloSpec) -> Tensor:
     """boxes (..., 4) xyxy in input pixels -> raw (..., 4), such that decode(encode(boxes)) = boxes.
 
     Where no finite logit exists (a centre on the edge of what the cell can reach, a size of 4 anchors or more

@@ -98,9 +98,7 @@ class YoloLoss:
             classes=self._classes(logits, assignment, head, targets),
         )
 
-    def _box(
-        self, logits: Tensor, boxes: Tensor, assignment: Assignment, head: RawHead, targets: Targets
-    ) -> Tensor:
+    def _box(self, logits: Tensor, boxes: Tensor, assignment: Assignment, head: RawHead, targets: Targets) -> Tensor:
         spec = head.spec
         wanted = targets.boxes[assignment.target].to(boxes.dtype)
         if spec.iou_loss != "mse":

@@ -16,9 +16,7 @@ GOLDEN = ROOT / "tests/golden/cfg"
 REFERENCE = ROOT.parent / "shared/darknet/cfg"
 REFERENCE_COUNT = 29
 
-needs_reference = pytest.mark.skipif(
-    not REFERENCE.is_dir(), reason=f"darknet's own cfgs are not at {REFERENCE}"
-)
+needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"darknet's own cfgs are not at {REFERENCE}")
 
 PARAMETERS = {
     "yolov4": 64_363_101,

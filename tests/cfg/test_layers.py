@@ -152,7 +152,5 @@ def test_bad_values(text, message):
 
 
 def test_an_unsupported_section_lists_the_supported_ones():
-    with pytest.raises(
-        CfgError, match=r"^a\.cfg:1: \[lstm\] is not supported, only avgpool, conv.*, yolo are$"
-    ):
+    with pytest.raises(CfgError, match=r"^a\.cfg:1: \[lstm\] is not supported, only avgpool, conv.*, yolo are$"):
         read("[lstm]")

@@ -22,8 +22,7 @@ def test_defaults_are_those_of_darknet():
 
 def test_keys_are_read():
     net = read(
-        "burn_in=10\npolicy=steps\nsteps=5, 9\nscales=.1, .2\nmax_batches=12\nmosaic=1"
-        "\nflip=0\nhue=.1\nletter_box=1"
+        "burn_in=10\npolicy=steps\nsteps=5, 9\nscales=.1, .2\nmax_batches=12\nmosaic=1\nflip=0\nhue=.1\nletter_box=1"
     )
     assert (net.burn_in_steps, net.policy, net.steps, net.scales) == (10, "steps", (5, 9), (0.1, 0.2))
     assert (net.mosaic, net.flip, net.hue, net.letter_box) == (True, False, 0.1, True)
@@ -67,8 +66,6 @@ def test_input_size_is_required_and_bounded():
 
 
 def test_what_darknet_would_do_and_we_do_not_is_said():
-    section = parse_sections(
-        "[net]\nwidth=8\nheight=8\ncutmix=1\nmixup=0\nangle=0\nmax_crop=9", path="a.cfg"
-    )[0]
+    section = parse_sections("[net]\nwidth=8\nheight=8\ncutmix=1\nmixup=0\nangle=0\nmax_crop=9", path="a.cfg")[0]
     NetSpec.read(section)
     assert section.warnings(set()) == ["a.cfg:4: cutmix=1 is not supported and is ignored"]

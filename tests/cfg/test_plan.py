@@ -69,10 +69,7 @@ def test_classes_repair_filters_that_do_not_match():
     text = NET + HEAD.format(filters=99)
     with pytest.raises(CfgError) as caught:
         parse_plan(text, path="a.cfg")
-    assert (
-        str(caught.value)
-        == "a.cfg:5: filters=99, but the [yolo] after it needs 16, 2 anchors * (5 + 3 classes)"
-    )
+    assert str(caught.value) == "a.cfg:5: filters=99, but the [yolo] after it needs 16, 2 anchors * (5 + 3 classes)"
     assert parse_plan(text, path="a.cfg", classes=3).nodes[0].spec.filters == 16
 
 
@@ -91,9 +88,7 @@ def test_an_input_size_that_does_not_fit_names_the_route():
     with pytest.raises(CfgError) as caught:
         plan.with_input_hw((32, 34))
     line = plan.nodes[4].line
-    assert str(caught.value) == (
-        f"a.cfg:{line}: layer 4: inputs differ in height or width: 8x16x18 and 8x16x17"
-    )
+    assert str(caught.value) == (f"a.cfg:{line}: layer 4: inputs differ in height or width: 8x16x18 and 8x16x17")
 
 
 @pytest.mark.parametrize("hw", [(0, 32), (32, -32), (32, 40_000)])
@@ -161,9 +156,7 @@ def test_only_a_convolution_can_be_resized_for_a_head():
 
 
 def test_warnings_are_collected_in_file_order():
-    text = (
-        "[net]\nwidth=32\nheight=32\nadam=1\n[convolutional]\nfiltres=8\n[convolutional]\nbatch=1\nwidth=9\n"
-    )
+    text = "[net]\nwidth=32\nheight=32\nadam=1\n[convolutional]\nfiltres=8\n[convolutional]\nbatch=1\nwidth=9\n"
     assert parse_plan(text, path="a.cfg").warnings == (
         "a.cfg:4: adam=1 is not supported and is ignored",
         "a.cfg:6: unknown key 'filtres' in [convolutional], did you mean 'filters'?",

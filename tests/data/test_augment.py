@@ -59,9 +59,7 @@ def test_no_change_asked_for_no_change_made() -> None:
 
 
 def test_letterbox_keeps_the_aspect_ratio() -> None:
-    options = AugmentOptions(
-        mosaic=0, flip=False, jitter=0, resize=1, saturation=1, exposure=1, hue=0, letterbox=True
-    )
+    options = AugmentOptions(mosaic=0, flip=False, jitter=0, resize=1, saturation=1, exposure=1, hue=0, letterbox=True)
     sample = Augmenter(options, one_object, 1)(0, (160, 160), np.random.default_rng(0))
     np.testing.assert_allclose(sample.boxes, [[60, 60, 110, 100]], atol=1e-3)
 
@@ -122,9 +120,7 @@ def test_mosaics_are_made_as_often_as_asked(probability: float) -> None:
     assert np.mean(np.array(counts) == 4) == pytest.approx(probability, abs=0.1)
 
 
-@pytest.mark.parametrize(
-    "options", [AugmentOptions(), AugmentOptions(mosaic=1, blur=0.5, noise=0.5, letterbox=True)]
-)
+@pytest.mark.parametrize("options", [AugmentOptions(), AugmentOptions(mosaic=1, blur=0.5, noise=0.5, letterbox=True)])
 def test_same_generator_same_sample(options: AugmentOptions) -> None:
     one, other = Augmenter(options, one_object, 20), Augmenter(options, one_object, 20)
     for seed in (3, 1, 2, 1):

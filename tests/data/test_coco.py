@@ -88,9 +88,7 @@ def test_unusable_json(tmp_path: Path, text: str, message: str) -> None:
 
 def test_missing_sizes_are_read_from_the_pictures(tmp_path: Path) -> None:
     file = write_coco(tmp_path, "train")
-    images = [
-        {"id": row["id"], "file_name": row["file_name"]} for row in json.loads(file.read_text())["images"]
-    ]
+    images = [{"id": row["id"], "file_name": row["file_name"]} for row in json.loads(file.read_text())["images"]]
     changed(file, images=images)
     image_set = open_image_set(tmp_path, "train")
     assert [image_set[i].hw for i in range(3)] == [(60, 80), (60, 80), (60, 64)]

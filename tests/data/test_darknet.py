@@ -39,9 +39,7 @@ def test_label_file_follows_darknets_rule(tmp_path: Path) -> None:
 def test_faulty_lines_are_dropped_and_named(tmp_path: Path) -> None:
     file = write_darknet(tmp_path, "train")
     labels = tmp_path / "labels" / "b.txt"
-    labels.write_text(
-        "0 .5 .5 .1 .1\n0 .5 .5 .1\n\nzero .5 .5 .1 .1\n0 nan .5 .1 .1\n1.5 .5 .5 .1 .1\n3 .5 .5 .1 .1\n"
-    )
+    labels.write_text("0 .5 .5 .1 .1\n0 .5 .5 .1\n\nzero .5 .5 .1 .1\n0 nan .5 .1 .1\n1.5 .5 .5 .1 .1\n3 .5 .5 .1 .1\n")
     image_set = open_image_set(file, "train")
     assert image_set[1].labels.tolist() == [0]
     assert image_set.problems.summary() == [

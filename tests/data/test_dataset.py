@@ -21,9 +21,7 @@ def test_pictures_are_shrunk_with_their_boxes(tmp_path: Path) -> None:
 def test_annotations_of_another_size_are_scaled(tmp_path: Path) -> None:
     image_set = picture_set(tmp_path, 2, hw=(60, 80))
     write_picture(tmp_path / "001.png", (30, 40))
-    np.testing.assert_allclose(
-        ShrunkPictures(image_set, longest_px=500, cache_bytes=0)(1).boxes, [[5, 5, 20, 20]]
-    )
+    np.testing.assert_allclose(ShrunkPictures(image_set, longest_px=500, cache_bytes=0)(1).boxes, [[5, 5, 20, 20]])
 
 
 def test_cache_keeps_to_its_budget_and_spares_the_disk(noise_set: ImageSet) -> None:
@@ -37,9 +35,7 @@ def test_cache_keeps_to_its_budget_and_spares_the_disk(noise_set: ImageSet) -> N
     assert pictures(3).image_id == noise_set[0].image_id  # 3 to 10 are gone: the next readable is 0
 
 
-def test_unreadable_picture_is_replaced_and_named_once(
-    noise_set: ImageSet, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unreadable_picture_is_replaced_and_named_once(noise_set: ImageSet, caplog: pytest.LogCaptureFixture) -> None:
     for broken in (4, 5, 10):
         Path(noise_set[broken].path).write_bytes(b"no picture")
     pictures = ShrunkPictures(noise_set, longest_px=500, cache_bytes=0)
@@ -83,9 +79,7 @@ def test_evaluation_shows_the_whole_picture(noise_set: ImageSet, letterbox: bool
         np.testing.assert_allclose(sample.placement.to_source(sample.boxes), noise_set[i].boxes, atol=1e-4)
 
 
-def test_unreadable_picture_is_evaluated_as_grey(
-    noise_set: ImageSet, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unreadable_picture_is_evaluated_as_grey(noise_set: ImageSet, caplog: pytest.LogCaptureFixture) -> None:
     Path(noise_set[2].path).write_bytes(b"")
     sample = EvalDataset(noise_set, input_hw=(64, 64), letterbox=False)[2]
     assert (sample.image == 127).all()

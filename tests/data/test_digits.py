@@ -105,9 +105,7 @@ def test_shift_sets_how_much_scenes_differ() -> None:
     inks[:, 1:7, 2:6] = 1
 
     def spread(shift: float) -> tuple[float, float, float]:
-        scenes = [
-            draw_scene(np.random.default_rng(i), inks, labels, hw=(96, 96), shift=shift) for i in range(60)
-        ]
+        scenes = [draw_scene(np.random.default_rng(i), inks, labels, hw=(96, 96), shift=shift) for i in range(60)]
         levels = [scene.image.mean() for scene in scenes]
         contrasts = [scene.image.std() for scene in scenes]
         sides = [np.log(scene.boxes[:, 3] - scene.boxes[:, 1]).mean() for scene in scenes]

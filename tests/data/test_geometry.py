@@ -63,9 +63,7 @@ def test_clipping() -> None:
 
 
 def test_visibility_is_a_share_of_the_whole_object_but_crowds_always_count() -> None:
-    whole = np.array(
-        [[-90, 0, 10, 10], [-5, 0, 5, 10], [0, 0, 1.5, 10], [-90, 0, 10, 10], [-9, 0, -1, 10]], np.float32
-    )
+    whole = np.array([[-90, 0, 10, 10], [-5, 0, 5, 10], [0, 0, 1.5, 10], [-90, 0, 10, 10], [-9, 0, -1, 10]], np.float32)
     cut = clip_boxes(whole, (0, 0, 20, 20))
     crowd = np.array([False, False, False, True, True])
     seen = visible(whole, cut, crowd, min_visibility=0.2, min_side_px=2)

@@ -114,9 +114,7 @@ def test_impossible_settings(noise_set: ImageSet, knob: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_goes_through_the_set_in_order(noise_set: ImageSet, workers: int) -> None:
-    batches = list(
-        make_eval_loader(noise_set, batch_size=4, input_hw=(64, 64), letterbox=True, workers=workers)
-    )
+    batches = list(make_eval_loader(noise_set, batch_size=4, input_hw=(64, 64), letterbox=True, workers=workers))
     assert [len(batch) for batch in batches] == [4, 4, 3]
     assert tuple(image_id for batch in batches for image_id in batch.image_ids) == noise_set.image_ids
     assert sum(len(batch.targets) for batch in batches) == len(noise_set.boxes)

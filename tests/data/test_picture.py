@@ -28,9 +28,7 @@ def test_size_from_the_header_is_that_of_the_pixels(tmp_path: Path, suffix: str)
 
 def test_real_pictures(shared: Path) -> None:
     paths = [
-        str(path)
-        for name in ("bccd", "coco_tiny")
-        for path in sorted((shared / "data" / name).rglob("*.jpg"))[:30]
+        str(path) for name in ("bccd", "coco_tiny") for path in sorted((shared / "data" / name).rglob("*.jpg"))[:30]
     ]
     assert len(paths) == 60
     for path in paths:
@@ -78,9 +76,7 @@ def test_orientation_tag(tmp_path: Path) -> None:
     np.testing.assert_array_equal(as_stored, read_picture(str(tmp_path / "a.jpg")))
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"text", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00", b"\x89PNG\r\n\x1a\nshort"]
-)
+@pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00", b"\x89PNG\r\n\x1a\nshort"])
 def test_unreadable(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(content)

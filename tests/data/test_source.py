@@ -26,9 +26,7 @@ def test_every_format_gives_the_same_records(tmp_path: Path, style: str) -> None
         assert record.hw == scene.hw
         expected = np.array([box for _, box in scene.objects], np.float32).reshape(-1, 4)
         np.testing.assert_allclose(record.boxes, expected, atol=1e-4)
-        assert [image_set.class_names[label] for label in record.labels] == [
-            name for name, _ in scene.objects
-        ]
+        assert [image_set.class_names[label] for label in record.labels] == [name for name, _ in scene.objects]
         assert record.boxes.dtype == np.float32
         assert record.labels.dtype == np.int64
         assert not record.is_crowd.any()

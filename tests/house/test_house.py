@@ -37,10 +37,7 @@ def unsafe_calls(tree: ast.Module) -> list[str]:
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
-        safe = any(
-            keyword.arg == "weights_only" and ast.unparse(keyword.value) == "True"
-            for keyword in node.keywords
-        )
+        safe = any(keyword.arg == "weights_only" and ast.unparse(keyword.value) == "True" for keyword in node.keywords)
         if name in ("eval", "exec") or (name == "torch.load" and not safe):
             found.append(f"{node.lineno}: {name}")
     return found

@@ -89,9 +89,7 @@ def load_by_hand(network: Network, payload: np.ndarray) -> None:
         if conv is None:
             continue
         norm = layer.norm
-        for tensor in (
-            (conv.bias,) if norm is None else (norm.bias, norm.weight, norm.running_mean, norm.running_var)
-        ):
+        for tensor in (conv.bias,) if norm is None else (norm.bias, norm.weight, norm.running_mean, norm.running_var):
             take(tensor)
         take(conv.weight)
     assert position == len(payload)

@@ -71,9 +71,7 @@ def conv(x, weight, *, stride, padding, groups):
             for column in range(width):
                 window = padded[n, :, row * stride : row * stride + k, column * stride : column * stride + k]
                 for group in range(groups):
-                    patches[n, group, row, column] = window[
-                        group * per_group : (group + 1) * per_group
-                    ].ravel()
+                    patches[n, group, row, column] = window[group * per_group : (group + 1) * per_group].ravel()
                 for f in range(len(weight)):
                     group = f // (len(weight) // groups)
                     y[n, f, row, column] = patches[n, group, row, column] @ weight[f].ravel()

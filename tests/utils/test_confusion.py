@@ -99,9 +99,7 @@ def test_columns_sum_to_the_objects() -> None:
     matrix = confusion_matrix(ground_truth, results, min_score=0.6)
     for column, category_id in enumerate((3, 4, 5, 6)):
         objects = [
-            row
-            for row in ground_truth["annotations"]
-            if row["category_id"] == category_id and not row["iscrowd"]
+            row for row in ground_truth["annotations"] if row["category_id"] == category_id and not row["iscrowd"]
         ]
         assert matrix[:, column].sum() == len(objects)
     assert matrix[-1, -1] == 0

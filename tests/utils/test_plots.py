@@ -50,8 +50,7 @@ def test_confusion(tmp_path: Path, classes: int, empty: bool) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        f"{HEADER}\n"
-        + "".join(f"{s},0,0.1,{500 / s},1,1,1,{'' if s % 50 else 0.5},,{s}\n" for s in range(1, 301)),
+        f"{HEADER}\n" + "".join(f"{s},0,0.1,{500 / s},1,1,1,{'' if s % 50 else 0.5},,{s}\n" for s in range(1, 301)),
         f"{HEADER}\n1,0,0.1,nan,1,1,1,,,3\n2,0,0.1,inf,1,1,1,,,3\n",
         "loss\n3\n2\n",
         "step,AP,remark\n100,0.1,good\n200,0.2,better\n50,0.3\n",

@@ -113,9 +113,7 @@ def test_cmbn_weights_gradient_equals_autograd_through_all_mini_batches(groups, 
         got = torch.autograd.grad(out, (x, module.conv.weight, module.norm.weight, module.norm.bias), g)
         reference = cmbn_by_autograd(module, batch, t)
         torch.testing.assert_close(out, reference, rtol=1e-12, atol=1e-12)
-        want = torch.autograd.grad(
-            reference, (x, module.conv.weight, module.norm.weight, module.norm.bias), g
-        )
+        want = torch.autograd.grad(reference, (x, module.conv.weight, module.norm.weight, module.norm.bias), g)
         for mine, theirs in zip(got, want, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-11)
 

@@ -1,0 +1,71 @@
+"""The main job, timed and scored: train, then evaluate on pictures that training never saw.
+
+    python benchmarks/main_job.py [--data PATH] [--split test] [-- flags for train.py]
+
+Prints the figures the README quotes and adds them to benchmarks/results/main_job.jsonl, with the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils.environment import describe  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--split", default="test", help="split to score on (default test)")
+    parser.add_argument("train_flags", nargs="*", help="after --: flags for train.py (default --norm cmbn)")
+    asked = parser.parse_args()
+    flags = asked.train_flags or ["--norm", "cmbn"]
+    with tempfile.TemporaryDirectory() as scratch:
+        run, report = Path(scratch) / "run", Path(scratch) / "report"
+        begun = time.perf_counter()
+        page("train.py", "--data", asked.data, "--run", str(run), *flags)
+        minutes = (time.perf_counter() - begun) / 60
+        weights = str(run / "best.pt")
+        page("evaluate.py", "--weights", weights, "--data", asked.data, "--split", asked.split, "--run", str(report))
+        metrics = json.loads((report / "metrics.json").read_text())
+        epochs = json.loads((run / "settings.json").read_text())["epochs"]
+    row = {
+        "data": Path(asked.data).name,
+        "split": asked.split,
+        "flags": " ".join(flags),
+        "AP": round(metrics["AP"], 3),
+        "AP50": round(metrics["AP50"], 3),
+        "training minutes": round(minutes, 1),
+        "epochs": epochs,
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+        **describe(),
+    }
+    results = ROOT / "benchmarks" / "results"
+    results.mkdir(exist_ok=True)
+    with open(results / "main_job.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    width = max(map(len, row))
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in row.items()))
+
+
+def page(name: str, *flags: str) -> None:
+    subprocess.run([sys.executable, str(ROOT / name), *flags], cwd=ROOT, check=True)
+
+
+def commit() -> str:
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The pages from end to end, on a few digit scenes and the smallest nets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+import train
+from data.digits import make_digits
+from options import run_page
+from utils.checkpoint import read_checkpoint
+
+TOY_CFG = """
+[net]
+width=64
+height=64
+batch=4
+subdivisions=2
+learning_rate=0.005
+policy=constant
+letter_box=1
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=4
+pad=1
+activation=leaky
+[convolutional]
+batch_normalize=1
+filters=16
+size=3
+stride=2
+pad=1
+activation=leaky
+[convolutional]
+filters=45
+activation=linear
+[yolo]
+mask=0,1,2
+anchors=8,12,16,24,24,32
+classes=10
+iou_loss=ciou
+iou_normalizer=.07
+jitter=.1
+"""
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_digits(tmp_path_factory.mktemp("data") / "scenes", counts={"train": 16, "val": 8}, hw=(64, 64))
+
+
+@pytest.fixture(scope="session")
+def toy_cfg(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("cfg") / "toy.cfg"
+    path.write_text(TOY_CFG)
+    return str(path)
+
+
+def page(root: Path, name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, str(root / name), *flags], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def test_train_evaluate_detect(root: Path, scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = ("--data", str(scenes), "--cfg", toy_cfg, "--norm", "cmbn", "--epochs", "2", "--workers", "1")
+    said = page(root, "train.py", *flags, "--run", str(run)).stdout
+    assert "Average Precision  (AP) @[ IoU=0.50:0.95" in said
+    for name in ("settings.json", "results.csv", "best.pt", "last.pt", "tensorboard"):
+        assert (run / name).exists(), name
+    for name in ("first_batch", "predictions", "results", "pr_curves", "confusion"):
+        assert cv2.imread(str(run / f"{name}.png")).std() > 0, name
+    assert len((run / "results.csv").read_text().splitlines()) == 3
+
+    report = tmp_path / "report"
+    weights = str(run / "best.pt")
+    page(root, "evaluate.py", "--weights", weights, "--data", str(scenes), "--run", str(report), "--workers", "0")
+    stats = json.loads((report / "metrics.json").read_text())
+    by_hand = coco_by_hand(scenes / "annotations" / "instances_val.json", report / "detections.json")
+    assert list(stats.values()) == pytest.approx(by_hand, abs=1e-12)
+
+    found = tmp_path / "found"
+    extras = ("--save-json", "--save-txt", "--save-crops", "--confidence", "0.01", "--run", str(found))
+    said = page(root, "detect.py", "--weights", weights, *extras, str(scenes / "val")).stdout
+    assert len(list(found.glob("*.png"))) == len(list((found / "labels").glob("*.txt"))) == 8
+    rows = json.loads((found / "detections.json").read_text())
+    assert [Path(row["file"]).name for row in rows] == [f"{i:06d}.png" for i in range(8)]
+    crops = len(list((found / "crops").rglob("*.png"))) if (found / "crops").exists() else 0
+    assert crops == sum(len(row["objects"]) for row in rows)
+    assert said.splitlines()[-1] == f"8 pictures annotated; they are in {found}"
+
+
+def coco_by_hand(ground_truth: Path, detections: Path) -> list[float]:
+    truth = COCO(str(ground_truth))
+    rows = json.loads(detections.read_text())
+    if not rows:
+        return [0.0] * 12
+    evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats.tolist()
+
+
+@pytest.mark.parametrize("norm", ["bn", "cmbn", "cbn"])
+def test_a_resumed_run_ends_like_an_uninterrupted_one(scenes: Path, toy_cfg: str, tmp_path: Path, norm: str) -> None:
+    common = ["--data", str(scenes), "--cfg", toy_cfg, "--norm", norm, "--workers", "0", "--evals", "1"]
+    common += ["--norm-burn-in-steps", "2"] if norm == "cbn" else []
+    common += ["--ema-decay", "0.9"]  # by default it depends on the length of the run, and so would the weights
+    train.main([*common, "--epochs", "3", "--run", str(tmp_path / "whole")])
+    train.main([*common, "--epochs", "1", "--run", str(tmp_path / "parts")])
+    train.main(["--resume", str(tmp_path / "parts"), "--epochs", "3", "--workers", "0"])
+    whole, parts = (read_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts"))
+    assert parts["training"]["step"] == whole["training"]["step"] == 12
+    for name, tensor in whole["training"]["network"].items():
+        assert torch.equal(tensor, parts["training"]["network"][name]), name
+    for name, tensor in whole["weights"].items():
+        assert torch.equal(tensor, parts["weights"][name]), name
+
+
+def test_two_pictures_can_be_learnt_by_heart(toy_cfg: str, tmp_path: Path) -> None:
+    """Loss near 0 and every object found: assignment, loss, decoder and evaluation speak of the same boxes."""
+    two = make_digits(tmp_path / "two", counts={"train": 2, "val": 2}, hw=(64, 64), shift=0.0)
+    annotations = two / "annotations"
+    (annotations / "instances_val.json").write_text((annotations / "instances_train.json").read_text())
+    for picture in (two / "train").iterdir():
+        (two / "val" / picture.name).write_bytes(picture.read_bytes())
+    still = ["--mosaic", "0", "--jitter", "0", "--resize", "1", "--saturation", "1", "--exposure", "1", "--hue", "0"]
+    flags = ["--data", str(two), "--cfg", "yolov4-pico", "--image-size", "64", "--norm", "cmbn", "--workers", "0"]
+    speed = ["--epochs", "150", "--batch-size", "2", "--subdivisions", "2", "--evals", "1", "--lr-policy", "constant"]
+    train.main([*flags, *still, *speed, "--burn-in-steps", "10", "--run", str(tmp_path / "run")])
+    rows = (tmp_path / "run" / "results.csv").read_text().splitlines()
+    losses = [float(row.split(",")[3]) for row in rows[1:]]
+    assert losses[-1] < 0.05 * losses[0]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["AP50"] > 0.95
+    assert metrics["AP"] > 0.6
+
+
+# --- bad input: one sentence, exit code 2 ----------------------------------------------------------------------
+
+
+def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *flags: str) -> str:
+    """What train.py says on stderr when it refuses these flags."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    with pytest.raises(SystemExit) as ended:
+        run_page(train.main)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--data", "no/such/place"], "no/such/place: no such file or folder"),
+        (["--norm", "batch"], "invalid choice: 'batch'"),
+        (["--norm", "bn", "--norm-window", "3"], "--norm-window is read by cbn, not by --norm bn"),
+        (["--batch-size", "6", "--subdivisions", "4"], "--batch-size 6 is not divisible by --subdivisions 4"),
+        (["--cfg", "yolov4-tny"], "did you mean"),
+        (["--image-size", "100"], "inputs differ in height or width"),
+        (["--image-size", "big"], "'big' is not a size"),
+        (["--val-split", "exam"], "has no split 'exam'"),
+        (["--weights", "nothing.pt"], "nothing.pt: no such checkpoint"),
+        (["--resume", "nowhere"], "nowhere: no such checkpoint"),
+        (["--resume", "nowhere", "--norm", "bn"], "--norm cannot be changed"),
+        (["--device", "cuda:77"], "cuda:77"),
+        (["--lr-steps", "1", "2", "--lr-scales", "0.1", "--lr-policy", "steps"], "2 learning-rate steps but 1 scales"),
+        (["--amp", "fp16", "--device", "cpu"], "--amp fp16 needs a GPU"),
+    ],
+)
+def test_bad_flags(capsys, monkeypatch, tmp_path, scenes, flags: list[str], sentence: str) -> None:
+    given = [] if "--resume" in flags else ["--run", str(tmp_path / "run"), "--workers", "0"]
+    given += [] if {"--data", "--resume"} & set(flags) else ["--data", str(scenes)]
+    assert sentence in refused(capsys, monkeypatch, *given, *flags)
+
+
+def test_a_malformed_cfg_names_file_and_line(capsys, monkeypatch, tmp_path, scenes) -> None:
+    bad = tmp_path / "bad.cfg"
+    bad.write_text(TOY_CFG.replace("filters=16", "filters=many"))
+    said = refused(capsys, monkeypatch, "--data", str(scenes), "--cfg", str(bad))
+    line = TOY_CFG.splitlines().index("filters=16") + 1
+    assert said.startswith(f"error: {bad}:{line}: ")
+
+
+def test_an_empty_data_set(capsys, monkeypatch, tmp_path) -> None:
+    assert str(tmp_path) in refused(capsys, monkeypatch, "--data", str(tmp_path))
+
+
+def test_an_existing_run_is_not_overwritten(capsys, monkeypatch, tmp_path, scenes) -> None:
+    (tmp_path / "precious.pt").write_text("weights")
+    assert "--resume" in refused(capsys, monkeypatch, "--data", str(scenes), "--run", str(tmp_path))
+    assert (tmp_path / "precious.pt").read_text() == "weights"
+
+
+def test_a_diverging_loss_stops_with_the_pictures_named(capsys, monkeypatch, tmp_path, scenes, toy_cfg) -> None:
+    flags = ["--data", str(scenes), "--cfg", toy_cfg, "--learning-rate", "1e12", "--workers", "0"]
+    said = refused(capsys, monkeypatch, *flags, "--run", str(tmp_path / "run"))
+    assert "the loss is not finite at step" in said
+    assert ".png" in said
