@@ -184,4 +184,4 @@ def _unit_colour(label: int) -> tuple[float, float, float]:
 
 def _save(figure: Figure, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DOTS_PER_INCH)
+    figure.savefig(path, dpi=_DOTS_PER_INCH, bbox_inches="tight")  # square axes push their labels out

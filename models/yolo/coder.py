@@ -7,6 +7,8 @@ Scaled-YOLOv4 (`new_coords=1`): size = anchor * (2 * sigmoid(t))^2.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ from models.yolo.head import RawHead
 
 # exp(8) is 2981 anchors wide: no real box, but finite, so that one wild logit cannot poison a loss.
 MAX_LOG_SIZE = 8.0
+# And no smaller than that share of an anchor: the sides of a box must survive rounding, or CIoU divides 0 by 0.
+MIN_SIZE = math.exp(-MAX_LOG_SIZE)
 
 
 def decode(raw: Tensor, cells: Tensor, anchors_px: Tensor, stride_px: tuple[float, float], spec: YoloSpec) -> Tensor:
@@ -22,10 +26,9 @@ def decode(raw: Tensor, cells: Tensor, anchors_px: Tensor, stride_px: tuple[floa
     stride = raw.new_tensor((stride_px[1], stride_px[0]))
     offset = raw[..., :2].sigmoid() * spec.scale_x_y - (spec.scale_x_y - 1) / 2
     centre = (cells + offset) * stride
-    if spec.new_coords:
-        size = anchors_px * (2 * raw[..., 2:4].sigmoid()).square()
-    else:
-        size = anchors_px * raw[..., 2:4].clamp(max=MAX_LOG_SIZE).exp()
+    extent = raw[..., 2:4]
+    ratio = (2 * extent.sigmoid()).square() if spec.new_coords else extent.clamp(max=MAX_LOG_SIZE).exp()
+    size = anchors_px * ratio.clamp(min=MIN_SIZE)
     return torch.cat((centre - size / 2, centre + size / 2), dim=-1)
 
 

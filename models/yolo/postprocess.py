@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import nms
 
 from models.yolo.coder import decode_head
 from models.yolo.head import RawHead
@@ -46,5 +46,20 @@ def _best_of_image(
     if len(score) > MAX_CANDIDATES:
         score, best = score.topk(MAX_CANDIDATES)
         place, label = place[best], label[best]
-    keep = batched_nms(boxes[place], score, label, nms_iou)[:max_detections]
-    return Detections(boxes=boxes[place[keep]], scores=score[keep], labels=label[keep])
+    boxes = boxes[place]
+    kept = _survivors(boxes, score, label, nms_iou)
+    best = kept[score[kept].argsort(descending=True, stable=True)[:max_detections]]
+    return Detections(boxes=boxes[best], scores=score[best], labels=label[best])
+
+
+def _survivors(boxes: Tensor, scores: Tensor, labels: Tensor, nms_iou: float) -> Tensor:
+    """Indices of those that no better one of their class overlaps.
+
+    Not torchvision's batched_nms: it moves the classes apart by the largest coordinate, so that boxes which reach
+    out of the picture suppress another class's, and one huge box rounds all the others.
+    """
+    kept = [torch.zeros_like(labels[:0])]
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero()[:, 0]
+        kept.append(members[nms(boxes[members], scores[members], nms_iou)])
+    return torch.cat(kept)

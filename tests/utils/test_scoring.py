@@ -1,0 +1,168 @@
+"""From a detector to COCO numbers and files, with a detector that knows the answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from utils.errors import UserError
+from utils.scoring import Examiner, category_of_label, collect_results, write_report
+from utils.structures import Batch, Detections, Placement, Targets
+
+CPU = torch.device("cpu")
+NAMES, IDS = ("dog", "cat"), (17, 3)  # the data set's; by label 0, 1
+MODEL_NAMES = ("cat", "bird", "dog")
+PLACEMENT = Placement(source_hw=(60, 80), scale_x=0.5, scale_y=0.5, left_px=0.0, top_px=5.0)  # into 40 x 40
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "ids", "expected"),
+    [
+        (("a", "b"), ("a", "b"), (1, 2), {0: 1, 1: 2}),
+        (("a", "b"), ("b", "a"), (1, 2), {0: 2, 1: 1}),
+        (MODEL_NAMES, NAMES, IDS, {0: 3, 2: 17}),
+        (("a", "b"), ("b",), (90,), {1: 90}),
+    ],
+)
+def test_categories_are_matched_by_name(model, data, ids, expected):
+    assert category_of_label(model, data, ids) == expected
+
+
+@pytest.mark.parametrize("data", [("a", "zebra"), ("zebra",)])
+def test_a_class_the_network_cannot_know_is_the_users_error(data):
+    with pytest.raises(UserError, match=r"not trained on: zebra \(the network knows a, b\)"):
+        category_of_label(("a", "b"), data, range(len(data)))
+
+
+def truth() -> dict:
+    """Four pictures of 60 x 80; the last one holds nothing."""
+    rng = np.random.default_rng(0)
+    annotations = []
+    for image_id in (5, 6, 7):
+        for number in range(3):
+            x, y, w, h = (*rng.uniform(0, 20, 2), *rng.uniform(8, 35, 2))
+            annotations.append(
+                {
+                    "image_id": image_id,
+                    "category_id": IDS[number % 2],
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                }
+            )
+    for number, row in enumerate(annotations, start=1):
+        row["id"] = number
+    return {
+        "images": [{"id": i, "width": 80, "height": 60} for i in (5, 6, 7, 8)],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in zip(IDS, NAMES, strict=True)],
+    }
+
+
+def batches() -> list[Batch]:
+    """Two of two pictures; a picture's first pixel is its id."""
+    nothing = Targets(
+        boxes=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.long),
+        image_index=torch.zeros(0, dtype=torch.long),
+        is_crowd=torch.zeros(0, dtype=torch.bool),
+    )
+    made = []
+    for ids in ((5, 6), (7, 8)):
+        images = torch.tensor(ids, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 40, 40).clone()
+        made.append(Batch(images=images, targets=nothing, image_ids=ids, paths=("", ""), placements=(PLACEMENT,) * 2))
+    return made
+
+
+def perfect(images: torch.Tensor) -> list[Detections]:
+    """What is there, in input pixels, by the model's labels; and a bird, which the data set does not know."""
+    found = []
+    for picture in images:
+        image_id = round(picture[0, 0, 0].item() * 255)
+        rows = [row for row in truth()["annotations"] if row["image_id"] == image_id]
+        corners = [[x, y, x + w, y + h] for x, y, w, h in (row["bbox"] for row in rows)]
+        boxes = PLACEMENT.to_input(np.array([*corners, [0, 0, 80, 60]], np.float32))
+        labels = [{3: 0, 17: 2}[row["category_id"]] for row in rows] + [1]
+        found.append(
+            Detections(
+                boxes=torch.from_numpy(boxes).float(),
+                scores=torch.linspace(0.9, 0.6, len(labels)),
+                labels=torch.tensor(labels),
+            )
+        )
+    return found
+
+
+CATEGORIES = category_of_label(MODEL_NAMES, NAMES, IDS)
+
+
+def test_perfect_detections_become_the_truth_in_source_pixels():
+    rows = collect_results(perfect, batches(), CATEGORIES, device=CPU)
+    expected = truth()["annotations"]
+    assert [(row["image_id"], row["category_id"]) for row in rows] == [
+        (row["image_id"], row["category_id"]) for row in expected
+    ]
+    for row, wanted in zip(rows, expected, strict=True):
+        assert row["bbox"] == pytest.approx(wanted["bbox"], abs=2e-3)
+
+
+@pytest.mark.parametrize("save_ground_truth", [False, True])
+def test_a_perfect_detector_scores_one_and_leaves_its_files(tmp_path: Path, save_ground_truth):
+    rows = collect_results(perfect, batches(), CATEGORIES, device=CPU)
+    folder = tmp_path / "new" / "folder"
+    table = write_report(folder, truth(), rows, image_ids=[5, 6, 7, 8], save_ground_truth=save_ground_truth)
+    assert pytest.approx(1.0) == table.AP == table.AP50
+    files = {"detections.json", "metrics.json", "pr_curves.png", "confusion.png"}
+    files |= {"ground_truth.json"} if save_ground_truth else set()
+    assert {path.name for path in folder.iterdir()} == files
+    assert json.loads((folder / "detections.json").read_text()) == rows
+    assert json.loads((folder / "metrics.json").read_text())["AP"] == pytest.approx(1.0)
+
+
+def test_missing_objects_cost_recall():
+    def lazy(images: torch.Tensor) -> list[Detections]:
+        return [found.where(torch.arange(len(found)) == 0) for found in perfect(images)]
+
+    rows = collect_results(lazy, batches(), CATEGORIES, device=CPU)
+    assert len(rows) == 3
+
+
+def examiner() -> Examiner:
+    return Examiner(
+        detect=perfect,
+        batches=batches(),
+        class_names=MODEL_NAMES,
+        ground_truth=truth(),
+        image_ids=[5, 6, 7, 8],
+        categories=CATEGORIES,
+        device=CPU,
+        is_coco=False,
+    )
+
+
+def test_the_examiner_measures_and_reports(tmp_path: Path):
+    assert pytest.approx(1.0) == examiner().measure().AP
+    assert pytest.approx(1.0) == examiner().report(tmp_path).AP
+    assert {"predictions.png", "ground_truth.json", "detections.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_finding_nothing_is_a_score_of_zero(tmp_path: Path):
+    def blind(images: torch.Tensor) -> list[Detections]:
+        return [found.where(found.scores > 1) for found in perfect(images)]
+
+    rows = collect_results(blind, batches(), CATEGORIES, device=CPU)
+    assert rows == []
+    assert write_report(tmp_path, truth(), rows, image_ids=[5, 6, 7, 8], save_ground_truth=False).AP == 0
+
+
+def test_a_mosaic_cannot_be_evaluated():
+    (first, _) = batches()
+    mosaic = Batch(
+        images=first.images, targets=first.targets, image_ids=(5, 6), paths=("", ""), placements=(None, None)
+    )
+    with pytest.raises(AssertionError, match="whole pictures"):
+        collect_results(perfect, [mosaic], CATEGORIES, device=CPU)
