@@ -211,7 +211,8 @@ def given_flags(kind: type, argv: Sequence[str] | None) -> dict[str, Any]:
     for f in dataclasses.fields(kind):
         if inner := _nested(f):
             _add_flags(parser.add_argument_group(GROUP_TITLES.get(f.name, f.name)), inner)
-    return vars(parser.parse_args(argv))
+    given = vars(parser.parse_args(argv))
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def flatten(options: Any) -> dict[str, Any]:
@@ -239,7 +240,8 @@ def _add_flags(group: Any, kind: type) -> None:
         plain, is_tuple = _plain_type(hints[f.name])
         choices = f.metadata["choices"]
         if plain is bool:
-            wanted["action"] = argparse.BooleanOptionalAction if f.default is True else "store_true"
+            # Both ways, because a file may say either: --no-letterbox overrules letter_box=1.
+            wanted["action"] = argparse.BooleanOptionalAction
         else:
             wanted["type"] = f.metadata["parse"] or plain
             wanted["metavar"] = f.metadata["unit"] or ("" if choices else plain.__name__.upper())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,9 @@ def train(
         seed=options.seed,
         workers=options.workers,
     )
-    epochs = optim.epochs or -(-optim.max_steps // len(loader))
-    schedule = make_schedule(options, total_steps=epochs * len(loader))
+    total_steps = optim.epochs * len(loader) if optim.epochs else optim.max_steps
+    epochs = -(-total_steps // len(loader))
+    schedule = make_schedule(options, total_steps=total_steps)
     decay = schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
     average = WeightAverage(network, decay=decay, warm_up_steps=100)
     examiner = make_examiner(options, plan, train_set, val_set, average)
@@ -80,14 +82,14 @@ def train(
     if checkpoint is not None:
         state.load_state_dict(checkpoint["training"], weights=checkpoint["weights"])
         start_epoch, best_ap = checkpoint["epoch"], checkpoint["best_ap"]
-    log = RunLog(folder, total_steps=schedule.total_steps, first_step=clock.step)
-    log.settings({**flatten(options), "epochs": epochs, "environment": describe(device)})
+    log = RunLog(folder, total_steps=total_steps, first_step=clock.step)
+    log.settings({**flatten(options), "total_steps": total_steps, "environment": describe(device)})
 
     for epoch in range(start_epoch, epochs):
         network.train()
         loader.set_epoch(epoch)
         begun = time.perf_counter()
-        for batch in loader:
+        for batch in islice(loader, total_steps - clock.step):
             if clock.step == 0:
                 write_png(folder / "first_batch.png", draw_batch(batch, train_set.class_names))
             rate = schedule.rate(clock.step)
@@ -121,7 +123,7 @@ def train(
             "weights": average.model.state_dict(),
             "epoch": epoch + 1,
             "best_ap": best_ap,
-            "settings": {**flatten(options), "epochs": epochs},
+            "settings": flatten(options),
         }
         if is_best:
             write_checkpoint(folder / "best.pt", content)

@@ -26,18 +26,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
     parser.add_argument("--split", default="test", help="split to score on (default test)")
+    parser.add_argument("--out", help="folder that keeps the run and the report (default: a temporary one)")
     parser.add_argument("train_flags", nargs="*", help="after --: flags for train.py (default --norm cmbn)")
     asked = parser.parse_args()
     flags = asked.train_flags or ["--norm", "cmbn"]
-    with tempfile.TemporaryDirectory() as scratch:
-        run, report = Path(scratch) / "run", Path(scratch) / "report"
-        begun = time.perf_counter()
-        page("train.py", "--data", asked.data, "--run", str(run), *flags)
-        minutes = (time.perf_counter() - begun) / 60
-        weights = str(run / "best.pt")
-        page("evaluate.py", "--weights", weights, "--data", asked.data, "--split", asked.split, "--run", str(report))
-        metrics = json.loads((report / "metrics.json").read_text())
-        epochs = json.loads((run / "settings.json").read_text())["epochs"]
+    out = Path(asked.out or tempfile.mkdtemp(prefix="main-job-"))
+    run, report = out / "run", out / "report"
+    begun = time.perf_counter()
+    page("train.py", "--data", asked.data, "--run", str(run), *flags)
+    minutes = (time.perf_counter() - begun) / 60
+    weights = str(run / "best.pt")
+    page("evaluate.py", "--weights", weights, "--data", asked.data, "--split", asked.split, "--run", str(report))
+    metrics = json.loads((report / "metrics.json").read_text())
+    steps = json.loads((run / "settings.json").read_text())["total_steps"]
     row = {
         "data": Path(asked.data).name,
         "split": asked.split,
@@ -45,7 +46,7 @@ def main() -> None:
         "AP": round(metrics["AP"], 3),
         "AP50": round(metrics["AP50"], 3),
         "training minutes": round(minutes, 1),
-        "epochs": epochs,
+        "steps": steps,
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
         **describe(),

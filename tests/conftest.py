@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(2)  # small tensors: more threads cost more than they give
+    torch.set_num_threads(1)  # small tensors: more threads cost more than they give
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import numpy as np
 from utils.structures import Batch, Detections
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+_READABLE_PX = 480  # the longer side from which captions of several objects fit
 _GOLDEN = 0.6180339887  # steps of the golden ratio never fall close to an earlier hue
 
 
@@ -116,15 +117,21 @@ def draw_batch(
     *,
     columns: int = 4,
 ) -> np.ndarray:
-    """The batch's pictures as the network sees them, with their targets, or with what was detected."""
+    """The batch's pictures as the network sees them, with their targets, or with what was detected.
+
+    Small ones are enlarged, by a whole number, so that captions leave room for what they name.
+    """
     pictures = (batch.pixels().cpu() * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    zoom = max(1, _READABLE_PX // max(pictures.shape[1:3]))
+    pictures = pictures.repeat(zoom, axis=1).repeat(zoom, axis=2)
     drawn = []
     for index, picture in enumerate(pictures):
         if detections is None:
             here = batch.targets.of_images(index, index + 1)
-            drawn.append(draw_boxes(picture, here.boxes.cpu().numpy(), here.labels.cpu().numpy(), class_names))
+            boxes = here.boxes.cpu().numpy() * zoom
+            drawn.append(draw_boxes(picture, boxes, here.labels.cpu().numpy(), class_names))
         else:
             found = detections[index].cpu()
             boxes, labels, scores = (part.numpy() for part in (found.boxes, found.labels, found.scores))
-            drawn.append(draw_boxes(picture, boxes, labels, class_names, scores))
+            drawn.append(draw_boxes(picture, boxes * zoom, labels, class_names, scores))
     return contact_sheet(drawn, columns)

@@ -210,3 +210,24 @@ def test_a_diverging_loss_stops_with_the_pictures_named(capsys, monkeypatch, tmp
     said = refused(capsys, monkeypatch, *flags, "--run", str(tmp_path / "run"))
     assert "the loss is not finite at step" in said
     assert ".png" in said
+
+
+# --- the real thing --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_yolov4_trains_a_step_and_evaluates_at_608(tmp_path: Path) -> None:
+    scenes = make_digits(tmp_path / "one", counts={"train": 1, "val": 1})
+    flags = ["--data", str(scenes), "--cfg", "yolov4", "--norm", "cmbn", "--batch-size", "1", "--subdivisions", "1"]
+    train.main([*flags, "--epochs", "1", "--workers", "0", "--burn-in-steps", "0", "--run", str(tmp_path / "run")])
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["total_steps"] == 1
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["input_hw"] == [608, 608]
+    assert "AP" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+def test_steps_end_a_run_in_the_middle_of_an_epoch(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
+    flags = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--multi-scale", "1.5"]
+    train.main([*flags, "--max-steps", "6", "--run", str(tmp_path / "run")])
+    checkpoint = read_checkpoint(tmp_path / "run" / "last.pt")
+    assert (checkpoint["training"]["step"], checkpoint["epoch"]) == (6, 2)
