@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 bar.update()
                 if frame.image is None:
                     unreadable += 1
-                    bar.write(f"warning: {source.path}: cannot be read as a picture, skipped")
+                    bar.write(f"warning: {source.path}: cannot be read, skipped")
                     continue
                 begun = time.perf_counter()
                 found = detect(detector, frame.image, device)

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = examiner.report(folder)
     print(table.summary(), table.class_table(), sep="\n\n")
     truth = image_set.coco_json or folder / "ground_truth.json"
-    print(f"\nCOCOeval on {truth} and {folder / 'detections.json'} gives these numbers; curves are in {folder}")
+    print(f"\nthese are COCOeval's numbers for {truth} and {folder / 'detections.json'}; curves are in {folder}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import sys
 import types
 import typing
@@ -16,13 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any, TypeVar
 
-from utils.environment import check_torchvision
+from utils.environment import check_opencv, check_torchvision
 from utils.errors import UserError, exit_on_error
-from utils.knob import knob
+from utils.knob import knob, outside_limits
 
 # Before the imports below pull torchvision in: a mismatched pair fails there, in words that help nobody.
 exit_on_error(check_torchvision)
+check_opencv()
 
+from cfg.layers import ConvSpec  # noqa: E402
 from cfg.parse import CfgError  # noqa: E402
 from cfg.plan import Plan  # noqa: E402
 from data.augment import AugmentOptions  # noqa: E402
@@ -53,23 +56,26 @@ def parse_image_hw(text: str) -> tuple[int, int]:
 class OptimOptions:
     """Batches, learning rate and what else makes an optimizer step."""
 
-    epochs: int | None = knob(None, "passes over the pictures (default: as many as make max_steps)")
-    max_steps: int = knob(2000, "optimizer steps, if epochs is not given (cfg: max_batches)", unit="STEPS")
-    batch_size: int = knob(16, "pictures per optimizer step (cfg: batch)", unit="PICTURES")
-    subdivisions: int = knob(1, "mini-batches a batch is cut into: one forward each", unit="MINI_BATCHES")
-    learning_rate: float = knob(0.01, "rate after burn-in")
-    final_learning_rate: float = knob(1e-5, "where a cosine ends (cfg: learning_rate_min)")
+    epochs: int | None = knob(None, "passes over the pictures (default: as many as make max_steps)", low=1)
+    max_steps: int = knob(2000, "optimizer steps, if epochs is not given (cfg: max_batches)", unit="STEPS", low=1)
+    batch_size: int = knob(16, "pictures per optimizer step (cfg: batch)", unit="PICTURES", low=1)
+    subdivisions: int = knob(1, "mini-batches a batch is cut into: one forward each", unit="MINI_BATCHES", low=1)
+    learning_rate: float = knob(0.01, "rate after burn-in", low=1e-12)
+    final_learning_rate: float = knob(1e-5, "where a cosine ends (cfg: learning_rate_min)", low=0)
     lr_policy: str = knob("cosine", "learning rate after burn-in (cfg: policy)", choices=POLICIES)
     lr_steps: tuple[int, ...] = knob(
-        (), "lr_policy steps: optimizer steps at which the rate is scaled (cfg: steps)", unit="STEP"
+        (), "lr_policy steps: optimizer steps at which the rate is scaled (cfg: steps)", unit="STEP", low=1
     )
-    lr_scales: tuple[float, ...] = knob((), "lr_policy steps: the factors (cfg: scales)", unit="FACTOR")
-    burn_in_steps: int = knob(0, "steps in which the rate rises as a power (cfg: burn_in)", unit="STEPS")
-    momentum: float = knob(0.9, "of SGD")
-    weight_decay: float = knob(5e-4, "on convolution weights only (cfg: decay)")
-    clip_norm: float | None = knob(None, "clip the norm of the whole gradient to this", unit="NORM")
+    lr_scales: tuple[float, ...] = knob((), "lr_policy steps: the factors (cfg: scales)", unit="FACTOR", low=0)
+    burn_in_steps: int = knob(0, "steps in which the rate rises as a power (cfg: burn_in)", unit="STEPS", low=0)
+    momentum: float = knob(0.9, "of SGD", low=0, high=0.9999)
+    weight_decay: float = knob(5e-4, "on convolution weights only (cfg: decay)", low=0, high=1)
+    clip_norm: float | None = knob(None, "clip the norm of the whole gradient to this", unit="NORM", low=1e-12)
     ema_decay: float | None = knob(
-        None, "of the averaged weights (default: about the last twentieth of training; 0 = no average)"
+        None,
+        "of the averaged weights (default: about the last twentieth of training; 0 = no average)",
+        low=0,
+        high=0.99999,
     )
     amp: str = knob("auto", "mixed precision; auto = bf16 or fp16 on CUDA, off elsewhere", choices=AMP_KINDS)
 
@@ -85,7 +91,7 @@ class TrainOptions:
     )
     cfg: str | None = knob(
         None,
-        "network: a darknet .cfg, or the name of one in cfg/ (default: yolov4-pico, on CUDA yolov4-tiny)",
+        "network: a darknet .cfg, or the name of one in cfg/ (default: yolov4-pico, made for CPUs)",
     )
     train_split: str = knob("train", "split to train on", unit="NAME")
     val_split: str = knob("val", "split to measure and choose the best weights on", unit="NAME")
@@ -94,14 +100,18 @@ class TrainOptions:
         None, "network input: 416, or HEIGHTxWIDTH (default: the cfg's)", unit="PX", parse=parse_image_hw
     )
     multi_scale: float = knob(
-        1.0, "vary the input size by up to this factor every 10 batches, 1 = off (cfg: random)", unit="FACTOR"
+        1.0,
+        "vary the input size by up to this factor every 10 batches, 1 = off (cfg: random)",
+        unit="FACTOR",
+        low=1,
+        high=4,
     )
     run: str | None = knob(None, "folder for everything this run writes (default: runs/DATA-CFG-NORM)", unit="DIR")
     resume: str | None = knob(None, "go on from a run's folder or its last.pt, with its settings", unit="RUN")
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
-    workers: int = knob(2, "processes that load pictures; 0 = the main one", unit="N")
-    seed: int = knob(0, "fixes initial weights, picture order and augmentation")
-    evals: int = knob(10, "evaluations over the run; the last epoch always gets one", unit="N")
+    workers: int = knob(2, "processes that load pictures; 0 = the main one", unit="N", low=0)
+    seed: int = knob(0, "fixes initial weights, picture order and augmentation", low=0, high=2**32 - 1)
+    evals: int = knob(10, "evaluations over the run; the last epoch always gets one", unit="N", low=1)
     optim: OptimOptions = field(default_factory=OptimOptions)
     norm: NormOptions = field(default_factory=NormOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
@@ -118,13 +128,15 @@ class EvaluateOptions:
     image_size: tuple[int, int] | None = knob(
         None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
     )
-    batch_size: int = knob(16, "pictures per forward", unit="PICTURES")
-    confidence: float = knob(0.001, "drop detections below this score")
-    nms_iou: float = knob(0.6, "of two overlapping boxes of a class the weaker is dropped above this IoU")
-    max_detections: int = knob(100, "kept per picture, best first; COCO scores 100", unit="N")
+    batch_size: int = knob(16, "pictures per forward", unit="PICTURES", low=1)
+    confidence: float = knob(0.001, "drop detections below this score", low=0, high=1)
+    nms_iou: float = knob(
+        0.6, "of two overlapping boxes of a class the weaker is dropped above this IoU", low=0, high=1
+    )
+    max_detections: int = knob(100, "kept per picture, best first; COCO scores 100", unit="N", low=1)
     run: str | None = knob(None, "folder for tables and pictures (default: runs/eval-DATA-SPLIT)", unit="DIR")
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
-    workers: int = knob(2, "processes that load pictures; 0 = the main one", unit="N")
+    workers: int = knob(2, "processes that load pictures; 0 = the main one", unit="N", low=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,9 +145,11 @@ class DetectOptions:
 
     sources: tuple[str, ...] = knob(MISSING, "pictures, folders, globs, videos, or a webcam's number", unit="SOURCE")
     weights: str = knob(MISSING, "checkpoint to detect with", unit="PT")
-    confidence: float = knob(0.25, "drop detections below this score")
-    nms_iou: float = knob(0.45, "of two overlapping boxes of a class the weaker is dropped above this IoU")
-    max_detections: int = knob(300, "kept per picture, best first", unit="N")
+    confidence: float = knob(0.25, "drop detections below this score", low=0, high=1)
+    nms_iou: float = knob(
+        0.45, "of two overlapping boxes of a class the weaker is dropped above this IoU", low=0, high=1
+    )
+    max_detections: int = knob(300, "kept per picture, best first", unit="N", low=1)
     image_size: tuple[int, int] | None = knob(
         None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
     )
@@ -143,7 +157,7 @@ class DetectOptions:
     save_json: bool = knob(False, "write detections.json: one entry a picture, boxes as x, y, width, height in px")
     save_txt: bool = knob(False, "write a darknet label file per picture: class x y w h score, relative")
     save_crops: bool = knob(False, "write each detected object as a picture of its own")
-    max_frames: int | None = knob(None, "stop a video or webcam after this many frames", unit="N")
+    max_frames: int | None = knob(None, "stop a video or webcam after this many frames", unit="N", low=1)
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
 
 
@@ -182,7 +196,19 @@ def cfg_settings(plan: Plan) -> dict[str, Any]:
         "exposure": max(net.exposure, 1.0),
         "hue": net.hue,
     }
+    if any(isinstance(node.spec, ConvSpec) and node.spec.batch_normalize == 2 for node in plan.nodes):
+        said["norm"] = "cmbn"
     return {name: value for name, value in said.items() if value is not None}
+
+
+def unread_settings(plan: Plan) -> list[str]:
+    """A line for what the cfg asks of training and we do not do."""
+    lines = []
+    if plan.net.policy not in ("sgdr", *POLICIES):
+        lines.append(f"{plan.path}: policy={plan.net.policy} is not supported, a cosine is used")
+    if any(head.focal_loss for head in plan.head_specs):
+        lines.append(f"{plan.path}: focal_loss=1 is not supported and is ignored")
+    return lines
 
 
 def settle(kind: type[Options], given: Mapping[str, Any], files: Mapping[str, Any] | None = None) -> Options:
@@ -212,6 +238,8 @@ def given_flags(kind: type, argv: Sequence[str] | None) -> dict[str, Any]:
         if inner := _nested(f):
             _add_flags(parser.add_argument_group(GROUP_TITLES.get(f.name, f.name)), inner)
     given = vars(parser.parse_args(argv))
+    if given.keys() >= {"epochs", "max_steps"}:
+        parser.error("--epochs and --max-steps both say how long to train: give one of them")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
@@ -226,6 +254,10 @@ def flatten(options: Any) -> dict[str, Any]:
 
 def run_page(page: Callable[[Sequence[str] | None], None]) -> None:
     """Bad input becomes one sentence on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file's name need not be text: what cannot be printed is escaped. Not every stand-in stream can be told.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     exit_on_error(lambda: page(sys.argv[1:]), (UserError, CfgError))
 
 
@@ -243,7 +275,7 @@ def _add_flags(group: Any, kind: type) -> None:
             # Both ways, because a file may say either: --no-letterbox overrules letter_box=1.
             wanted["action"] = argparse.BooleanOptionalAction
         else:
-            wanted["type"] = f.metadata["parse"] or plain
+            wanted["type"] = f.metadata["parse"] or _checked_type(f, plain)
             wanted["metavar"] = f.metadata["unit"] or ("" if choices else plain.__name__.upper())
             if choices:
                 wanted["choices"] = tuple(choices() if callable(choices) else choices)
@@ -254,6 +286,19 @@ def _add_flags(group: Any, kind: type) -> None:
             group.add_argument(f.name, **wanted)
         else:
             group.add_argument(flag, required=required, dest=f.name, **wanted)
+
+
+def _checked_type(f: dataclasses.Field[Any], plain: type) -> Callable[[str], Any]:
+    """`plain` for argparse, which refuses what is outside the knob's limits."""
+
+    def parse(text: str) -> Any:
+        value = plain(text)
+        if wrong := outside_limits(f, value):
+            raise argparse.ArgumentTypeError(f"{text} {wrong}")
+        return value
+
+    parse.__name__ = plain.__name__  # argparse's "invalid int value" says it
+    return parse
 
 
 def _help(f: dataclasses.Field[Any]) -> str:

@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 # First, because it checks that torchvision fits torch before anything else imports it.
-from options import EvaluateOptions, TrainOptions, cfg_settings, flatten, given_flags, run_page, settle
+from options import (
+    EvaluateOptions,
+    TrainOptions,
+    cfg_settings,
+    flatten,
+    given_flags,
+    run_page,
+    settle,
+    unread_settings,
+)
 
 # isort: split
 import torch
@@ -23,7 +33,7 @@ from data.loader import make_eval_loader, make_train_loader
 from data.source import open_image_set
 from models.detector import Detector, describe_network
 from models.network import Network, parameter_groups
-from models.norms.table import norm_factory
+from models.norms.table import norm_factory, resolve_norm
 from models.yolo.loss import YoloLoss
 from utils.amp import MixedPrecision
 from utils.checkpoint import TrainingState, load_matching, read_checkpoint, write_checkpoint
@@ -40,6 +50,7 @@ from utils.scoring import Examiner, category_of_label
 from utils.seed import seed_everything
 
 RESUMABLE = {"resume", "device", "workers", "epochs"}
+SAVE_EVERY_S = 60  # seconds between two last.pt, where epochs are shorter: a large network takes its time to write
 
 
 def train(
@@ -50,7 +61,10 @@ def train(
     folder: Path,
     checkpoint: dict[str, Any] | None = None,
 ) -> CocoTable:
-    """From options to a trained network in `folder`, going on from `checkpoint` where there is one."""
+    """From options to a trained network in `folder`, going on from `checkpoint` where there is one.
+
+    Returns the table of the best weights on the validation split.
+    """
     optim, device = options.optim, pick_device(options.device)
     seed_everything(options.seed)
     network = Network(plan, norm_factory(options.norm)).to(device)
@@ -72,23 +86,26 @@ def train(
     )
     total_steps = optim.epochs * len(loader) if optim.epochs else optim.max_steps
     epochs = -(-total_steps // len(loader))
-    schedule = make_schedule(options, total_steps=total_steps)
+    schedule = make_schedule(options, plan, total_steps=total_steps)
     decay = schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
     average = WeightAverage(network, decay=decay, warm_up_steps=100)
     examiner = make_examiner(options, plan, train_set, val_set, average)
     clock = BatchClock(network)
     state = TrainingState(network=network, average=average, optimizer=optimizer, precision=precision, clock=clock)
-    start_epoch, best_ap = 0, -1.0
+    best_ap = float("-inf")
     if checkpoint is not None:
         state.load_state_dict(checkpoint["training"], weights=checkpoint["weights"])
-        start_epoch, best_ap = checkpoint["epoch"], checkpoint["best_ap"]
+        best_ap = checkpoint["best_ap"]
     log = RunLog(folder, total_steps=total_steps, first_step=clock.step)
-    log.settings({**flatten(options), "total_steps": total_steps, "environment": describe(device)})
+    resolved = {"cfg": plan.path, "image_size": plan.net.input_hw, "amp": precision.kind, "ema_decay": decay}
+    log.settings({**flatten(options), **resolved, "total_steps": total_steps, "environment": describe(device)})
 
-    for epoch in range(start_epoch, epochs):
+    first_epoch, batches_done = divmod(clock.step, len(loader))
+    saved_at = time.monotonic()
+    for epoch in range(first_epoch, epochs):
         network.train()
-        loader.set_epoch(epoch)
-        begun = time.perf_counter()
+        loader.set_epoch(epoch, batches_done if epoch == first_epoch else 0)
+        begun = time.monotonic()
         for batch in islice(loader, total_steps - clock.step):
             if clock.step == 0:
                 write_png(folder / "first_batch.png", draw_batch(batch, train_set.class_names))
@@ -110,9 +127,9 @@ def train(
             log.losses(clock.step, terms, rate=rate, epoch=f"{epoch + 1}/{epochs}")
 
         row = {"step": clock.step, "epoch": epoch + 1, "lr": rate, **log.take_mean_losses()}
-        row["seconds"] = time.perf_counter() - begun
-        is_best = False
-        if is_due(epoch, epochs, options.evals):
+        row["seconds"] = time.monotonic() - begun
+        due, is_best = is_due(epoch, epochs, options.evals), False
+        if due:
             table = examiner.measure()
             is_best, best_ap = best_ap < table.AP, max(table.AP, best_ap)
             row |= {"AP": table.AP, "AP50": table.AP50}
@@ -121,15 +138,18 @@ def train(
         content = {
             **describe_network(plan, options.norm, train_set.class_names, options.augment.letterbox),
             "weights": average.model.state_dict(),
-            "epoch": epoch + 1,
+            "step": clock.step,
             "best_ap": best_ap,
             "settings": flatten(options),
         }
         if is_best:
             write_checkpoint(folder / "best.pt", content)
-        write_checkpoint(folder / "last.pt", {**content, "training": state.state_dict()})
+        if due or time.monotonic() - saved_at > SAVE_EVERY_S:
+            write_checkpoint(folder / "last.pt", {**content, "training": state.state_dict()})
+            saved_at = time.monotonic()
 
     log.close()
+    average.model.load_state_dict(read_checkpoint(folder / "best.pt")["weights"])
     return examiner.report(folder)
 
 
@@ -142,27 +162,34 @@ def check_finite(terms: torch.Tensor, step: int, paths: Sequence[str]) -> None:
     if not torch.isfinite(terms).all():
         raise UserError(
             f"the loss is not finite at step {step + 1} (pictures {', '.join(paths[:4])} ...): lower "
-            "--learning-rate or set --clip-norm; the weights of the last whole epoch are in last.pt"
+            "--learning-rate or set --clip-norm; last.pt, if there is one, holds weights from before"
         )
 
 
 def start_from(path: Path, network: Network) -> None:
-    """Fine-tune: take over every tensor that fits."""
-    loaded, missing = load_matching(network, read_checkpoint(path)["weights"])
-    print(f"weights   {loaded} tensors from {path}, {len(missing)} start fresh {' '.join(missing[:4])}")
+    """Fine-tune: take over every layer that fits."""
+    loaded, fresh = load_matching(network, read_checkpoint(path)["weights"])
     if loaded == 0:
-        raise UserError(f"{path}: none of its weights fits this network")
+        raise UserError(f"{path}: none of its layers fits this network")
+    print(f"weights   {loaded} layers from {path}, {len(fresh)} start fresh {' '.join(fresh[:4])}")
 
 
-def make_schedule(options: TrainOptions, *, total_steps: int) -> Schedule:
+def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Schedule:
+    """A cfg's steps and burn-in are meant for its max_batches: a run of another length keeps their proportion."""
     optim = options.optim
+    steps, burn_in_steps = optim.lr_steps, optim.burn_in_steps
+    if steps and steps == plan.net.steps and plan.net.max_batches:
+        steps = tuple(step * total_steps // plan.net.max_batches for step in steps)
+    if burn_in_steps == plan.net.burn_in_steps:
+        burn_in_steps = min(burn_in_steps, total_steps // 10)
     return Schedule(
         policy=optim.lr_policy,
         base_rate=optim.learning_rate,
         final_rate=optim.final_learning_rate,
         total_steps=total_steps,
-        burn_in_steps=optim.burn_in_steps,
-        steps=optim.lr_steps,
+        burn_in_steps=burn_in_steps,
+        burn_in_power=plan.net.power,
+        steps=steps,
         scales=optim.lr_scales,
     )
 
@@ -182,7 +209,7 @@ def make_examiner(
     )
     loader = make_eval_loader(
         val_set,
-        batch_size=options.optim.batch_size,
+        batch_size=options.optim.batch_size // options.optim.subdivisions,  # what fits in training fits here
         input_hw=plan.net.input_hw,
         letterbox=options.augment.letterbox,
         workers=options.workers,
@@ -213,60 +240,85 @@ def resumed(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def choose_plan(given: dict[str, Any], checkpoint: dict[str, Any] | None, class_names: Sequence[str]) -> Plan:
-    """The network's plan, its heads sized for the data."""
-    size = {"classes": len(class_names), "input_hw": given.get("image_size")}
-    if checkpoint is not None:
-        size["input_hw"] = tuple(checkpoint["input_hw"])
-        return parse_plan(checkpoint["cfg_text"], path=checkpoint["cfg_name"] + ".cfg", **size)
-    on_gpu = pick_device(given.get("device", "auto")).type != "cpu"
-    name = given.get("cfg") or ("yolov4-tiny" if on_gpu else "yolov4-pico")
-    plan = load_plan(name, **size)
-    if not plan.heads:
-        raise UserError(f"{plan.path}: has no [yolo] layer, so there is nothing to train")
+    """The network's plan, its heads sized for the data: of the checkpoint, unless another cfg is typed."""
+    if checkpoint is not None and given.get("cfg") is None:
+        name = checkpoint["cfg_name"] + ".cfg"
+        plan = parse_plan(checkpoint["cfg_text"], path=name, classes=len(class_names))
+        plan = plan.with_input_hw(tuple(checkpoint["input_hw"]))
+    else:
+        plan = load_plan(given.get("cfg") or "yolov4-pico", classes=len(class_names))
+    if not plan.heads or plan.net.channels != 3:
+        raise UserError(f"{plan.path}: training needs [yolo] layers and channels=3")
+    height, width = given.get("image_size") or plan.net.input_hw
+    if height % max(plan.strides) or width % max(plan.strides):
+        raise UserError(f"an input of {height}x{width} does not fit: sides must be multiples of {max(plan.strides)}")
     written = parse_plan(plan.source_text, path=plan.path).classes
     if written != plan.classes:
         print(f"classes   {plan.classes} in the data, {written} in {plan.path}: the heads are re-sized")
-    for warning in plan.warnings:
+    for warning in (*plan.warnings, *unread_settings(plan)):
         print(f"warning: {warning}")
-    return plan
+    return plan.with_input_hw((height, width))
 
 
 def check_batch(options: TrainOptions) -> None:
     batch, parts = options.optim.batch_size, options.optim.subdivisions
-    if parts < 1 or batch < 1 or batch % parts:
-        raise UserError(f"--batch-size {batch} is not divisible by --subdivisions {parts}")
+    if batch % parts:
+        raise UserError(
+            f"--batch-size {batch} is not divisible by --subdivisions {parts} (what is not typed is the cfg's)"
+        )
+
+
+def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
+    """Training and validation split of the data set."""
+    data = given.get("data", "digits")
+    train_set = open_image_set(data, given.get("train_split", "train"))
+    val_set = open_image_set(data, given.get("val_split", "val"))
+    if len(train_set.labels) == 0:
+        raise UserError(f"{data}: none of the {len(train_set)} pictures of '{train_set.split}' has an object")
+    if common := train_set.shares_pictures_with(val_set):
+        print(f"warning: {common} pictures are in both '{train_set.split}' and '{val_set.split}': AP will flatter")
+    return train_set, val_set
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = given_flags(TrainOptions, argv)
     checkpoint, given = resumed(given) if "resume" in given else (None, given)
-    data = given.get("data", "digits")
-    train_set = open_image_set(data, given.get("train_split", "train"))
-    val_set = open_image_set(data, given.get("val_split", "val"))
-    plan = choose_plan(given, checkpoint, train_set.class_names)
-    said_by_data = {} if train_set.mirror_safe else {"flip": False}
-    options = settle(TrainOptions, given, {**cfg_settings(plan), **said_by_data})
+    start = read_checkpoint(Path(given["weights"])) if checkpoint is None and "weights" in given else None
+    train_set, val_set = open_sets(given)
+    if checkpoint is not None and checkpoint["class_names"] != list(train_set.class_names):
+        raise UserError(f"{given['resume']}: was trained on other classes than {given['data']} has now")
+    plan = choose_plan(given, checkpoint or start, train_set.class_names)
+    said_by_files = cfg_settings(plan)
+    if not train_set.mirror_safe:
+        said_by_files["flip"] = False
+    if start is not None:
+        said_by_files |= {"norm": start["norm"]["norm"], "letterbox": start["letterbox"]}
+    options = settle(TrainOptions, given, said_by_files)
+    options = replace(options, norm=resolve_norm(options.norm))
     check_batch(options)
     if checkpoint is not None:
-        folder = Path(options.resume or "")
+        folder = Path(given["resume"])
         folder = folder if folder.is_dir() else folder.parent
     else:
         folder = free_folder(options.run, default=f"{train_set.name}-{plan.name}-{options.norm.norm}")
     announce(options, plan, train_set, val_set, folder)
     table = train(options, plan, train_set, val_set, folder, checkpoint)
     plot_results(folder / "results.csv", folder / "results.png")
+    print(f"\n{folder / 'best.pt'} on {val_set.name} {val_set.split}:")
     print(table.summary(), table.class_table(), sep="\n\n")
     print(f"\nall of it is in {folder}; next: python detect.py --weights {folder / 'best.pt'} PICTURES")
 
 
 def announce(options: TrainOptions, plan: Plan, train_set: ImageSet, val_set: ImageSet, folder: Path) -> None:
-    """What is about to happen, in a few lines."""
+    """What is about to happen, in a few lines; and in the run's folder, all that is wrong with the data."""
     optim = options.optim
     for image_set in (train_set, val_set):
         size = f"{len(image_set)} pictures, {len(image_set.labels)} objects"
         print(f"data      {image_set.name} {image_set.split}: {size}")
         for line in image_set.problems.summary():
             print(f"          {line}")
+    if problems := [line for image_set in (train_set, val_set) for line in image_set.problems.lines()]:
+        (folder / "data_problems.txt").write_text("\n".join(problems) + "\n")
     height, width = plan.net.input_hw
     parameters = f"{plan.parameter_count() / 1e6:.2f} M parameters"
     print(f"network   {plan.name} {height}x{width}, {plan.classes} classes, {parameters}")

@@ -13,8 +13,7 @@ from data.geometry import clip_boxes, visible
 from data.mosaic import draw_cut, mosaic
 from data.offline import albumentations as A
 from data.photometric import photometric_transforms
-from utils.errors import UserError
-from utils.knob import knob
+from utils.knob import check_limits, knob
 from utils.structures import Sample
 
 
@@ -22,35 +21,26 @@ from utils.structures import Sample
 class AugmentOptions:
     """The knobs of training augmentation; the defaults are those of darknet's yolov4.cfg."""
 
-    mosaic: float = knob(0.5, "share of the training pictures that are made of four (cfg: mosaic=1 is a half)")
+    mosaic: float = knob(
+        0.5, "share of the training pictures that are made of four (cfg: mosaic=1 is a half)", low=0, high=1
+    )
     flip: bool = knob(True, "mirror half of the pictures (off where a data set says that mirrors mislead)")
-    jitter: float = knob(0.3, "each margin of the crop moves by up to this share of the side")
-    resize: float = knob(1.5, "zoom between 1/resize and resize")
+    jitter: float = knob(0.3, "each margin of the crop moves by up to this share of the side", low=0, high=0.45)
+    resize: float = knob(1.5, "zoom between 1/resize and resize", low=1, high=10)
     letterbox: bool = knob(False, "keep the pictures' aspect ratio, here and in evaluation (cfg: letter_box)")
-    saturation: float = knob(1.5, "saturation times or divided by up to this")
-    exposure: float = knob(1.5, "brightness times or divided by up to this")
-    hue: float = knob(0.1, "hue shifted by up to this share of the colour circle")
-    blur: float = knob(0.0, "probability of Gaussian blur")
-    noise: float = knob(0.0, "probability of Gaussian noise")
-    min_visibility: float = knob(0.2, "objects with less of their area left after all cuts are dropped")
-    min_side_px: float = knob(2.0, "objects with a shorter side left after all cuts are dropped", unit="PX")
+    saturation: float = knob(1.5, "saturation times or divided by up to this", low=1, high=100)
+    exposure: float = knob(1.5, "brightness times or divided by up to this", low=1, high=100)
+    hue: float = knob(0.1, "hue shifted by up to this share of the colour circle", low=0, high=0.5)
+    blur: float = knob(0.0, "probability of Gaussian blur", low=0, high=1)
+    noise: float = knob(0.0, "probability of Gaussian noise", low=0, high=1)
+    min_visibility: float = knob(0.2, "objects with less of their area left after all cuts are dropped", low=0, high=1)
+    min_side_px: float = knob(
+        2.0, "objects with a shorter side left after all cuts are dropped", unit="PX", low=0, high=1000
+    )
     fill: tuple[int, int, int] | None = None  # RGB around the picture; None: its mean colour, as in darknet
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("mosaic", 0, 1),
-            ("jitter", 0, 0.45),
-            ("resize", 1, 10),
-            ("saturation", 1, 100),
-            ("exposure", 1, 100),
-            ("hue", 0, 0.5),
-            ("blur", 0, 1),
-            ("noise", 0, 1),
-            ("min_visibility", 0, 1),
-            ("min_side_px", 0, 1000),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise UserError(f"{name}={getattr(self, name)} must lie between {low} and {high}.")
+        check_limits(self)
 
 
 class Augmenter:

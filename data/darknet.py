@@ -31,7 +31,8 @@ def read(path: Path, split: str) -> ImageSet:
     """
     file = _data_file(path)
     settings = _settings(file)
-    class_names = _class_names(file, settings)
+    names_file = _names_file(file, settings)
+    class_names = _class_names(file, settings, names_file)
     list_file = _found(settings[_KEYS[split]], file, [file.parent, file.parent.parent])
     problems, records = Problems(), []
     folders = [file.parent, list_file.parent, file.parent.parent, Path()]
@@ -53,6 +54,7 @@ def read(path: Path, split: str) -> ImageSet:
         category_ids=range(len(class_names)),
         problems=problems,
         source=str(list_file),
+        classes_source=str(names_file or file),
     )
 
 
@@ -76,7 +78,7 @@ def _data_file(path: Path) -> Path:
 
 def _lines(file: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as text ({error}).") from error
     return [line.strip() for line in lines if line.strip()]
@@ -89,11 +91,13 @@ def _settings(file: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, equals, value in pairs if equals}
 
 
-def _class_names(file: Path, settings: dict[str, str]) -> list[str]:
+def _names_file(file: Path, settings: dict[str, str]) -> Path | None:
+    return _found(settings["names"], file, [file.parent, file.parent.parent]) if "names" in settings else None
+
+
+def _class_names(file: Path, settings: dict[str, str], names_file: Path | None) -> list[str]:
     """From the `names` file; without one, the class numbers."""
-    names = None
-    if "names" in settings:
-        names = _lines(_found(settings["names"], file, [file.parent, file.parent.parent]))
+    names = None if names_file is None else _lines(names_file)
     if "classes" not in settings and names:
         return names
     classes = settings.get("classes", "")
@@ -115,7 +119,7 @@ def _found(value: str, file: Path, folders: list[Path]) -> Path:
 def _record(picture: Path, image_id: int, hw: tuple[int, int], classes: int, problems: Problems) -> Record:
     rows, places = [], []
     labels_from = label_file(picture)
-    text = labels_from.read_text(encoding="utf-8", errors="replace") if labels_from else ""
+    text = labels_from.read_text(encoding="utf-8-sig", errors="replace") if labels_from else ""
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -124,7 +128,7 @@ def _record(picture: Path, image_id: int, hw: tuple[int, int], classes: int, pro
         if row is None:
             problems.add(BROKEN_LABEL, place)
         elif not 0 <= row[0] < classes:
-            problems.add(UNKNOWN_CLASS, f"{place}, class {row[0]:.0f} of {classes}")
+            problems.add(UNKNOWN_CLASS, f"{place} names class {row[0]:.0f} of {classes}")
         else:
             rows.append(row)
             places.append(place)

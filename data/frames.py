@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,15 @@ from data.picture import SUFFIXES, read_picture
 from utils.errors import UserError
 
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+_USUAL_FPS = 25.0  # where a video or webcam does not say
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
-    """image: (H, W, 3) uint8 RGB, or None for a picture that cannot be read. number: from 0, within a video."""
+    """image: (H, W, 3) uint8 RGB, or None for a picture or a whole video that cannot be read.
+
+    number: from 0, within a video.
+    """
 
     source: Source
     number: int
@@ -27,13 +32,17 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """One picture, video or webcam. `webcam` is its number. frames: how many are known to come; 0 = unknown."""
+    """One picture, video or webcam. `webcam` is its number. frames: how many are known to come; 0 = unknown.
+
+    opens: whether a video could be opened when it was found.
+    """
 
     path: Path
     is_video: bool = False
     webcam: int | None = None
     frames: int = 1
     fps: float = 0.0
+    opens: bool = True
 
     def read(self) -> Iterator[Frame]:
         if self.is_video:
@@ -48,15 +57,21 @@ class Source:
             while True:
                 got, image = capture.read()
                 if not got:
-                    return
+                    break
                 yield Frame(source=self, number=number, image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
                 number += 1
+            if number == 0:
+                yield Frame(source=self, number=0, image=None)
         finally:
             capture.release()
 
 
 def find_sources(names: Sequence[str]) -> list[Source]:
-    """Sources in the order typed, a folder's and a glob's files sorted. UserError for a name that gives none."""
+    """Sources in the order typed, a folder's and a glob's files sorted.
+
+    Raises UserError for a name that gives none, and for a webcam or a video, named itself, that cannot be opened;
+    a folder's or a glob's broken video becomes one Frame without an image, as a broken picture does.
+    """
     sources: list[Source] = []
     for name in names:
         found = list(_sources_of(name))
@@ -69,13 +84,14 @@ def find_sources(names: Sequence[str]) -> list[Source]:
 def _sources_of(name: str) -> Iterator[Source]:
     path = Path(name).expanduser()
     if name.isdigit() and not path.exists():
-        yield _video(Path(f"webcam{name}"), webcam=int(name))
+        yield _openable(_video(Path(f"webcam{name}"), webcam=int(name)), "no such webcam")
     elif path.is_dir():
         yield from _files(sorted(path.iterdir()))
     elif path.is_file():
         if path.suffix.lower() not in {*SUFFIXES, *VIDEOS}:
             raise UserError(f"{path}: neither a picture nor a video by its ending")
-        yield from _files([path])
+        for source in _files([path]):
+            yield _openable(source, "cannot be opened as a video")
     elif glob.has_magic(name):
         yield from _files(sorted(Path(match) for match in glob.glob(name, recursive=True)))
     else:
@@ -90,18 +106,25 @@ def _files(paths: Sequence[Path]) -> Iterator[Source]:
             yield Source(path=path)
 
 
+def _openable(source: Source, complaint: str) -> Source:
+    if source.is_video and not source.opens:
+        raise UserError(f"{source.path}: {complaint}")
+    return source
+
+
 def _video(path: Path, webcam: int | None = None) -> Source:
     capture = cv2.VideoCapture(str(path) if webcam is None else webcam)
     try:
-        if not capture.isOpened():
-            kind = "no such webcam" if webcam is not None else "cannot be opened as a video"
-            raise UserError(f"{path}: {kind}")
-        return Source(
-            path=path,
-            is_video=True,
-            webcam=webcam,
-            frames=max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) if webcam is None else 0,
-            fps=capture.get(cv2.CAP_PROP_FPS) or 25.0,
-        )
+        opens = capture.isOpened()
+        frames, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
     finally:
         capture.release()
+    known = opens and webcam is None and math.isfinite(frames)
+    return Source(
+        path=path,
+        is_video=True,
+        webcam=webcam,
+        frames=max(0, int(frames)) if known else int(not opens),
+        fps=fps if math.isfinite(fps) and fps > 0 else _USUAL_FPS,
+        opens=opens,
+    )

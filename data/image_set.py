@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.instances import usable_instances
 from data.problems import Problems
 from utils.errors import UserError
 
@@ -73,19 +75,23 @@ class ImageSet:
         return tuple(self.ids.tolist())
 
     def ground_truth(self) -> dict[str, Any]:
-        """COCO's json as a dict: the data set's own, unchanged, if it has one; else made from the records.
+        """COCO's json as a dict: the data set's own, if it has one; else made from the records.
 
+        Of its own file only the annotations are left out that no COCOeval could take (`annotation_fault`).
         A COCO file may hold pictures that are not on this disk: score the `image_ids` of this set.
         """
         if self.coco_json is not None:
-            with open(self.coco_json, encoding="utf-8") as file:
-                return json.load(file)
+            return usable_instances(Path(self.coco_json))
         categories = zip(self.category_ids, self.class_names, strict=True)
         return {
             "images": [self._coco_image(self[index]) for index in range(len(self))],
             "annotations": self._coco_annotations(),
             "categories": [{"id": category, "name": name} for category, name in categories],
         }
+
+    def shares_pictures_with(self, other: ImageSet) -> int:
+        """How many picture files both sets hold."""
+        return len(np.intersect1d(self.paths, other.paths))
 
     def _coco_image(self, record: Record) -> dict[str, Any]:
         return {
@@ -124,15 +130,22 @@ def pack(
     category_ids: Sequence[int],
     problems: Problems,
     source: str,
+    classes_source: str | None = None,
     coco_json: str | None = None,
     mirror_safe: bool = True,
 ) -> ImageSet:
-    """source: the file that listed the pictures, for the UserError raised when none of them is usable."""
+    """source: the file that listed the pictures, for the UserError raised when none of them is usable.
+
+    classes_source: the file that named the classes, if another, for the one raised when two share a name.
+    """
     if not records:
         reasons = "; ".join(problems.summary()) or "it lists none"
         raise UserError(f"{source}: no usable picture in split '{split}': {reasons}.")
     if not class_names:
         raise UserError(f"{source}: no annotation names a class, so there is nothing to learn.")
+    twice = [name for name, count in Counter(class_names).items() if count > 1]
+    if twice:
+        raise UserError(f"{classes_source or source}: names the class '{twice[0]}' more than once; rename one.")
     return ImageSet(
         name=name,
         split=split,

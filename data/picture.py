@@ -78,6 +78,8 @@ def _jpeg_hw(file: BinaryIO) -> tuple[int, int] | None:
             file.seek(-1, 1)
             continue
         length = struct.unpack(">H", file.read(2))[0]
+        if length < 2:  # it counts its own two bytes
+            return None
         if marker[1] in _JPEG_FRAMES:
             height, width = struct.unpack(">xHH", file.read(5))
             return (width, height) if transposed else (height, width)

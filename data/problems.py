@@ -21,12 +21,13 @@ NO_AREA = ("box without area dropped", "boxes without area dropped")
 OUTSIDE = ("box outside its picture dropped", "boxes outside their pictures dropped")
 CLIPPED = ("box reaching out of its picture clipped", "boxes reaching out of their pictures clipped")
 
-_EXAMPLES = 5
+_KEPT = 1000  # places of each kind: all of what one would mend by hand
+_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problems:
-    """Counts and the first few places of each kind; a place is a file or `file:line`, maybe with a reason."""
+    """Counts and the first places of each kind: a file, `file:line` or `file object 3`, maybe with a reason."""
 
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
     examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
@@ -37,12 +38,25 @@ class Problems:
     def add(self, kind: tuple[str, str], place: str) -> None:
         self.counts[kind] = self.counts.get(kind, 0) + 1
         places = self.examples.setdefault(kind, [])
-        if len(places) < _EXAMPLES:
+        if len(places) < _KEPT:
             places.append(place)
 
     def summary(self) -> list[str]:
-        """One line a kind, such as `2 boxes without area dropped (first: Annotations/0343.xml)`."""
-        return [f"{count} {kind[count != 1]} (first: {self.examples[kind][0]})" for kind, count in self.counts.items()]
+        """One line a kind, such as `2 boxes without area dropped (first: a.xml object 3, b.xml object 1)`."""
+        return [
+            f"{count} {kind[count != 1]} (first: {', '.join(self.examples[kind][:_SHOWN])})"
+            for kind, count in self.counts.items()
+        ]
+
+    def lines(self) -> list[str]:
+        """One line a place, such as `box without area dropped: a.xml object 3`; then how many were not kept."""
+        lines = []
+        for kind, places in self.examples.items():
+            lines += [f"{kind[0]}: {place}" for place in places]
+            left_out = self.counts[kind] - len(places)
+            if left_out:
+                lines.append(f"{kind[0]}: and {left_out} more")
+        return lines
 
 
 def usable_boxes(

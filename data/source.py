@@ -33,10 +33,3 @@ def open_image_set(path: str | Path, split: str) -> ImageSet:
     if splits and split not in splits:
         raise UserError(f"{path}: has no split '{split}'; it has {', '.join(splits)}.")
     return found.read(path, split)
-
-
-def image_set_splits(path: str | Path) -> tuple[str, ...]:
-    """The splits that `open_image_set` would accept; () where any name will do, a lone COCO .json file."""
-    path = Path(path).expanduser()
-    found = next((each for each in _FORMATS if path.exists() and each.holds(path)), None)
-    return () if found is None else found.splits(path)

@@ -18,6 +18,7 @@ from data.problems import (
     Problems,
     usable_boxes,
 )
+from utils.errors import UserError
 
 
 def holds(path: Path) -> bool:
@@ -36,7 +37,7 @@ def read(path: Path, split: str) -> ImageSet:
     An image id counts the sorted annotation files from 1. `difficult` becomes is_crowd: such an object is
     neither rewarded nor punished. Coordinates stay as they are written, although VOC itself counts them
     from 1: most sets made with its tools count from 0, and half a pixel either way is within their care.
-    Raises UserError if no listed picture is usable.
+    Raises UserError if the list cannot be read or no listed picture is usable.
     """
     root = _root(path)
     trees = {file.stem: _parse(file) for file in sorted((root / "Annotations").glob("*.xml"))}
@@ -45,10 +46,8 @@ def read(path: Path, split: str) -> ImageSet:
     image_ids = {stem: number for number, stem in enumerate(trees, start=1)}
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
     problems, records = Problems(), []
-    for line in split_file.read_text(encoding="utf-8").splitlines():
-        if not line.strip():
-            continue
-        stem = line.split()[0]
+    for line in _lines(split_file):
+        stem = next((name for name in (line, line.split()[0]) if name in trees), line)
         tree = trees.get(stem, f"Annotations/{stem}.xml: missing")
         if isinstance(tree, str):
             problems.add(BROKEN_ANNOTATION, tree)
@@ -71,6 +70,15 @@ def _root(path: Path) -> Path:
     root = _candidate(path)
     assert root is not None, "asked to read what `holds` said no to"
     return root
+
+
+def _lines(file: Path) -> list[str]:
+    """A picture's name each, which may hold spaces, or a name and more words."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as text ({error}).") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _candidate(path: Path) -> Path | None:
@@ -112,18 +120,19 @@ def _record(
     if hw is None:
         problems.add(BROKEN_PICTURE, f"JPEGImages/{picture.name}")
         return None
-    place = f"Annotations/{stem}.xml"
-    rows, labels, is_crowd = [], [], []
+    rows, labels, is_crowd, places = [], [], [], []
     for number, item in enumerate(tree.iter("object"), start=1):
+        place = f"Annotations/{stem}.xml object {number}"
         label, box = label_of.get((item.findtext("name") or "").strip()), _box(item)
         if label is None or box is None:
-            problems.add(BROKEN_LABEL, f"{place}, object {number}")
+            problems.add(BROKEN_LABEL, place)
             continue
         rows.append(box)
+        places.append(place)
         labels.append(label)
         is_crowd.append((item.findtext("difficult") or "0").strip() == "1")
     boxes = np.array(rows, np.float32).reshape(-1, 4)
-    boxes, keep = usable_boxes(boxes, _annotated_hw(tree, hw), [place] * len(boxes), problems)
+    boxes, keep = usable_boxes(boxes, _annotated_hw(tree, hw), places, problems)
     return Record(
         path=str(picture),
         image_id=image_id,

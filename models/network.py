@@ -29,9 +29,9 @@ class Network(nn.Module):
         super().__init__()
         self.plan = plan
         self.layers = nn.ModuleList(build_layer(plan, node, norm) for node in plan.nodes)
-        last_reader = {source: node.index for node in plan.nodes for source in node.inputs}
+        readers = plan.consumers
         self._read_last_by = [
-            tuple(source for source, reader in last_reader.items() if reader == node.index) for node in plan.nodes
+            tuple({s for s in node.inputs if s >= 0 and readers[s][-1] == node.index}) for node in plan.nodes
         ]
         init_weights(self)
 
@@ -137,9 +137,12 @@ def init_weights(network: Network) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, a=0.1, mode="fan_in", nonlinearity="leaky_relu")
     for index in network.plan.heads:
-        conv = network.layers[index - 1].conv
-        conv.weight.mul_(0.1)
-        biases = conv.bias.view(len(network.plan.nodes[index].spec.mask), -1)
+        block = network.layers[index - 1]
+        if not isinstance(block, ConvNormAct):
+            continue
+        block.conv.weight.mul_(0.1)
+        bias = block.conv.bias if block.norm is None else block.norm.bias
+        biases = bias.view(len(network.plan.nodes[index].spec.mask), -1)
         biases.zero_()[:, 4] = math.log(OBJECTNESS_PRIOR / (1 - OBJECTNESS_PRIOR))
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import io
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,11 +25,14 @@ from options import (
     flatten,
     given_flags,
     parse_image_hw,
+    run_page,
     settle,
 )
 from utils.errors import UserError
+from utils.knob import check_limits, knob
 
 PAGES = {"train.py": TrainOptions, "evaluate.py": EvaluateOptions, "detect.py": DetectOptions}
+NEEDED = {"train.py": [], "evaluate.py": ["--weights", "x"], "detect.py": ["x.jpg", "--weights", "x"]}
 
 
 def help_of(kind: type, capsys) -> str:
@@ -71,10 +79,9 @@ def test_the_help_page_has_its_groups_and_a_text_for_each_flag(page, capsys):
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("argv", [["--no-such-flag"], ["--dat", "x"], ["--image-size", "big"]])
 def test_a_bad_flag_exits_with_two(page, argv, capsys):
-    needed = {"train.py": [], "evaluate.py": ["--weights", "x"], "detect.py": ["x.jpg", "--weights", "x"]}[page]
-    given_flags(PAGES[page], needed)
+    given_flags(PAGES[page], NEEDED[page])
     with pytest.raises(SystemExit) as caught:
-        given_flags(PAGES[page], [*needed, *argv])
+        given_flags(PAGES[page], [*NEEDED[page], *argv])
     assert caught.value.code == 2
     assert argv[0] in capsys.readouterr().err
 
@@ -95,6 +102,138 @@ def test_what_has_no_default_is_asked_for(kind, argv, capsys):
     assert "required" in capsys.readouterr().err
 
 
+def test_two_lengths_of_training_contradict(capsys):
+    with pytest.raises(SystemExit) as caught:
+        given_flags(TrainOptions, ["--epochs", "2", "--max-steps", "10"])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "--epochs" in said and "--max-steps" in said
+
+
+# --- limits --------------------------------------------------------------------------------------------------
+
+ABSURD = {
+    "train.py": """epochs -3 0; max-steps 0; batch-size 0; subdivisions 0; learning-rate 0 -1 nan inf; workers -1
+        final-learning-rate -1; momentum -1 1; weight-decay -1; clip-norm 0; ema-decay 1 -0.1 0.999999; seed -1
+        seed 4294967296; evals 0 -2; multi-scale 0.5 nan 100; burn-in-steps -1; lr-steps 0; lr-scales -1 nan
+        norm-window 0; norm-groups 0; norm-burn-in-steps -1; norm-eps 0; norm-momentum 2; box-gain -1 inf
+        label-smoothing 2 -0.1; mosaic 1.5; jitter 0.5; resize 0.5; saturation 0; exposure 101; hue nan; blur -1
+        noise 2; min-visibility 2; min-side-px -1""",
+    "evaluate.py": "confidence 2 nan; nms-iou -1 1.1; max-detections 0; batch-size 0; workers -1",
+    "detect.py": "confidence -0.1 nan; nms-iou -1 1.1; max-detections 0; max-frames -1 0",
+}
+
+
+def absurd_flags() -> list[tuple[str, str, str]]:
+    rows = [(page, line.split()) for page, text in ABSURD.items() for line in re.split(r"[;\n]", text)]
+    return [(page, f"--{flag}", value) for page, (flag, *values) in rows for value in values]
+
+
+@pytest.mark.parametrize(("page", "flag", "value"), absurd_flags())
+def test_an_absurd_number_exits_with_two(page, flag, value, capsys):
+    with pytest.raises(SystemExit) as caught:
+        given_flags(PAGES[page], [*NEEDED[page], flag, value])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(rf"argument {flag}: {re.escape(value)} must (be|lie) .*\d", said)
+
+
+def number_fields(kind: type) -> list[dataclasses.Field[Any]]:
+    """Of the page and its groups, those whose annotation has a number in it."""
+    groups = [f.default_factory for f in dataclasses.fields(kind) if isinstance(f.default_factory, type)]
+    every = [f for part in (kind, *groups) for f in dataclasses.fields(part)]
+    return [f for f in every if f.metadata and not f.metadata["parse"] and re.search("int|float", str(f.type))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_number_has_limits_and_they_belong_to_it(page):
+    made = number_fields(PAGES[page])
+    assert len(made) > 3
+    assert {f"--{f.name.replace('_', '-')}" for f in made} == {flag for of, flag, _ in absurd_flags() if of == page}
+    for f in made:
+        for limit in (f.metadata["low"], f.metadata["high"]):
+            if limit is not None:
+                argv = [*NEEDED[page], f"--{f.name.replace('_', '-')}", str(limit)]
+                assert given_flags(PAGES[page], argv)[f.name] in (limit, (limit,))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_defaults_and_the_shipped_cfgs_are_within_limits(page):
+    for name in ("yolov4", "yolov4-csp", "yolov4-tiny", "yolov4-tiny-3l", "yolov4-pico"):
+        made = settle(PAGES[page], {"weights": "x", "sources": ("x",)}, cfg_settings(load_plan(name)))
+        assert check_limits(made) is None
+        for group in GROUP_TITLES:
+            if hasattr(made, group):
+                check_limits(getattr(made, group))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limited:
+    share: float | None = knob(None, "between", low=0, high=1)
+    rates: tuple[float, ...] = knob((), "each at least", low=0)
+    top: int = knob(0, "at most", high=9)
+    free: float = knob(0.0, "any")
+    switch: bool = knob(True, "not a number")
+    bare: float = 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"share": 1.5}, "share=1.5 must lie between 0 and 1"),
+        ({"share": float("nan")}, "share=nan must lie between 0 and 1"),
+        ({"rates": (1.0, -2.0)}, "rates=(1.0, -2.0) must be at least 0"),
+        ({"rates": (float("inf"),)}, "rates=(inf,) must be finite and at least 0"),
+        ({"top": 10}, "top=10 must be at most 9"),
+        ({"free": float("nan")}, "free=nan must be finite"),
+        ({"bare": float("nan")}, "bare=nan must be finite"),
+    ],
+)
+def test_limits_in_words(given, said):
+    with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+        check_limits(Limited(**given))
+
+
+@pytest.mark.parametrize("given", [{}, {"share": 0, "rates": (0, 1e30), "top": -(10**400), "free": -5.0}, {"share": 1}])
+def test_what_is_within_limits_passes(given):
+    assert check_limits(Limited(**given)) is None
+
+
+# --- the page ------------------------------------------------------------------------------------------------
+
+
+def test_a_file_name_that_is_no_text_can_be_printed(monkeypatch):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+
+    def page(argv: object) -> None:
+        print("photo-\udcff.jpg")
+        raise UserError("photo-\udcfe.jpg: no such picture")
+
+    with pytest.raises(SystemExit) as caught:
+        run_page(page)
+    assert caught.value.code == 2
+    for stream, said in zip(streams, (b"photo-\\udcff.jpg\n", b"error: photo-\\udcfe.jpg: no such"), strict=True):
+        stream.flush()
+        assert said in stream.buffer.getvalue()
+
+
+def test_a_page_runs_on_streams_that_cannot_be_told(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", None)  # as under pythonw
+    run_page(lambda argv: print("done"))
+    assert sys.stdout.getvalue() == "done\n"
+
+
+def test_a_doubled_opencv_is_told_before_the_page_begins(root: Path, monkeypatch):
+    called = []
+    monkeypatch.setattr("utils.environment.check_opencv", lambda: called.append("opencv"))
+    monkeypatch.setattr("utils.environment.check_torchvision", lambda: called.append("torchvision"))
+    runpy.run_path(str(root / "options.py"), run_name="options_once_more")
+    assert called == ["torchvision", "opencv"]
+
+
 # --- who wins ------------------------------------------------------------------------------------------------
 
 
@@ -108,8 +247,8 @@ def test_only_what_was_typed_is_given():
         "image_size": (96, 128),
         "flip": False,
         "letterbox": True,
-        "lr_steps": [10, 20],
-        "lr_scales": [0.1, 0.5],
+        "lr_steps": (10, 20),
+        "lr_scales": (0.1, 0.5),
     }
 
 

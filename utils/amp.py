@@ -17,7 +17,7 @@ class MixedPrecision:
     def __init__(self, kind: str, device: torch.device) -> None:
         if kind == "auto":
             on_cuda = device.type == "cuda"
-            kind = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_cuda else "off"
+            kind = ("bf16" if _has_bf16(device) else "fp16") if on_cuda else "off"
         if kind == "fp16" and device.type == "cpu":
             raise UserError("--amp fp16 needs a GPU: choose bf16 or off")
         self.kind = kind
@@ -41,3 +41,9 @@ class MixedPrecision:
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """In hardware (Ampere and later): emulated bf16 is slower than float32."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)

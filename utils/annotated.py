@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 
 from utils.draw import draw_boxes, write_png
+from utils.errors import UserError
 from utils.structures import Detections
 
 
@@ -27,7 +29,7 @@ class AnnotatedFiles:
         self.written = 0
         self._rows: list[dict[str, Any]] = []
         self._names: dict[Path, str] = {}
-        self._video: tuple[Path, cv2.VideoWriter] | None = None
+        self._video: tuple[Path, cv2.VideoWriter, tuple[int, int]] | None = None  # its size as (width, height)
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> AnnotatedFiles:
@@ -66,10 +68,11 @@ class AnnotatedFiles:
     def _write_frame(self, path: Path, name: str, drawn: np.ndarray, fps: float) -> None:
         if self._video is None or self._video[0] != path:
             self._close_video()
-            size = (drawn.shape[1], drawn.shape[0])
-            codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._video = (path, cv2.VideoWriter(str(self.folder / f"{name}.mp4"), codec, fps, size))
-        self._video[1].write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+            self._video = (path, *_open_video(self.folder / f"{name}.mp4", drawn, fps))
+        _, writer, size = self._video
+        if (drawn.shape[1], drawn.shape[0]) != size:
+            drawn = cv2.resize(drawn, size)  # a stream may change its size; the writer would drop the frame
+        writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
 
     def _close_video(self) -> None:
         if self._video is not None:
@@ -113,3 +116,13 @@ class AnnotatedFiles:
                 # A class name may hold a slash.
                 folder = self.folder / "crops" / self.class_names[label].replace("/", "_")
                 write_png(folder / f"{name}-{k:03d}.png", crop)
+
+
+def _open_video(path: Path, first: np.ndarray, fps: float) -> tuple[cv2.VideoWriter, tuple[int, int]]:
+    """A writer for frames of the first one's size, and that size as (width, height); 25 fps where `fps` is none."""
+    size = (first.shape[1], first.shape[0])
+    fps = fps if math.isfinite(fps) and fps > 0 else 25.0
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
+    if not writer.isOpened():
+        raise UserError(f"{path}: the installed OpenCV cannot write this video of {size[0]}x{size[1]} pixels")
+    return writer, size

@@ -72,7 +72,8 @@ class TrainingState:
         load_norm_histories(self.network, state["norm_histories"])
         self.average.model.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.precision.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty when the run did not scale its losses
+            self.precision.scaler.load_state_dict(state["scaler"])
         self.clock.step = state["step"]
 
 
@@ -97,11 +98,13 @@ def load_norm_histories(model: nn.Module, histories: dict[str, Tensor]) -> None:
 
 
 def load_matching(model: nn.Module, state: dict[str, Tensor]) -> tuple[int, list[str]]:
-    """Load every tensor whose name and shape fit -> how many, and the names of those that did not.
+    """Load every layer that fits as a whole -> how many, and the names of those that did not.
 
     For fine-tuning: another class count changes the heads' shapes, and they start fresh.
     """
     own = model.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    layers = {name.rpartition(".")[0] for name in own}
+    unfit = {n.rpartition(".")[0] for n, t in own.items() if n not in state or state[n].shape != t.shape}
+    fitting = {n: t for n, t in state.items() if n in own and n.rpartition(".")[0] not in unfit}
     model.load_state_dict(fitting, strict=False)
-    return len(fitting), [name for name in own if name not in fitting]
+    return len(layers - unfit), sorted(unfit)

@@ -5,9 +5,12 @@ The dataclass lives with the part it turns; `options.py` composes them and makes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import Field, field, fields
 from typing import Any
+
+from utils.errors import UserError
 
 
 def knob(
@@ -17,10 +20,39 @@ def knob(
     unit: str | None = None,
     choices: Sequence[str] | Callable[[], Sequence[str]] | None = None,
     parse: Callable[[str], Any] | None = None,
+    low: float | None = None,
+    high: float | None = None,
 ) -> Any:
     """A dataclass field: `text` is its help, `unit` stands for its value there.
 
     `parse` turns the flag's string into the value; without it the annotation decides (bool, int, float, str).
-    `choices` may be a callable when the names are defined later in the file.
+    `choices` may be a callable when the names are defined later in the file. `low` and `high` are the limits of a
+    number, or of each in a tuple, both inclusive; a number that is not finite is outside any limits.
     """
-    return field(default=default, metadata={"text": text, "unit": unit, "choices": choices, "parse": parse})
+    metadata = {"text": text, "unit": unit, "choices": choices, "parse": parse, "low": low, "high": high}
+    return field(default=default, metadata=metadata)
+
+
+def outside_limits(knob_field: Field[Any], value: Any) -> str:
+    """What `value` must be and is not, such as "must lie between 0 and 1"; empty where nothing is wrong with it."""
+    if not isinstance(value, int | float):
+        return ""
+    low, high = knob_field.metadata.get("low"), knob_field.metadata.get("high")
+    finite = -math.inf < value < math.inf  # math.isfinite fails on a whole number too large for a float
+    if finite and (low is None or low <= value) and (high is None or value <= high):
+        return ""
+    if low is not None and high is not None:
+        return f"must lie between {low} and {high}"
+    limits = [] if finite else ["finite"]
+    limits += [] if low is None else [f"at least {low}"]
+    limits += [] if high is None else [f"at most {high}"]
+    return f"must be {' and '.join(limits)}"
+
+
+def check_limits(options: Any) -> None:
+    """UserError for the first number in this dataclass, not in those it holds, that is outside its knob's limits."""
+    for each in fields(options):
+        value = getattr(options, each.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if wrong := outside_limits(each, number):
+                raise UserError(f"{each.name}={value} {wrong}")

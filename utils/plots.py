@@ -40,7 +40,7 @@ def plot_pr_curves(table: CocoTable, class_names: Sequence[str], path: str | Pat
     if len(shown) > _LEGEND_CLASSES:
         named = shown[: _LEGEND_CLASSES // 2] + shown[-_LEGEND_CLASSES // 2 :]
     for column in shown:
-        label = f"{class_names[column]}  {table.classes[column].AP50:.3f}" if column in named else None
+        label = f"{_literal(class_names[column])}  {table.classes[column].AP50:.3f}" if column in named else None
         colour = _unit_colour(column if named is shown else named.index(column)) if label else "0.85"
         order = 2 if label else 1
         axes[0].plot(recall, table.precision[:, column], color=colour, label=label, zorder=order)
@@ -65,7 +65,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | P
     side = float(np.clip(3.2 + 0.55 * classes, 4.5, 14))
     figure, (axes,) = _figure(1, width_inches=side * 1.08, height_inches=side)
     picture = axes.imshow(np.where(share > 0, share, np.nan), cmap="Blues", vmin=0, vmax=1)
-    ticks = [*class_names, "background"]
+    ticks = [*map(_literal, class_names), "background"]
     size = float(np.clip(11 - classes / 12, 5, 10))
     axes.set_xticks(range(classes + 1), ticks, rotation=90 if classes > 8 else 0, fontsize=size)
     axes.set_yticks(range(classes + 1), ticks, fontsize=size)
@@ -175,6 +175,11 @@ def _label(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _literal(name: str) -> str:
+    """For matplotlib, which takes what stands between two dollars for a formula."""
+    return name.replace("$", r"\$")
 
 
 def _unit_colour(label: int) -> tuple[float, float, float]:

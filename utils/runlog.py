@@ -21,15 +21,23 @@ COLUMNS = ("step", "epoch", "lr", "loss", "box", "objectness", "class", "AP", "A
 
 
 def free_folder(wanted: str | None, *, default: str) -> Path:
-    """The folder for a new run. A typed one must not hold anything; the default one gets a number if taken."""
+    """Make the folder of a new run. A typed one must not hold anything; the default one gets a number if taken."""
     if wanted is not None:
         folder = Path(wanted)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder}: is there already; name another folder, or go on with --resume {folder}")
-        return folder
+            raise UserError(f"{folder}: is there already; name another folder (a training goes on with --resume)")
+        return _made(folder)
     first = Path("runs") / default
     taken = (first.with_name(f"{first.name}-{number}") if number > 1 else first for number in range(1, 10_000))
-    return next(folder for folder in taken if not folder.exists())
+    return _made(next(folder for folder in taken if not folder.exists()))
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made, {error.strerror}") from error
+    return folder
 
 
 class RunLog:

@@ -110,7 +110,7 @@ def write_report(
     image_ids: Sequence[int],
     save_ground_truth: bool,
 ) -> CocoTable:
-    """Measure, and write detections.json (COCO results form), metrics.json, pr_curves.png, confusion.png.
+    """Measure, and write detections.json (COCO results form), metrics.json and .txt, pr_curves.png, confusion.png.
 
     With save_ground_truth also ground_truth.json, for a data set that is not COCO: the two files are what
     pycocotools takes by hand.
@@ -121,6 +121,7 @@ def write_report(
         (folder / "ground_truth.json").write_text(json.dumps(ground_truth))
     table = evaluate_coco(ground_truth, results, image_ids=image_ids)
     (folder / "metrics.json").write_text(json.dumps(table.stats(), indent=2))
+    (folder / "metrics.txt").write_text(f"{table.summary()}\n\n{table.class_table()}\n")
     names = [category["name"] for category in sorted(ground_truth["categories"], key=lambda c: c["id"])]
     plot_pr_curves(table, names, folder / "pr_curves.png")
     plot_confusion(confusion_matrix(ground_truth, results, image_ids=image_ids), names, folder / "confusion.png")

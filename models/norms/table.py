@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -26,16 +27,16 @@ class NormOptions:
         choices=CMBN_GRADIENTS,
     )
     norm_window: int | None = knob(
-        None, "cbn: mini-batches in the window, the current one counted (default 4)", unit="MINI_BATCHES"
+        None, "cbn: mini-batches in the window, the current one counted (default 4)", unit="MINI_BATCHES", low=1
     )
     norm_burn_in_steps: int | None = knob(
-        None, "cbn: optimizer steps of plain BN before the window is trusted (default 100)", unit="STEPS"
+        None, "cbn: optimizer steps of plain BN before the window is trusted (default 100)", unit="STEPS", low=0
     )
     norm_groups: int | None = knob(
-        None, "gn: groups; a layer falls back to the largest divisor of its channels (default 32)"
+        None, "gn: groups; a layer falls back to the largest divisor of its channels (default 32)", low=1
     )
-    norm_eps: float = knob(1e-5, "added to the variance, inside the root")
-    norm_momentum: float = knob(0.1, "rate of the running statistics, as in nn.BatchNorm2d")
+    norm_eps: float = knob(1e-5, "added to the variance, inside the root", low=1e-12, high=1)
+    norm_momentum: float = knob(0.1, "rate of the running statistics, as in nn.BatchNorm2d", low=0, high=1)
 
 
 NormFactory = Callable[[nn.Conv2d], nn.Module | None]
@@ -53,17 +54,18 @@ def _bn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
 
 def _cmbn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
     rates = {"eps": options.norm_eps, "momentum": options.norm_momentum}
-    if (options.norm_gradient or "weights") == "share":
+    if options.norm_gradient == "share":
         return CrossMiniBatchNorm(conv.out_channels, **rates)
     return CrossMiniBatchNormW(conv.out_channels, patch_shape=_patch_shape(conv), **rates)
 
 
 def _cbn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
+    assert options.norm_window is not None and options.norm_burn_in_steps is not None
     return CrossIterationBatchNorm(
         conv.out_channels,
         patch_shape=_patch_shape(conv),
-        window=4 if options.norm_window is None else options.norm_window,
-        burn_in_steps=100 if options.norm_burn_in_steps is None else options.norm_burn_in_steps,
+        window=options.norm_window,
+        burn_in_steps=options.norm_burn_in_steps,
         eps=options.norm_eps,
         momentum=options.norm_momentum,
     )
@@ -71,7 +73,8 @@ def _cbn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
 
 def _gn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
     """Group norm (Wu & He 2018): the same at every mini-batch size."""
-    groups = largest_divisor(conv.out_channels, at_most=options.norm_groups or 32)
+    assert options.norm_groups is not None
+    groups = largest_divisor(conv.out_channels, at_most=options.norm_groups)
     return nn.GroupNorm(groups, conv.out_channels, eps=options.norm_eps)
 
 
@@ -87,24 +90,32 @@ NORMS: dict[str, Callable[[nn.Conv2d, NormOptions], nn.Module | None]] = {
     "none": _none,
 }
 
-_READ_BY = {
-    "norm_gradient": {"cmbn"},
-    "norm_window": {"cbn"},
-    "norm_burn_in_steps": {"cbn"},
-    "norm_groups": {"gn"},
+# The knobs that only some norms read, with their defaults there.
+_OWN_KNOBS: dict[str, dict[str, Any]] = {
+    "cmbn": {"norm_gradient": "weights"},
+    "cbn": {"norm_window": 4, "norm_burn_in_steps": 100},
+    "gn": {"norm_groups": 32},
 }
 
 
-def norm_factory(options: NormOptions) -> NormFactory:
-    """conv -> its norm (None: a bias instead). UserError for an unknown name, or a knob the norm ignores."""
+def resolve_norm(options: NormOptions) -> NormOptions:
+    """Options with the chosen norm's defaults filled in. UserError for an unknown norm or a knob it ignores."""
     if options.norm not in NORMS:
         raise UserError(f"unknown norm '{options.norm}': choose one of {', '.join(NORMS)}")
-    for field, readers in _READ_BY.items():
-        if getattr(options, field) is not None and options.norm not in readers:
-            flag = "--" + field.replace("_", "-")
-            raise UserError(f"{flag} is read by {', '.join(sorted(readers))}, not by --norm {options.norm}")
-    make = NORMS[options.norm]
-    return lambda conv: make(conv, options)
+    own = _OWN_KNOBS.get(options.norm, {})
+    for reader, knobs in _OWN_KNOBS.items():
+        for field in knobs.keys() - own.keys():
+            if getattr(options, field) is not None:
+                flag = "--" + field.replace("_", "-")
+                raise UserError(f"{flag} is read by {reader}, not by --norm {options.norm}")
+    return replace(options, **{field: value for field, value in own.items() if getattr(options, field) is None})
+
+
+def norm_factory(options: NormOptions) -> NormFactory:
+    """conv -> its norm (None: a bias instead). Raises as `resolve_norm`."""
+    settled = resolve_norm(options)
+    make = NORMS[settled.norm]
+    return lambda conv: make(conv, settled)
 
 
 def largest_divisor(number: int, *, at_most: int) -> int:

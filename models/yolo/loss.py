@@ -27,9 +27,13 @@ from utils.structures import Targets
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossOptions:
-    box_gain: float = knob(32.0, "factor on the cfg's iou_normalizer, because ours is the true gradient")
+    box_gain: float = knob(32.0, "factor on the cfg's iou_normalizer, because ours is the true gradient", low=0)
     label_smoothing: float | None = knob(
-        None, "class targets become eps/2 and 1 - eps/2 (default: the cfg's label_smooth_eps)", unit="EPS"
+        None,
+        "class targets become eps/2 and 1 - eps/2 (default: the cfg's label_smooth_eps)",
+        unit="EPS",
+        low=0,
+        high=1,
     )
 
 

@@ -1,9 +1,16 @@
+import contextlib
+import io
 import json
 from pathlib import Path
 
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from data.source import image_set_splits, open_image_set
+from data import coco
+from data.coco import splits
+from data.image_set import ImageSet
+from data.source import open_image_set
 from tests.data.sets import write_coco
 from utils.errors import UserError
 
@@ -14,7 +21,7 @@ def changed(file: Path, **fields: object) -> None:
 
 def test_dated_names_and_both_folder_layouts(tmp_path: Path) -> None:
     file = write_coco(tmp_path, "train2017")
-    assert image_set_splits(tmp_path) == ("train",)
+    assert splits(tmp_path) == ("train",)
     assert len(open_image_set(tmp_path, "train")) == 3
     (tmp_path / "images").mkdir()
     (tmp_path / "train2017").rename(tmp_path / "images" / "train2017")
@@ -64,9 +71,149 @@ def test_faulty_annotations_are_dropped_and_named(tmp_path: Path) -> None:
     image_set = open_image_set(tmp_path, "train")
     assert len(image_set.boxes) == len(good)
     assert image_set.problems.summary() == [
-        "4 malformed labels dropped (first: instances_train.json, annotation 50)",
-        "1 label of an unknown class dropped (first: instances_train.json, annotation 53, category 1000)",
+        "4 malformed labels dropped (first: instances_train.json annotation 50, "
+        "instances_train.json annotation 51, instances_train.json annotation 52)",
+        "1 label of an unknown class dropped (first: instances_train.json annotation 53 names category 1000)",
     ]
+
+
+FAULTS = [
+    {"category_id": 1000},
+    {"category_id": None},
+    {"category_id": [3]},
+    {"bbox": None},
+    {"bbox": []},
+    {"bbox": [1, 2, 3]},
+    {"bbox": [1, 2, 3, "4"]},
+    {"bbox": [1, 2, 3, float("inf")]},
+    {"bbox": [1, 2, 3, 10**400]},
+    {"bbox": {"x": 1}},
+    {"image_id": None},
+    {"image_id": 1000},
+    {"image_id": {"a": 1}},
+    {"image_id": "1"},
+    {"id": [1]},
+    {"area": None},
+    {"iscrowd": None},
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_reader_and_ground_truth_drop_the_same_rows(tmp_path: Path, fault: dict[str, object]) -> None:
+    file = write_coco(tmp_path, "train")
+    good = json.loads(file.read_text())["annotations"]
+    changed(file, annotations=[good[0], {**good[0], "id": 99} | fault, *good[1:]])
+    image_set = open_image_set(tmp_path, "train")
+    assert len(image_set.problems) == 1
+    assert len(image_set.boxes) == len(good)
+    assert image_set.ground_truth()["annotations"] == good
+    assert score(image_set) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("missing", ["bbox", "image_id", "category_id"])
+def test_rows_that_lack_what_is_needed(tmp_path: Path, missing: str) -> None:
+    file = write_coco(tmp_path, "train")
+    good = json.loads(file.read_text())["annotations"]
+    changed(file, annotations=[*good, {key: value for key, value in good[0].items() if key != missing}])
+    image_set = open_image_set(tmp_path, "train")
+    assert len(image_set.problems) == 1
+    assert image_set.ground_truth()["annotations"] == good
+
+
+def test_ground_truth_keeps_boxes_that_only_the_reader_drops(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, "train")
+    good = json.loads(file.read_text())["annotations"]
+    odd = [
+        {**good[0], "id": 50, "bbox": [5, 5, 0, 10], "extra": "kept"},
+        {**good[0], "id": 51, "bbox": [900, 5, 10, 10]},
+        {**good[0], "id": 52, "bbox": [70, 5, 100, 10]},
+    ]
+    changed(file, annotations=good + odd, licenses=None)
+    image_set = open_image_set(tmp_path, "train")
+    assert len(image_set.boxes) == len(good) + 1
+    assert image_set.ground_truth() == json.loads(file.read_text())
+
+
+def score(image_set: ImageSet) -> float:
+    """AP of the readers' own boxes against the set's ground truth."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = image_set.ground_truth()
+        truth.createIndex()
+        rows = []
+        for index in range(len(image_set)):
+            record = image_set[index]
+            for (left, top, right, bottom), label in zip(record.boxes.tolist(), record.labels, strict=True):
+                rows.append(
+                    {
+                        "image_id": record.image_id,
+                        "category_id": image_set.category_ids[label],
+                        "bbox": [left, top, right - left, bottom - top],
+                        "score": 0.9,
+                    }
+                )
+        evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return float(evaluation.stats[0])
+
+
+@pytest.mark.parametrize("info", [None, [], "words", {}, {"mirror_safe": True}])
+def test_info_of_any_kind(tmp_path: Path, info: object) -> None:
+    changed(write_coco(tmp_path, "train"), info=info)
+    assert open_image_set(tmp_path, "train").mirror_safe
+
+
+@pytest.mark.parametrize("key", ["images", "categories"])
+@pytest.mark.parametrize("odd", ["a7", None, [1], 1.5, 2**70, float("nan")])
+def test_ids_that_are_no_integers(tmp_path: Path, key: str, odd: object) -> None:
+    file = write_coco(tmp_path, "train")
+    rows = json.loads(file.read_text())[key]
+    rows[1]["id"] = odd
+    changed(file, **{key: rows})
+    with pytest.raises(UserError, match=rf"instances_train.json: expected integer ids in its list '{key}', found"):
+        open_image_set(tmp_path, "train")
+
+
+def test_file_names_that_are_no_text(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, "train")
+    images = json.loads(file.read_text())["images"]
+    images[0]["file_name"] = None
+    changed(file, images=images)
+    with pytest.raises(UserError, match=r"instances_train.json: expected file names .* found null"):
+        open_image_set(tmp_path, "train")
+
+
+def test_two_categories_of_one_name(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, "train")
+    categories = json.loads(file.read_text())["categories"]
+    changed(file, categories=[*categories, {"id": 20, "name": "dog"}])
+    with pytest.raises(UserError, match=r"instances_train.json: names the class 'dog' more than once"):
+        open_image_set(tmp_path, "train")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture"])
+@pytest.mark.parametrize(("opened", "found"), [(3, 2), (2, 3)])
+def test_only_large_sets_are_taken_at_their_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, opened: int, found: int
+) -> None:
+    write_coco(tmp_path, "train")
+    (tmp_path / "train" / "b.png").write_bytes(content)
+    monkeypatch.setattr(coco, "_OPENED_PICTURES", opened)
+    image_set = open_image_set(tmp_path, "train")
+    assert len(image_set) == found
+    assert [line.split(" (")[0] for line in image_set.problems.summary()] == ["1 unreadable picture skipped"] * (
+        3 - found
+    )
+
+
+def test_a_written_size_is_the_one_the_boxes_refer_to(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, "train")
+    images = json.loads(file.read_text())["images"]
+    images[1] |= {"height": 80, "width": 60}
+    changed(file, images=images)
+    assert open_image_set(tmp_path, "train")[1].hw == (80, 60)
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,27 @@ def test_faulty_lines_are_dropped_and_named(tmp_path: Path) -> None:
     image_set = open_image_set(file, "train")
     assert image_set[1].labels.tolist() == [0]
     assert image_set.problems.summary() == [
-        f"4 malformed labels dropped (first: {labels}:2)",
-        f"1 label of an unknown class dropped (first: {labels}:7, class 3 of 3)",
+        f"4 malformed labels dropped (first: {labels}:2, {labels}:4, {labels}:5)",
+        f"1 label of an unknown class dropped (first: {labels}:7 names class 3 of 3)",
     ]
+
+
+def test_byte_order_marks(tmp_path: Path) -> None:
+    file = write_darknet(tmp_path, "train")
+    plain = open_image_set(file, "train")
+    for text in [*tmp_path.glob("*.*"), *(tmp_path / "labels").glob("*.txt")]:
+        text.write_bytes(b"\xef\xbb\xbf" + text.read_bytes())
+    marked = open_image_set(file, "train")
+    assert marked.class_names == plain.class_names
+    assert marked.boxes.tolist() == plain.boxes.tolist()
+    assert len(marked.problems) == 0
+
+
+def test_two_classes_of_one_name(tmp_path: Path) -> None:
+    file = write_darknet(tmp_path, "train")
+    (tmp_path / "set.names").write_text("cat\ndog\ncat\n")
+    with pytest.raises(UserError, match=r"set.names: names the class 'cat' more than once"):
+        open_image_set(file, "train")
 
 
 @pytest.mark.parametrize(

@@ -137,3 +137,52 @@ def test_what_gives_nothing_is_the_users_error(tmp_path: Path, name, message):
     with pytest.raises(UserError, match=message) as caught:
         find_sources([str(tmp_path / "good.png"), str(tmp_path / name)])
     assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", ["", "*"])
+def test_a_broken_video_among_others_is_a_frame_without_an_image(tmp_path: Path, pattern: str):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "b.mp4").write_bytes(b"not a video")
+    write_picture(tmp_path / "in" / "a.png")
+    write_picture(tmp_path / "in" / "c.png")
+    sources = find_sources([str(tmp_path / "in" / pattern)])
+    assert names_of(sources) == ["a.png", "b.mp4", "c.png"]
+    frames = [frame for source in sources for frame in source.read()]
+    assert [frame.image is None for frame in frames] == [False, True, False]
+    assert sum(source.frames for source in sources) == len(frames)
+
+
+class Capture:
+    """A stand-in for cv2.VideoCapture: `frames` and `fps` as reported; it opens unless they are None."""
+
+    def __init__(self, frames: float | None, fps: float | None) -> None:
+        self.frames, self.fps = frames, fps
+
+    def isOpened(self) -> bool:
+        return self.frames is not None
+
+    def get(self, what: int) -> float:
+        return (self.frames if what == cv2.CAP_PROP_FRAME_COUNT else self.fps) or 0.0
+
+    def read(self) -> tuple[bool, None]:
+        return False, None
+
+    def release(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("reported", "fps"), [(0, 25), (-1, 25), (float("nan"), 25), (float("inf"), 25), (12.5, 12.5)])
+@pytest.mark.parametrize(("counted", "frames"), [(7, 7), (-3, 0), (float("nan"), 0), (float("inf"), 0)])
+def test_what_a_video_says_of_itself_is_not_believed_blindly(tmp_path, monkeypatch, reported, fps, counted, frames):
+    (tmp_path / "x.mp4").write_bytes(b"")
+    monkeypatch.setattr(cv2, "VideoCapture", lambda _: Capture(counted, reported))
+    (source,) = find_sources([str(tmp_path / "x.mp4")])
+    assert (source.fps, source.frames) == (fps, frames)
+    assert [frame.image for frame in source.read()] == [None]
+
+
+def test_a_missing_webcam_is_the_users_error(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda _: Capture(None, None))
+    with pytest.raises(UserError, match="webcam7: no such webcam"):
+        find_sources(["7"])

@@ -8,6 +8,8 @@ import pytest
 from data.picture import picture_hw, read_picture
 from tests.data.sets import write_picture
 
+SHORT_SEGMENTS = [b"\xff\xd8\xff\xe0\x00" + bytes([length]) + bytes(40) for length in (0, 1)]
+
 
 def with_orientation(jpeg: bytes, orientation: int) -> bytes:
     """The file with an EXIF segment of that one tag put in front."""
@@ -76,7 +78,9 @@ def test_orientation_tag(tmp_path: Path) -> None:
     np.testing.assert_array_equal(as_stored, read_picture(str(tmp_path / "a.jpg")))
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00", b"\x89PNG\r\n\x1a\nshort"])
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00", b"\x89PNG\r\n\x1a\nshort", *SHORT_SEGMENTS]
+)
 def test_unreadable(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(content)

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.source import image_set_splits, open_image_set
+from data.source import open_image_set
 from tests.data.sets import SCENES, Scene, write_coco, write_darknet, write_voc
 from utils.errors import UserError
 
@@ -50,7 +50,6 @@ def test_ground_truth_names_the_same_objects(tmp_path: Path, style: str) -> None
 @pytest.mark.parametrize("style", WRITERS)
 def test_absent_split_lists_those_there_are(tmp_path: Path, style: str) -> None:
     root = root_of(WRITERS[style](tmp_path / "set", "train"))
-    assert image_set_splits(root) == ("train",)
     with pytest.raises(UserError, match=r"no split 'val'; it has train\."):
         open_image_set(root, "val")
 
@@ -59,10 +58,24 @@ def test_absent_split_lists_those_there_are(tmp_path: Path, style: str) -> None:
 def test_two_splits(tmp_path: Path, style: str) -> None:
     WRITERS[style](tmp_path / "set", "train")
     root = root_of(WRITERS[style](tmp_path / "set", "val", SCENES[2:]))
-    assert image_set_splits(root) == ("train", "val")
     assert len(open_image_set(root, "train")) == 3
     assert len(open_image_set(root, "val")) == 1
     assert open_image_set(root, "val").class_names == ("cat", "dog", "owl")
+
+
+@pytest.mark.parametrize("style", WRITERS)
+def test_pictures_in_two_splits_are_counted(tmp_path: Path, style: str) -> None:
+    WRITERS[style](tmp_path / "set", "train")
+    root = root_of(WRITERS[style](tmp_path / "set", "val", SCENES[2:]))
+    train, val = open_image_set(root, "train"), open_image_set(root, "val")
+    shared = 0 if style == "coco" else 1  # each COCO split has its own folder here
+    assert train.shares_pictures_with(val) == val.shares_pictures_with(train) == shared
+    assert train.shares_pictures_with(train) == 3
+
+
+def test_a_lone_json_shares_all_its_pictures(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, "train").rename(tmp_path / "train" / "labels.json")
+    assert open_image_set(file, "train").shares_pictures_with(open_image_set(file, "val")) == 3
 
 
 def test_wrong_paths(tmp_path: Path) -> None:
@@ -116,7 +129,7 @@ def test_missing_picture_is_skipped(tmp_path: Path, style: str) -> None:
     assert "1 missing picture skipped (first: " in image_set.problems.summary()[0]
 
 
-@pytest.mark.parametrize("style", ["voc", "darknet"])
+@pytest.mark.parametrize("style", WRITERS)
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"GIF89a nonsense"])
 def test_unreadable_picture_is_skipped(tmp_path: Path, style: str, content: bytes) -> None:
     root = root_of(WRITERS[style](tmp_path / "set", "train"))
@@ -157,6 +170,6 @@ def test_bccd_has_two_boxes_without_area(shared: Path) -> None:
         for line in open_image_set(shared / "data" / "bccd", split).problems.summary()
     ]
     assert lines == [
-        "1 box without area dropped (first: Annotations/BloodImage_00343.xml)",
-        "1 box without area dropped (first: Annotations/BloodImage_00338.xml)",
+        "1 box without area dropped (first: Annotations/BloodImage_00343.xml object 4)",
+        "1 box without area dropped (first: Annotations/BloodImage_00338.xml object 13)",
     ]

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from data.source import image_set_splits, open_image_set
-from tests.data.sets import SCENES, voc_object, write_voc
+from data.source import open_image_set
+from data.voc import splits
+from tests.data.sets import SCENES, Scene, voc_object, write_voc
+from utils.errors import UserError
 
 
 def test_labels_and_ids_do_not_depend_on_the_split(tmp_path: Path) -> None:
@@ -25,7 +27,7 @@ def test_nested_as_it_is_unpacked(tmp_path: Path) -> None:
 def test_lists_of_one_class_are_no_splits(tmp_path: Path) -> None:
     write_voc(tmp_path, "train")
     (tmp_path / "ImageSets" / "Main" / "cat_train.txt").write_text("a  1\n")
-    assert image_set_splits(tmp_path) == ("train",)
+    assert splits(tmp_path) == ("train",)
 
 
 def test_difficult_objects_become_crowds(tmp_path: Path) -> None:
@@ -68,7 +70,33 @@ def test_malformed_objects_are_dropped_and_named(tmp_path: Path) -> None:
     (tmp_path / "Annotations" / "a.xml").write_text(f"<annotation>{objects}</annotation>")
     image_set = open_image_set(tmp_path, "train")
     assert len(image_set[0].labels) == 1
-    assert image_set.problems.summary() == ["3 malformed labels dropped (first: Annotations/a.xml, object 2)"]
+    assert image_set.problems.summary() == [
+        "3 malformed labels dropped (first: Annotations/a.xml object 2, Annotations/a.xml object 3, "
+        "Annotations/a.xml object 4)"
+    ]
+
+
+def test_a_dropped_box_is_named_by_its_object(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train")
+    objects = "<object/>" + voc_object("cat", (1, 1, 20, 20)) + voc_object("cat", (5, 5, 5, 9))
+    (tmp_path / "Annotations" / "a.xml").write_text(f"<annotation>{objects}</annotation>")
+    lines = open_image_set(tmp_path, "train").problems.summary()
+    assert lines[1] == "1 box without area dropped (first: Annotations/a.xml object 3)"
+
+
+def test_names_with_spaces_and_names_with_more_words(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", [*SCENES, Scene(stem="my cat", objects=[])])
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xef\xbb\xbfa  1\n my cat \n\nb -1\nnot there\n")
+    image_set = open_image_set(tmp_path, "train")
+    assert [Path(image_set[index].path).stem for index in range(3)] == ["a", "my cat", "b"]
+    assert "Annotations/not there.xml: missing" in image_set.problems.summary()[0]
+
+
+def test_a_list_that_is_no_text(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train")
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_bytes(b"a\xff\n")
+    with pytest.raises(UserError, match=r"train.txt: cannot be read as text"):
+        open_image_set(tmp_path, "train")
 
 
 def test_a_picture_labelled_on_its_side_keeps_the_size_it_was_labelled_in(tmp_path: Path) -> None:

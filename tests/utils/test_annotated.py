@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from utils.annotated import AnnotatedFiles
+from utils.errors import UserError
 from utils.structures import Detections
 
 NAMES = ("cat", "sea/lion")
@@ -117,6 +118,26 @@ def test_a_crop_thinner_than_a_pixel_has_one_or_is_left_out(tmp_path: Path, box,
     assert len([name for name in written(tmp_path) if name.startswith("crops")]) == count
 
 
+@pytest.fixture
+def mp4(tmp_path: Path) -> None:
+    """Skips where this OpenCV writes no mp4, as builds without ffmpeg do."""
+    probe = cv2.VideoWriter(str(tmp_path / "probe.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 25.0, (40, 30))
+    opened = probe.isOpened()
+    probe.release()
+    (tmp_path / "probe.mp4").unlink(missing_ok=True)
+    if not opened:
+        pytest.skip("this OpenCV writes no mp4")
+
+
+def frames_and_rate(path: Path) -> tuple[list[np.ndarray], float]:
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (read := capture.read())[0]:
+        frames.append(read[1])
+    return frames, capture.get(cv2.CAP_PROP_FPS)
+
+
+@pytest.mark.usefixtures("mp4")
 def test_frames_of_a_video_become_one_video(tmp_path: Path):
     with files_in(tmp_path, save_txt=True, save_json=True) as files:
         for number in range(3):
@@ -124,11 +145,38 @@ def test_frames_of_a_video_become_one_video(tmp_path: Path):
             files.add(Path("clip.avi"), picture(), found, number=number, video_fps=10.0)
         files.add(Path("other/clip.avi"), picture(), FOUND, number=0, video_fps=10.0)
     capture = cv2.VideoCapture(str(tmp_path / "clip.mp4"))
-    if not capture.isOpened():
-        pytest.skip("this OpenCV writes no mp4")
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and capture.get(cv2.CAP_PROP_FPS) == 10
     assert (tmp_path / "clip-2.mp4").stat().st_size > 0
     labels = [f"labels/clip-{number:06d}.txt" for number in range(3)] + ["labels/clip-2-000000.txt"]
     assert set(labels) <= set(written(tmp_path))
     rows = json.loads((tmp_path / "detections.json").read_text())
     assert [row["frame"] for row in rows] == [0, 1, 2, 0]
+
+
+@pytest.mark.usefixtures("mp4")
+def test_a_frame_of_another_size_is_fitted_to_the_video(tmp_path: Path):
+    sizes = [(30, 40), (60, 80), (16, 24), (30, 40)]
+    with files_in(tmp_path, save_json=True) as files:
+        for number, (height, width) in enumerate(sizes):
+            image = np.full((height, width, 3), 60 * number, np.uint8)
+            files.add(Path("clip.avi"), image, NOTHING, number=number, video_fps=10.0)
+    frames, _ = frames_and_rate(tmp_path / "clip.mp4")
+    assert [frame.shape for frame in frames] == [(30, 40, 3)] * 4
+    assert [round(float(frame.mean()) / 60) for frame in frames] == [0, 1, 2, 3]
+    rows = json.loads((tmp_path / "detections.json").read_text())
+    assert [(row["height"], row["width"]) for row in rows] == sizes  # boxes are in each frame's own pixels
+
+
+@pytest.mark.usefixtures("mp4")
+@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_video_without_a_frame_rate_gets_25(tmp_path: Path, fps: float):
+    with files_in(tmp_path) as files:
+        files.add(Path("clip.avi"), picture(), NOTHING, number=0, video_fps=fps)
+    frames, written_fps = frames_and_rate(tmp_path / "clip.mp4")
+    assert (len(frames), written_fps) == (1, 25)
+
+
+def test_a_video_that_cannot_be_written_is_an_error_of_the_user(tmp_path: Path):
+    (tmp_path / "clip.mp4").mkdir()  # in the video's place
+    with files_in(tmp_path) as files, pytest.raises(UserError, match=r"clip\.mp4: .*cannot write"):
+        files.add(Path("clip.avi"), picture(), FOUND, number=0, video_fps=10.0)

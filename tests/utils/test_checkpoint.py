@@ -223,18 +223,21 @@ def test_stock_norms_have_no_history():
 def test_what_fits_is_loaded_and_the_rest_is_named():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     before = model[1].weight.detach().clone()
+    fresh_bias = model[1].bias.detach().clone()
     state = {
         "0.weight": torch.ones(4, 3),
         "0.bias": torch.full((4,), 2.0),
         "1.weight": torch.ones(5, 4),  # another class count
+        "1.bias": torch.ones(2),  # would fit, but a layer is taken over as a whole or not at all
         "2.weight": torch.ones(1),  # unknown here
     }
-    assert load_matching(model, state) == (2, ["1.weight", "1.bias"])
+    assert load_matching(model, state) == (1, ["1"])
     assert model[0].weight.detach().eq(1).all() and model[0].bias.detach().eq(2).all()
     assert torch.equal(model[1].weight.detach(), before)
+    assert torch.equal(model[1].bias.detach(), fresh_bias)
 
 
 def test_everything_and_nothing_may_fit():
-    model = nn.Linear(3, 4)
-    assert load_matching(model, nn.Linear(3, 4).state_dict()) == (2, [])
-    assert load_matching(model, {}) == (0, ["weight", "bias"])
+    model = nn.Sequential(nn.Linear(3, 4))
+    assert load_matching(model, nn.Sequential(nn.Linear(3, 4)).state_dict()) == (1, [])
+    assert load_matching(model, {}) == (0, ["0"])

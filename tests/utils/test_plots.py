@@ -47,6 +47,20 @@ def test_confusion(tmp_path: Path, classes: int, empty: bool) -> None:
     assert ink(tmp_path / "confusion.png") > 0.01
 
 
+@pytest.mark.parametrize("name", [r"a$\foo$", "$", "$$", r"\$x$", r"a\$\foo\$", "$5 or $6", "^_{%#"])
+def test_a_class_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """Two dollars begin a formula in matplotlib, and a bad one is an exception."""
+    plot_confusion(np.eye(3, dtype=int), [name, "plain"], tmp_path / "confusion.png")
+    ground_truth = {
+        "images": [{"id": 0}],
+        "annotations": [{"id": 0, "image_id": 0, "category_id": 0, "bbox": [0, 0, 10, 10]}],
+        "categories": [{"id": 0, "name": name}],
+    }
+    table = evaluate_coco(ground_truth, [{**ground_truth["annotations"][0], "score": 0.5}])
+    plot_pr_curves(table, [name], tmp_path / "pr.png")
+    assert ink(tmp_path / "confusion.png") > 0.01 and ink(tmp_path / "pr.png") > 0.01
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -18,8 +18,7 @@ def test_the_default_folder_gets_a_number_when_taken(tmp_path: Path, monkeypatch
     names = []
     for _ in range(3):
         folder = free_folder(None, default="digits-pico-bn")
-        assert not folder.exists()
-        folder.mkdir(parents=True)
+        assert folder.is_dir()
         names.append(str(folder))
     assert names == [str(Path("runs") / f"digits-pico-bn{suffix}") for suffix in ("", "-2", "-3")]
 

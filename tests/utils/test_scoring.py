@@ -116,7 +116,7 @@ def test_a_perfect_detector_scores_one_and_leaves_its_files(tmp_path: Path, save
     folder = tmp_path / "new" / "folder"
     table = write_report(folder, truth(), rows, image_ids=[5, 6, 7, 8], save_ground_truth=save_ground_truth)
     assert pytest.approx(1.0) == table.AP == table.AP50
-    files = {"detections.json", "metrics.json", "pr_curves.png", "confusion.png"}
+    files = {"detections.json", "metrics.json", "metrics.txt", "pr_curves.png", "confusion.png"}
     files |= {"ground_truth.json"} if save_ground_truth else set()
     assert {path.name for path in folder.iterdir()} == files
     assert json.loads((folder / "detections.json").read_text()) == rows
