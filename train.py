@@ -41,7 +41,7 @@ from utils.clock import BatchClock
 from utils.coco_map import CocoTable
 from utils.draw import draw_batch, write_png
 from utils.ema import WeightAverage
-from utils.environment import describe, pick_device
+from utils.environment import describe, leave_a_core_to_loaders, pick_device
 from utils.errors import UserError
 from utils.plots import plot_results
 from utils.runlog import RunLog, free_folder
@@ -66,6 +66,7 @@ def train(
     Returns the table of the best weights on the validation split.
     """
     optim, device = options.optim, pick_device(options.device)
+    leave_a_core_to_loaders(device, options.workers)
     seed_everything(options.seed)
     network = Network(plan, norm_factory(options.norm)).to(device)
     if options.weights is not None and checkpoint is None:

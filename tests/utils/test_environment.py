@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import random
 import warnings
 
@@ -138,3 +139,19 @@ def test_seed_repeats_every_generator() -> None:
 def test_an_impossible_seed_is_refused(seed: int) -> None:
     with pytest.raises(UserError, match="seed"):
         seed_everything(seed)
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "typed", "threads"),
+    [("cpu", 2, None, 3), ("cpu", 0, None, 7), ("cuda", 2, None, 7), ("cpu", 2, "4", 7)],
+)
+def test_a_core_is_left_to_loaders(monkeypatch, device: str, workers: int, typed: str | None, threads: int) -> None:
+    """Of 4 cores, where 7 threads were set before."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if typed:
+        monkeypatch.setenv("OMP_NUM_THREADS", typed)
+    counts = [7]
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    environment.leave_a_core_to_loaders(torch.device(device), workers)
+    assert counts[-1] == threads
