@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.image_set import ImageSet, Record, pack
+from data.listing import read_lines
 from data.picture import picture_hw
 from data.problems import BROKEN_LABEL, BROKEN_PICTURE, MISSING_PICTURE, UNKNOWN_CLASS, Problems, usable_boxes
 from utils.errors import UserError
@@ -36,7 +37,7 @@ def read(path: Path, split: str) -> ImageSet:
     list_file = _found(settings[_KEYS[split]], file, [file.parent, file.parent.parent])
     problems, records = Problems(), []
     folders = [file.parent, list_file.parent, file.parent.parent, Path()]
-    for image_id, line in enumerate(_lines(list_file), start=1):
+    for image_id, line in enumerate(read_lines(list_file), start=1):
         picture = next((folder / line for folder in folders if (folder / line).is_file()), None)
         if picture is None:
             problems.add(MISSING_PICTURE, line)
@@ -76,17 +77,9 @@ def _data_file(path: Path) -> Path:
     return path if path.is_file() else next(path.glob("*.data"))
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as text ({error}).") from error
-    return [line.strip() for line in lines if line.strip()]
-
-
 def _settings(file: Path) -> dict[str, str]:
     """`key = value` lines; # and ; start a comment."""
-    lines = [line for line in _lines(file) if line[0] not in "#;"]
+    lines = [line for line in read_lines(file) if line[0] not in "#;"]
     pairs = (line.partition("=") for line in lines)
     return {key.strip(): value.strip() for key, equals, value in pairs if equals}
 
@@ -97,7 +90,7 @@ def _names_file(file: Path, settings: dict[str, str]) -> Path | None:
 
 def _class_names(file: Path, settings: dict[str, str], names_file: Path | None) -> list[str]:
     """From the `names` file; without one, the class numbers."""
-    names = None if names_file is None else _lines(names_file)
+    names = None if names_file is None else read_lines(names_file)
     if "classes" not in settings and names:
         return names
     classes = settings.get("classes", "")

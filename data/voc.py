@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from data.image_set import ImageSet, Record, pack
+from data.listing import read_lines
 from data.picture import SUFFIXES, picture_hw
 from data.problems import (
     BROKEN_ANNOTATION,
@@ -18,7 +19,6 @@ from data.problems import (
     Problems,
     usable_boxes,
 )
-from utils.errors import UserError
 
 
 def holds(path: Path) -> bool:
@@ -46,7 +46,7 @@ def read(path: Path, split: str) -> ImageSet:
     image_ids = {stem: number for number, stem in enumerate(trees, start=1)}
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
     problems, records = Problems(), []
-    for line in _lines(split_file):
+    for line in read_lines(split_file):
         stem = next((name for name in (line, line.split()[0]) if name in trees), line)
         tree = trees.get(stem, f"Annotations/{stem}.xml: missing")
         if isinstance(tree, str):
@@ -70,15 +70,6 @@ def _root(path: Path) -> Path:
     root = _candidate(path)
     assert root is not None, "asked to read what `holds` said no to"
     return root
-
-
-def _lines(file: Path) -> list[str]:
-    """A picture's name each, which may hold spaces, or a name and more words."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as text ({error}).") from error
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _candidate(path: Path) -> Path | None:

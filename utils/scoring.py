@@ -49,11 +49,12 @@ def collect_results(
 ) -> list[dict[str, Any]]:
     """COCO result rows of all batches, in order; each picture must have its placement."""
     rows: list[dict[str, Any]] = []
+    labels = torch.tensor(list(categories), device=device)
     for batch in tqdm(batches, desc="evaluating", unit="batch", disable=not progress, leave=False):
         found = detect(batch.to(device, non_blocking=True).pixels())
         for detections, placement, image_id in zip(found, batch.placements, batch.image_ids, strict=True):
             assert placement is not None, "only whole pictures can be evaluated"
-            known = torch.isin(detections.labels, torch.tensor(list(categories), device=device))
+            known = torch.isin(detections.labels, labels)
             rows += results_of(detections.where(known), placement, image_id, categories)
     return rows
 

@@ -99,7 +99,10 @@ class BatchStatNorm(nn.Module, BatchAware):
 
     @abstractmethod
     def normalize(self, y: Tensor, own: Moments, *context: Any) -> Tensor:
-        """Normalise y (N, C, H, W), whose own moments are `own`, with the moments this norm believes in."""
+        """Normalise y (N, C, H, W), whose own moments are `own`, with the moments this norm believes in.
+
+        Asked only when announced.
+        """
 
     def forward(self, y: Tensor, *context: Any) -> Tensor:
         if not self.training:
@@ -109,6 +112,8 @@ class BatchStatNorm(nn.Module, BatchAware):
         if not self.announced:
             with torch.no_grad():
                 self._update_running_as_bn(own)
+            alpha = torch.ones_like(own.count)
+            return NormalizeShare.apply(y, self.weight, self.bias, own.mean, own.var, alpha, self.eps)
         return self.normalize(y, own, *context)
 
     def past_of_batch(self) -> Moments:

@@ -62,9 +62,6 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
         self.trusted.fill_(float(tick.step >= self.burn_in_steps))
 
     def normalize(self, y: Tensor, own: Moments, view: ConvView) -> Tensor:
-        if not self.announced:
-            alpha = torch.ones_like(own.count)
-            return NormalizeShare.apply(y, self.weight, self.bias, own.mean, own.var, alpha, self.eps)
         with torch.no_grad():
             self._write_slot(y, own, view)
             pooled = self._pool(own, view)
@@ -78,10 +75,9 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
             self.ring_cov.resize_(self.window, self.channels, numbers).zero_()
 
     def _write_slot(self, y: Tensor, own: Moments, view: ConvView) -> None:
-        centred = (y.detach().to(own.mean.dtype) - own.mean.view(1, -1, 1, 1)) / own.count
         self.ring_count.index_copy_(0, self.slot, own.count.view(1))
         self.ring_var.index_copy_(0, self.slot, own.var[None])
-        self.ring_cov.index_copy_(0, self.slot, view.correlate(centred)[None])
+        self.ring_cov.index_copy_(0, self.slot, view.covariance(y, own)[None])
         self.ring_patch.index_copy_(0, self.slot, view.mean_patch(own.mean.dtype)[None])
 
     def _pool(self, own: Moments, view: ConvView) -> Moments:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.norms.batch_stat import BatchStatNorm, NormalizeShare
-from models.norms.contract import ConvAware, ConvView
+from models.norms.contract import ConvAware, ConvView, per_channel
 from models.norms.moments import Moments
 from utils.clock import Tick
 
@@ -59,9 +59,6 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
         self.more_to_come = tick.index + 1 < tick.count
 
     def normalize(self, y: Tensor, own: Moments, view: ConvView) -> Tensor:
-        if not self.announced:
-            alpha = torch.ones_like(own.count)
-            return NormalizeShare.apply(y, self.weight, self.bias, own.mean, own.var, alpha, self.eps)
         if self.more_to_come:
             self._remember_patches(y, own, view)
         past = self.past_of_batch()
@@ -90,8 +87,7 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
 
     @torch.no_grad()
     def _remember_patches(self, y: Tensor, own: Moments, view: ConvView) -> None:
-        centred = (y.detach().to(own.mean.dtype) - own.mean.view(1, -1, 1, 1)) / own.count
-        self.last_cov.copy_(view.correlate(centred))
+        self.last_cov.copy_(view.covariance(y, own))
         self.last_patch.copy_(view.mean_patch(own.mean.dtype))
 
     def _pool_patches(self) -> None:
@@ -102,9 +98,6 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
         share = self.last_count / count
         patch_step = self.last_patch - self.past_patch
         mean_step = (self.last_mean - past.mean)[:, None]
-        spread = mean_step * self._per_channel(patch_step)
+        spread = mean_step * per_channel(patch_step, self.channels)
         self.past_cov.lerp_(self.last_cov, share).add_(share * (1 - share) * spread)
         self.past_patch.add_(share * patch_step)
-
-    def _per_channel(self, per_group: Tensor) -> Tensor:
-        return per_group.repeat_interleave(self.channels // self.patch_shape[0], dim=0)

@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from models.norms.moments import Moments
+
 
 class ConvView:
     """The convolution that made a norm's input, seen as y = W . patches, with the geometry hidden.
@@ -37,6 +39,10 @@ class ConvView:
         """
         return self._weight_gradient(grad, self._x.to(grad.dtype), self._conv.weight).flatten(1)
 
+    def covariance(self, y: Tensor, own: Moments) -> Tensor:
+        """cov(y, patch) over images and positions, (C, K), for the conv's output y with the moments `own`."""
+        return self.correlate((y.detach().to(own.mean.dtype) - own.mean.view(1, -1, 1, 1)) / own.count)
+
     def mean_patch(self, dtype: torch.dtype) -> Tensor:
         """Mean patch over images and positions, (G, K): one row a group, shared by its channels."""
         summed = self._x.to(dtype).sum(0, keepdim=True)
@@ -52,9 +58,7 @@ class ConvView:
 
     def per_channel(self, per_group: Tensor) -> Tensor:
         """(..., G, K) -> (..., C, K): each channel sees its group's row."""
-        if self._conv.groups == 1:
-            return per_group.expand(*per_group.shape[:-2], self._conv.out_channels, per_group.shape[-1])
-        return per_group.repeat_interleave(self._conv.out_channels // self._conv.groups, dim=-2)
+        return per_channel(per_group, self._conv.out_channels)
 
     def _weight_gradient(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         conv = self._conv
@@ -71,6 +75,14 @@ class ConvView:
             conv.groups,
             [False, True, False],
         )[1]
+
+
+def per_channel(per_group: Tensor, channels: int) -> Tensor:
+    """(..., G, K) -> (..., channels, K): each channel sees its group's row."""
+    groups = per_group.shape[-2]
+    if groups == 1:
+        return per_group.expand(*per_group.shape[:-2], channels, per_group.shape[-1])
+    return per_group.repeat_interleave(channels // groups, dim=-2)
 
 
 class ConvAware(ABC):
