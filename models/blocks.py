@@ -72,7 +72,8 @@ class ConvNormAct(nn.Module):
     ) -> ConvNormAct:
         """`norm=None` or a factory that returns None makes a convolution with a bias."""
         geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        conv = nn.Conv2d(in_channels, filters, size, bias=False, **geometry)
+        conv_class = getattr(norm, "conv_class", nn.Conv2d)  # a norm may want the weights seen otherwise
+        conv = conv_class(in_channels, filters, size, bias=False, **geometry)
         made = norm(conv) if norm is not None else None
         if made is None:
             conv.bias = nn.Parameter(torch.zeros(filters))

@@ -1,10 +1,4 @@
-"""Batch-statistics norms: what they all share, so that each answers one question - which moments?
-
-The gradient is that of normalising with pooled moments of which the mini-batch at hand holds the share alpha
-(Ioffe & Szegedy 2015 with alpha = 1; alpha < 1 is the exact partial derivative when the rest is constant):
-
-    dx = gamma * r * (g - alpha * (mean(g) + xhat * mean(g * xhat))),   r = 1 / sqrt(var + eps)
-"""
+"""Batch-statistics norms: what they all share, so that each answers one question - which moments?"""
 
 from __future__ import annotations
 
@@ -14,78 +8,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
+from models.norms import ranks
 from models.norms.moments import Moments
+from models.norms.normalize import normalize, renormalize
 from utils.clock import BatchAware, Tick
-
-
-class NormalizeShare(Function):
-    """y (N, C, H, W) normalised with given moments, of which y's own share is alpha.
-
-    Where the rest of the moments depends on the conv's weights, and that gradient is wanted, `conv_weight` is
-    the parameter, and per channel and number of a patch (C, K) `rest_patch` is d rest_mean / dW and `rest_cov`
-    half of d rest_var / dW; rest_mean (C,).
-    """
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        y: Tensor,
-        gamma: Tensor,
-        beta: Tensor,
-        mean: Tensor,
-        var: Tensor,
-        alpha: Tensor,
-        eps: float,
-        conv_weight: Tensor | None = None,
-        rest_mean: Tensor | None = None,
-        rest_patch: Tensor | None = None,
-        rest_cov: Tensor | None = None,
-    ) -> Tensor:
-        rstd = torch.rsqrt(var + eps)
-        ctx.save_for_backward(y, gamma, mean, rstd, alpha, rest_mean, rest_patch, rest_cov)
-        ctx.conv_weight_shape = None if conv_weight is None else conv_weight.shape
-        return F.batch_norm(y, mean, var, gamma, beta, False, 0.0, eps)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        y, gamma, mean, rstd, alpha, rest_mean, rest_patch, rest_cov = ctx.saved_tensors
-        # Batch norm's own kernel with our moments gives dx for alpha = 1, and the sums we need anyway.
-        dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
-            g, y, gamma, None, None, mean, rstd, True, 0.0, [True, True, True]
-        )
-        scale = gamma.to(rstd.dtype) * rstd
-        # dx = alpha * (dx for alpha = 1) + (1 - alpha) * (dx for alpha = 0)
-        constant_moments = ((1 - alpha) * scale).view(1, -1, 1, 1).to(dx.dtype)
-        dx = torch.addcmul(dx.mul_(alpha.to(dx.dtype)), g, constant_moments)
-        dweight = None
-        if ctx.conv_weight_shape is not None:
-            # var = mean(y^2) - mean^2, so half its derivative through the rest is the rest's mean of
-            # (y - mean) * patch: its covariance, shifted from its own mean to the pooled one.
-            to_half_var = -(1 - alpha) * scale * rstd * dgamma
-            to_mean = -(1 - alpha) * scale * dbeta + to_half_var * (rest_mean - mean)
-            dweight = torch.addcmul(to_mean[:, None] * rest_patch, to_half_var[:, None], rest_cov)
-            dweight = dweight.view(ctx.conv_weight_shape)
-        return dx, dgamma, dbeta, None, None, None, None, dweight, None, None, None
 
 
 class BatchStatNorm(nn.Module, BatchAware):
     """Owns the affine parameters, running statistics, eval path, dtype policy and BN's state-dict keys.
 
-    Never announced, it is `nn.BatchNorm2d`: each training forward updates the running statistics. Announced,
-    it updates them once per batch, from the moments pooled over the batch's mini-batches; and as an average of
-    first and second moments, because an average of variances misses the variance between batches.
+    Never announced, it is `nn.BatchNorm2d`: each training forward updates the running statistics, unless
+    `track_running_stats` is off. Announced, it updates them once per batch, from the moments pooled over the
+    batch's mini-batches; and as an average of first and second moments, because an average of variances misses
+    the variance between batches.
 
     The first updates after construction average all batches so far, so that short trainings do not end with
     traces of the initial 0 and 1; from batch 1/momentum on it is BN's exponential average.
+
+    With `sync`, a mini-batch's own moments are those of all ranks' parts of it.
     """
 
-    def __init__(self, channels: int, *, eps: float, momentum: float) -> None:
+    def __init__(self, channels: int, *, eps: float, momentum: float, sync: bool = False) -> None:
         super().__init__()
-        self.channels, self.eps, self.momentum = channels, eps, momentum
+        self.channels, self.eps, self.momentum, self.sync = channels, eps, momentum, sync
+        self.track_running_stats = True
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -108,39 +55,62 @@ class BatchStatNorm(nn.Module, BatchAware):
         if not self.training:
             return F.batch_norm(y, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         own = Moments.of(y)
-        self._remember("last", own)
+        if self.sync:
+            own = ranks.pooled(own)
         if not self.announced:
-            with torch.no_grad():
+            if self.track_running_stats:
                 self._update_running_as_bn(own)
-            alpha = torch.ones_like(own.count)
-            return NormalizeShare.apply(y, self.weight, self.bias, own.mean, own.var, alpha, self.eps)
+            return self.by_moments(y, own, is_share=self.sync)
+        self._remember("last", own)
         return self.normalize(y, own, *context)
+
+    def by_moments(self, y: Tensor, moments: Moments, **gradient: Any) -> Tensor:
+        """As normalize.normalize, with this norm's affine parameters."""
+        return normalize(
+            y, self.weight, self.bias, moments, eps=self.eps, across_ranks=self.sync and ranks.is_parallel(), **gradient
+        )
+
+    def by_own_moments_renormed(
+        self, y: Tensor, own: Moments, target: Moments, *, r_max: Tensor | None = None, d_max: Tensor | None = None
+    ) -> Tensor:
+        """Values as by `target`, within the limits, and the gradient of plain batch norm (Ioffe 2017)."""
+        with torch.no_grad():
+            sigma = torch.sqrt(target.var + self.eps)
+            r = torch.sqrt(own.var + self.eps) / sigma
+            d = (own.mean - target.mean) / sigma
+            if r_max is not None and d_max is not None:
+                r, d = r.clamp(1 / r_max, r_max), d.clamp(-d_max, d_max)
+        return renormalize(y, self.weight, self.bias, own, r, d, eps=self.eps)
 
     def past_of_batch(self) -> Moments:
         """The earlier mini-batches of the running batch, pooled; empty when not announced."""
         return Moments(count=self.past_count, mean=self.past_mean, var=self.past_var)
 
+    def last_of_batch(self) -> Moments:
+        """The mini-batch at hand, once it was forwarded; empty before."""
+        return Moments(count=self.last_count, mean=self.last_mean, var=self.last_var)
+
     @torch.no_grad()
     def announce(self, tick: Tick) -> None:
-        if tick.index == 0:
-            self._remember("past", self._empty())
-        else:
-            self._remember("past", self._batch_so_far())
+        self._remember("past", self._empty() if tick.index == 0 else self._batch_so_far())
         self._remember("last", self._empty())
         self.announced = True
 
     @torch.no_grad()
     def batch_ended(self) -> None:
-        batch = self._batch_so_far()
-        if batch.count > 0:
-            self._update_running(batch)
+        self._update_running(self._batch_so_far())
         self._remember("past", self._empty())
         self._remember("last", self._empty())
         self.announced = False
 
+    @torch.no_grad()
+    def adopt(self, population: Moments) -> None:
+        """Take the moments of a population as the running statistics, as if each batch had had them."""
+        self.running_mean.copy_(population.mean)
+        self.running_var.copy_(unbiased(population))
+
     def _batch_so_far(self) -> Moments:
-        last = Moments(count=self.last_count, mean=self.last_mean, var=self.last_var)
-        return self.past_of_batch().merged_with(last)
+        return self.past_of_batch().merged_with(self.last_of_batch())
 
     def _empty(self) -> Moments:
         zeros = torch.zeros_like(self.past_mean)
@@ -153,21 +123,26 @@ class BatchStatNorm(nn.Module, BatchAware):
         getattr(self, f"{name}_mean").copy_(moments.mean)
         getattr(self, f"{name}_var").copy_(moments.var)
 
+    @torch.no_grad()
     def _update_running(self, batch: Moments) -> None:
-        self.num_batches_tracked.add_(1)
-        rate = (1 / self.num_batches_tracked).clamp(min=self.momentum).to(self.running_mean.dtype)
+        """No change where `batch` is empty; without a branch, for which a GPU would have to be waited for."""
+        seen = batch.count > 0
+        self.num_batches_tracked.add_(seen)
+        rate = (seen / self.num_batches_tracked.clamp(min=1)).clamp(min=self.momentum).to(self.running_mean.dtype) * seen
         step = batch.mean - self.running_mean
         self.running_mean.add_(rate * step)
-        self.running_var.lerp_(_unbiased(batch), rate).add_(rate * (1 - rate) * step * step)
+        self.running_var.lerp_(unbiased(batch), rate).add_(rate * (1 - rate) * step * step)
 
+    @torch.no_grad()
     def _update_running_as_bn(self, own: Moments) -> None:
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(own.mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(_unbiased(own).to(self.running_var.dtype), self.momentum)
+        self.running_var.lerp_(unbiased(own).to(self.running_var.dtype), self.momentum)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, eps={self.eps}, momentum={self.momentum}"
+        return f"{self.channels}, eps={self.eps}, momentum={self.momentum}" + (", sync" if self.sync else "")
 
 
-def _unbiased(moments: Moments) -> Tensor:
+def unbiased(moments: Moments) -> Tensor:
+    """(C,) variance with N - 1 in the divisor, as running statistics hold it."""
     return moments.var * (moments.count / (moments.count - 1).clamp(min=1))

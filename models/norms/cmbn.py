@@ -8,6 +8,8 @@ so it is a named choice. Pixels weight the pool, so mini-batches of unequal size
   through the earlier mini-batches. Inside a batch the weights are constant, so with P a patch and y = W . P
   the past mean moves with W as mean(P), and the past second moment as 2 mean(y P): numbers that fit in memory
   although the activations are gone. Then, as for true batch norm, the gradient is orthogonal to each filter.
+- `renorm`: pooled values with the mini-batch's own batch-norm gradient, as batch renormalisation does it.
+- `darknet`: what `batch_normalize=2` computes there on a GPU (convolutional_layer.c, commit 59596d7).
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.norms.batch_stat import BatchStatNorm, NormalizeShare
+from models.norms.batch_stat import BatchStatNorm
 from models.norms.contract import ConvAware, ConvView, per_channel
 from models.norms.moments import Moments
+from models.norms.normalize import Rest
 from utils.clock import Tick
 
 
@@ -25,10 +28,14 @@ class CrossMiniBatchNorm(BatchStatNorm):
     """CmBN with the gradient `share`."""
 
     def normalize(self, y: Tensor, own: Moments) -> Tensor:
-        past = self.past_of_batch()
-        pooled = past.merged_with(own)
-        alpha = past.share_of(own)
-        return NormalizeShare.apply(y, self.weight, self.bias, pooled.mean, pooled.var, alpha, self.eps)
+        return self.by_moments(y, self.past_of_batch().merged_with(own))
+
+
+class CrossMiniBatchNormR(BatchStatNorm):
+    """CmBN with the gradient `renorm`."""
+
+    def normalize(self, y: Tensor, own: Moments) -> Tensor:
+        return self.by_own_moments_renormed(y, own, self.past_of_batch().merged_with(own))
 
 
 class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
@@ -37,11 +44,22 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
     Keeps, over the earlier mini-batches of the batch, the mean patch (G, K) and the covariance of output and
     patch (C, K): about one copy of the conv's weights. They are allocated at the first announcement, so that
     models for inference and averages of models do without.
+
+    The covariance is taken from at least `positions` positions (0 = all) and scaled to the exact variance.
     """
 
-    def __init__(self, channels: int, *, patch_shape: tuple[int, int], eps: float, momentum: float) -> None:
-        super().__init__(channels, eps=eps, momentum=momentum)
-        self.patch_shape = patch_shape  # (G, K)
+    def __init__(
+        self,
+        channels: int,
+        *,
+        patch_shape: tuple[int, int],
+        positions: int,
+        eps: float,
+        momentum: float,
+        sync: bool = False,
+    ) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum, sync=sync)
+        self.patch_shape, self.positions = patch_shape, positions  # patch_shape (G, K)
         self.more_to_come = False
         for name in ("past", "last"):
             self.register_buffer(f"{name}_patch", torch.zeros(0), persistent=False)
@@ -63,19 +81,14 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
             self._remember_patches(y, own, view)
         past = self.past_of_batch()
         pooled = past.merged_with(own)
-        return NormalizeShare.apply(
-            y,
-            self.weight,
-            self.bias,
-            pooled.mean,
-            pooled.var,
-            past.share_of(own),
-            self.eps,
-            view.weight,
-            past.mean,
-            view.per_channel(self.past_patch),
-            self.past_cov,
+        rest = Rest(
+            weight=view.weight,
+            share=past.count / pooled.count,
+            mean=past.mean,
+            patch=view.per_channel(self.past_patch),
+            cov=self.past_cov,
         )
+        return self.by_moments(y, pooled, rest=rest)
 
     def _allocate(self) -> None:
         groups, numbers = self.patch_shape
@@ -87,17 +100,55 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
 
     @torch.no_grad()
     def _remember_patches(self, y: Tensor, own: Moments, view: ConvView) -> None:
-        self.last_cov.copy_(view.covariance(y, own))
-        self.last_patch.copy_(view.mean_patch(own.mean.dtype))
+        patch, cov, along = view.patches_with(y, own, positions=self.positions, sync=self.sync)
+        # cov . W is the variance: scaled to the exact one, the gradient stays orthogonal to each filter.
+        self.last_cov.copy_(cov * torch.where(along > 0, own.var / along, 1)[:, None])
+        self.last_patch.copy_(patch)
 
     def _pool_patches(self) -> None:
         """past <- past and last: covariances pool like variances (Chan et al.), step by step product."""
-        if self.last_count == 0:  # the mini-batch was announced but never forwarded
-            return
-        past, count = self.past_of_batch(), self.past_count + self.last_count
-        share = self.last_count / count
+        past, last = self.past_of_batch(), self.last_of_batch()
+        share = last.count / (past.count + last.count).clamp(min=1)  # 0: announced but never forwarded
         patch_step = self.last_patch - self.past_patch
-        mean_step = (self.last_mean - past.mean)[:, None]
-        spread = mean_step * per_channel(patch_step, self.channels)
+        spread = (last.mean - past.mean)[:, None] * per_channel(patch_step, self.channels)
         self.past_cov.lerp_(self.last_cov, share).add_(share * (1 - share) * spread)
         self.past_patch.add_(share * patch_step)
+
+
+class DarknetCrossMiniBatchNorm(BatchStatNorm):
+    """CmBN with the gradient `darknet`: every mini-batch weighs the same whatever its size.
+
+    The pool is m = mean of means, v = mean of max(E[y^2] N / (N - 1), mean^2), var = v - m^2; the backward takes
+    the mini-batch for all of it; running statistics move after every mini-batch, towards the pool so far.
+    """
+
+    def normalize(self, y: Tensor, own: Moments) -> Tensor:
+        return self.by_moments(y, self.past_of_batch().merged_with(self._as_one(own)), is_share=False)
+
+    @torch.no_grad()
+    def announce(self, tick: Tick) -> None:
+        if tick.index > 0:
+            self._move_running()
+        super().announce(tick)
+
+    @torch.no_grad()
+    def batch_ended(self) -> None:
+        self._move_running()
+        super().batch_ended()
+
+    def last_of_batch(self) -> Moments:
+        return self._as_one(super().last_of_batch())
+
+    def _as_one(self, own: Moments) -> Moments:
+        """`own` with darknet's variance, counting as one. Chan's merge of such is darknet's average."""
+        excess = (own.var + own.mean.square()) / (own.count - 1).clamp(min=1)
+        return Moments(count=(own.count > 0).to(own.count.dtype), mean=own.mean, var=own.var + excess)
+
+    def _move_running(self) -> None:
+        so_far, rate = self._batch_so_far(), self.momentum * (self.last_count > 0)
+        self.num_batches_tracked.add_(self.last_count > 0)
+        self.running_mean.lerp_(so_far.mean, rate)
+        self.running_var.lerp_(so_far.var, rate)
+
+    def _update_running(self, batch: Moments) -> None:
+        """Done after every mini-batch."""

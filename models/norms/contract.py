@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from models.norms import ranks
+from models.norms.centred import used_weight
 from models.norms.moments import Moments
 
 
@@ -29,19 +31,57 @@ class ConvView:
 
     @property
     def weight(self) -> Tensor:
-        """(C, in/G, kh, kw), attached: the parameter itself."""
-        return self._conv.weight
+        """(C, in/G, kh, kw), attached: what patches are multiplied with."""
+        return used_weight(self._conv)
 
-    def correlate(self, grad: Tensor) -> Tensor:
+    def along_weight(self, per_patch: Tensor) -> Tensor:
+        """(..., C, K) or (..., G, K) -> (..., C): the dot product with each filter, detached."""
+        weight = self.weight.detach().flatten(1).to(per_patch.dtype)
+        return (self.per_channel(per_patch) * weight).sum(-1)
+
+    @torch.no_grad()
+    def patches_with(
+        self, y: Tensor, own: Moments, *, positions: int, sync: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean patch (G, K), covariance of y and patch (C, K), and the covariance along the filter (C,).
+
+        The covariance is taken from a grid of at least `positions` positions, 0 = all of them; along the filter
+        it is the variance of y over that grid. With sync, `own` and what is returned are of all ranks together.
+        """
+        dtype = own.mean.dtype
+        patch = self.mean_patch(dtype)
+        cov = self.covariance(y.detach().to(dtype), positions=positions)
+        if sync and ranks.is_parallel():
+            mean, share = self.along_weight(patch), y.numel() // y.shape[1] / own.count
+            patch, step = self._pooled_patch(patch, share)
+            (cov,) = ranks.summed(share * (cov + (mean - own.mean)[:, None] * self.per_channel(step)))
+        return patch, cov, self.along_weight(cov)
+
+    @torch.no_grad()
+    def pooled_mean_patch(self, y: Tensor, own: Moments, *, sync: bool = False) -> Tensor:
+        """(G, K); with sync of all ranks, which together have the moments `own`."""
+        patch = self.mean_patch(own.mean.dtype)
+        return self._pooled_patch(patch, y.numel() // y.shape[1] / own.count)[0] if sync else patch
+
+    def _pooled_patch(self, patch: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean patch of all ranks, of whose positions this one has `share`; and this one's distance from it."""
+        (union,) = ranks.summed(share * patch)
+        return union, patch - union
+
+    def covariance(self, y: Tensor, *, positions: int = 0) -> Tensor:
+        """cov(y, patch), (C, K), for the conv's output y (N, C, H, W), over a grid of at least `positions`."""
+        rows, columns = grid_steps(y.shape, positions)
+        seen = y.detach()[:, :, ::rows, ::columns]
+        centred = seen - seen.mean((0, 2, 3), keepdim=True)
+        return self.correlate(centred * (seen.shape[1] / seen.numel()), steps=(rows, columns))
+
+    def correlate(self, grad: Tensor, *, steps: tuple[int, int] = (1, 1)) -> Tensor:
         """Sum over positions of grad * patch: the weight gradient of the convolution.
 
-        grad: (N, C, H, W) like the conv's output -> (C, K) in grad's dtype.
+        grad: (N, C, H, W) like the conv's output, or every steps-th of its rows and columns -> (C, K) in grad's
+        dtype.
         """
-        return self._weight_gradient(grad, self._x.to(grad.dtype), self._conv.weight).flatten(1)
-
-    def covariance(self, y: Tensor, own: Moments) -> Tensor:
-        """cov(y, patch) over images and positions, (C, K), for the conv's output y with the moments `own`."""
-        return self.correlate((y.detach().to(own.mean.dtype) - own.mean.view(1, -1, 1, 1)) / own.count)
+        return self._weight_gradient(grad, self._x.to(grad.dtype), self._conv.weight, steps).flatten(1)
 
     def mean_patch(self, dtype: torch.dtype) -> Tensor:
         """Mean patch over images and positions, (G, K): one row a group, shared by its channels."""
@@ -57,17 +97,18 @@ class ConvView:
         return self._weight_gradient(uniform, summed, conv.weight[: conv.groups]).flatten(1)
 
     def per_channel(self, per_group: Tensor) -> Tensor:
-        """(..., G, K) -> (..., C, K): each channel sees its group's row."""
-        return per_channel(per_group, self._conv.out_channels)
+        """(..., G, K) -> (..., C, K): each channel sees its group's row. What has C rows already is left alone."""
+        channels = self._conv.out_channels
+        return per_group if per_group.shape[-2] == channels else per_channel(per_group, channels)
 
-    def _weight_gradient(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    def _weight_gradient(self, grad: Tensor, x: Tensor, weight: Tensor, steps: tuple[int, int] = (1, 1)) -> Tensor:
         conv = self._conv
         return torch.ops.aten.convolution_backward(
             grad,
             x,
             weight.detach().to(grad.dtype),
             None,
-            conv.stride,
+            [stride * step for stride, step in zip(conv.stride, steps, strict=True)],
             conv.padding,
             conv.dilation,
             False,
@@ -75,6 +116,24 @@ class ConvView:
             conv.groups,
             [False, True, False],
         )[1]
+
+
+def grid_steps(shape: torch.Size, positions: int) -> tuple[int, int]:
+    """(rows, columns) of the coarsest grid over (N, C, H, W) with at least `positions` positions; 0: all of them.
+
+    Images are never left out: their spread is most of what a small mini-batch has to say.
+    """
+    images, _, height, width = shape
+    if positions < 1 or images < 1:
+        return 1, 1
+    best = (images * height * width, 1, 1)
+    for rows in range(1, height + 1):
+        seen_rows = images * -(-height // rows)
+        columns = next((c for c in range(2 * rows, 0, -1) if seen_rows * -(-width // c) >= positions), 1)
+        seen = seen_rows * -(-width // columns)
+        if positions <= seen < best[0]:
+            best = (seen, rows, columns)
+    return best[1], best[2]
 
 
 def per_channel(per_group: Tensor, channels: int) -> Tensor:

@@ -8,12 +8,22 @@ from typing import Any
 
 from torch import nn
 
-from models.norms.cbn import CrossIterationBatchNorm
-from models.norms.cmbn import CrossMiniBatchNorm, CrossMiniBatchNormW
+from models.norms.bn import FrozenBatchNorm, PooledBatchNorm
+from models.norms.brn import BatchRenorm
+from models.norms.cbn import CBN_GRADIENTS, ESTIMATORS, CrossIterationBatchNorm, WindowGrowth
+from models.norms.cbn_lite import CrossIterationBatchNormLite
+from models.norms.centred import CentredConv2d
+from models.norms.cmbn import (
+    CrossMiniBatchNorm,
+    CrossMiniBatchNormR,
+    CrossMiniBatchNormW,
+    DarknetCrossMiniBatchNorm,
+)
+from models.norms.mabn import MovingAverageNorm
 from utils.errors import UserError
 from utils.knob import knob
 
-CMBN_GRADIENTS = ("weights", "share")
+CMBN_GRADIENTS = ("weights", "share", "renorm", "darknet")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,23 +33,86 @@ class NormOptions:
     norm: str = knob("bn", "normalisation layer of every conv-norm-activation block", choices=lambda: tuple(NORMS))
     norm_gradient: str | None = knob(
         None,
-        "cmbn: gradient through the pooled statistics (default weights)",
+        "cmbn (default weights), cbn and cbn-lite (default share): gradient through the pooled statistics",
         choices=CMBN_GRADIENTS,
     )
     norm_window: int | None = knob(
-        None, "cbn: mini-batches in the window, the current one counted (default 4)", unit="MINI_BATCHES", low=1
+        None,
+        "cbn, cbn-lite: mini-batches in the window, the current one counted; 0 = subdivisions (default 4)",
+        unit="MINI_BATCHES",
+        low=0,
+    )
+    norm_estimator: str | None = knob(
+        None, "cbn: how past statistics are brought to today's weights (default std)", choices=ESTIMATORS
     )
     norm_burn_in_steps: int | None = knob(
-        None, "cbn: optimizer steps of plain BN before the window is trusted (default 100)", unit="STEPS", low=0
+        None,
+        "cbn, cbn-lite, brn: optimizer steps of plain BN at the start of training (default 100)",
+        unit="STEPS",
+        low=0,
+    )
+    norm_growth_steps: int | None = knob(
+        None, "cbn, cbn-lite: steps in which the window grows after burn-in (default 0)", unit="STEPS", low=0
+    )
+    norm_refresh_steps: int | None = knob(
+        None, "cbn-lite: steps between two measurements of the patch covariance (default 4)", unit="STEPS", low=1
+    )
+    norm_positions: int | None = knob(
+        None,
+        "cmbn weights, cbn, cbn-lite: positions a patch covariance is taken from, 0 = all (default 256)",
+        unit="POSITIONS",
+        low=0,
+    )
+    norm_average_images: float | None = knob(
+        None, "mabn: pictures its statistics are averaged over (default 16)", unit="PICTURES", low=1
+    )
+    norm_r_max: float | None = knob(None, "brn: largest ratio to the running deviation (default 3)", low=1)
+    norm_d_max: float | None = knob(None, "brn: largest shift, in running deviations (default 5)", low=0)
+    norm_ramp_steps: int | None = knob(
+        None, "brn: steps in which the limits open after burn-in (default 400)", unit="STEPS", low=0
     )
     norm_groups: int | None = knob(
         None, "gn: groups; a layer falls back to the largest divisor of its channels (default 32)", low=1
     )
+    norm_running: str | None = knob(
+        None,
+        "bn: running statistics as torch averages them, or pooled over each batch (default ema)",
+        choices=("ema", "pooled"),
+    )
+    norm_sync: bool | None = knob(None, "cmbn, cbn: pool statistics over the ranks of a torchrun job too")
     norm_eps: float = knob(1e-5, "added to the variance, inside the root", low=1e-12, high=1)
-    norm_momentum: float = knob(0.1, "rate of the running statistics, as in nn.BatchNorm2d", low=0, high=1)
+    norm_momentum: float | None = knob(
+        None, "rate of the running statistics, as in nn.BatchNorm2d (default 0.1; cmbn darknet 0.01)", low=0, high=1
+    )
+    weight_centralization: bool | None = knob(
+        None, "take each filter's mean out of the convolutions that have a norm (default: with mabn)"
+    )
+    norm_freeze_affine: bool = knob(False, "gamma and beta stay as they start")
 
 
-NormFactory = Callable[[nn.Conv2d], nn.Module | None]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NormFactory:
+    """conv -> its norm (None: a bias instead). conv_class: of the convolutions to be normalised."""
+
+    options: NormOptions
+    conv_class: type[nn.Conv2d] = nn.Conv2d
+
+    def __call__(self, conv: nn.Conv2d) -> nn.Module | None:
+        norm = NORMS[self.options.norm](conv, self.options)
+        if norm is not None and self.options.norm_freeze_affine:
+            for parameter in norm.parameters():
+                parameter.requires_grad_(False)
+        return norm
+
+
+def norm_factory(options: NormOptions) -> NormFactory:
+    """Raises as `resolve_norm`."""
+    settled = resolve_norm(options)
+    return NormFactory(options=settled, conv_class=CentredConv2d if settled.weight_centralization else nn.Conv2d)
+
+
+def _rates(options: NormOptions) -> dict[str, Any]:
+    return {"eps": options.norm_eps, "momentum": options.norm_momentum}
 
 
 def _patch_shape(conv: nn.Conv2d) -> tuple[int, int]:
@@ -48,34 +121,84 @@ def _patch_shape(conv: nn.Conv2d) -> tuple[int, int]:
 
 
 def _bn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
-    """Stock batch norm (Ioffe & Szegedy 2015): the baseline must be the real one."""
-    return nn.BatchNorm2d(conv.out_channels, eps=options.norm_eps, momentum=options.norm_momentum)
+    kind = PooledBatchNorm if options.norm_running == "pooled" else nn.BatchNorm2d
+    return kind(conv.out_channels, **_rates(options))
 
 
 def _cmbn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
-    rates = {"eps": options.norm_eps, "momentum": options.norm_momentum}
+    if options.norm_gradient == "weights":
+        return CrossMiniBatchNormW(
+            conv.out_channels,
+            patch_shape=_patch_shape(conv),
+            positions=options.norm_positions,
+            sync=options.norm_sync,
+            **_rates(options),
+        )
     if options.norm_gradient == "share":
-        return CrossMiniBatchNorm(conv.out_channels, **rates)
-    return CrossMiniBatchNormW(conv.out_channels, patch_shape=_patch_shape(conv), **rates)
+        return CrossMiniBatchNorm(conv.out_channels, sync=options.norm_sync, **_rates(options))
+    kind = CrossMiniBatchNormR if options.norm_gradient == "renorm" else DarknetCrossMiniBatchNorm
+    return kind(conv.out_channels, **_rates(options))
+
+
+def _window(conv: nn.Conv2d, options: NormOptions) -> dict[str, Any]:
+    return {
+        "patch_shape": _patch_shape(conv),
+        "window": options.norm_window,
+        "growth": WindowGrowth(burn_in_steps=options.norm_burn_in_steps, growth_steps=options.norm_growth_steps),
+        "positions": options.norm_positions,
+        "gradient": options.norm_gradient,
+        "sync": options.norm_sync,
+        **_rates(options),
+    }
 
 
 def _cbn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
-    assert options.norm_window is not None and options.norm_burn_in_steps is not None
-    return CrossIterationBatchNorm(
+    return CrossIterationBatchNorm(conv.out_channels, estimator=options.norm_estimator, **_window(conv, options))
+
+
+def _cbn_lite(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
+    return CrossIterationBatchNormLite(
+        conv.out_channels, refresh_steps=options.norm_refresh_steps, **_window(conv, options)
+    )
+
+
+def _mabn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
+    return MovingAverageNorm(conv.out_channels, average_images=options.norm_average_images, **_rates(options))
+
+
+def _brn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
+    return BatchRenorm(
         conv.out_channels,
-        patch_shape=_patch_shape(conv),
-        window=options.norm_window,
+        r_max=options.norm_r_max,
+        d_max=options.norm_d_max,
         burn_in_steps=options.norm_burn_in_steps,
-        eps=options.norm_eps,
-        momentum=options.norm_momentum,
+        ramp_steps=options.norm_ramp_steps,
+        **_rates(options),
     )
 
 
 def _gn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
     """Group norm (Wu & He 2018): the same at every mini-batch size."""
-    assert options.norm_groups is not None
     groups = largest_divisor(conv.out_channels, at_most=options.norm_groups)
     return nn.GroupNorm(groups, conv.out_channels, eps=options.norm_eps)
+
+
+def _ln(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
+    """Layer norm over channels and positions of an image: one group (Wu & He 2018, section 3.1)."""
+    return nn.GroupNorm(1, conv.out_channels, eps=options.norm_eps)
+
+
+def _in(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
+    """Instance norm: a channel a group. As GroupNorm, which takes a single position, unlike nn.InstanceNorm2d."""
+    return nn.GroupNorm(conv.out_channels, conv.out_channels, eps=options.norm_eps)
+
+
+def _frozen(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
+    return FrozenBatchNorm(conv.out_channels, **_rates(options))
+
+
+def _syncbn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
+    return PooledBatchNorm(conv.out_channels, sync=True, **_rates(options))
 
 
 def _none(conv: nn.Conv2d, options: NormOptions) -> None:
@@ -86,38 +209,83 @@ NORMS: dict[str, Callable[[nn.Conv2d, NormOptions], nn.Module | None]] = {
     "bn": _bn,
     "cmbn": _cmbn,
     "cbn": _cbn,
+    "cbn-lite": _cbn_lite,
+    "mabn": _mabn,
+    "brn": _brn,
     "gn": _gn,
+    "ln": _ln,
+    "in": _in,
+    "frozen": _frozen,
+    "syncbn": _syncbn,
     "none": _none,
 }
 
+_WINDOW_KNOBS = {
+    "norm_gradient": "share",
+    "norm_window": 4,
+    "norm_burn_in_steps": 100,
+    "norm_growth_steps": 0,
+    "norm_positions": 256,
+    "norm_sync": False,
+}
+_STATISTICS_KNOBS = {"norm_momentum": 0.1}
+
 # The knobs that only some norms read, with their defaults there.
 _OWN_KNOBS: dict[str, dict[str, Any]] = {
-    "cmbn": {"norm_gradient": "weights"},
-    "cbn": {"norm_window": 4, "norm_burn_in_steps": 100},
+    "bn": {"norm_running": "ema", **_STATISTICS_KNOBS},
+    "cmbn": {"norm_gradient": "weights", "norm_sync": False, "norm_positions": 256, **_STATISTICS_KNOBS},
+    "cbn": {"norm_estimator": "std", **_WINDOW_KNOBS, **_STATISTICS_KNOBS},
+    "cbn-lite": {"norm_refresh_steps": 4, **_WINDOW_KNOBS, **_STATISTICS_KNOBS},
+    "mabn": {"norm_average_images": 16.0, **_STATISTICS_KNOBS},
+    "brn": {
+        "norm_r_max": 3.0,
+        "norm_d_max": 5.0,
+        "norm_burn_in_steps": 100,
+        "norm_ramp_steps": 400,
+        **_STATISTICS_KNOBS,
+    },
     "gn": {"norm_groups": 32},
+    "frozen": _STATISTICS_KNOBS,
+    "syncbn": _STATISTICS_KNOBS,
 }
 
 
 def resolve_norm(options: NormOptions) -> NormOptions:
     """Options with the chosen norm's defaults filled in. UserError for an unknown norm or a knob it ignores."""
-    if options.norm not in NORMS:
-        raise UserError(f"unknown norm '{options.norm}': choose one of {', '.join(NORMS)}")
-    own = _OWN_KNOBS.get(options.norm, {})
-    for reader, knobs in _OWN_KNOBS.items():
-        for field in knobs.keys() - own.keys():
-            if getattr(options, field) is not None:
-                flag = "--" + field.replace("_", "-")
-                raise UserError(f"{flag} is read by {reader}, not by --norm {options.norm}")
+    norm, gradient = options.norm, options.norm_gradient
+    if norm not in NORMS:
+        raise UserError(f"unknown norm '{norm}': choose one of {', '.join(NORMS)}")
+    own = dict(_OWN_KNOBS.get(norm, {}))
+    if norm == "cmbn" and gradient not in (None, "weights"):
+        del own["norm_positions"]
+        if gradient != "share":
+            del own["norm_sync"]
+        if gradient == "darknet":
+            own["norm_momentum"] = 0.01
+    if norm.startswith("cbn") and gradient not in (None, *CBN_GRADIENTS):
+        raise UserError(f"--norm-gradient of {norm} is one of {', '.join(CBN_GRADIENTS)}, not {gradient}")
+    if norm == "cbn-lite" and gradient == "weights":
+        raise UserError("--norm-gradient weights needs every mini-batch's own covariance: use --norm cbn")
+    if norm == "cbn" and gradient == "weights" and options.norm_estimator == "none":
+        raise UserError("--norm-gradient weights follows the compensation, which --norm-estimator none leaves out")
+    for field in sorted({field for knobs in _OWN_KNOBS.values() for field in knobs} - own.keys()):
+        # A checkpoint's settings name every knob; what was resolved once resolves to itself.
+        if getattr(options, field) is not None:
+            readers = ", ".join(reader for reader, knobs in _OWN_KNOBS.items() if field in knobs)
+            flag = "--" + field.replace("_", "-")
+            chosen = f"--norm {norm}" + (f" --norm-gradient {gradient}" if norm == "cmbn" and gradient else "")
+            raise UserError(f"{flag} is read by {readers}, not by {chosen}")
+    own["weight_centralization"] = norm == "mabn"
     return replace(options, **{field: value for field, value in own.items() if getattr(options, field) is None})
-
-
-def norm_factory(options: NormOptions) -> NormFactory:
-    """conv -> its norm (None: a bias instead). Raises as `resolve_norm`."""
-    settled = resolve_norm(options)
-    make = NORMS[settled.norm]
-    return lambda conv: make(conv, settled)
 
 
 def largest_divisor(number: int, *, at_most: int) -> int:
     """The largest divisor of `number` that is <= at_most (at least 1)."""
     return next(d for d in range(min(number, max(at_most, 1)), 0, -1) if number % d == 0)
+
+
+def has_batch_statistics(norm: nn.Module) -> bool:
+    """Whether the norm normalises training batches by their statistics, and others by running ones."""
+    return hasattr(norm, "running_mean")
+
+

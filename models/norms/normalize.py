@@ -1,0 +1,132 @@
+"""The one forward and backward that batch-statistics norms share.
+
+Normalised with moments of which the mini-batch at hand holds the share alpha (Ioffe & Szegedy 2015 with
+alpha = 1; alpha < 1 is the exact partial derivative when the rest is constant):
+
+    dx = gamma * r * (g - alpha * (mean(g) + xhat * mean(g * xhat))),   r = 1 / sqrt(var + eps)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from models.norms import ranks
+from models.norms.moments import Moments
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rest:
+    """How the part of the moments that is not this mini-batch's depends on the convolution's weight.
+
+    weight: the parameter, or what was made of it, attached. share, () or (C,): of the rest in the moments.
+    mean (C,): the rest's. Per channel and number of a patch (C, K): `patch` is d mean / dW, and `cov` half of
+    d var / dW, both of the rest alone.
+    """
+
+    weight: Tensor
+    share: Tensor
+    mean: Tensor
+    patch: Tensor
+    cov: Tensor
+
+
+def normalize(
+    y: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    moments: Moments,
+    *,
+    eps: float,
+    is_share: bool = True,
+    rest: Rest | None = None,
+    across_ranks: bool = False,
+) -> Tensor:
+    """y (N, C, H, W) normalised with `moments`; y is a share of them, or with is_share=False all of them.
+
+    That is the gradient's business alone. moments.count may be () or (C,). With across_ranks, y is this rank's
+    part of a mini-batch that all ranks hold, and what other ranks' losses say of its moments is added up.
+    """
+    alpha = (y.numel() // y.shape[1]) / moments.count if is_share else None
+    parts = (rest.weight, rest.share, rest.mean, rest.patch, rest.cov) if rest is not None else (None,) * 5
+    return _Normalize.apply(y, gamma, beta, moments.mean, moments.var, alpha, eps, across_ranks, *parts)
+
+
+def renormalize(y: Tensor, gamma: Tensor, beta: Tensor, own: Moments, r: Tensor, d: Tensor, *, eps: float) -> Tensor:
+    """gamma * (xhat * r + d) + beta with xhat by y's own moments and r, d (C,) constants (Ioffe 2017)."""
+    return normalize(y, gamma * r, beta + gamma * d, own, eps=eps, is_share=False)
+
+
+class _Normalize(Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        y: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        alpha: Tensor | None,
+        eps: float,
+        across_ranks: bool,
+        weight: Tensor | None,
+        rest_share: Tensor | None,
+        rest_mean: Tensor | None,
+        rest_patch: Tensor | None,
+        rest_cov: Tensor | None,
+    ) -> Tensor:
+        rstd = torch.rsqrt(var + eps)
+        ctx.save_for_backward(y, gamma, mean, rstd, alpha, rest_share, rest_mean, rest_patch, rest_cov)
+        ctx.across_ranks = across_ranks
+        ctx.weight_shape = None if weight is None else weight.shape
+        return F.batch_norm(y, mean, var, gamma, beta, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        y, gamma, mean, rstd, alpha, rest_share, rest_mean, rest_patch, rest_cov = ctx.saved_tensors
+        scale = gamma.to(rstd.dtype) * rstd
+        if ctx.across_ranks:
+            dx, dgamma, dbeta = _backward_across_ranks(g, y, gamma, scale, mean, rstd, alpha)
+        else:
+            # Batch norm's own kernel with our moments gives dx for alpha = 1, and the sums we need anyway.
+            # dx is linear in gamma and the sums do not depend on it, so that alpha goes in there for nothing.
+            share_of_gamma = gamma if alpha is None else (gamma * alpha).to(gamma.dtype)
+            dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
+                g, y, share_of_gamma, None, None, mean, rstd, True, 0.0, [True, True, True]
+            )
+            if alpha is not None:  # the rest of dx: moments held constant
+                dx.addcmul_(g, ((1 - alpha) * scale).view(1, -1, 1, 1).to(dx.dtype))
+        dweight = None
+        if ctx.weight_shape is not None:
+            # var = mean(y^2) - mean^2, so half its derivative through the rest is the rest's mean of
+            # (y - mean) * patch: its covariance, shifted from its own mean to the pooled one.
+            to_half_var = -rest_share * scale * rstd * dgamma
+            to_mean = -rest_share * scale * dbeta + to_half_var * (rest_mean - mean)
+            dweight = torch.addcmul(to_mean[:, None] * rest_patch, to_half_var[:, None], rest_cov)
+            dweight = dweight.view(ctx.weight_shape)
+        return dx, dgamma, dbeta, *(None,) * 5, dweight, *(None,) * 4
+
+
+def _backward_across_ranks(
+    g: Tensor, y: Tensor, gamma: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor, alpha: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The formula above with sums over all ranks; dgamma and dbeta stay this rank's, whoever averages them."""
+    assert alpha is not None, "across ranks a mini-batch is always a share"
+    _, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
+        g, y, gamma, None, None, mean, rstd, True, 0.0, [False, True, True]
+    )
+    sum_g_xhat, sum_g = ranks.summed(dgamma, dbeta)
+    own_weight = alpha * y.shape[1] / y.numel()  # 1 / count of the pool
+    of_y = -scale * rstd * sum_g_xhat * own_weight
+    constant = -scale * sum_g * own_weight - of_y * mean
+    dx = torch.addcmul(
+        constant.view(1, -1, 1, 1).to(g.dtype), y.to(g.dtype), of_y.view(1, -1, 1, 1).to(g.dtype)
+    ).addcmul_(g, scale.view(1, -1, 1, 1).to(g.dtype))
+    return dx, dgamma, dbeta

@@ -1,0 +1,41 @@
+"""Statistics of the union of all ranks of a `torchrun` job; of a single process, its own.
+
+Every function is a collective: all ranks must call it, in the same order.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from models.norms.moments import Moments
+
+
+def is_parallel() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def summed(*vectors: Tensor) -> tuple[Tensor, ...]:
+    """Sums over ranks of tensors of one shape, in one message."""
+    if not is_parallel():
+        return vectors
+    packed = torch.stack(vectors)
+    dist.all_reduce(packed)
+    return tuple(packed.unbind())
+
+
+def pooled(own: Moments) -> Moments:
+    """Moments of all ranks' positions. Merged in rank order, so that all ranks get the same bits."""
+    if not is_parallel():
+        return own
+    packed = torch.cat((own.count.view(1).to(own.mean.dtype), own.mean, own.var))
+    everyone = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, packed)
+    union: Moments | None = None
+    for rank in everyone:
+        mean, var = rank[1:].chunk(2)
+        moments = Moments(count=rank[0], mean=mean, var=var)
+        union = moments if union is None else union.merged_with(moments)
+    assert union is not None
+    return union
