@@ -8,23 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.norms.batch_stat import BatchStatNorm
 from models.norms.contract import ConvAware, ConvView
 from models.norms.table import NormFactory
 from utils.errors import UserError
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
-    "leaky": lambda: nn.LeakyReLU(0.1),
+    # In place: the gradient needs the sign only, and neither a convolution nor a norm keeps its output.
+    "leaky": lambda: nn.LeakyReLU(0.1, inplace=True),
     "mish": nn.Mish,
     "swish": nn.SiLU,
     "logistic": nn.Sigmoid,
-    "relu": nn.ReLU,
+    "relu": lambda: nn.ReLU(inplace=True),
     "relu6": nn.ReLU6,
     "tanh": nn.Tanh,
     "elu": nn.ELU,
     "selu": nn.SELU,
     "gelu": lambda: nn.GELU(approximate="tanh"),
 }
+
+FUSABLE: dict[type[nn.Module], str] = {nn.Mish: "mish", nn.SiLU: "silu"}  # names in models/norms/normalize.py
 
 
 def make_activation(name: str) -> nn.Module:
@@ -47,6 +51,7 @@ class ConvNormAct(nn.Module):
         self.conv = conv
         self.norm = norm
         self.act = activation
+        self.norm_activates = isinstance(norm, BatchStatNorm) and norm.fuse(FUSABLE.get(type(activation), ""))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -54,7 +59,7 @@ class ConvNormAct(nn.Module):
             y = self.norm(y, ConvView(self.conv, x))
         elif self.norm is not None:
             y = self.norm(y)
-        return self.act(y)
+        return y if self.norm_activates else self.act(y)
 
     @classmethod
     def make(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.norms import ranks
 from models.norms.moments import Moments
-from models.norms.normalize import normalize, renormalize
+from models.norms.normalize import ACTIVATIONS, normalize, renormalize
 from utils.clock import BatchAware, Tick
 
 
@@ -27,12 +27,17 @@ class BatchStatNorm(nn.Module, BatchAware):
     traces of the initial 0 and 1; from batch 1/momentum on it is BN's exponential average.
 
     With `sync`, a mini-batch's own moments are those of all ranks' parts of it.
+
+    `activation`, a name in normalize.ACTIVATIONS, is applied to the output: together they keep fewer activations.
     """
+
+    fuses_activation = True
 
     def __init__(self, channels: int, *, eps: float, momentum: float, sync: bool = False) -> None:
         super().__init__()
         self.channels, self.eps, self.momentum, self.sync = channels, eps, momentum, sync
         self.track_running_stats = True
+        self.activation: str | None = None
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -43,6 +48,7 @@ class BatchStatNorm(nn.Module, BatchAware):
             self.register_buffer(f"{name}_mean", torch.zeros(channels), persistent=False)
             self.register_buffer(f"{name}_var", torch.zeros(channels), persistent=False)
         self.announced = False
+        self.is_first = True  # of the batch's mini-batches: all that is pooled is its own
 
     @abstractmethod
     def normalize(self, y: Tensor, own: Moments, *context: Any) -> Tensor:
@@ -53,7 +59,8 @@ class BatchStatNorm(nn.Module, BatchAware):
 
     def forward(self, y: Tensor, *context: Any) -> Tensor:
         if not self.training:
-            return F.batch_norm(y, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            z = F.batch_norm(y, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return z if self.activation is None else getattr(F, self.activation)(z)
         own = Moments.of(y)
         if self.sync:
             own = ranks.pooled(own)
@@ -64,10 +71,24 @@ class BatchStatNorm(nn.Module, BatchAware):
         self._remember("last", own)
         return self.normalize(y, own, *context)
 
+    def fuse(self, activation: str) -> bool:
+        """Apply `activation` too from now on; False, and nothing changes, where that is not possible."""
+        if not self.fuses_activation or activation not in ACTIVATIONS:
+            return False
+        self.activation = activation
+        return True
+
     def by_moments(self, y: Tensor, moments: Moments, **gradient: Any) -> Tensor:
         """As normalize.normalize, with this norm's affine parameters."""
         return normalize(
-            y, self.weight, self.bias, moments, eps=self.eps, across_ranks=self.sync and ranks.is_parallel(), **gradient
+            y,
+            self.weight,
+            self.bias,
+            moments,
+            eps=self.eps,
+            across_ranks=self.sync and ranks.is_parallel(),
+            activation=self.activation,
+            **gradient,
         )
 
     def by_own_moments_renormed(
@@ -80,7 +101,7 @@ class BatchStatNorm(nn.Module, BatchAware):
             d = (own.mean - target.mean) / sigma
             if r_max is not None and d_max is not None:
                 r, d = r.clamp(1 / r_max, r_max), d.clamp(-d_max, d_max)
-        return renormalize(y, self.weight, self.bias, own, r, d, eps=self.eps)
+        return renormalize(y, self.weight, self.bias, own, r, d, eps=self.eps, activation=self.activation)
 
     def past_of_batch(self) -> Moments:
         """The earlier mini-batches of the running batch, pooled; empty when not announced."""
@@ -94,7 +115,7 @@ class BatchStatNorm(nn.Module, BatchAware):
     def announce(self, tick: Tick) -> None:
         self._remember("past", self._empty() if tick.index == 0 else self._batch_so_far())
         self._remember("last", self._empty())
-        self.announced = True
+        self.announced, self.is_first = True, tick.index == 0
 
     @torch.no_grad()
     def batch_ended(self) -> None:
@@ -125,13 +146,15 @@ class BatchStatNorm(nn.Module, BatchAware):
 
     @torch.no_grad()
     def _update_running(self, batch: Moments) -> None:
-        """No change where `batch` is empty; without a branch, for which a GPU would have to be waited for."""
-        seen = batch.count > 0
+        self._average_in(batch.count > 0, batch.mean, unbiased(batch))
+
+    def _average_in(self, seen: Tensor, mean: Tensor, var: Tensor) -> None:
+        """No change where nothing was seen; without a branch, for which a GPU would have to be waited for."""
         self.num_batches_tracked.add_(seen)
         rate = (seen / self.num_batches_tracked.clamp(min=1)).clamp(min=self.momentum).to(self.running_mean.dtype) * seen
-        step = batch.mean - self.running_mean
+        step = mean - self.running_mean
         self.running_mean.add_(rate * step)
-        self.running_var.lerp_(unbiased(batch), rate).add_(rate * (1 - rate) * step * step)
+        self.running_var.lerp_(var, rate).add_(rate * (1 - rate) * step * step)
 
     @torch.no_grad()
     def _update_running_as_bn(self, own: Moments) -> None:

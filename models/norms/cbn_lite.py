@@ -41,7 +41,7 @@ class CrossIterationBatchNormLite(CrossIterationBatchNorm):
 
     def _look(self, y: Tensor, own: Moments, view: ConvView) -> None:
         if self.refresh:
-            patch, cov, along = view.patches_with(y, own, positions=self.positions, sync=self.sync)
+            patch, cov, _ = view.patches_with(y, own, positions=self.positions, sync=self.sync)
         else:
             patch = view.pooled_mean_patch(y, own, sync=self.sync)
         self.ring_patch.index_copy_(0, self.slot, patch[None])
@@ -51,10 +51,11 @@ class CrossIterationBatchNormLite(CrossIterationBatchNorm):
             self.now_var.copy_(self.ring_var * ratio.square())
             self.now_mean.copy_(view.along_weight(self.ring_patch))
         if self.refresh:
-            # Done twice, this changes nothing: the second time the ratio above is 1.
+            # Done twice, this changes nothing: the second time the ratio above is 1, to the bit, because both its
+            # parts are dot products with the buffer and not with `cov`, whose memory layout may sum otherwise.
             self.ring_var.copy_(self.now_var)
             self.shared_cov.copy_(cov)
-            self.now_along.copy_(along)
-            self.ring_along.copy_(along.expand_as(self.ring_along))
+            self.now_along.copy_(view.along_weight(self.shared_cov))
+            self.ring_along.copy_(self.now_along.expand_as(self.ring_along))
         self.ring_along.index_copy_(0, self.slot, self.now_along[None])
         self._write_moments(own)

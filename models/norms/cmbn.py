@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from models.norms.batch_stat import BatchStatNorm
-from models.norms.contract import ConvAware, ConvView, per_channel
+from models.norms.contract import ConvAware, ConvView
 from models.norms.moments import Moments
-from models.norms.normalize import Rest
+from models.norms.normalize import Rest, add_outer
 from utils.clock import Tick
 
 
@@ -28,6 +28,8 @@ class CrossMiniBatchNorm(BatchStatNorm):
     """CmBN with the gradient `share`."""
 
     def normalize(self, y: Tensor, own: Moments) -> Tensor:
+        if self.is_first:
+            return self.by_moments(y, own, is_share=self.sync)
         return self.by_moments(y, self.past_of_batch().merged_with(own))
 
 
@@ -41,11 +43,12 @@ class CrossMiniBatchNormR(BatchStatNorm):
 class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
     """CmBN with the gradient `weights`.
 
-    Keeps, over the earlier mini-batches of the batch, the mean patch (G, K) and the covariance of output and
-    patch (C, K): about one copy of the conv's weights. They are allocated at the first announcement, so that
-    models for inference and averages of models do without.
+    Keeps, of the earlier mini-batches of the batch and of the one at hand, the mean patch (G, K) and the covariance
+    of output and patch (C, K): two copies of the conv's weights. They are allocated at the first announcement, so
+    that models for inference and averages of models do without.
 
-    The covariance is taken from at least `positions` positions (0 = all) and scaled to the exact variance.
+    The covariance is taken from at least `positions` positions (0 = all) and scaled to the exact variance, so that
+    the gradient is orthogonal to each filter all the same.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
     ) -> None:
         super().__init__(channels, eps=eps, momentum=momentum, sync=sync)
         self.patch_shape, self.positions = patch_shape, positions  # patch_shape (G, K)
-        self.more_to_come = False
+        self.is_last = True  # of the batch's mini-batches: nothing needs its patches
         for name in ("past", "last"):
             self.register_buffer(f"{name}_patch", torch.zeros(0), persistent=False)
             self.register_buffer(f"{name}_cov", torch.zeros(0), persistent=False)
@@ -74,18 +77,20 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
         else:
             self._pool_patches()
         super().announce(tick)
-        self.more_to_come = tick.index + 1 < tick.count
+        self.is_last = tick.index + 1 == tick.count
 
     def normalize(self, y: Tensor, own: Moments, view: ConvView) -> Tensor:
-        if self.more_to_come:
+        if not self.is_last:
             self._remember_patches(y, own, view)
+        if self.is_first:
+            return self.by_moments(y, own, is_share=self.sync)
         past = self.past_of_batch()
         pooled = past.merged_with(own)
         rest = Rest(
             weight=view.weight,
             share=past.count / pooled.count,
             mean=past.mean,
-            patch=view.per_channel(self.past_patch),
+            patch=self.past_patch,
             cov=self.past_cov,
         )
         return self.by_moments(y, pooled, rest=rest)
@@ -100,18 +105,17 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
 
     @torch.no_grad()
     def _remember_patches(self, y: Tensor, own: Moments, view: ConvView) -> None:
-        patch, cov, along = view.patches_with(y, own, positions=self.positions, sync=self.sync)
-        # cov . W is the variance: scaled to the exact one, the gradient stays orthogonal to each filter.
-        self.last_cov.copy_(cov * torch.where(along > 0, own.var / along, 1)[:, None])
+        patch, cov, _ = view.patches_with(y, own, positions=self.positions, sync=self.sync)
         self.last_patch.copy_(patch)
+        self.last_cov.copy_(cov)
 
     def _pool_patches(self) -> None:
-        """past <- past and last: covariances pool like variances (Chan et al.), step by step product."""
+        """past <- past and last: covariances pool like variances (Chan et al.), in as few passes as there can be."""
         past, last = self.past_of_batch(), self.last_of_batch()
         share = last.count / (past.count + last.count).clamp(min=1)  # 0: announced but never forwarded
         patch_step = self.last_patch - self.past_patch
-        spread = (last.mean - past.mean)[:, None] * per_channel(patch_step, self.channels)
-        self.past_cov.lerp_(self.last_cov, share).add_(share * (1 - share) * spread)
+        self.past_cov.lerp_(self.last_cov, share)
+        add_outer(self.past_cov, share * (1 - share) * (last.mean - past.mean), patch_step)
         self.past_patch.add_(share * patch_step)
 
 

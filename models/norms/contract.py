@@ -19,6 +19,9 @@ from models.norms.centred import used_weight
 from models.norms.moments import Moments
 
 
+_MOST_SCALE = 10.0  # of a grid's variance; with 256 positions 0.8..1.25 is usual
+
+
 class ConvView:
     """The convolution that made a norm's input, seen as y = W . patches, with the geometry hidden.
 
@@ -37,6 +40,10 @@ class ConvView:
     def along_weight(self, per_patch: Tensor) -> Tensor:
         """(..., C, K) or (..., G, K) -> (..., C): the dot product with each filter, detached."""
         weight = self.weight.detach().flatten(1).to(per_patch.dtype)
+        if per_patch.ndim > 2:
+            return torch.stack([self.along_weight(each) for each in per_patch])
+        if per_patch.shape[0] == 1:
+            return weight @ per_patch[0]
         return (self.per_channel(per_patch) * weight).sum(-1)
 
     @torch.no_grad()
@@ -45,17 +52,20 @@ class ConvView:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean patch (G, K), covariance of y and patch (C, K), and the covariance along the filter (C,).
 
-        The covariance is taken from a grid of at least `positions` positions, 0 = all of them; along the filter
-        it is the variance of y over that grid. With sync, `own` and what is returned are of all ranks together.
+        The covariance is taken from a grid of at least `positions` positions, 0 = all of them, and scaled: along
+        the filter it is the variance of y over all of them. With sync, `own` and what is returned are of all
+        ranks together.
         """
-        dtype = own.mean.dtype
-        patch = self.mean_patch(dtype)
-        cov = self.covariance(y.detach().to(dtype), positions=positions)
-        if sync and ranks.is_parallel():
-            mean, share = self.along_weight(patch), y.numel() // y.shape[1] / own.count
+        parallel = sync and ranks.is_parallel()
+        local = Moments.of(y) if parallel else own
+        patch = self.mean_patch(own.mean.dtype)
+        cov, along = self.covariance(y, local, positions=positions)
+        if parallel:
+            share = local.count / own.count
             patch, step = self._pooled_patch(patch, share)
-            (cov,) = ranks.summed(share * (cov + (mean - own.mean)[:, None] * self.per_channel(step)))
-        return patch, cov, self.along_weight(cov)
+            (cov,) = ranks.summed(share * (cov + (local.mean - own.mean)[:, None] * self.per_channel(step)))
+            along = self.along_weight(cov)
+        return patch, cov, along
 
     @torch.no_grad()
     def pooled_mean_patch(self, y: Tensor, own: Moments, *, sync: bool = False) -> Tensor:
@@ -68,12 +78,19 @@ class ConvView:
         (union,) = ranks.summed(share * patch)
         return union, patch - union
 
-    def covariance(self, y: Tensor, *, positions: int = 0) -> Tensor:
-        """cov(y, patch), (C, K), for the conv's output y (N, C, H, W), over a grid of at least `positions`."""
+    def covariance(self, y: Tensor, own: Moments, *, positions: int = 0) -> tuple[Tensor, Tensor]:
+        """cov(y, patch) (C, K) for the conv's output y, and along the filter (C,): see `patches_with`.
+
+        As y = W . patch, the latter is the variance of y over the grid: it takes no pass over C * K numbers.
+        """
         rows, columns = grid_steps(y.shape, positions)
-        seen = y.detach()[:, :, ::rows, ::columns]
+        seen = y.detach()[:, :, ::rows, ::columns].to(own.mean.dtype)
         centred = seen - seen.mean((0, 2, 3), keepdim=True)
-        return self.correlate(centred * (seen.shape[1] / seen.numel()), steps=(rows, columns))
+        on_grid = centred.square().mean((0, 2, 3))
+        # A grid that sees (nearly) no spread where there is some says nothing: it is not blown up.
+        scale = torch.where(on_grid > 0, own.var / on_grid, 1).clamp(max=_MOST_SCALE)
+        centred *= (scale * (seen.shape[1] / seen.numel())).view(1, -1, 1, 1)
+        return self.correlate(centred, steps=(rows, columns)), on_grid * scale
 
     def correlate(self, grad: Tensor, *, steps: tuple[int, int] = (1, 1)) -> Tensor:
         """Sum over positions of grad * patch: the weight gradient of the convolution.

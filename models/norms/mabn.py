@@ -28,6 +28,8 @@ from utils.clock import Tick
 class MovingAverageNorm(BatchStatNorm):
     """An average over about `average_images` pictures. Running statistics: mean 0, and E[y^2] as the variance."""
 
+    fuses_activation = False
+
     def __init__(self, channels: int, *, average_images: float, eps: float, momentum: float) -> None:
         super().__init__(channels, eps=eps, momentum=momentum)
         self.keep_per_image = 1 - 1 / average_images
@@ -72,8 +74,8 @@ class MovingAverageNorm(BatchStatNorm):
             past.copy_(last)
 
     def _update_running(self, batch: Moments) -> None:
-        zeros = torch.zeros_like(batch.mean)
-        super()._update_running(Moments(count=batch.count, mean=zeros, var=_second_moment(batch)))
+        # A mean of squares is without bias as it is.
+        self._average_in(batch.count > 0, torch.zeros_like(batch.mean), _second_moment(batch))
 
 
 def _second_moment(moments: Moments) -> Tensor:

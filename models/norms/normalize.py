@@ -8,6 +8,7 @@ alpha = 1; alpha < 1 is the exact partial derivative when the rest is constant):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +22,19 @@ from models.norms import ranks
 from models.norms.moments import Moments
 
 
+# Those whose autograd keeps their input; of the others in use it keeps the output, which is kept anyway.
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "mish": (lambda z: F.mish(z, inplace=True), torch.ops.aten.mish_backward),
+    "silu": (lambda z: F.silu(z, inplace=True), torch.ops.aten.silu_backward),
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rest:
     """How the part of the moments that is not this mini-batch's depends on the convolution's weight.
 
     weight: the parameter, or what was made of it, attached. share, () or (C,): of the rest in the moments.
-    mean (C,): the rest's. Per channel and number of a patch (C, K): `patch` is d mean / dW, and `cov` half of
-    d var / dW, both of the rest alone.
+    mean (C,): the rest's. patch (G, K) or (C, K) is d mean / dW of the rest alone, cov (C, K) half of d var / dW.
     """
 
     weight: Tensor
@@ -47,20 +54,26 @@ def normalize(
     is_share: bool = True,
     rest: Rest | None = None,
     across_ranks: bool = False,
+    activation: str | None = None,
 ) -> Tensor:
     """y (N, C, H, W) normalised with `moments`; y is a share of them, or with is_share=False all of them.
 
     That is the gradient's business alone. moments.count may be () or (C,). With across_ranks, y is this rank's
     part of a mini-batch that all ranks hold, and what other ranks' losses say of its moments is added up.
+
+    `activation`, one of ACTIVATIONS, is applied to what is returned. Its input is not kept but made again from y
+    in the backward: of the three tensors that conv, norm and activation leave behind, two are enough.
     """
     alpha = (y.numel() // y.shape[1]) / moments.count if is_share else None
     parts = (rest.weight, rest.share, rest.mean, rest.patch, rest.cov) if rest is not None else (None,) * 5
-    return _Normalize.apply(y, gamma, beta, moments.mean, moments.var, alpha, eps, across_ranks, *parts)
+    return _Normalize.apply(y, gamma, beta, moments.mean, moments.var, alpha, eps, across_ranks, activation, *parts)
 
 
-def renormalize(y: Tensor, gamma: Tensor, beta: Tensor, own: Moments, r: Tensor, d: Tensor, *, eps: float) -> Tensor:
+def renormalize(
+    y: Tensor, gamma: Tensor, beta: Tensor, own: Moments, r: Tensor, d: Tensor, *, eps: float, activation: str | None
+) -> Tensor:
     """gamma * (xhat * r + d) + beta with xhat by y's own moments and r, d (C,) constants (Ioffe 2017)."""
-    return normalize(y, gamma * r, beta + gamma * d, own, eps=eps, is_share=False)
+    return normalize(y, gamma * r, beta + gamma * d, own, eps=eps, is_share=False, activation=activation)
 
 
 class _Normalize(Function):
@@ -75,6 +88,7 @@ class _Normalize(Function):
         alpha: Tensor | None,
         eps: float,
         across_ranks: bool,
+        activation: str | None,
         weight: Tensor | None,
         rest_share: Tensor | None,
         rest_mean: Tensor | None,
@@ -82,15 +96,21 @@ class _Normalize(Function):
         rest_cov: Tensor | None,
     ) -> Tensor:
         rstd = torch.rsqrt(var + eps)
-        ctx.save_for_backward(y, gamma, mean, rstd, alpha, rest_share, rest_mean, rest_patch, rest_cov)
-        ctx.across_ranks = across_ranks
+        to_redo = (None, None) if activation is None else (beta, var)
+        ctx.save_for_backward(y, gamma, mean, rstd, alpha, *to_redo, rest_share, rest_mean, rest_patch, rest_cov)
+        ctx.across_ranks, ctx.activation, ctx.eps = across_ranks, activation, eps
         ctx.weight_shape = None if weight is None else weight.shape
-        return F.batch_norm(y, mean, var, gamma, beta, False, 0.0, eps)
+        z = F.batch_norm(y, mean, var, gamma, beta, False, 0.0, eps)
+        return z if activation is None else ACTIVATIONS[activation][0](z)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        y, gamma, mean, rstd, alpha, rest_share, rest_mean, rest_patch, rest_cov = ctx.saved_tensors
+        y, gamma, mean, rstd, alpha, beta, var, rest_share, rest_mean, rest_patch, rest_cov = ctx.saved_tensors
+        if ctx.activation is not None:
+            z = F.batch_norm(y, mean, var, gamma, beta, False, 0.0, ctx.eps)
+            g = ACTIVATIONS[ctx.activation][1](g, z)
+            del z
         scale = gamma.to(rstd.dtype) * rstd
         if ctx.across_ranks:
             dx, dgamma, dbeta = _backward_across_ranks(g, y, gamma, scale, mean, rstd, alpha)
@@ -109,9 +129,19 @@ class _Normalize(Function):
             # (y - mean) * patch: its covariance, shifted from its own mean to the pooled one.
             to_half_var = -rest_share * scale * rstd * dgamma
             to_mean = -rest_share * scale * dbeta + to_half_var * (rest_mean - mean)
-            dweight = torch.addcmul(to_mean[:, None] * rest_patch, to_half_var[:, None], rest_cov)
-            dweight = dweight.view(ctx.weight_shape)
-        return dx, dgamma, dbeta, *(None,) * 5, dweight, *(None,) * 4
+            # Not a view itself, so that autograd adds the convolution's own gradient to it in place.
+            dweight = rest_cov.view(ctx.weight_shape) * to_half_var.view(-1, 1, 1, 1)
+            add_outer(dweight.flatten(1), to_mean, rest_patch)
+        return dx, dgamma, dbeta, *(None,) * 6, dweight, *(None,) * 4
+
+
+def add_outer(to: Tensor, of_channel: Tensor, patch: Tensor) -> None:
+    """to (C, K) += of_channel (C,) times patch (G, K) or (C, K), in place: each channel takes its group's row."""
+    rows = patch.shape[0]
+    if rows == 1:
+        to.addr_(of_channel, patch[0])
+    else:
+        to.view(rows, -1, to.shape[1]).addcmul_(of_channel.view(rows, -1, 1), patch[:, None])
 
 
 def _backward_across_ranks(

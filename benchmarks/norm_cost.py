@@ -1,0 +1,217 @@
+"""What each norm costs: time of a training step and memory, relative to stock nn.BatchNorm2d.
+
+    python benchmarks/norm_cost.py [--device cpu] [--sizes 160 224] [--minibatches 1 2 4] [--rounds 7] [--only cmbn ...]
+
+The network is yolov4-tiny up to its first head (17 normalised convolutions, 4.9 M weights); a step is a batch of
+four mini-batches, forward and backward each, and SGD. All norms take turns in every round, so that a machine's
+moods hit them alike; a ratio is the median over rounds of t(norm) / t(bn) of the same round.
+
+Memory: on CUDA the peak of a step beyond what lay there before. On a CPU, where no such counter exists, what
+autograd saves for the backward of one mini-batch. "history": what the norm keeps beside BN's own state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+from benchmarks.main_job import commit  # noqa: E402
+from cfg.plan import Plan, load_plan, parse_plan  # noqa: E402
+from models.network import Network  # noqa: E402
+from models.norms.table import NormOptions, norm_factory  # noqa: E402
+from utils.clock import BatchClock  # noqa: E402
+from utils.environment import describe, pick_device  # noqa: E402
+
+PARTS = 4  # mini-batches in a batch
+KINDS = {
+    "bn": {"norm": "bn"},
+    "bn pooled": {"norm": "bn", "norm_running": "pooled"},
+    "cmbn share": {"norm": "cmbn", "norm_gradient": "share"},
+    "cmbn weights": {"norm": "cmbn", "norm_gradient": "weights"},
+    "cmbn weights, all positions": {"norm": "cmbn", "norm_gradient": "weights", "norm_positions": 0},
+    "cmbn renorm": {"norm": "cmbn", "norm_gradient": "renorm"},
+    "cmbn darknet": {"norm": "cmbn", "norm_gradient": "darknet"},
+    "cbn std": {"norm": "cbn"},
+    "cbn std, weights": {"norm": "cbn", "norm_gradient": "weights"},
+    "cbn taylor, all positions": {"norm": "cbn", "norm_estimator": "taylor", "norm_positions": 0},
+    "cbn none": {"norm": "cbn", "norm_estimator": "none"},
+    "cbn-lite": {"norm": "cbn-lite"},
+    "mabn": {"norm": "mabn"},
+    "brn": {"norm": "brn"},
+    "gn": {"norm": "gn"},
+    "ln": {"norm": "ln"},
+    "in": {"norm": "in"},
+    "frozen": {"norm": "frozen"},
+    "none": {"norm": "none"},
+    "bn, centred weights": {"norm": "bn", "weight_centralization": True},
+}
+
+
+class Contestant:
+    """One network with its norm, optimizer and clock."""
+
+    def __init__(self, kind: str, activation: str, device: torch.device) -> None:
+        torch.manual_seed(0)
+        settings = dict(KINDS[kind])
+        if settings["norm"] in ("cbn", "cbn-lite", "brn"):
+            settings["norm_burn_in_steps"] = 0
+        self.kind = kind
+        self.network = Network(headless_tiny(activation), norm_factory(NormOptions(**settings))).to(device).train()
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.9)
+        self.clock = BatchClock(self.network)
+        self.output: torch.Tensor | None = None
+        self.network.layers[-1].register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        self.output = output
+
+    def step(self, images: torch.Tensor) -> None:
+        for part in self.clock.minibatches(images.chunk(PARTS)):
+            self.mini_batch(part)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.clock.stepped()
+
+    def mini_batch(self, images: torch.Tensor) -> None:
+        self.network(images)
+        assert self.output is not None
+        self.output.square().mean().backward()
+        self.output = None
+
+    def history_bytes(self) -> int:
+        stock = 0 if self.kind in ("gn", "ln", "in", "none") else 2 * 4
+        held = sum(buffer.nbytes for buffer in self.network.buffers())
+        channels = sum(m.out_channels for m in self.network.modules() if isinstance(m, nn.Conv2d))
+        return max(0, held - stock * channels)
+
+    def saved_bytes(self, images: torch.Tensor) -> int:
+        """Of the tensors that autograd keeps for the backward of one mini-batch, weights left out."""
+        known = {p.untyped_storage().data_ptr() for p in (*self.network.parameters(), *self.network.buffers())}
+        seen: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            self.network(images)
+        self.output = None
+        return sum(seen.values())
+
+
+def headless_tiny(activation: str) -> Plan:
+    """yolov4-tiny's plan up to the layer before its first head's output."""
+    plan = load_plan("yolov4-tiny")
+    lines = plan.source_text.replace("activation=leaky", f"activation={activation}").splitlines()
+    last = plan.nodes[plan.heads[0] - 1].line
+    return parse_plan("\n".join(lines[: last - 1]), path="yolov4-tiny without heads.cfg")
+
+
+def measure(
+    kinds: list[str], activation: str, side_px: int, pictures: int, rounds: int, device: torch.device
+) -> list[dict]:
+    """pictures: of a mini-batch. One row a norm."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(PARTS * pictures, 3, side_px, side_px, generator=generator).to(device)
+    contestants = [Contestant(kind, activation, device) for kind in kinds]
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    peaks: dict[str, int] = {}
+    for turn in range(rounds + 1):
+        for contestant in contestants:
+            _wait_for(device)
+            if device.type == "cuda":
+                before = torch.cuda.memory_allocated(device)
+                torch.cuda.reset_peak_memory_stats(device)
+            begun = time.perf_counter()
+            contestant.step(images)
+            _wait_for(device)
+            if turn:  # the first round warms up
+                seconds[contestant.kind].append(time.perf_counter() - begun)
+                if device.type == "cuda":
+                    peaks[contestant.kind] = torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cuda":
+        peaks = {c.kind: c.saved_bytes(images[:pictures]) for c in contestants}
+    weights = sum(p.numel() for p in contestants[0].network.parameters() if p.ndim == 4)
+    rows = []
+    for contestant in contestants:
+        kind = contestant.kind
+        ratios = [t / bn for t, bn in zip(seconds[kind], seconds["bn"], strict=True)]
+        rows.append(
+            {
+                "norm": kind,
+                "activation": activation,
+                "size_px": side_px,
+                "mini_batch": pictures,
+                "step_s": round(statistics.median(seconds[kind]), 4),
+                "time_ratio": round(statistics.median(ratios), 3),
+                "time_ratio_quartiles": [round(q, 3) for q in statistics.quantiles(ratios, n=4)[::2]],
+                "memory_MB": round(peaks[kind] / 2**20, 1),
+                "memory_ratio": round(peaks[kind] / peaks["bn"], 3),
+                "history_MB": round(contestant.history_bytes() / 2**20, 2),
+                "history_in_weights": round(contestant.history_bytes() / 4 / weights, 2),
+            }
+        )
+    return rows
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def table(rows: list[dict]) -> str:
+    """Time ratios by size and mini-batch, then memory at the largest."""
+    cases = sorted({(row["size_px"], row["mini_batch"]) for row in rows})
+    at = {(row["norm"], row["size_px"], row["mini_batch"]): row for row in rows}
+    kinds = list(dict.fromkeys(row["norm"] for row in rows))
+    head = [f"{size} px, {pictures}" for size, pictures in cases]
+    lines = ["time of a training step / stock BN's, by size and mini-batch; memory and history at the last"]
+    lines.append(f"{'norm':<28}" + "".join(f"{text:>12}" for text in head) + f"{'memory':>9}{'history':>10}")
+    for kind in kinds:
+        cells = [at[kind, *case] for case in cases]
+        ratios = "".join(f"{cell['time_ratio']:>12.2f}" for cell in cells)
+        lines.append(f"{kind:<28}{ratios}{cells[-1]['memory_ratio']:>9.2f}{cells[-1]['history_MB']:>7.1f} MB")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[160, 224], help="input side in px")
+    parser.add_argument("--minibatches", type=int, nargs="+", default=[1, 2, 4], help="pictures per forward")
+    parser.add_argument("--activation", default="leaky", help="of every convolution (default leaky; yolov4 has mish)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
+    parser.add_argument("--only", nargs="+", choices=KINDS, help="these norms and bn")
+    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "norm_cost.json"))
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    device = pick_device(asked.device)
+    kinds = list(KINDS) if not asked.only else ["bn", *(kind for kind in asked.only if kind != "bn")]
+    rows: list[dict] = []
+    for side_px in asked.sizes:
+        for pictures in asked.minibatches:
+            rows += measure(kinds, asked.activation, side_px, pictures, asked.rounds, device)
+            print(f"{side_px} px, mini-batch {pictures}: bn takes {rows[-len(kinds)]['step_s']} s a step", flush=True)
+    print("\n" + table(rows))
+    circumstances = {"commit": commit(), "date": datetime.date.today().isoformat(), **describe(device)}
+    print("\n" + ", ".join(f"{name} {value}" for name, value in circumstances.items()))
+    Path(asked.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(asked.out).write_text(json.dumps({"rows": rows, "measured": circumstances}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""How many pictures stand behind the statistics a norm trains with: its effective norm batch, per GPU.
+
+Wu & He 2018, figure 1: with fewer than about 8, batch norm's error rises steeply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cfg.layers import ConvSpec
+from cfg.plan import Plan
+from models.norms.table import NormOptions
+from utils.errors import UserError
+
+FEW = 8
+
+
+def effective_pictures(options: NormOptions, *, mini_batch: int, subdivisions: int) -> int | None:
+    """Pictures in the statistics that normalise a mini-batch, where they are pooled the most they can be.
+
+    Batch renormalisation aims at its running average. None: no mini-batch's statistics are used in training.
+    options: resolved. mini_batch: pictures in each of a batch's `subdivisions` mini-batches.
+    """
+    pool = _POOLS.get(options.norm)
+    return None if pool is None or options.norm_eval else round(pool(options, mini_batch, subdivisions))
+
+
+def describe_norm(options: NormOptions, *, mini_batch: int, subdivisions: int) -> str:
+    """cmbn (weights): mini-batches of 2 pictures, statistics of up to 16"""
+    name = options.norm + (f" ({options.norm_gradient})" if options.norm_gradient else "")
+    parts = f"{name}: mini-batches of {mini_batch} picture{'s' * (mini_batch != 1)}"
+    pictures = effective_pictures(options, mini_batch=mini_batch, subdivisions=subdivisions)
+    if pictures is None:
+        return f"{parts}, " + ("running statistics, which stay" if options.norm_eval else _OTHERS[options.norm])
+    return f"{parts}, statistics of {'' if sees_only_its_mini_batch(options) else 'up to '}{pictures}"
+
+
+def norm_warnings(options: NormOptions, *, mini_batch: int, subdivisions: int) -> list[str]:
+    """A line where a norm that sees only its mini-batch sees few pictures, with the remedies."""
+    if not sees_only_its_mini_batch(options) or mini_batch >= FEW:
+        return []
+    pool = f"--norm cmbn pools the batch's {mini_batch * subdivisions}, " if subdivisions > 1 else ""
+    return [
+        f"{options.norm} normalises by the statistics of {mini_batch} pictures, fewer than {FEW}: {pool}"
+        "--norm cbn a window of past mini-batches, --norm gn needs none"
+    ]
+
+
+def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
+    """UserError where a norm that sees only its mini-batch would see one value per channel, which has no variance.
+
+    mini_batch: pictures in the smallest; the plan: at the smallest input of the training.
+    """
+    if not sees_only_its_mini_batch(options):
+        return
+    for node in plan.nodes:
+        _, height, width = node.shape
+        if isinstance(node.spec, ConvSpec) and node.spec.batch_normalize and mini_batch * height * width == 1:
+            raise UserError(
+                f"{plan.path}:{node.line}: layer {node.index} has one value per channel in a mini-batch of one picture "
+                f"at {plan.net.height}x{plan.net.width} px, and {options.norm} cannot normalise one value: take "
+                "fewer --subdivisions, a larger --image-size or --norm gn"
+            )
+
+
+def sees_only_its_mini_batch(options: NormOptions) -> bool:
+    """Whether nothing but the mini-batch at hand normalises it in training. Several GPUs are not looked at."""
+    return options.norm in ("bn", "syncbn") and not options.norm_eval
+
+
+def _window(options: NormOptions, mini_batch: int, subdivisions: int) -> float:
+    return mini_batch * (options.norm_window or subdivisions)
+
+
+_POOLS: dict[str, Callable[[NormOptions, int, int], float]] = {
+    "bn": lambda options, mini_batch, subdivisions: mini_batch,
+    "syncbn": lambda options, mini_batch, subdivisions: mini_batch,
+    "cmbn": lambda options, mini_batch, subdivisions: mini_batch * subdivisions,
+    "cbn": _window,
+    "cbn-lite": _window,
+    "mabn": lambda options, mini_batch, subdivisions: options.norm_average_images,
+    # The time constant of an exponential average of batches.
+    "brn": lambda options, mini_batch, subdivisions: mini_batch * subdivisions / options.norm_momentum,
+}
+
+_OTHERS = {
+    "gn": "each picture by its own",
+    "ln": "each picture by its own",
+    "in": "each picture by its own",
+    "frozen": "running statistics, which stay",
+    "none": "no statistics",
+}

@@ -1,0 +1,79 @@
+"""Exact population statistics (PreciseBN; Wu & Johnson 2021, "Rethinking Batch in BatchNorm", section 3).
+
+Running averages follow weights that were still moving. Here the weights stand still, and the norms are done one
+after the other, in the order of their execution: all pictures run through the layers before a norm, which already
+normalise by their population statistics, and the moments of its input are pooled over all pictures. So these are
+the very statistics that hold in inference, however the pictures were cut into batches. Statistics measured in one
+pass in training mode, as in the paper, are those of inputs that mini-batch statistics have normalised.
+
+Each pass ends at the norm it is for: L norms take about L / 2 passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from models.norms import ranks
+from models.norms.moments import Moments
+from models.norms.population import adopt, eval_mode, norms_with_statistics
+from utils.errors import UserError
+from utils.structures import pixels_of
+
+
+@torch.no_grad()
+def recalibrate(network: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Replace the statistics of every norm that has some by the pictures'; nothing else of the network changes.
+
+    batches: images (N, 3, H, W), uint8 or float in 0..1, on any device; sizes may differ, each position counts the
+    same. In a `torchrun` job every rank calls it, with one batch at least, and all get the union's statistics.
+    UserError for a network without batch statistics, and where there is no picture.
+    """
+    norms = list(norms_with_statistics(network).values())
+    if not batches:
+        raise UserError("there is no picture to take statistics from")
+    with eval_mode(network):
+        for norm in _in_order_of_execution(network, norms, batches[0][:1]):
+            adopt(norm, ranks.pooled(_moments_at(network, norm, batches)))
+
+
+class _Reached(Exception):
+    """Ends a forward at the norm that it was run for."""
+
+
+def _moments_at(network: nn.Module, norm: nn.Module, batches: Sequence[Tensor]) -> Moments:
+    """Of the norm's input, over all pictures."""
+    seen: list[Moments] = []
+
+    def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        own = Moments.of(inputs[0])
+        seen[:] = [seen[0].merged_with(own) if seen else own]
+        raise _Reached
+
+    hook = norm.register_forward_pre_hook(look)
+    try:
+        for images in batches:
+            with suppress(_Reached):
+                network(_pixels(network, images))
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def _in_order_of_execution(network: nn.Module, norms: list[nn.Module], images: Tensor) -> list[nn.Module]:
+    ran: list[nn.Module] = []
+    hooks = [norm.register_forward_pre_hook(lambda module, _: ran.append(module)) for norm in norms]
+    try:
+        network(_pixels(network, images))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(ran) == len(set(ran)), "a norm that runs twice in a forward has two populations"
+    return ran
+
+
+def _pixels(network: nn.Module, images: Tensor) -> Tensor:
+    return pixels_of(images.to(next(network.parameters()).device))

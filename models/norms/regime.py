@@ -1,0 +1,49 @@
+"""Which statistics norms normalise by, and when: the mini-batches' or the running ones.
+
+Wu & Johnson 2021, "Rethinking Batch in BatchNorm", section 3.3: a network may train its last part with the
+statistics it will be used with; section 4.2: in inference a mini-batch's own may fit another domain better.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from models.norms.population import adopt_mini_batch, norms_with_statistics
+from models.norms.table import NormOptions, has_batch_statistics
+
+
+class NormRegime:
+    """Keeps the batch-statistics norms of a training in the mode they shall be in: no flag to store or to resume.
+
+    In eval mode they use their running statistics, which stay; nobody announces mini-batches to them.
+    """
+
+    def __init__(self, network: nn.Module, options: NormOptions, total_steps: int) -> None:
+        self._norms = [module for module in network.modules() if has_batch_statistics(module)]
+        if options.norm_eval:
+            self._steps_of_batches = 0.0
+        elif options.norm_freeze_after is not None:
+            self._steps_of_batches = options.norm_freeze_after * total_steps
+        else:
+            self._steps_of_batches = float(total_steps)
+
+    def prepare(self, step: int) -> None:
+        """Before each batch, because `network.train()` puts norms into training mode as well."""
+        by_batches = step < self._steps_of_batches
+        for norm in self._norms:
+            if norm.training != by_batches:
+                norm.train(by_batches)
+
+
+def use_batch_statistics(network: nn.Module) -> None:
+    """From now on, in eval mode: each norm normalises every mini-batch by its own statistics.
+
+    Detections then depend on batch mates. The running statistics are overwritten, on this copy of the network.
+    UserError for a network without batch statistics.
+    """
+    for norm in norms_with_statistics(network).values():
+        norm.register_forward_pre_hook(_adopt_input)
+
+
+def _adopt_input(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    adopt_mini_batch(norm, inputs[0])
