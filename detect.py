@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 # First, because it checks that torchvision fits torch before anything else imports it.
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from data.frames import Frame, find_sources
 from data.geometry import letterbox, stretch
 from models.detector import Detector, load_detector
+from models.norms.fold import can_fold, fold
 from utils.annotated import AnnotatedFiles
 from utils.environment import pick_device
 from utils.runlog import free_folder
@@ -58,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_detections=options.max_detections,
         input_hw=options.image_size,
     )
+    if can_fold(detector.network):
+        detector = replace(detector, network=fold(detector.network))
     folder = free_folder(options.run, default="detect")
     files = AnnotatedFiles(
         folder,

@@ -3,57 +3,106 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 # First, because it checks that torchvision fits torch before anything else imports it.
 from options import EvaluateOptions, given_flags, run_page, settle
 
 # isort: split
-from data.loader import make_eval_loader
+import numpy as np
+from torch import Tensor
+
 from data.source import open_image_set
-from models.detector import load_detector
+from examination import make_examiner, recalibrate_on, sample_images
+from models.detector import Detector, load_detector
+from models.norms.effective import describe_norm, effective_pictures
+from models.norms.population import norms_with_statistics
+from models.norms.regime import use_batch_statistics
+from models.norms.report import measure_norms
+from models.norms.table import NormOptions
+from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.environment import pick_device
+from utils.errors import UserError
+from utils.plots import plot_layer_gaps
 from utils.runlog import free_folder
-from utils.scoring import Examiner, category_of_label
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = settle(EvaluateOptions, given_flags(EvaluateOptions, argv))
-    device = pick_device(options.device)
+    given = given_flags(EvaluateOptions, argv)
+    options = settle(EvaluateOptions, given)
     detector = load_detector(
         options.weights,
-        device=device,
+        device=pick_device(options.device),
         confidence=options.confidence,
         nms_iou=options.nms_iou,
         max_detections=options.max_detections,
         input_hw=options.image_size,
     )
+    check_statistics(options, given, detector)
+    loading = {"batch_size": options.batch_size, "workers": options.workers}
     image_set = open_image_set(options.data, options.split)
-    categories = category_of_label(detector.class_names, image_set.class_names, image_set.category_ids)
+    examiner = make_examiner(detector, image_set, **loading)
+    domain = open_image_set(options.recalibrate_on, "train") if options.recalibrate_on else None
     folder = free_folder(options.run, default=f"eval-{image_set.name}-{image_set.split}")
     print(f"data      {image_set.name} {image_set.split}: {len(image_set)} pictures")
     for line in image_set.problems.summary():
         print(f"          {line}")
-    loader = make_eval_loader(
-        image_set,
-        batch_size=options.batch_size,
-        input_hw=detector.input_hw,
-        letterbox=detector.letterbox,
-        workers=options.workers,
-    )
-    examiner = Examiner(
-        detect=detector,
-        batches=loader,
-        class_names=detector.class_names,
-        ground_truth=image_set.ground_truth(),
-        image_ids=image_set.image_ids,
-        categories=categories,
-        device=device,
-        is_coco=image_set.coco_json is not None,
-    )
+    if options.norm_report:
+        images = sample_images(image_set, detector, pictures=options.recalibrate_pictures, **loading)
+        print(write_norm_report(folder, options.weights, detector, images))
+    if options.norm_stats == "batch":
+        use_batch_statistics(detector.network)
+    change = ""
+    if domain is not None:
+        change = f"AP {examiner.measure().AP:.3f} with the statistics of {options.weights}, "
+        said = recalibrate_on(domain, detector, pictures=options.recalibrate_pictures, **loading)
+        write_recalibrated(folder / "recalibrated.pt", options.weights, detector)
     table = examiner.report(folder)
     print(table.summary(), table.class_table(), sep="\n\n")
     truth = image_set.coco_json or folder / "ground_truth.json"
     print(f"\nthese are COCOeval's numbers for {truth} and {folder / 'detections.json'}; curves are in {folder}")
+    if change:
+        print(f"{change}{table.AP:.3f} with {said}: {folder / 'recalibrated.pt'}")
+
+
+def check_statistics(options: EvaluateOptions, given: dict[str, Any], detector: Detector) -> None:
+    """UserError for flags that contradict each other or that the network's norms have no use for."""
+    wanted = options.norm_report or options.recalibrate_on is not None
+    if "recalibrate_pictures" in given and not wanted:
+        raise UserError("--recalibrate-pictures is read with --recalibrate-on and --norm-report only")
+    if options.norm_stats == "batch" and wanted:
+        raise UserError("--norm-stats batch leaves the population's statistics out, so nothing can be said of them")
+    if options.norm_stats == "batch" or wanted:
+        norms_with_statistics(detector.network)
+
+
+def write_norm_report(folder: Path, weights: str, detector: Detector, images: Sequence[Tensor]) -> str:
+    """norm_report.txt and norm_report.png -> the text."""
+    checkpoint = read_checkpoint(Path(weights))
+    batch, parts = (checkpoint.get("settings", {}).get(name, 1) for name in ("batch_size", "subdivisions"))
+    norm, cut = NormOptions(**checkpoint["norm"]), {"mini_batch": batch // parts, "subdivisions": parts}
+    report = measure_norms(detector.network, images)
+    verdict = report.verdict(mini_batch=batch // parts, effective=effective_pictures(norm, **cut))
+    text = f"{report.table()}\n\ntrained with {describe_norm(norm, **cut)}\n{verdict}\n"
+    (folder / "norm_report.txt").write_text(text)
+    panels = {
+        title: np.array([[*gaps(layer).values(), stale(layer)] for layer in report.layers])
+        for title, gaps, stale in (
+            ("deviations differ from the population's by", lambda gap: gap.sigma, lambda gap: gap.stale_sigma),
+            ("means differ by, in deviations", lambda gap: gap.mean, lambda gap: gap.stale_mean),
+        )
+    }
+    names = [f"{layer.layer}  {layer.name}  {layer.channels}" for layer in report.layers]
+    plot_layer_gaps(panels, names, [*map(str, report.sizes), "all"], folder / "norm_report.png")
+    return text
+
+
+def write_recalibrated(path: Path, weights: str, detector: Detector) -> None:
+    """The checkpoint `weights` with the detector's norms, for the input size they have the statistics of."""
+    content = {name: value for name, value in read_checkpoint(Path(weights)).items() if name != "training"}
+    state = detector.network.state_dict()
+    write_checkpoint(path, {**content, "input_hw": list(detector.input_hw), "weights": state})
 
 
 if __name__ == "__main__":

@@ -129,6 +129,23 @@ class EvaluateOptions:
         None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
     )
     batch_size: int = knob(16, "pictures per forward", unit="PICTURES", low=1)
+    norm_stats: str = knob(
+        "population",
+        "what norms normalise by: their population statistics, or each batch's own",
+        choices=("population", "batch"),
+    )
+    recalibrate_on: str | None = knob(
+        None,
+        "give the norms the statistics of pictures of this data set's 'train' split, print AP before and after and "
+        "write recalibrated.pt",
+        unit="PATH",
+    )
+    norm_report: bool = knob(
+        False, "per layer, how far statistics of mini-batches are from the population's: norm_report.txt, .png"
+    )
+    recalibrate_pictures: int = knob(
+        200, "pictures that recalibrate_on takes, and norm_report of the split", unit="PICTURES", low=1
+    )
     confidence: float = knob(0.001, "drop detections below this score", low=0, high=1)
     nms_iou: float = knob(
         0.6, "of two overlapping boxes of a class the weaker is dropped above this IoU", low=0, high=1

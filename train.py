@@ -29,10 +29,13 @@ import torch
 
 from cfg.plan import Plan, load_plan, parse_plan
 from data.image_set import ImageSet
-from data.loader import make_eval_loader, make_train_loader
+from data.loader import make_train_loader
 from data.source import open_image_set
+from examination import make_examiner, recalibrate_on
 from models.detector import Detector, describe_network
 from models.network import Network, parameter_groups
+from models.norms.effective import check_values, describe_norm, norm_warnings
+from models.norms.regime import NormRegime
 from models.norms.table import norm_factory, resolve_norm
 from models.yolo.loss import YoloLoss
 from utils.amp import MixedPrecision
@@ -46,7 +49,6 @@ from utils.errors import UserError
 from utils.plots import plot_results
 from utils.runlog import RunLog, free_folder
 from utils.schedule import Schedule
-from utils.scoring import Examiner, category_of_label
 from utils.seed import seed_everything
 
 RESUMABLE = {"resume", "device", "workers", "epochs"}
@@ -85,13 +87,19 @@ def train(
         seed=options.seed,
         workers=options.workers,
     )
+    smallest = plan.with_input_hw(loader.smallest_hw)
+    check_values(smallest, options.norm, mini_batch=loader.batch_size // min(optim.subdivisions, loader.batch_size))
     total_steps = optim.epochs * len(loader) if optim.epochs else optim.max_steps
     epochs = -(-total_steps // len(loader))
     schedule = make_schedule(options, plan, total_steps=total_steps)
     decay = schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
     average = WeightAverage(network, decay=decay, warm_up_steps=100)
-    examiner = make_examiner(options, plan, train_set, val_set, average)
+    detector = make_detector(options, average, train_set.class_names)
+    # What fits in training fits here.
+    eval_loading = {"batch_size": optim.batch_size // optim.subdivisions, "workers": options.workers}
+    examiner = make_examiner(detector, val_set, **eval_loading)
     clock = BatchClock(network)
+    regime = NormRegime(network, options.norm, total_steps)
     state = TrainingState(network=network, average=average, optimizer=optimizer, precision=precision, clock=clock)
     best_ap = float("-inf")
     if checkpoint is not None:
@@ -114,6 +122,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             terms = torch.zeros(3, device=device)
+            regime.prepare(clock.step)
             for part in clock.minibatches(batch.to(device, non_blocking=True).split(optim.subdivisions)):
                 with precision.autocast():
                     heads = network(part.pixels())
@@ -150,8 +159,16 @@ def train(
             saved_at = time.monotonic()
 
     log.close()
-    average.model.load_state_dict(read_checkpoint(folder / "best.pt")["weights"])
-    return examiner.report(folder)
+    best = read_checkpoint(folder / "best.pt")
+    average.model.load_state_dict(best["weights"])
+    if not options.norm.precise_bn:
+        return examiner.report(folder)
+    before = examiner.measure()
+    source = recalibrate_on(train_set, detector, pictures=options.norm.precise_bn, **eval_loading)
+    after = examiner.report(folder)
+    write_checkpoint(folder / "best.pt", {**best, "weights": average.model.state_dict(), "best_ap": after.AP})
+    print(f"AP {before.AP:.3f} with running averages, {after.AP:.3f} with {source}, which best.pt now has")
+    return after
 
 
 def is_due(epoch: int, epochs: int, evals: int) -> bool:
@@ -195,35 +212,16 @@ def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Sch
     )
 
 
-def make_examiner(
-    options: TrainOptions, plan: Plan, train_set: ImageSet, val_set: ImageSet, average: WeightAverage
-) -> Examiner:
-    """Measures the averaged weights on the validation split, as evaluate.py does by default."""
+def make_detector(options: TrainOptions, average: WeightAverage, class_names: tuple[str, ...]) -> Detector:
+    """The averaged weights, as evaluate.py uses them by default."""
     default = EvaluateOptions(weights="")
-    detector = Detector(
+    return Detector(
         network=average.model,
-        class_names=train_set.class_names,
+        class_names=class_names,
         letterbox=options.augment.letterbox,
         confidence=default.confidence,
         nms_iou=default.nms_iou,
         max_detections=default.max_detections,
-    )
-    loader = make_eval_loader(
-        val_set,
-        batch_size=options.optim.batch_size // options.optim.subdivisions,  # what fits in training fits here
-        input_hw=plan.net.input_hw,
-        letterbox=options.augment.letterbox,
-        workers=options.workers,
-    )
-    return Examiner(
-        detect=detector,
-        batches=loader,
-        class_names=train_set.class_names,
-        ground_truth=val_set.ground_truth(),
-        image_ids=val_set.image_ids,
-        categories=category_of_label(train_set.class_names, val_set.class_names, val_set.category_ids),
-        device=pick_device(options.device),
-        is_coco=val_set.coco_json is not None,
     )
 
 
@@ -323,8 +321,10 @@ def announce(options: TrainOptions, plan: Plan, train_set: ImageSet, val_set: Im
     height, width = plan.net.input_hw
     parameters = f"{plan.parameter_count() / 1e6:.2f} M parameters"
     print(f"network   {plan.name} {height}x{width}, {plan.classes} classes, {parameters}")
-    mini_batch = optim.batch_size // optim.subdivisions
-    print(f"norm      {options.norm.norm}, mini-batches of {mini_batch} in batches of {optim.batch_size}")
+    cut = {"mini_batch": optim.batch_size // optim.subdivisions, "subdivisions": optim.subdivisions}
+    print(f"norm      {describe_norm(options.norm, **cut)}")
+    for warning in norm_warnings(options.norm, **cut):
+        print(f"warning: {warning}")
     print(f"device    {describe(pick_device(options.device))['device']}")
     print(f"run       {folder}")
     changed = {name: value for name, value in flatten(options).items() if value is not None}

@@ -181,7 +181,7 @@ def table(rows: list[dict]) -> str:
     lines = ["time of a training step / stock BN's, by size and mini-batch; memory and history at the last"]
     lines.append(f"{'norm':<28}" + "".join(f"{text:>12}" for text in head) + f"{'memory':>9}{'history':>10}")
     for kind in kinds:
-        cells = [at[kind, *case] for case in cases]
+        cells = [at[kind, size, pictures] for size, pictures in cases]
         ratios = "".join(f"{cell['time_ratio']:>12.2f}" for cell in cells)
         lines.append(f"{kind:<28}{ratios}{cells[-1]['memory_ratio']:>9.2f}{cells[-1]['history_MB']:>7.1f} MB")
     return "\n".join(lines)

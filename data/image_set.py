@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,25 @@ class ImageSet:
             "annotations": self._coco_annotations(),
             "categories": [{"id": category, "name": name} for category, name in categories],
         }
+
+    def sample(self, pictures: int) -> ImageSet:
+        """So many pictures, or all there are, drawn without replacement, in the order drawn.
+
+        The same ones each time; a smaller sample is the beginning of a larger one. coco_json is of the whole set.
+        """
+        drawn = np.random.default_rng(0).permutation(len(self))[:pictures]
+        counts = np.diff(self.starts)[drawn]
+        objects = np.concatenate([np.arange(*self.starts[at : at + 2]) for at in drawn]).astype(np.int64)
+        return replace(
+            self,
+            paths=self.paths[drawn],
+            ids=self.ids[drawn],
+            hws=self.hws[drawn],
+            boxes=self.boxes[objects],
+            labels=self.labels[objects],
+            is_crowd=self.is_crowd[objects],
+            starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        )
 
     def shares_pictures_with(self, other: ImageSet) -> int:
         """How many picture files both sets hold."""

@@ -68,6 +68,12 @@ class EpochKeys(Sampler[list[Key]]):
         height, width = (self._stepped(side, self.multi_scale) for side in self.input_hw)
         return height, width
 
+    def smallest_hw(self) -> tuple[int, int]:
+        if self.multi_scale == 1:
+            return self.input_hw
+        height, width = (self._stepped(side, 1 / self.multi_scale) for side in self.input_hw)
+        return height, width
+
     def _stepped(self, side_px: int, factor: float) -> int:
         smallest = math.ceil(side_px / self.multi_scale / _STRIDE_PX)
         largest = math.floor(side_px * self.multi_scale / _STRIDE_PX)
@@ -98,6 +104,15 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._loader)
+
+    @property
+    def batch_size(self) -> int:
+        """Of every batch: less than was asked for where there are fewer pictures."""
+        return self.keys.batch_size
+
+    @property
+    def smallest_hw(self) -> tuple[int, int]:
+        return self.keys.smallest_hw()
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """start_batch: batches of this epoch that were trained on before a run was interrupted."""

@@ -34,6 +34,10 @@ class Detector:
         """(height, width) in pixels that pictures are laid into."""
         return self.network.plan.net.input_hw
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Detections]:
         return postprocess(

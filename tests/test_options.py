@@ -116,10 +116,13 @@ ABSURD = {
     "train.py": """epochs -3 0; max-steps 0; batch-size 0; subdivisions 0; learning-rate 0 -1 nan inf; workers -1
         final-learning-rate -1; momentum -1 1; weight-decay -1; clip-norm 0; ema-decay 1 -0.1 0.999999; seed -1
         seed 4294967296; evals 0 -2; multi-scale 0.5 nan 100; burn-in-steps -1; lr-steps 0; lr-scales -1 nan
-        norm-window 0; norm-groups 0; norm-burn-in-steps -1; norm-eps 0; norm-momentum 2; box-gain -1 inf
+        norm-window -1; norm-groups 0; norm-burn-in-steps -1; norm-eps 0; norm-momentum 2; box-gain -1 inf
+        norm-growth-steps -1; norm-refresh-steps 0; norm-positions -1; norm-average-images 0; norm-r-max 0.5 inf
+        norm-d-max -1; norm-ramp-steps -1; norm-freeze-after 1.1 -0.1 nan; precise-bn -1
         label-smoothing 2 -0.1; mosaic 1.5; jitter 0.5; resize 0.5; saturation 0; exposure 101; hue nan; blur -1
         noise 2; min-visibility 2; min-side-px -1""",
-    "evaluate.py": "confidence 2 nan; nms-iou -1 1.1; max-detections 0; batch-size 0; workers -1",
+    "evaluate.py": """confidence 2 nan; nms-iou -1 1.1; max-detections 0; batch-size 0; workers -1
+        recalibrate-pictures 0""",
     "detect.py": "confidence -0.1 nan; nms-iou -1 1.1; max-detections 0; max-frames -1 0",
 }
 

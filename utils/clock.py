@@ -42,6 +42,8 @@ class BatchClock:
 
     Build it after every module conversion and before any wrapper (DDP, compile): modules that replace others
     later are not heard of.
+
+    A module in eval mode is told nothing: it neither looks at mini-batches nor remembers them.
     """
 
     def __init__(self, model: nn.Module, *, step: int = 0) -> None:
@@ -58,10 +60,12 @@ class BatchClock:
         for index, part in enumerate(parts):
             tick = Tick(step=self.step, index=index, count=len(parts))
             for listener in self._listeners:
-                listener.announce(tick)
+                if listener.training:
+                    listener.announce(tick)
             yield part
         for listener in self._listeners:
-            listener.batch_ended()
+            if listener.training:
+                listener.batch_ended()
 
     def stepped(self) -> None:
         """The optimizer has updated the weights."""

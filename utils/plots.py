@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from utils.coco_map import CocoTable
 from utils.draw import class_colour
@@ -85,6 +85,30 @@ def _write_cells(axes: Axes, share: np.ndarray, matrix: np.ndarray, size: float)
         text = f"{share[row, column]:.2f}\n{matrix[row, column]}"
         ink = "white" if share[row, column] > 0.55 else "black"
         axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size - 1)
+
+
+def plot_layer_gaps(
+    panels: Mapping[str, np.ndarray], layer_names: Sequence[str], column_names: Sequence[str], path: str | Path
+) -> None:
+    """A heat map for each panel: title -> (layers, columns), relative gaps. Colours end at 100 %, cells say more."""
+    rows, columns = len(layer_names), len(column_names)
+    size = float(np.clip(11 - rows / 15, 6, 9))
+    figure, axes = _figure(len(panels), width_inches=2.6 + 0.55 * columns, height_inches=1.6 + 0.028 * size * rows)
+    for axis, (title, gaps) in zip(axes, panels.items(), strict=True):
+        picture = axis.imshow(gaps, cmap="Oranges", vmin=0, vmax=1, aspect="auto")
+        axis.set_xticks(range(columns), column_names)
+        axis.set_yticks(range(rows), [*map(_literal, layer_names)] if axis is axes[0] else [""] * rows, fontsize=size)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("pictures in a mini-batch")
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        for row, column in np.ndindex(*gaps.shape):
+            ink = "white" if gaps[row, column] > 0.6 else "black"
+            text = f"{100 * gaps[row, column]:.0f}"
+            axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=size - 1)
+    axes[0].set_ylabel("layer, convolution, channels")
+    figure.colorbar(picture, ax=axes, shrink=0.6, fraction=0.03, format=PercentFormatter(1), extend="max")
+    _save(figure, path)
 
 
 def plot_results(csv_path: str | Path, png_path: str | Path) -> None:

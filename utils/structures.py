@@ -126,7 +126,7 @@ class Batch:
 
     def pixels(self) -> Tensor:
         """(N, 3, H, W) float32 in 0..1: what the network takes. uint8 travels, because it is a quarter."""
-        return self.images.float().div_(255) if self.images.dtype == torch.uint8 else self.images
+        return pixels_of(self.images)
 
     def split(self, parts: int) -> Iterator[Batch]:
         """Cut into at most `parts` mini-batches whose sizes differ by at most one, in order."""
@@ -140,6 +140,11 @@ class Batch:
                 paths=self.paths[start:stop],
                 placements=self.placements[start:stop],
             )
+
+
+def pixels_of(images: Tensor) -> Tensor:
+    """uint8 as float32 in 0..1; what is float already, as it is."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,7 +43,7 @@ class BatchStatNorm(nn.Module, BatchAware):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
-        for name in ("past", "last"):  # earlier mini-batches of this batch; the mini-batch at hand
+        for name in ("past", "pool"):  # earlier mini-batches of this batch; those and the one at hand
             self.register_buffer(f"{name}_count", torch.zeros(()), persistent=False)
             self.register_buffer(f"{name}_mean", torch.zeros(channels), persistent=False)
             self.register_buffer(f"{name}_var", torch.zeros(channels), persistent=False)
@@ -51,10 +51,10 @@ class BatchStatNorm(nn.Module, BatchAware):
         self.is_first = True  # of the batch's mini-batches: all that is pooled is its own
 
     @abstractmethod
-    def normalize(self, y: Tensor, own: Moments, *context: Any) -> Tensor:
-        """Normalise y (N, C, H, W), whose own moments are `own`, with the moments this norm believes in.
+    def normalize(self, y: Tensor, own: Moments, pool: Moments, *context: Any) -> Tensor:
+        """Normalise y (N, C, H, W) with the moments this norm believes in.
 
-        Asked only when announced.
+        own: of y. pool: of the batch's mini-batches so far, y included. Asked only when announced.
         """
 
     def forward(self, y: Tensor, *context: Any) -> Tensor:
@@ -68,8 +68,13 @@ class BatchStatNorm(nn.Module, BatchAware):
             if self.track_running_stats:
                 self._update_running_as_bn(own)
             return self.by_moments(y, own, is_share=self.sync)
-        self._remember("last", own)
-        return self.normalize(y, own, *context)
+        with torch.no_grad():
+            member = self.as_member(own)
+            pool = member if self.is_first else self.past_of_batch().merged_with(member)
+            # In place: rebinding would leave DDP, CUDA graphs and aliases with the old storage.
+            torch._foreach_copy_(self._buffers_of("pool"), [pool.count, pool.mean, pool.var])
+        with torch.autocast(y.device.type, enabled=False):  # which would round products of statistics
+            return self.normalize(y, own, pool, *context)
 
     def fuse(self, activation: str) -> bool:
         """Apply `activation` too from now on; False, and nothing changes, where that is not possible."""
@@ -80,16 +85,7 @@ class BatchStatNorm(nn.Module, BatchAware):
 
     def by_moments(self, y: Tensor, moments: Moments, **gradient: Any) -> Tensor:
         """As normalize.normalize, with this norm's affine parameters."""
-        return normalize(
-            y,
-            self.weight,
-            self.bias,
-            moments,
-            eps=self.eps,
-            across_ranks=self.sync and ranks.is_parallel(),
-            activation=self.activation,
-            **gradient,
-        )
+        return normalize(y, self.weight, self.bias, moments, **self._of_all_gradients(), **gradient)
 
     def by_own_moments_renormed(
         self, y: Tensor, own: Moments, target: Moments, *, r_max: Tensor | None = None, d_max: Tensor | None = None
@@ -101,28 +97,44 @@ class BatchStatNorm(nn.Module, BatchAware):
             d = (own.mean - target.mean) / sigma
             if r_max is not None and d_max is not None:
                 r, d = r.clamp(1 / r_max, r_max), d.clamp(-d_max, d_max)
-        return renormalize(y, self.weight, self.bias, own, r, d, eps=self.eps, activation=self.activation)
+        return renormalize(y, self.weight, self.bias, own, r, d, **self._of_all_gradients())
+
+    def as_member(self, own: Moments) -> Moments:
+        """A mini-batch's moments as they enter the pool."""
+        return own
+
+    def _of_all_gradients(self) -> dict[str, Any]:
+        """What normalize and renormalize are told alike."""
+        parallel = self.sync and ranks.is_parallel()
+        return {"eps": self.eps, "activation": self.activation, "across_ranks": parallel}
 
     def past_of_batch(self) -> Moments:
         """The earlier mini-batches of the running batch, pooled; empty when not announced."""
         return Moments(count=self.past_count, mean=self.past_mean, var=self.past_var)
 
-    def last_of_batch(self) -> Moments:
-        """The mini-batch at hand, once it was forwarded; empty before."""
-        return Moments(count=self.last_count, mean=self.last_mean, var=self.last_var)
+    def pool_of_batch(self) -> Moments:
+        """The same with the mini-batch at hand, once that was forwarded."""
+        return Moments(count=self.pool_count, mean=self.pool_mean, var=self.pool_var)
 
     @torch.no_grad()
     def announce(self, tick: Tick) -> None:
-        self._remember("past", self._empty() if tick.index == 0 else self._batch_so_far())
-        self._remember("last", self._empty())
         self.announced, self.is_first = True, tick.index == 0
+        if self.is_first:
+            self._forget_batch()
+        else:
+            torch._foreach_copy_(self._buffers_of("past"), self._buffers_of("pool"))
 
     @torch.no_grad()
     def batch_ended(self) -> None:
-        self._update_running(self._batch_so_far())
-        self._remember("past", self._empty())
-        self._remember("last", self._empty())
+        self._update_running(self.pool_of_batch())
+        self._forget_batch()
         self.announced = False
+
+    def _forget_batch(self) -> None:
+        torch._foreach_zero_([*self._buffers_of("past"), *self._buffers_of("pool")])
+
+    def _buffers_of(self, name: str) -> list[Tensor]:
+        return [getattr(self, f"{name}_{what}") for what in ("count", "mean", "var")]
 
     @torch.no_grad()
     def adopt(self, population: Moments) -> None:
@@ -130,19 +142,9 @@ class BatchStatNorm(nn.Module, BatchAware):
         self.running_mean.copy_(population.mean)
         self.running_var.copy_(unbiased(population))
 
-    def _batch_so_far(self) -> Moments:
-        return self.past_of_batch().merged_with(self.last_of_batch())
-
-    def _empty(self) -> Moments:
-        zeros = torch.zeros_like(self.past_mean)
-        return Moments(count=torch.zeros_like(self.past_count), mean=zeros, var=zeros)
-
-    @torch.no_grad()
-    def _remember(self, name: str, moments: Moments) -> None:
-        # In place: rebinding would leave DDP, CUDA graphs and aliases with the old storage.
-        getattr(self, f"{name}_count").copy_(moments.count)
-        getattr(self, f"{name}_mean").copy_(moments.mean)
-        getattr(self, f"{name}_var").copy_(moments.var)
+    def as_used(self, moments: Moments) -> Moments:
+        """What of a population's moments normalises it in inference."""
+        return moments
 
     @torch.no_grad()
     def _update_running(self, batch: Moments) -> None:
@@ -151,7 +153,8 @@ class BatchStatNorm(nn.Module, BatchAware):
     def _average_in(self, seen: Tensor, mean: Tensor, var: Tensor) -> None:
         """No change where nothing was seen; without a branch, for which a GPU would have to be waited for."""
         self.num_batches_tracked.add_(seen)
-        rate = (seen / self.num_batches_tracked.clamp(min=1)).clamp(min=self.momentum).to(self.running_mean.dtype) * seen
+        batches = self.num_batches_tracked.clamp(min=1).to(self.running_mean.dtype)
+        rate = (1 / batches).clamp(min=self.momentum) * seen
         step = mean - self.running_mean
         self.running_mean.add_(rate * step)
         self.running_var.lerp_(var, rate).add_(rate * (1 - rate) * step * step)

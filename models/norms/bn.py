@@ -21,7 +21,7 @@ class PooledBatchNorm(BatchStatNorm):
     nn.SyncBatchNorm does the same but refuses CPU tensors, so that no test without a GPU could run it.
     """
 
-    def normalize(self, y: Tensor, own: Moments) -> Tensor:
+    def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
         return self.by_moments(y, own, is_share=self.sync)
 
 

@@ -43,10 +43,10 @@ class BatchRenorm(BatchStatNorm):
         steps_open = tick.step - self.burn_in_steps
         opened = min(max((steps_open + 1) / max(self.ramp_steps, 1), 0.0), 1.0)
         r_max, d_max = self.limits
-        known = self.num_batches_tracked > 0  # running statistics of nothing are no target
+        known = (self.num_batches_tracked > 0).to(self.r_max.dtype)  # running statistics of nothing are no target
         self.r_max.copy_(1 + known * opened * (r_max - 1))
         self.d_max.copy_(known * opened * d_max)
 
-    def normalize(self, y: Tensor, own: Moments) -> Tensor:
+    def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
         running = Moments(count=own.count, mean=self.running_mean, var=self.running_var)
         return self.by_own_moments_renormed(y, own, running, r_max=self.r_max, d_max=self.d_max)

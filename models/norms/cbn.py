@@ -92,15 +92,17 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
         self.reach.fill_(self.growth.reach(tick.step, kept))
         self.weights_moved = tick.index == 0
 
-    def normalize(self, y: Tensor, own: Moments, view: ConvView) -> Tensor:
+    def normalize(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> Tensor:
         with torch.no_grad():
             self._look(y, own, view)
             count = self._trusted_count()
-            pooled = _pool(count, self.now_mean, self.now_var)
+            window = _pool(count, self.now_mean, self.now_var)
         if self.gradient == "renorm":
-            return self.by_own_moments_renormed(y, own, pooled)
-        rest = self._rest(count, pooled, view) if self.gradient == "weights" else None
-        return self.by_moments(y, pooled, rest=rest)
+            return self.by_own_moments_renormed(y, own, window)
+        if self.gradient == "share":
+            return self.by_moments(y, window)
+        weight = view.weight  # not under no_grad: a centred one is made here, and its graph leads to the parameter
+        return self.by_moments(y, window, rest=self._rest(weight, count, window, view))
 
     def _allocate(self, window: int) -> None:
         self.ring_count.resize_(window).zero_()
@@ -147,8 +149,8 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
         return torch.where(self.now_var >= 0, count, 0)
 
     @torch.no_grad()
-    def _rest(self, count: Tensor, pooled: Moments, view: ConvView) -> Rest:
-        """The past's part of the pool, and how it moves with the weights."""
+    def _rest(self, weight: Tensor, count: Tensor, window: Moments, view: ConvView) -> Rest:
+        """The past's part of the window, and how it moves with the weights."""
         others = count.index_fill(0, self.slot, 0)
         past = _pool(others, self.now_mean, self.now_var)
         share = others / past.count.clamp(min=1)
@@ -160,8 +162,8 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
             slope, drift = torch.ones_like(share), self.now_mean - self.ring_mean
         patch = view.per_channel(self.ring_patch)
         return Rest(
-            weight=view.weight,
-            share=past.count / pooled.count,
+            weight=weight,
+            share=past.count / window.count,
             mean=past.mean,
             patch=torch.einsum("wc,wck->ck", share, patch),
             cov=torch.einsum("wc,wck->ck", share * slope, self.ring_cov)

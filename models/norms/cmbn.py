@@ -27,17 +27,15 @@ from utils.clock import Tick
 class CrossMiniBatchNorm(BatchStatNorm):
     """CmBN with the gradient `share`."""
 
-    def normalize(self, y: Tensor, own: Moments) -> Tensor:
-        if self.is_first:
-            return self.by_moments(y, own, is_share=self.sync)
-        return self.by_moments(y, self.past_of_batch().merged_with(own))
+    def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
+        return self.by_moments(y, pool, is_share=self.sync or not self.is_first)
 
 
 class CrossMiniBatchNormR(BatchStatNorm):
     """CmBN with the gradient `renorm`."""
 
-    def normalize(self, y: Tensor, own: Moments) -> Tensor:
-        return self.by_own_moments_renormed(y, own, self.past_of_batch().merged_with(own))
+    def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
+        return self.by_own_moments_renormed(y, own, pool)
 
 
 class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
@@ -64,59 +62,53 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
         super().__init__(channels, eps=eps, momentum=momentum, sync=sync)
         self.patch_shape, self.positions = patch_shape, positions  # patch_shape (G, K)
         self.is_last = True  # of the batch's mini-batches: nothing needs its patches
-        for name in ("past", "last"):
+        for name in ("past", "pool"):
             self.register_buffer(f"{name}_patch", torch.zeros(0), persistent=False)
             self.register_buffer(f"{name}_cov", torch.zeros(0), persistent=False)
 
     @torch.no_grad()
     def announce(self, tick: Tick) -> None:
         self._allocate()
-        if tick.index == 0:
-            self.past_patch.zero_()
-            self.past_cov.zero_()
-        else:
-            self._pool_patches()
         super().announce(tick)
         self.is_last = tick.index + 1 == tick.count
+        for what in ("patch", "cov"):
+            past, pool = getattr(self, f"past_{what}"), getattr(self, f"pool_{what}")
+            if self.is_first:
+                pool.zero_()
+            else:
+                past.copy_(pool)
 
-    def normalize(self, y: Tensor, own: Moments, view: ConvView) -> Tensor:
+    def normalize(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> Tensor:
         if not self.is_last:
-            self._remember_patches(y, own, view)
+            self._pool_patches(y, own, pool, view)
         if self.is_first:
-            return self.by_moments(y, own, is_share=self.sync)
+            return self.by_moments(y, pool, is_share=self.sync)
         past = self.past_of_batch()
-        pooled = past.merged_with(own)
-        rest = Rest(
-            weight=view.weight,
-            share=past.count / pooled.count,
-            mean=past.mean,
-            patch=self.past_patch,
-            cov=self.past_cov,
-        )
-        return self.by_moments(y, pooled, rest=rest)
+        share = past.count / pool.count
+        rest = Rest(weight=view.weight, share=share, mean=past.mean, patch=self.past_patch, cov=self.past_cov)
+        return self.by_moments(y, pool, rest=rest)
 
     def _allocate(self) -> None:
         groups, numbers = self.patch_shape
-        for name in ("past", "last"):
+        for name in ("past", "pool"):
             for kind, rows in (("patch", groups), ("cov", self.channels)):
                 buffer = getattr(self, f"{name}_{kind}")
                 if buffer.numel() == 0:
                     buffer.resize_(rows, numbers).zero_()
 
     @torch.no_grad()
-    def _remember_patches(self, y: Tensor, own: Moments, view: ConvView) -> None:
+    def _pool_patches(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> None:
+        """pool <- past and this mini-batch: covariances pool like variances (Chan et al.)."""
         patch, cov, _ = view.patches_with(y, own, positions=self.positions, sync=self.sync)
-        self.last_patch.copy_(patch)
-        self.last_cov.copy_(cov)
-
-    def _pool_patches(self) -> None:
-        """past <- past and last: covariances pool like variances (Chan et al.), in as few passes as there can be."""
-        past, last = self.past_of_batch(), self.last_of_batch()
-        share = last.count / (past.count + last.count).clamp(min=1)  # 0: announced but never forwarded
-        patch_step = self.last_patch - self.past_patch
-        self.past_cov.lerp_(self.last_cov, share)
-        add_outer(self.past_cov, share * (1 - share) * (last.mean - past.mean), patch_step)
-        self.past_patch.add_(share * patch_step)
+        if self.is_first:
+            self.pool_patch.copy_(patch)
+            self.pool_cov.copy_(cov)
+            return
+        share = own.count / pool.count
+        patch_step = patch - self.past_patch
+        self.pool_cov.copy_(cov.lerp_(self.past_cov, 1 - share))
+        add_outer(self.pool_cov, share * (1 - share) * (own.mean - self.past_mean), patch_step)
+        self.pool_patch.copy_(self.past_patch + share * patch_step)
 
 
 class DarknetCrossMiniBatchNorm(BatchStatNorm):
@@ -126,8 +118,8 @@ class DarknetCrossMiniBatchNorm(BatchStatNorm):
     the mini-batch for all of it; running statistics move after every mini-batch, towards the pool so far.
     """
 
-    def normalize(self, y: Tensor, own: Moments) -> Tensor:
-        return self.by_moments(y, self.past_of_batch().merged_with(self._as_one(own)), is_share=False)
+    def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
+        return self.by_moments(y, pool, is_share=False)
 
     @torch.no_grad()
     def announce(self, tick: Tick) -> None:
@@ -140,17 +132,16 @@ class DarknetCrossMiniBatchNorm(BatchStatNorm):
         self._move_running()
         super().batch_ended()
 
-    def last_of_batch(self) -> Moments:
-        return self._as_one(super().last_of_batch())
-
-    def _as_one(self, own: Moments) -> Moments:
+    def as_member(self, own: Moments) -> Moments:
         """`own` with darknet's variance, counting as one. Chan's merge of such is darknet's average."""
         excess = (own.var + own.mean.square()) / (own.count - 1).clamp(min=1)
-        return Moments(count=(own.count > 0).to(own.count.dtype), mean=own.mean, var=own.var + excess)
+        return Moments(count=torch.ones_like(own.count), mean=own.mean, var=own.var + excess)
 
     def _move_running(self) -> None:
-        so_far, rate = self._batch_so_far(), self.momentum * (self.last_count > 0)
-        self.num_batches_tracked.add_(self.last_count > 0)
+        so_far = self.pool_of_batch()
+        forwarded = so_far.count > self.past_count
+        self.num_batches_tracked.add_(forwarded)
+        rate = self.momentum * forwarded.to(so_far.mean.dtype)
         self.running_mean.lerp_(so_far.mean, rate)
         self.running_var.lerp_(so_far.var, rate)
 

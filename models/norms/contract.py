@@ -18,7 +18,6 @@ from models.norms import ranks
 from models.norms.centred import used_weight
 from models.norms.moments import Moments
 
-
 _MOST_SCALE = 10.0  # of a grid's variance; with 256 positions 0.8..1.25 is usual
 
 
@@ -43,7 +42,8 @@ class ConvView:
         if per_patch.ndim > 2:
             return torch.stack([self.along_weight(each) for each in per_patch])
         if per_patch.shape[0] == 1:
-            return weight @ per_patch[0]
+            with torch.autocast(weight.device.type, enabled=False):  # which would round statistics to bfloat16
+                return weight @ per_patch[0]
         return (self.per_channel(per_patch) * weight).sum(-1)
 
     @torch.no_grad()
@@ -143,14 +143,16 @@ def grid_steps(shape: torch.Size, positions: int) -> tuple[int, int]:
     images, _, height, width = shape
     if positions < 1 or images < 1:
         return 1, 1
-    best = (images * height * width, 1, 1)
-    for rows in range(1, height + 1):
+    total = images * height * width
+    best = (total, 1, 1, 1)  # positions, the longer of the two, rows, columns: of equal grids the squarest
+    for rows in range(1, min(height, max(total // positions, 1)) + 1):
         seen_rows = images * -(-height // rows)
-        columns = next((c for c in range(2 * rows, 0, -1) if seen_rows * -(-width // c) >= positions), 1)
+        wanted = -(-positions // seen_rows)  # columns of the grid
+        columns = max((width - 1) // (wanted - 1), 1) if wanted > 1 else width
         seen = seen_rows * -(-width // columns)
-        if positions <= seen < best[0]:
-            best = (seen, rows, columns)
-    return best[1], best[2]
+        if seen >= positions:
+            best = min(best, (seen, max(rows, columns), rows, columns))
+    return best[2], best[3]
 
 
 def per_channel(per_group: Tensor, channels: int) -> Tensor:

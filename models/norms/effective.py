@@ -28,7 +28,7 @@ def effective_pictures(options: NormOptions, *, mini_batch: int, subdivisions: i
 def describe_norm(options: NormOptions, *, mini_batch: int, subdivisions: int) -> str:
     """cmbn (weights): mini-batches of 2 pictures, statistics of up to 16"""
     name = options.norm + (f" ({options.norm_gradient})" if options.norm_gradient else "")
-    parts = f"{name}: mini-batches of {mini_batch} picture{'s' * (mini_batch != 1)}"
+    parts = f"{name}: mini-batches of {_pictures(mini_batch)}"
     pictures = effective_pictures(options, mini_batch=mini_batch, subdivisions=subdivisions)
     if pictures is None:
         return f"{parts}, " + ("running statistics, which stay" if options.norm_eval else _OTHERS[options.norm])
@@ -41,7 +41,7 @@ def norm_warnings(options: NormOptions, *, mini_batch: int, subdivisions: int) -
         return []
     pool = f"--norm cmbn pools the batch's {mini_batch * subdivisions}, " if subdivisions > 1 else ""
     return [
-        f"{options.norm} normalises by the statistics of {mini_batch} pictures, fewer than {FEW}: {pool}"
+        f"{options.norm} normalises by the statistics of {_pictures(mini_batch)}, fewer than {FEW}: {pool}"
         "--norm cbn a window of past mini-batches, --norm gn needs none"
     ]
 
@@ -68,6 +68,10 @@ def sees_only_its_mini_batch(options: NormOptions) -> bool:
     return options.norm in ("bn", "syncbn") and not options.norm_eval
 
 
+def _pictures(count: int) -> str:
+    return f"{count} picture{'s' * (count != 1)}"
+
+
 def _window(options: NormOptions, mini_batch: int, subdivisions: int) -> float:
     return mini_batch * (options.norm_window or subdivisions)
 
@@ -79,8 +83,8 @@ _POOLS: dict[str, Callable[[NormOptions, int, int], float]] = {
     "cbn": _window,
     "cbn-lite": _window,
     "mabn": lambda options, mini_batch, subdivisions: options.norm_average_images,
-    # The time constant of an exponential average of batches.
-    "brn": lambda options, mini_batch, subdivisions: mini_batch * subdivisions / options.norm_momentum,
+    # The time constant of an exponential average of batches; without one it averages all of them.
+    "brn": lambda options, mini_batch, subdivisions: mini_batch * subdivisions / max(options.norm_momentum, 1e-3),
 }
 
 _OTHERS = {

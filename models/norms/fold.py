@@ -31,30 +31,27 @@ def fold(network: Network) -> Network:
     UserError for group, layer and instance norm: they take the statistics of the picture at hand.
     """
     if stuck := _unfoldable(network):
-        kinds = ", ".join(sorted({type(block.norm).__name__ for block in stuck}))
         raise UserError(
-            f"{kinds} cannot be merged into a convolution: it normalises by the statistics of the picture at hand"
+            f"{type(stuck[0]).__name__} cannot be merged into a convolution: it takes the statistics of each picture "
+            "itself, which gn, ln and in do"
         )
     folded = copy.deepcopy(network).eval()
-    for block in _blocks(folded):
-        if block.norm is not None:
-            block.conv, block.norm = _merged(block.conv, block.norm), None
+    for index, block in enumerate(folded.layers):
+        if isinstance(block, ConvNormAct) and block.norm is not None:
+            folded.layers[index] = ConvNormAct(_merged(block.conv, block.norm), None, block.act).eval()
     return folded
 
 
-def _blocks(network: Network) -> list[ConvNormAct]:
-    return [module for module in network.modules() if isinstance(module, ConvNormAct)]
-
-
-def _unfoldable(network: Network) -> list[ConvNormAct]:
-    return [block for block in _blocks(network) if block.norm is not None and not has_batch_statistics(block.norm)]
+def _unfoldable(network: Network) -> list[nn.Module]:
+    norms = [block.norm for block in network.layers if isinstance(block, ConvNormAct)]
+    return [norm for norm in norms if norm is not None and not has_batch_statistics(norm)]
 
 
 def _merged(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
     """In float64 on the CPU, rounded once."""
-    state = [tensor.detach().cpu().double() for tensor in (used_weight(conv), norm.running_mean, norm.running_var)]
-    gamma, beta = norm.weight.detach().cpu().double(), norm.bias.detach().cpu().double()
-    weight, bias = fuse_conv_bn_weights(state[0], None, *state[1:], norm.eps, gamma, beta)
+    tensors = (used_weight(conv), norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    filters, mean, var, gamma, beta = (tensor.detach().cpu().double() for tensor in tensors)
+    weight, bias = fuse_conv_bn_weights(filters, None, mean, var, norm.eps, gamma, beta)
     made = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,

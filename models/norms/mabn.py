@@ -39,17 +39,21 @@ class MovingAverageNorm(BatchStatNorm):
                 self.register_buffer(f"{name}_{what}", torch.zeros(channels), persistent=False)
                 self.register_buffer(f"{name}_{what}_weight", torch.zeros(()), persistent=False)
 
-    def normalize(self, y: Tensor, own: Moments) -> Tensor:
+    def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
         square = self.averaged("square", _second_moment(own), len(y))
         return _NormalizeByAverages.apply(y, self.weight, self.bias, square, self)
 
     @torch.no_grad()
     def averaged(self, what: str, value: Tensor, images: int) -> Tensor:
-        """(C,) average of `value` with its past. Asked twice within a tick, the second value replaces the first."""
-        keep = self.keep_per_image**images
+        """(C,) average of `value` with its past. Asked twice within a tick, the second value replaces the first.
+
+        A value that is not finite is not remembered: float16's loss scaling finds its scale by overflows.
+        """
+        keep, finite = self.keep_per_image**images, value.isfinite().all()
         total, weight = getattr(self, f"last_{what}"), getattr(self, f"last_{what}_weight")
-        total.copy_(keep * getattr(self, f"past_{what}") + (1 - keep) * value)
-        weight.copy_(keep * getattr(self, f"past_{what}_weight") + (1 - keep))
+        past, past_weight = getattr(self, f"past_{what}"), getattr(self, f"past_{what}_weight")
+        total.copy_(torch.where(finite, keep * past + (1 - keep) * value, past))
+        weight.copy_(torch.where(finite, keep * past_weight + (1 - keep), past_weight))
         return total / weight
 
     @torch.no_grad()
@@ -64,8 +68,12 @@ class MovingAverageNorm(BatchStatNorm):
 
     @torch.no_grad()
     def adopt(self, population: Moments) -> None:
-        self.running_mean.zero_()
-        self.running_var.copy_(_second_moment(population))
+        used = self.as_used(population)
+        self.running_mean.copy_(used.mean)
+        self.running_var.copy_(used.var)
+
+    def as_used(self, moments: Moments) -> Moments:
+        return Moments(count=moments.count, mean=torch.zeros_like(moments.mean), var=_second_moment(moments))
 
     def _move_on(self) -> None:
         for what in ("square", "square_weight", "product", "product_weight"):
@@ -75,7 +83,8 @@ class MovingAverageNorm(BatchStatNorm):
 
     def _update_running(self, batch: Moments) -> None:
         # A mean of squares is without bias as it is.
-        self._average_in(batch.count > 0, torch.zeros_like(batch.mean), _second_moment(batch))
+        used = self.as_used(batch)
+        self._average_in(batch.count > 0, used.mean, used.var)
 
 
 def _second_moment(moments: Moments) -> Tensor:

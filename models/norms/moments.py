@@ -23,19 +23,18 @@ class Moments:
         mean, var = _mean_var(y)
         return Moments(count=mean.new_full((), y.numel() // y.shape[1]), mean=mean, var=var)
 
-    def share_of(self, other: Moments) -> Tensor:
-        """() in 0..1: other's part of the union's positions; 1 when both are empty."""
-        total = self.count + other.count
-        return torch.where(total > 0, other.count / total.clamp(min=1), torch.ones_like(total))
-
     def merged_with(self, other: Moments) -> Moments:
-        """The union's moments (Chan, Golub & LeVeque 1979): never E[y^2] - E[y]^2, which cancels."""
-        share = self.share_of(other)
+        """The union's moments (Chan, Golub & LeVeque 1979): never E[y^2] - E[y]^2, which cancels.
+
+        Of two empty populations: empty.
+        """
+        count = self.count + other.count
+        share = other.count / count.clamp(min=1)
         step = other.mean - self.mean
         return Moments(
-            count=self.count + other.count,
-            mean=self.mean + share * step,
-            var=torch.lerp(self.var, other.var, share) + share * (1 - share) * step * step,
+            count=count,
+            mean=torch.addcmul(self.mean, share, step),
+            var=torch.lerp(self.var, other.var, share).addcmul(step * step, share * (1 - share)),
         )
 
 
@@ -50,6 +49,8 @@ def _mean_var(y: Tensor) -> tuple[Tensor, Tensor]:
         _, mean, rstd = torch.ops.aten.native_group_norm(y, None, None, images, channels, height * width, channels, 0.0)
         # A row without variance has 1 / 0 there, and 1 / inf^2 is the 0 we want.
         rows = rstd.pow(-2)
+        if images == 1:
+            return mean[0], rows[0]
         centre = mean.mean(0)
         return centre, rows.mean(0) + (mean - centre).square().mean(0)
     if y.device.type == "cpu":

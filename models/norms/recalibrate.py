@@ -6,7 +6,7 @@ normalise by their population statistics, and the moments of its input are poole
 the very statistics that hold in inference, however the pictures were cut into batches. Statistics measured in one
 pass in training mode, as in the paper, are those of inputs that mini-batch statistics have normalised.
 
-Each pass ends at the norm it is for: L norms take about L / 2 passes.
+Each pass ends at the norm it is for: L norms take about 0.6 L passes (yolov4-pico: 13 for 21 norms).
 """
 
 from __future__ import annotations

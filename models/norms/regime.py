@@ -1,7 +1,8 @@
 """Which statistics norms normalise by, and when: the mini-batches' or the running ones.
 
-Wu & Johnson 2021, "Rethinking Batch in BatchNorm", section 3.3: a network may train its last part with the
-statistics it will be used with; section 4.2: in inference a mini-batch's own may fit another domain better.
+Wu & Johnson 2021, "Rethinking Batch in BatchNorm", section 4: what differs between training and inference can be
+made the same from either side, by training the last part with the statistics that the network will be used with, or
+by a mini-batch's own in inference.
 """
 
 from __future__ import annotations
@@ -20,16 +21,12 @@ class NormRegime:
 
     def __init__(self, network: nn.Module, options: NormOptions, total_steps: int) -> None:
         self._norms = [module for module in network.modules() if has_batch_statistics(module)]
-        if options.norm_eval:
-            self._steps_of_batches = 0.0
-        elif options.norm_freeze_after is not None:
-            self._steps_of_batches = options.norm_freeze_after * total_steps
-        else:
-            self._steps_of_batches = float(total_steps)
+        fraction = 1.0 if options.norm_freeze_after is None else options.norm_freeze_after
+        self._frozen_from_step = 0.0 if options.norm_eval else fraction * total_steps
 
     def prepare(self, step: int) -> None:
         """Before each batch, because `network.train()` puts norms into training mode as well."""
-        by_batches = step < self._steps_of_batches
+        by_batches = step < self._frozen_from_step
         for norm in self._norms:
             if norm.training != by_batches:
                 norm.train(by_batches)

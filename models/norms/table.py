@@ -88,6 +88,22 @@ class NormOptions:
         None, "take each filter's mean out of the convolutions that have a norm (default: with mabn)"
     )
     norm_freeze_affine: bool = knob(False, "gamma and beta stay as they start")
+    norm_eval: bool | None = knob(
+        None, "normalise by the running statistics from the first step on, and keep them (use with --weights)"
+    )
+    norm_freeze_after: float | None = knob(
+        None,
+        "from this fraction of training on, normalise by the running statistics and keep them (default 1: never)",
+        unit="FRACTION",
+        low=0,
+        high=1,
+    )
+    precise_bn: int | None = knob(
+        None,
+        "training pictures that give the best weights exact statistics in the end (default 0: running averages)",
+        unit="PICTURES",
+        low=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,7 +244,8 @@ _WINDOW_KNOBS = {
     "norm_positions": 256,
     "norm_sync": False,
 }
-_STATISTICS_KNOBS = {"norm_momentum": 0.1}
+_RUNNING_KNOBS = {"norm_momentum": 0.1, "precise_bn": 0}
+_STATISTICS_KNOBS = {**_RUNNING_KNOBS, "norm_eval": False, "norm_freeze_after": 1.0}
 
 # The knobs that only some norms read, with their defaults there.
 _OWN_KNOBS: dict[str, dict[str, Any]] = {
@@ -245,7 +262,7 @@ _OWN_KNOBS: dict[str, dict[str, Any]] = {
         **_STATISTICS_KNOBS,
     },
     "gn": {"norm_groups": 32},
-    "frozen": _STATISTICS_KNOBS,
+    "frozen": _RUNNING_KNOBS,
     "syncbn": _STATISTICS_KNOBS,
 }
 
@@ -268,6 +285,8 @@ def resolve_norm(options: NormOptions) -> NormOptions:
         raise UserError("--norm-gradient weights needs every mini-batch's own covariance: use --norm cbn")
     if norm == "cbn" and gradient == "weights" and options.norm_estimator == "none":
         raise UserError("--norm-gradient weights follows the compensation, which --norm-estimator none leaves out")
+    if options.norm_eval and options.norm_freeze_after not in (None, 1.0):
+        raise UserError("--norm-eval freezes the statistics from the start: --norm-freeze-after has nothing to add")
     for field in sorted({field for knobs in _OWN_KNOBS.values() for field in knobs} - own.keys()):
         # A checkpoint's settings name every knob; what was resolved once resolves to itself.
         if getattr(options, field) is not None:
@@ -287,5 +306,3 @@ def largest_divisor(number: int, *, at_most: int) -> int:
 def has_batch_statistics(norm: nn.Module) -> bool:
     """Whether the norm normalises training batches by their statistics, and others by running ones."""
     return hasattr(norm, "running_mean")
-
-

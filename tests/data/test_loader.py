@@ -60,6 +60,7 @@ def test_a_set_smaller_than_a_batch_makes_one_smaller_batch(tmp_path: Path) -> N
     small = loader(picture_set(tmp_path, 2), batch_size=8)
     assert [len(batch) for batch in small] == [2]
     assert len(small) == 1
+    assert (small.batch_size, small.smallest_hw) == (2, (64, 64))
 
 
 def test_empty_pictures_make_a_batch(tmp_path: Path) -> None:
@@ -99,11 +100,12 @@ def test_input_sizes_change_every_ten_batches_within_their_bounds() -> None:
     assert all(len(set(ten)) == 1 for ten in tens)
     assert {height for height, _ in sizes} == {96, 128, 160}
     assert {width for _, width in sizes} == {160, 192, 224, 256}
-    assert sampler.largest_hw() == (160, 256)
+    assert (sampler.smallest_hw(), sampler.largest_hw()) == ((96, 160), (160, 256))
 
 
 def test_without_multi_scale_the_size_stays() -> None:
     assert {key.input_hw for batch in keys(multi_scale=1.0) for key in batch} == {(128, 192)}
+    assert keys(multi_scale=1.0, input_hw=(112, 80)).smallest_hw() == (112, 80)  # no multiples of 32
 
 
 @pytest.mark.parametrize("knob", [{"batch_size": 0}, {"workers": -1}, {"multi_scale": 0.5}])

@@ -16,54 +16,8 @@ from pycocotools.cocoeval import COCOeval
 import train
 from data.digits import make_digits
 from options import run_page
+from tests.e2e.conftest import TOY_CFG
 from utils.checkpoint import read_checkpoint
-
-TOY_CFG = """
-[net]
-width=64
-height=64
-batch=4
-subdivisions=2
-learning_rate=0.005
-policy=constant
-letter_box=1
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-stride=4
-pad=1
-activation=leaky
-[convolutional]
-batch_normalize=1
-filters=16
-size=3
-stride=2
-pad=1
-activation=leaky
-[convolutional]
-filters=45
-activation=linear
-[yolo]
-mask=0,1,2
-anchors=8,12,16,24,24,32
-classes=10
-iou_loss=ciou
-iou_normalizer=.07
-jitter=.1
-"""
-
-
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_digits(tmp_path_factory.mktemp("data") / "scenes", counts={"train": 16, "val": 8}, hw=(64, 64))
-
-
-@pytest.fixture(scope="session")
-def toy_cfg(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("cfg") / "toy.cfg"
-    path.write_text(TOY_CFG)
-    return str(path)
 
 
 def page(root: Path, name: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -184,7 +138,7 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     [
         (["--data", "no/such/place"], "no/such/place: no such file or folder"),
         (["--norm", "batch"], "invalid choice: 'batch'"),
-        (["--norm", "bn", "--norm-window", "3"], "--norm-window is read by cbn, not by --norm bn"),
+        (["--norm", "bn", "--norm-window", "3"], "--norm-window is read by cbn, cbn-lite, not by --norm bn"),
         (["--batch-size", "6", "--subdivisions", "4"], "--batch-size 6 is not divisible by --subdivisions 4"),
         (["--cfg", "yolov4-tny"], "did you mean"),
         (["--image-size", "100"], "an input of 100x100 does not fit: sides must be multiples of 16"),

@@ -11,7 +11,8 @@ import pytest
 
 PAGES = {"train", "evaluate", "detect", "options"}
 ARROWS = {  # room or page -> what of ours it may import
-    **{page: {"options", "models", "data", "cfg", "utils"} for page in PAGES},
+    **{page: {"options", "examination", "models", "data", "cfg", "utils"} for page in PAGES},
+    "examination": {"models", "data", "utils"},
     "models": {"models", "cfg", "utils"},
     "data": {"data", "utils"},
     "utils": {"utils"},
@@ -62,6 +63,8 @@ def test_the_house_keeps_its_arrows(root: Path) -> None:
         ("cfg/parse.py", "import torch", "torch"),
         ("cfg/parse.py", "from utils.errors import UserError", "utils"),
         ("options.py", "from train import main", "train"),
+        ("examination.py", "import options", "options"),
+        ("models/detector.py", "from examination import make_examiner", "examination"),
         ("detect.py", "try:\n    import evaluate\nexcept ImportError:\n    pass", "evaluate"),
     ],
 )

@@ -1,107 +1,201 @@
-"""Slow, obviously right norms in NumPy float64. y: list of mini-batches (N, C, H, W)."""
+"""Slow, obviously right norms in NumPy float64. y (N, C, H, W): a mini-batch, as the convolution made it."""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-def _positions(y: np.ndarray) -> np.ndarray:
-    """(N, C, H, W) -> (C, N * H * W)"""
+def rows_of(y: np.ndarray) -> np.ndarray:
+    """(N, C, H, W) -> (C, N * H * W): all values of a channel."""
     return y.transpose(1, 0, 2, 3).reshape(y.shape[1], -1)
 
 
-def _from_positions(rows: np.ndarray, like: np.ndarray) -> np.ndarray:
+def from_rows(rows: np.ndarray, like: np.ndarray) -> np.ndarray:
     n, c, h, w = like.shape
     return rows.reshape(c, n, h, w).transpose(1, 0, 2, 3)
 
 
-def cmbn_forward(batches, gamma, beta, eps):
-    """Each mini-batch normalised by the plain mean and variance of all values of mini-batches 1..t."""
-    outputs, seen = [], []
-    for y in batches:
-        seen.append(_positions(y))
-        everything = np.concatenate(seen, axis=1)
-        mean, var = everything.mean(1), everything.var(1)
-        hat = (_positions(y) - mean[:, None]) / np.sqrt(var + eps)[:, None]
-        outputs.append(_from_positions(gamma[:, None] * hat + beta[:, None], y))
-    return outputs
+def normalized(y, mean, var, gamma, beta, eps):
+    """gamma * (y - mean) / sqrt(var + eps) + beta; everything but y is (C,)."""
+    out = np.empty_like(y)
+    for c in range(y.shape[1]):
+        out[:, c] = gamma[c] * (y[:, c] - mean[c]) / np.sqrt(var[c] + eps) + beta[c]
+    return out
 
 
-def cmbn_share_backward(batches, gradients, gamma, eps):
-    """dx, dgamma, dbeta per mini-batch; the earlier mini-batches are constants.
+def affine_gradients(y, g, mean, var, eps):
+    """dgamma and dbeta (C,) of `normalized`."""
+    x, g = rows_of(y), rows_of(g)
+    hat = (x - mean[:, None]) / np.sqrt(var + eps)[:, None]
+    return (g * hat).sum(1), g.sum(1)
 
-    Derivation, per channel, N values in all of which this mini-batch's are x_i:
-    d mean/dx_i = 1/N, d var/dx_i = 2 (x_i - mean)/N, out_i = gamma (x_i - mean) r + beta.
+
+# --- batch norm ----------------------------------------------------------------------------------------------
+
+
+def bn_forward(y, gamma, beta, eps):
+    rows = rows_of(y)
+    return normalized(y, rows.mean(1), rows.var(1), gamma, beta, eps)
+
+
+def bn_backward(y, g, gamma, eps):
+    """dx, dgamma, dbeta by the whole Jacobian: d hat_i / d x_j = r (delta_ij - 1/N - hat_i hat_j / N)."""
+    x, rows_g = rows_of(y), rows_of(g)
+    dx, size = np.zeros_like(x), x.shape[1]
+    for c in range(len(x)):
+        r = 1 / np.sqrt(x[c].var() + eps)
+        hat = (x[c] - x[c].mean()) * r
+        jacobian = r * (np.eye(size) - 1 / size - np.outer(hat, hat) / size)
+        dx[c] = jacobian.T @ (gamma[c] * rows_g[c])
+    return from_rows(dx, y), *affine_gradients(y, g, x.mean(1), x.var(1), eps)
+
+
+def running_by_batch(batches, momentum):
+    """Running mean and variance after `batches`, each a list of mini-batches that count as one population.
+
+    Averages of first and second moments, all batches alike until there are 1 / momentum of them. The variance of
+    a batch has N - 1 in the divisor.
     """
-    results, seen = [], []
-    for y, g in zip(batches, gradients, strict=True):
-        x, g = _positions(y), _positions(g)
-        seen.append(x)
+    mean = square = None
+    for number, parts in enumerate(batches, start=1):
+        rows = np.concatenate([rows_of(y) for y in parts], axis=1)
+        m, s = rows.mean(1), rows.var(1, ddof=1) + rows.mean(1) ** 2
+        rate = max(momentum, 1 / number)
+        mean = m if mean is None else (1 - rate) * mean + rate * m
+        square = s if square is None else (1 - rate) * square + rate * s
+    return mean, square - mean**2
+
+
+# --- moments of which the mini-batch is a part ---------------------------------------------------------------
+
+
+def share_backward(y, g, gamma, mean, var, total, eps):
+    """dx, dgamma, dbeta where this mini-batch's values x_i are among the `total` (C,) that have mean and var.
+
+    Derivation, per channel: d mean/dx_i = 1/total, d var/dx_i = 2 (x_i - mean)/total, and
+    out_i = gamma (x_i - mean) / sqrt(var + eps) + beta.
+    """
+    x, rows_g = rows_of(y), rows_of(g)
+    dx = np.zeros_like(x)
+    for c in range(len(x)):
+        r = 1 / np.sqrt(var[c] + eps)
+        d_mean = -(rows_g[c] * gamma[c] * r).sum()
+        d_var = (rows_g[c] * gamma[c] * (x[c] - mean[c])).sum() * -0.5 * r**3
+        for i in range(x.shape[1]):
+            through_moments = d_mean / total[c] + d_var * 2 * (x[c, i] - mean[c]) / total[c]
+            dx[c, i] = rows_g[c, i] * gamma[c] * r + through_moments
+    return from_rows(dx, y), *affine_gradients(y, g, mean, var, eps)
+
+
+def renorm_backward(y, g, gamma, mean, var, eps):
+    """Values by mean and var, but to x the gradient of batch norm, times own sigma / sigma (Ioffe 2017)."""
+    ratio = np.sqrt(rows_of(y).var(1) + eps) / np.sqrt(var + eps)
+    dx, _, _ = bn_backward(y, g, gamma * ratio, eps)
+    return dx, *affine_gradients(y, g, mean, var, eps)
+
+
+def cmbn_moments(batches):
+    """Per mini-batch t the plain mean, variance and number of all values of mini-batches 1..t."""
+    moments, seen = [], []
+    for y in batches:
+        seen.append(rows_of(y))
         everything = np.concatenate(seen, axis=1)
-        total = everything.shape[1]
-        dx = np.zeros_like(x)
-        dgamma, dbeta = np.zeros(len(x)), np.zeros(len(x))
-        for c in range(len(x)):
-            mean, var = everything[c].mean(), everything[c].var()
-            r = 1 / np.sqrt(var + eps)
-            d_mean = -(g[c] * gamma[c] * r).sum()
-            d_var = (g[c] * gamma[c] * (x[c] - mean)).sum() * -0.5 * r**3
-            for i in range(x.shape[1]):
-                dx[c, i] = g[c, i] * gamma[c] * r + d_mean / total + d_var * 2 * (x[c, i] - mean) / total
-            dgamma[c] = (g[c] * (x[c] - mean) * r).sum()
-            dbeta[c] = g[c].sum()
-        results.append((_from_positions(dx, y), dgamma, dbeta))
+        moments.append((everything.mean(1), everything.var(1), np.full(len(everything), everything.shape[1])))
+    return moments
+
+
+def darknet_cmbn(batches, gradients, gamma, beta, *, eps, momentum, rolling_mean, rolling_var):
+    """`batch_normalize=2` of darknet: per mini-batch (out, dx, dgamma, dbeta, rolling mean, rolling variance)."""
+    results, mean_avg, square_avg = [], 0.0, 0.0
+    for k, (y, g) in enumerate(zip(batches, gradients, strict=True), start=1):
+        x, rows_g = rows_of(y), rows_of(g)
+        size = x.shape[1]
+        mu = x.mean(1)
+        q = np.maximum((x**2).sum(1) / (size - 1), mu**2)
+        mean_avg = mu / k + (1 - 1 / k) * mean_avg
+        square_avg = q / k + (1 - 1 / k) * square_avg
+        var = np.maximum(0, square_avg - mean_avg**2)
+        rolling_mean = momentum * mean_avg + (1 - momentum) * rolling_mean
+        rolling_var = momentum * var + (1 - momentum) * rolling_var
+        r = 1 / np.sqrt(var + eps)
+        hat = (x - mean_avg[:, None]) * r[:, None]
+        dgamma, dbeta = affine_gradients(y, g, mean_avg, var, eps)
+        dx = (gamma * r / size)[:, None] * (size * rows_g - dbeta[:, None] - hat * dgamma[:, None])
+        out = normalized(y, mean_avg, var, gamma, beta, eps)
+        results.append((out, from_rows(dx, y), dgamma, dbeta, rolling_mean, rolling_var))
     return results
 
 
-def conv(x, weight, *, stride, padding, groups):
-    """Cross-correlation by loops over output positions. x (N, C, H, W), weight (F, C/groups, k, k).
+# --- batch renormalisation -----------------------------------------------------------------------------------
 
-    Returns y (N, F, H', W') and the patches (N, groups, H', W', K).
+
+def brn_limits(step, *, r_max, d_max, burn_in_steps, ramp_steps):
+    """(r_max, d_max) at a step: 1 and 0 in burn-in, then opening linearly, fully open `ramp_steps` later."""
+    if step < burn_in_steps:
+        return 1.0, 0.0
+    opened = min(1.0, (step - burn_in_steps + 1) / ramp_steps)
+    return 1 + opened * (r_max - 1), opened * d_max
+
+
+def brn(y, g, gamma, beta, running_mean, running_var, r_max, d_max, eps):
+    """out, dx, dgamma, dbeta (Ioffe 2017, algorithm 1): r and d are constants of the gradient."""
+    x = rows_of(y)
+    sigma_own, sigma = np.sqrt(x.var(1) + eps), np.sqrt(running_var + eps)
+    r = np.clip(sigma_own / sigma, 1 / r_max, r_max)
+    d = np.clip((x.mean(1) - running_mean) / sigma, -d_max, d_max)
+    hat = (x - x.mean(1)[:, None]) / sigma_own[:, None] * r[:, None] + d[:, None]
+    out = gamma[:, None] * hat + beta[:, None]
+    dx, _, _ = bn_backward(y, g, gamma * r, eps)
+    rows_g = rows_of(g)
+    return from_rows(out, y), dx, (rows_g * hat).sum(1), rows_g.sum(1)
+
+
+# --- group norm ----------------------------------------------------------------------------------------------
+
+
+def gn(y, g, gamma, beta, groups, eps):
+    """out, dx, dgamma, dbeta: each image's group of channels is one population (Wu & He 2018)."""
+    out, dx = np.zeros_like(y), np.zeros_like(y)
+    dgamma, dbeta = np.zeros(y.shape[1]), g.sum((0, 2, 3))
+    width = y.shape[1] // groups
+    for n in range(len(y)):
+        for group in range(groups):
+            at = slice(group * width, (group + 1) * width)
+            x = y[n, at].ravel()
+            r = 1 / np.sqrt(x.var() + eps)
+            hat = (x - x.mean()) * r
+            jacobian = r * (np.eye(x.size) - 1 / x.size - np.outer(hat, hat) / x.size)
+            out[n, at] = gamma[at, None, None] * hat.reshape(y[n, at].shape) + beta[at, None, None]
+            dx[n, at] = (jacobian.T @ (gamma[at, None, None] * g[n, at]).ravel()).reshape(y[n, at].shape)
+            dgamma[at] += (g[n, at] * hat.reshape(y[n, at].shape)).sum((1, 2))
+    return out, dx, dgamma, dbeta
+
+
+# --- MABN ----------------------------------------------------------------------------------------------------
+
+
+def picture_average(values, pictures, average_images):
+    """(C,) average of `values`, one per mini-batch of so many `pictures`, oldest first.
+
+    Every picture has its mini-batch's value, and one seen k pictures later weighs (1 - 1 / average_images)^k more.
     """
-    k = weight.shape[2]
-    padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    height = (padded.shape[2] - k) // stride + 1
-    width = (padded.shape[3] - k) // stride + 1
-    per_group = x.shape[1] // groups
-    patches = np.zeros((len(x), groups, height, width, per_group * k * k))
-    y = np.zeros((len(x), len(weight), height, width))
-    for n in range(len(x)):
-        for row in range(height):
-            for column in range(width):
-                window = padded[n, :, row * stride : row * stride + k, column * stride : column * stride + k]
-                for group in range(groups):
-                    patches[n, group, row, column] = window[group * per_group : (group + 1) * per_group].ravel()
-                for f in range(len(weight)):
-                    group = f // (len(weight) // groups)
-                    y[n, f, row, column] = patches[n, group, row, column] @ weight[f].ravel()
-    return y, patches
+    of_pictures = [value for value, count in zip(values, pictures, strict=True) for _ in range(count)]
+    weights = (1 - 1 / average_images) ** np.arange(len(of_pictures) - 1, -1, -1.0)
+    return (weights[:, None] * np.array(of_pictures)).sum(0) / weights.sum()
 
 
-def cbn_std_moments(history, weight, *, groups):
-    """Pooled mean and variance per channel at `weight` from (y, patches, old_weight) triples, newest last.
-
-    Past means are exact; a past sigma is scaled by cov(y, P) . W / cov(y, P) . W_old. The newest mini-batch
-    has its own moments.
-    """
-    filters = len(weight)
-    counts, means, variances = [], [], []
-    for age, (y, patches, old) in enumerate(reversed(history)):
-        values = _positions(y)
-        mean, var = np.zeros(filters), np.zeros(filters)
-        for f in range(filters):
-            p = patches[:, f // (filters // groups)].reshape(-1, patches.shape[-1])
-            v = values[f]
-            if age == 0:
-                mean[f], var[f] = v.mean(), v.var()
-                continue
-            mean[f] = p.mean(0) @ weight[f].ravel()
-            d = ((v - v.mean())[:, None] * (p - p.mean(0))).mean(0)
-            ratio = max(0.0, (d @ weight[f].ravel()) / (d @ old[f].ravel()))
-            var[f] = v.var() * ratio**2
-        counts.append(values.shape[1])
-        means.append(mean)
-        variances.append(var)
-    share = np.array(counts)[:, None] / sum(counts)
-    mean = (share * means).sum(0)
-    return mean, (share * (np.array(variances) + (np.array(means) - mean) ** 2)).sum(0)
+def mabn(batches, gradients, gamma, beta, average_images, eps):
+    """(out, dx, dgamma, dbeta) of each mini-batch; the backward of one comes before the forward of the next."""
+    results, squares, products, pictures = [], [], [], []
+    for y, g in zip(batches, gradients, strict=True):
+        x, rows_g = rows_of(y), rows_of(g)
+        pictures.append(len(y))
+        squares.append((x**2).mean(1))
+        r = 1 / np.sqrt(picture_average(squares, pictures, average_images) + eps)
+        hat = x * r[:, None]
+        products.append((gamma[:, None] * rows_g * hat).mean(1))
+        q = picture_average(products, pictures, average_images)
+        dx = (gamma[:, None] * rows_g - hat * q[:, None]) * r[:, None]
+        out = gamma[:, None] * hat + beta[:, None]
+        results.append((from_rows(out, y), from_rows(dx, y), (rows_g * hat).sum(1), rows_g.sum(1)))
+    return results

@@ -61,6 +61,16 @@ def test_a_loop_left_early_never_ends_its_batch():
     assert diary.heard == [tick(0, 0, 3), tick(0, 0, 3)]
 
 
+def test_a_module_in_eval_mode_is_told_nothing():
+    told, frozen = Diary(), Diary().eval()
+    clock = BatchClock(nn.Sequential(told, frozen))
+    list(clock.minibatches("ab"))
+    assert (len(told.heard), frozen.heard) == (3, [])
+    frozen.train()
+    list(clock.minibatches("a"))
+    assert frozen.heard == [tick(0, 0, 1), "end"]
+
+
 def test_a_shared_module_hears_once_and_a_late_one_nothing():
     diary, late = Diary(), Diary()
     model = nn.Sequential(diary, diary)

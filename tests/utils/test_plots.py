@@ -10,7 +10,7 @@ import pytest
 
 from utils.coco_map import evaluate_coco
 from utils.errors import UserError
-from utils.plots import plot_confusion, plot_pr_curves, plot_results
+from utils.plots import plot_confusion, plot_layer_gaps, plot_pr_curves, plot_results
 
 HEADER = "step,epoch,lr,loss,box,objectness,class,AP,AP50,seconds"
 
@@ -59,6 +59,14 @@ def test_a_class_may_have_any_name(tmp_path: Path, name: str) -> None:
     table = evaluate_coco(ground_truth, [{**ground_truth["annotations"][0], "score": 0.5}])
     plot_pr_curves(table, [name], tmp_path / "pr.png")
     assert ink(tmp_path / "confusion.png") > 0.01 and ink(tmp_path / "pr.png") > 0.01
+
+
+@pytest.mark.parametrize("layers", [1, 40])
+def test_layer_gaps(tmp_path: Path, layers: int) -> None:
+    gaps = np.linspace(0, 2.5, 6 * layers).reshape(layers, 6)
+    names = [f"{layer}  conv 3x3/2  $128$" for layer in range(layers)]
+    plot_layer_gaps({"sigma": gaps, "mean": gaps[::-1]}, names, ["1", "2", "4", "8", "16", "all"], tmp_path / "g.png")
+    assert ink(tmp_path / "g.png") > 0.01
 
 
 @pytest.mark.parametrize(

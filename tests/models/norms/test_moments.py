@@ -123,12 +123,3 @@ def test_the_empty_population_is_neutral():
 
 def test_two_empty_populations_are_empty():
     assert_equal(empty().merged_with(empty()), empty())
-
-
-def test_shares_are_parts_of_all_positions():
-    a, b = (Moments.of(torch.randn(n, 3, 5, 4)) for n in (1, 3))
-    assert a.share_of(b).item() == 0.75
-    assert b.share_of(a).item() == 0.25
-    assert a.share_of(empty()).item() == 0
-    assert empty().share_of(a).item() == 1
-    assert empty().share_of(empty()).item() == 1

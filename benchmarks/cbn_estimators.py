@@ -1,0 +1,183 @@
+"""How well CBN's estimators bring a past mini-batch's statistics to today's weights.
+
+    python benchmarks/cbn_estimators.py [--data PATH] [--lag 3] [--steps 100]
+
+A network is trained for some steps with stock BN; then a mini-batch of two pictures is remembered by CBN's own
+norm layers, `lag` more optimizer steps are made, and the estimates are held against the truth: the remembered
+inputs of each layer convolved with its new weights. Printed: root mean square and 99th percentile of the relative
+error of sigma^2 over layers, channels and repeats, and of the error of the mean in units of sigma.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from options import cfg_settings  # noqa: E402, I001 - checks torchvision before the others import it
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from benchmarks.main_job import commit, page  # noqa: E402
+from data.augment import AugmentOptions  # noqa: E402
+from data.loader import TrainLoader, make_train_loader  # noqa: E402
+from data.source import open_image_set  # noqa: E402
+from models.blocks import ConvNormAct  # noqa: E402
+from models.detector import build_network  # noqa: E402
+from models.network import Network, parameter_groups  # noqa: E402
+from models.norms.cbn import CrossIterationBatchNorm, WindowGrowth  # noqa: E402
+from models.norms.contract import ConvView  # noqa: E402
+from models.yolo.loss import LossOptions, YoloLoss  # noqa: E402
+from utils.checkpoint import read_checkpoint  # noqa: E402
+from utils.clock import Tick  # noqa: E402
+from utils.environment import describe  # noqa: E402
+from utils.structures import Batch  # noqa: E402
+
+ESTIMATES = {
+    "none": {"estimator": "none", "positions": 0},
+    "taylor, all positions": {"estimator": "taylor", "positions": 0},
+    "taylor, 256 positions": {"estimator": "taylor", "positions": 256},
+    "std, all positions": {"estimator": "std", "positions": 0},
+    "std, 256 positions": {"estimator": "std", "positions": 256},
+}
+RATES = (0.001, 0.005, 0.01)  # 0.005 is what the network is trained with
+
+
+class Layer:
+    """One convolution with a norm: what it saw, and what each estimator remembers of it."""
+
+    def __init__(self, block: ConvNormAct) -> None:
+        self.block = block
+        self.x = torch.empty(0)
+        self.norms: dict[str, CrossIterationBatchNorm] = {}
+        block.conv.register_forward_pre_hook(self._see)
+
+    def _see(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.x = inputs[0].detach()
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        conv, self.remembered = self.block.conv, self.x
+        for name, settings in ESTIMATES.items():
+            self.norms[name] = CrossIterationBatchNorm(
+                conv.out_channels,
+                patch_shape=(conv.groups, conv.weight[0].numel()),
+                window=2,
+                growth=WindowGrowth(burn_in_steps=0, growth_steps=0),
+                eps=1e-5,
+                momentum=0.1,
+                **settings,
+            )
+            self._show(name, self.remembered, step=0)
+
+    @torch.no_grad()
+    def errors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Estimator -> relative error of sigma^2 and error of the mean in sigmas, (C,) each."""
+        now = self.x  # before the line below calls the hook
+        y = self.block.conv(self.remembered)
+        mean, var = y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0)
+        found = {}
+        for name, norm in self.norms.items():
+            self._show(name, now, step=1)
+            found[name] = (norm.now_var[0] / var - 1, (norm.now_mean[0] - mean) / var.sqrt())
+        return found
+
+    def _show(self, name: str, x: Tensor, *, step: int) -> None:
+        norm, conv = self.norms[name], self.block.conv
+        norm.announce(Tick(step=step, index=0, count=1))
+        norm(conv(x), ConvView(conv, x))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--lag", type=int, default=3, help="optimizer steps between memory and use (default 3)")
+    parser.add_argument("--steps", type=int, default=100, help="of training before anything is measured (default 100)")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "cbn_estimators.json"))
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        page("train.py", "--data", asked.data, "--norm", "bn", "--max-steps", str(asked.steps), "--evals", "1",
+             "--run", f"{folder}/run")  # fmt: skip
+        checkpoint = read_checkpoint(Path(folder) / "run" / "last.pt")
+    train_set = open_image_set(asked.data, "train")
+    network = build_network(checkpoint).train()
+    loader = make_train_loader(
+        train_set,
+        batch_size=16,
+        input_hw=network.plan.net.input_hw,
+        multi_scale=1.0,
+        augment=AugmentOptions(),
+        seed=1,
+        workers=0,
+    )
+    rows = [
+        row | {"learning_rate": rate} for rate in RATES for row in measure(network, checkpoint, loader, rate, asked)
+    ]
+    print(f"\nrelative error of sigma^2 after {asked.lag} steps, and error of the mean in sigmas")
+    print(f"{'estimator':<24}{'rate':>6}{'rms':>10}{'p99':>10}{'mean rms':>11}")
+    for row in rows:
+        figures = f"{row['rms']:>10.1e}{row['p99']:>10.1e}{row['mean_rms']:>11.1e}"
+        print(f"{row['estimator']:<24}{row['learning_rate']:>6}{figures}")
+    circumstances = {"data": Path(asked.data).name, "lag": asked.lag, "trained_steps": asked.steps}
+    circumstances |= {"commit": commit(), "date": datetime.date.today().isoformat(), **describe(torch.device("cpu"))}
+    print("\n" + ", ".join(f"{name} {value}" for name, value in circumstances.items()))
+    Path(asked.out).write_text(json.dumps({"rows": rows, "measured": circumstances}, indent=1))
+
+
+def measure(
+    network: Network, checkpoint: dict, loader: TrainLoader, rate: float, asked: argparse.Namespace
+) -> list[dict]:
+    network.load_state_dict(checkpoint["weights"])
+    criterion = YoloLoss(LossOptions())
+    decay = cfg_settings(network.plan).get("weight_decay", 5e-4)
+    optimizer = torch.optim.SGD(parameter_groups(network, weight_decay=decay), lr=rate, momentum=0.9)
+    layers = [Layer(m) for m in network.modules() if isinstance(m, ConvNormAct) and m.norm is not None]
+    errors: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in ESTIMATES}
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad()
+        (criterion(network(batch.pixels()), batch.targets).total / len(batch)).backward()
+        optimizer.step()
+
+    batches = iter(loader)
+    for _ in range(3):  # momentum builds up
+        step(next(batches))
+    for repeat in range(asked.repeats):
+        loader.set_epoch(repeat + 1)
+        batches = iter(loader)
+        with torch.no_grad():
+            network(next(iter(next(batches).split(8))).pixels())
+        for layer in layers:
+            layer.remember()
+        for _ in range(asked.lag):
+            step(next(batches))
+        with torch.no_grad():
+            network(next(iter(next(batches).split(8))).pixels())
+        for layer in layers:
+            for name, error in layer.errors().items():
+                errors[name].append(error)
+    rows = []
+    for name, found in errors.items():
+        var, mean = torch.cat([v for v, _ in found]), torch.cat([m for _, m in found])
+        # A channel that was constant has no relative error.
+        var, mean = var[torch.isfinite(var)], mean[torch.isfinite(mean)]
+        rows.append(
+            {
+                "estimator": name,
+                "rms": float(var.square().mean().sqrt()),
+                "p99": float(var.abs().quantile(0.99)),
+                "mean_rms": float(mean.square().mean().sqrt()),
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

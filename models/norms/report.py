@@ -1,0 +1,213 @@
+"""How far the statistics of mini-batches are from the population's, layer by layer.
+
+One pass in eval mode takes the moments of every picture at every norm; those of mini-batches are pooled from them
+(Chan et al.). So each layer's input has been normalised by population statistics, and what is measured is the
+layer's own noise, not what it inherits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.network import Network
+from models.norms.moments import Moments
+from models.norms.population import as_used, eval_mode, norms_with_statistics
+from utils.errors import UserError
+from utils.structures import pixels_of
+
+SIZES = (1, 2, 4, 8, 16)
+LARGE = 0.3  # a gap that the verdict names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerGap:
+    """Of one norm; pop are its running statistics, sigma the root of variance + eps.
+
+    sigma, mean: mini-batch size -> root mean square, over channels and mini-batches, of sigma_b / sigma_pop - 1 and
+    of (mu_b - mu_pop) / sigma_pop. stale_sigma, stale_mean: the same of all pictures together.
+    """
+
+    layer: int
+    name: str
+    channels: int
+    sigma: dict[int, float]
+    mean: dict[int, float]
+    stale_sigma: float
+    stale_mean: float
+
+    def at(self, size: int) -> float:
+        """The larger of the two gaps of mini-batches of `size`."""
+        return max(self.sigma[size], self.mean[size])
+
+    @property
+    def stale(self) -> float:
+        """The larger of the two gaps of all pictures together."""
+        return max(self.stale_sigma, self.stale_mean)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NormReport:
+    """layers in order of the cfg; sizes: the mini-batch sizes that `pictures` pictures make at least one of."""
+
+    layers: tuple[LayerGap, ...]
+    sizes: tuple[int, ...]
+    pictures: int
+
+    def table(self) -> str:
+        """Gaps in per cent, a row a layer."""
+        columns = [*map(str, self.sizes), "all"]
+        cells = "".join(f"{column:>6}" for column in columns)
+        half = 6 * len(columns)
+        width = max(len(gap.name) for gap in self.layers)
+        lines = [
+            f"{'':{width + 16}} |{'sigma_b / sigma - 1, %':>{half}} |{'(mu_b - mu) / sigma, %':>{half}}",
+            f"layer {'':{width}}  channels |{cells} |{cells}   <- pictures b",
+        ]
+        for gap in self.layers:
+            halves = (
+                "".join(f"{100 * value:6.0f}" for value in (*gaps.values(), stale))
+                for gaps, stale in ((gap.sigma, gap.stale_sigma), (gap.mean, gap.stale_mean))
+            )
+            lines.append(f"{gap.layer:5} {gap.name:{width}}  {gap.channels:8} |" + " |".join(halves))
+        return "\n".join(lines)
+
+    def verdict(self, *, mini_batch: int, effective: int | None) -> str:
+        """What the table says of a training with such mini-batches, whose statistics were of `effective` pictures.
+
+        effective None: it did not normalise by statistics of mini-batches.
+        """
+        lines = [self._at(mini_batch, f"mini-batches of {_pictures(mini_batch)}")]
+        if effective is not None and effective != mini_batch:
+            lines.append(self._at(effective, f"{_pictures(effective)} pooled"))
+        stale = [gap for gap in self.layers if gap.stale > LARGE]
+        lines.append(
+            f"running statistics against these {self.pictures} pictures: {self._worst(stale, 'stale')}"
+            + ("; evaluate.py --recalibrate-on replaces them" if stale else "")
+        )
+        return "\n".join(lines)
+
+    def _at(self, pictures: int, said: str) -> str:
+        size = max(size for size in self.sizes if size <= max(pictures, 1))
+        large = [gap for gap in self.layers if gap.at(size) > LARGE]
+        measured = "" if size == pictures else f" (measured at {size})"
+        return f"{said}{measured}: {self._worst(large, size)}"
+
+    def _worst(self, large: list[LayerGap], of: int | str) -> str:
+        def value(gap: LayerGap) -> float:
+            return gap.stale if of == "stale" else gap.at(int(of))
+
+        worst = max(self.layers, key=value)
+        if not large:
+            return f"no layer differs by more than {LARGE:.0%}, the most is {value(worst):.0%} in layer {worst.layer}"
+        named = ", ".join(str(gap.layer) for gap in large[:12]) + (" ..." if len(large) > 12 else "")
+        return (
+            f"{len(large)} of {len(self.layers)} layers differ by more than {LARGE:.0%} ({named}), "
+            f"the most {value(worst):.0%} in layer {worst.layer}"
+        )
+
+
+@torch.no_grad()
+def measure_norms(network: Network, batches: Sequence[Tensor]) -> NormReport:
+    """batches: images (N, 3, H, W) of one size, uint8 or float in 0..1, in random order: neighbours are pooled.
+
+    UserError for a network without batch statistics, and where there is no picture.
+    """
+    norms = norms_with_statistics(network)
+    pictures = sum(map(len, batches))
+    if not pictures:
+        raise UserError("there is no picture to take statistics from")
+    sizes = tuple(size for size in SIZES if size <= pictures)
+    seen = _moments_of_pictures(network, norms, batches)
+    return NormReport(
+        layers=tuple(_gap(network, name, norms[name], moments, sizes) for name, moments in seen.items()),
+        sizes=sizes,
+        pictures=pictures,
+    )
+
+
+def pooled_pairs(moments: Moments) -> Moments:
+    """mean, var (n, C), all of one count -> (n // 2, C): each two neighbours as one."""
+    even = len(moments.mean) // 2 * 2
+    first, second = (
+        Moments(count=moments.count, mean=moments.mean[start:even:2], var=moments.var[start:even:2]) for start in (0, 1)
+    )
+    return first.merged_with(second)
+
+
+def _moments_of_pictures(
+    network: Network, norms: dict[str, nn.Module], batches: Sequence[Tensor]
+) -> dict[str, Moments]:
+    """By the norm's name, in the order of layers: count () positions of a picture, mean and var (pictures, C)."""
+    parts: dict[str, list[Moments]] = {name: [] for name in norms}
+    hooks = []
+    for name, norm in norms.items():
+
+        def look(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            parts[name].append(_of_each_picture(inputs[0]))
+
+        hooks.append(norm.register_forward_pre_hook(look))
+    device = next(network.parameters()).device
+    try:
+        with eval_mode(network):
+            for images in batches:
+                network(pixels_of(images.to(device)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        name: Moments(count=part[0].count, mean=torch.cat([m.mean for m in part]), var=torch.cat([m.var for m in part]))
+        for name, part in parts.items()
+    }
+
+
+def _of_each_picture(y: Tensor) -> Moments:
+    """y (N, C, H, W) -> mean, var (N, C)."""
+    pictures, channels, height, width = y.shape
+    rows = Moments.of(y.reshape(1, pictures * channels, height, width))
+    return Moments(count=rows.count, mean=rows.mean.view(pictures, channels), var=rows.var.view(pictures, channels))
+
+
+def _gap(network: Network, name: str, norm: nn.Module, of_pictures: Moments, sizes: tuple[int, ...]) -> LayerGap:
+    sigma, mean = {}, {}
+    pooled = of_pictures
+    for size in sizes:
+        sigma[size], mean[size] = _distance(norm, pooled)
+        pooled = pooled_pairs(pooled)
+    # Every picture has the same number of positions.
+    centre, spread = of_pictures.mean.mean(0), of_pictures.mean.var(0, correction=0)
+    everything = Moments(count=of_pictures.count, mean=centre, var=of_pictures.var.mean(0) + spread)
+    stale_sigma, stale_mean = _distance(norm, everything)
+    layer = int(name.split(".")[1])
+    return LayerGap(
+        layer=layer,
+        name=_describe(network.layers[layer].conv),
+        channels=len(centre),
+        sigma=sigma,
+        mean=mean,
+        stale_sigma=stale_sigma,
+        stale_mean=stale_mean,
+    )
+
+
+def _distance(norm: nn.Module, moments: Moments) -> tuple[float, float]:
+    """Root mean squares of sigma / sigma_pop - 1 and (mu - mu_pop) / sigma_pop."""
+    used = as_used(norm, moments)
+    sigma_pop = torch.sqrt(norm.running_var + norm.eps)
+    ratio = torch.sqrt(used.var + norm.eps) / sigma_pop - 1
+    shift = (used.mean - norm.running_mean) / sigma_pop
+    return tuple(math.sqrt(value.double().square().mean().item()) for value in (ratio, shift))
+
+
+def _describe(conv: nn.Conv2d) -> str:
+    """conv 3x3/2"""
+    height, width = conv.kernel_size
+    return f"conv {height}x{width}" + (f"/{conv.stride[0]}" if conv.stride[0] > 1 else "")
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'s' * (count != 1)}"

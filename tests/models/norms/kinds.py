@@ -1,0 +1,251 @@
+"""Every norm there is, in every variant; and what the tests of this folder build of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.blocks import ConvNormAct
+from models.norms.batch_stat import BatchStatNorm
+from models.norms.contract import ConvAware, ConvView
+from models.norms.table import NormOptions, norm_factory
+from utils.clock import BatchClock
+
+# Windows that outlast a batch of two, no burn-in, and whole covariances: so that something happens in a short test.
+CMBN = NormOptions(norm="cmbn")
+CBN = NormOptions(norm="cbn", norm_window=3, norm_burn_in_steps=0, norm_positions=0)
+LITE = NormOptions(norm="cbn-lite", norm_window=3, norm_burn_in_steps=0, norm_positions=0, norm_refresh_steps=2)
+MABN = NormOptions(norm="mabn", norm_average_images=4.0)
+BRN = NormOptions(norm="brn", norm_burn_in_steps=0, norm_ramp_steps=2, norm_r_max=1.5, norm_d_max=0.5)
+
+KINDS = {
+    "bn": NormOptions(),
+    "bn-pooled": NormOptions(norm_running="pooled"),
+    "bn-centred": NormOptions(weight_centralization=True),
+    "cmbn-weights": replace(CMBN, norm_gradient="weights", norm_positions=0),
+    "cmbn-weights-grid": replace(CMBN, norm_gradient="weights", norm_positions=6),
+    "cmbn-weights-centred": replace(CMBN, norm_gradient="weights", norm_positions=0, weight_centralization=True),
+    "cmbn-share": replace(CMBN, norm_gradient="share", norm_momentum=0.3, norm_eps=1e-3),
+    "cmbn-share-sync": replace(CMBN, norm_gradient="share", norm_sync=True),
+    "cmbn-renorm": replace(CMBN, norm_gradient="renorm"),
+    "cmbn-darknet": replace(CMBN, norm_gradient="darknet"),
+    "cbn-std": CBN,
+    "cbn-std-grid": replace(CBN, norm_positions=6),
+    "cbn-std-growing": replace(CBN, norm_burn_in_steps=1, norm_growth_steps=3, norm_window=4),
+    "cbn-std-batch": replace(CBN, norm_window=0),
+    "cbn-std-sync": replace(CBN, norm_sync=True),
+    "cbn-std-centred": replace(CBN, weight_centralization=True),
+    "cbn-std-weights": replace(CBN, norm_gradient="weights"),
+    "cbn-std-weights-centred": replace(CBN, norm_gradient="weights", weight_centralization=True),
+    "cbn-std-renorm": replace(CBN, norm_gradient="renorm"),
+    "cbn-taylor": replace(CBN, norm_estimator="taylor"),
+    "cbn-taylor-weights": replace(CBN, norm_estimator="taylor", norm_gradient="weights"),
+    "cbn-taylor-renorm": replace(CBN, norm_estimator="taylor", norm_gradient="renorm"),
+    "cbn-none": replace(CBN, norm_estimator="none"),
+    "cbn-none-renorm": replace(CBN, norm_estimator="none", norm_gradient="renorm"),
+    "cbn-lite": LITE,
+    "cbn-lite-renorm": replace(LITE, norm_gradient="renorm"),
+    "cbn-lite-batch": replace(LITE, norm_window=0, norm_refresh_steps=1),
+    "mabn": MABN,
+    "mabn-uncentred": replace(MABN, weight_centralization=False),
+    "brn": BRN,
+    "brn-fixed-affine": replace(BRN, norm_freeze_affine=True),
+    "gn": NormOptions(norm="gn", norm_groups=2),
+    "ln": NormOptions(norm="ln"),
+    "in": NormOptions(norm="in"),
+    "frozen": NormOptions(norm="frozen"),
+    "syncbn": NormOptions(norm="syncbn"),
+    "none": NormOptions(norm="none"),
+}
+
+# Which differ from another kind in nothing that a dtype, a layout or an activation could meet.
+TWINS = {
+    "bn-centred",
+    "cmbn-share-sync",
+    "cmbn-weights-centred",
+    "cbn-std-batch",
+    "cbn-std-growing",
+    "cbn-std-sync",
+    "cbn-std-centred",
+    "cbn-std-weights-centred",
+    "cbn-taylor-renorm",
+    "cbn-none-renorm",
+    "cbn-lite-batch",
+    "cbn-lite-renorm",
+    "mabn-uncentred",
+    "brn-fixed-affine",
+    "ln",
+    "in",
+}
+CORE = [kind for kind in KINDS if kind not in TWINS]
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16 autocast": torch.float32}
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+CONV_SHAPES = [(1, 1, 3), (2, 2, 3), (1, 1, 1), (4, 1, 3)]  # groups, stride, kernel
+
+
+def block(
+    kind: str | NormOptions,
+    *,
+    groups: int = 1,
+    stride: int = 1,
+    size: int = 3,
+    channels: int = 8,
+    dtype: torch.dtype = torch.float64,
+    activation: nn.Module | None = None,
+) -> ConvNormAct:
+    """4 channels to `channels`; the same numbers in it for every kind, however its parameters are named."""
+    options = KINDS[kind] if isinstance(kind, str) else kind
+    torch.manual_seed(0)
+    made = ConvNormAct.make(
+        4,
+        channels,
+        size,
+        stride=stride,
+        padding=size // 2,
+        groups=groups,
+        norm=norm_factory(options),
+        activation=activation or nn.Identity(),
+    ).to(dtype)
+    if made.norm is not None:
+        with torch.no_grad():
+            made.norm.weight.uniform_(0.5, 1.5)
+            made.norm.bias.uniform_(-0.5, 0.5)
+            if options.norm == "frozen":  # as a trained network's
+                made.norm.running_mean.uniform_(-0.5, 0.5)
+                made.norm.running_var.uniform_(0.5, 1.5)
+    return made
+
+
+def stock_block(kind: str, **settings: object) -> ConvNormAct:
+    """`nn.BatchNorm2d` behind the convolution, and at the eps and momentum, that `kind` has."""
+    options = norm_factory(KINDS[kind]).options
+    return block(
+        NormOptions(
+            norm_eps=options.norm_eps,
+            norm_momentum=options.norm_momentum,
+            weight_centralization=options.weight_centralization,
+            norm_freeze_affine=options.norm_freeze_affine,
+        ),
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def norm_class(kind: str) -> type:
+    return type(block(kind).norm)
+
+
+def of_class(*classes: type) -> list[str]:
+    return [kind for kind in KINDS if issubclass(norm_class(kind), classes)]
+
+
+BATCH_STATISTICS = of_class(BatchStatNorm)  # which, never announced, are BN; stock BN and frozen are not of them
+CONV_AWARE = of_class(ConvAware)
+
+
+def parts(
+    sizes: Iterable[int] = (2, 2, 3, 1),
+    hw: tuple[int, int] = (5, 4),
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 1,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> list[Tensor]:
+    """Mini-batches of so many pictures of 4 channels, of different means and deviations."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = tuple(sizes)
+    scales = torch.linspace(0.5, 2.0, len(sizes))
+    return [
+        (torch.randn(n, 4, *hw, generator=generator, dtype=torch.float64) * s + s).to(dtype, memory_format=layout)
+        for n, s in zip(sizes, scales, strict=True)
+    ]
+
+
+def noise_like(t: Tensor, seed: int) -> Tensor:
+    """In t's dtype and layout, and not from the generator that all share."""
+    made = torch.randn(t.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.empty_like(t).copy_(made)
+
+
+def run_batch(module: nn.Module, clock: BatchClock, batch: list[Tensor]) -> list[Tensor]:
+    """Forward only; not a step."""
+    return [module(x) for x in clock.minibatches(batch)]
+
+
+def autocast(dtype: str) -> AbstractContextManager[None]:
+    return torch.autocast("cpu", dtype=torch.bfloat16) if dtype == "bf16 autocast" else nullcontext()
+
+
+def steps(
+    module: nn.Module,
+    *,
+    count: int = 3,
+    sizes: Iterable[int] = (2, 1),
+    dtype: str = "float64",
+    layout: str = "NCHW",
+    first_seed: int = 0,
+    clock: BatchClock | None = None,
+    before_each: Callable[[Tensor], object] | None = None,
+) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
+    """Train: per mini-batch (output, gradients to x and the parameters); after each batch the weights move.
+
+    before_each: is shown every mini-batch's input once it was announced.
+    """
+    clock = clock or BatchClock(module)
+    for seed in range(first_seed, first_seed + count):
+        module.zero_grad()
+        batch = parts(sizes, dtype=DTYPES[dtype], seed=seed, layout=LAYOUTS[layout])
+        for index, x in enumerate(clock.minibatches(batch)):
+            if before_each is not None:
+                before_each(x)
+            x.requires_grad_()
+            before = [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+            with autocast(dtype):
+                out = module(x)
+            out.backward(noise_like(out, 100 * seed + index))
+            ours = [
+                p.grad if old is None or p.grad is None else p.grad - old
+                for p, old in zip(module.parameters(), before, strict=True)
+            ]
+            yield out.detach(), [x.grad, *(g if g is None else g.clone() for g in ours)]
+        with torch.no_grad():
+            for p in module.parameters():
+                if p.grad is not None:
+                    p.add_(p.grad, alpha=-0.01)
+        clock.stepped()
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, persistent or not, by name; copies."""
+    return {name: t.detach().clone() for name, t in (*module.named_parameters(), *module.named_buffers())}
+
+
+def assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    differing = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert differing == []
+
+
+def conv_then_norm(module: ConvNormAct, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(y, out): what the norm was given, which will have its gradient, and what it made of it."""
+    y = module.conv(x)
+    y.retain_grad()
+    context = (ConvView(module.conv, x),) if isinstance(module.norm, ConvAware) else ()
+    return y, module.norm(y, *context)
+
+
+def assert_agree(ours: Tensor, oracle: np.ndarray | Tensor, *, relative: float = 1e-12) -> None:
+    """To so much of the largest number in `oracle`."""
+    ours, oracle = ours.detach().double().numpy(), np.asarray(oracle)
+    assert ours.shape == oracle.shape
+    assert np.abs(ours - oracle).max() <= relative * np.abs(oracle).max()
+
+
+def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    """Copies."""
+    return tuple(t.detach().numpy().copy() for t in tensors)
