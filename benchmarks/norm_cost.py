@@ -71,6 +71,7 @@ class Contestant:
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.9)
         self.clock = BatchClock(self.network)
         self.output: torch.Tensor | None = None
+        self.held_bytes = 0  # at most, between two mini-batches
         self.network.layers[-1].register_forward_hook(self._keep)
 
     def _keep(self, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
@@ -79,6 +80,7 @@ class Contestant:
     def step(self, images: torch.Tensor) -> None:
         for part in self.clock.minibatches(images.chunk(PARTS)):
             self.mini_batch(part)
+            self.held_bytes = max(self.held_bytes, state_bytes(self.network))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.clock.stepped()
@@ -91,9 +93,8 @@ class Contestant:
 
     def history_bytes(self) -> int:
         stock = 0 if self.kind in ("gn", "ln", "in", "none") else 2 * 4
-        held = sum(buffer.nbytes for buffer in self.network.buffers())
         channels = sum(m.out_channels for m in self.network.modules() if isinstance(m, nn.Conv2d))
-        return max(0, held - stock * channels)
+        return max(0, self.held_bytes - stock * channels)
 
     def saved_bytes(self, images: torch.Tensor) -> int:
         """Of the tensors that autograd keeps for the backward of one mini-batch, weights left out."""
@@ -110,6 +111,16 @@ class Contestant:
             self.network(images)
         self.output = None
         return sum(seen.values())
+
+
+def state_bytes(network: nn.Module) -> int:
+    """Of all tensors that modules hold, their weights left out; each storage once."""
+    storages = {}
+    for module in network.modules():
+        for tensor in (*module._buffers.values(), *vars(module).values()):
+            if isinstance(tensor, torch.Tensor):
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(storages.values())
 
 
 def headless_tiny(activation: str) -> Plan:

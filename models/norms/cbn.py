@@ -111,7 +111,10 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
         if self.estimator != "none":
             groups, numbers = self.patch_shape
             self.ring_patch.resize_(window, groups, numbers).zero_()
-            self.ring_cov.resize_(window, self.channels, numbers).zero_()
+            self._allocate_covariance(window, self.channels, numbers)
+
+    def _allocate_covariance(self, window: int, channels: int, numbers: int) -> None:
+        self.ring_cov.resize_(window, channels, numbers).zero_()
 
     def _look(self, y: Tensor, own: Moments, view: ConvView) -> None:
         """Write the slot of this mini-batch, and bring the others' moments to today's weights."""

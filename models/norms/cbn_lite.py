@@ -33,11 +33,9 @@ class CrossIterationBatchNormLite(CrossIterationBatchNorm):
         super().announce(tick)
         self.refresh = tick.index == 0 and tick.step % self.refresh_steps == 0
 
-    def _allocate(self, window: int) -> None:
-        super()._allocate(window)
-        self.ring_cov.resize_(0)
-        self.shared_cov.resize_(self.channels, self.patch_shape[1]).zero_()
-        self.now_along.resize_(self.channels).zero_()
+    def _allocate_covariance(self, window: int, channels: int, numbers: int) -> None:
+        self.shared_cov.resize_(channels, numbers).zero_()
+        self.now_along.resize_(channels).zero_()
 
     def _look(self, y: Tensor, own: Moments, view: ConvView) -> None:
         if self.refresh:

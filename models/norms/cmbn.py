@@ -42,8 +42,9 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
     """CmBN with the gradient `weights`.
 
     Keeps, of the earlier mini-batches of the batch and of the one at hand, the mean patch (G, K) and the covariance
-    of output and patch (C, K): two copies of the conv's weights. They are allocated at the first announcement, so
-    that models for inference and averages of models do without.
+    of output and patch (C, K): two copies of the conv's weights, from the batch's first mini-batch to its last.
+    They are no buffers, as nothing of them outlives the batch, and are bound anew rather than written over, which
+    spares passes over memory.
 
     The covariance is taken from at least `positions` positions (0 = all) and scaled to the exact variance, so that
     the gradient is orthogonal to each filter all the same.
@@ -62,21 +63,21 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
         super().__init__(channels, eps=eps, momentum=momentum, sync=sync)
         self.patch_shape, self.positions = patch_shape, positions  # patch_shape (G, K)
         self.is_last = True  # of the batch's mini-batches: nothing needs its patches
-        for name in ("past", "pool"):
-            self.register_buffer(f"{name}_patch", torch.zeros(0), persistent=False)
-            self.register_buffer(f"{name}_cov", torch.zeros(0), persistent=False)
+        self.past_patch = self.past_cov = self.pool_patch = self.pool_cov = torch.zeros(())
 
     @torch.no_grad()
     def announce(self, tick: Tick) -> None:
-        self._allocate()
         super().announce(tick)
         self.is_last = tick.index + 1 == tick.count
-        for what in ("patch", "cov"):
-            past, pool = getattr(self, f"past_{what}"), getattr(self, f"pool_{what}")
-            if self.is_first:
-                pool.zero_()
-            else:
-                past.copy_(pool)
+        # Not forwarded since the last announcement, the pool is the past.
+        self.past_patch, self.past_cov = self.pool_patch, self.pool_cov
+
+    def _forget_batch(self) -> None:
+        super()._forget_batch()
+        groups, numbers = self.patch_shape
+        zero = self.past_mean.new_zeros(())
+        self.past_patch = self.pool_patch = zero.expand(groups, numbers)
+        self.past_cov = self.pool_cov = zero.expand(self.channels, numbers)
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> Tensor:
         if not self.is_last:
@@ -88,27 +89,17 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
         rest = Rest(weight=view.weight, share=share, mean=past.mean, patch=self.past_patch, cov=self.past_cov)
         return self.by_moments(y, pool, rest=rest)
 
-    def _allocate(self) -> None:
-        groups, numbers = self.patch_shape
-        for name in ("past", "pool"):
-            for kind, rows in (("patch", groups), ("cov", self.channels)):
-                buffer = getattr(self, f"{name}_{kind}")
-                if buffer.numel() == 0:
-                    buffer.resize_(rows, numbers).zero_()
-
     @torch.no_grad()
     def _pool_patches(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> None:
         """pool <- past and this mini-batch: covariances pool like variances (Chan et al.)."""
         patch, cov, _ = view.patches_with(y, own, positions=self.positions, sync=self.sync)
-        if self.is_first:
-            self.pool_patch.copy_(patch)
-            self.pool_cov.copy_(cov)
-            return
-        share = own.count / pool.count
-        patch_step = patch - self.past_patch
-        self.pool_cov.copy_(cov.lerp_(self.past_cov, 1 - share))
-        add_outer(self.pool_cov, share * (1 - share) * (own.mean - self.past_mean), patch_step)
-        self.pool_patch.copy_(self.past_patch + share * patch_step)
+        if not self.is_first:
+            share = own.count / pool.count
+            patch_step = patch - self.past_patch
+            patch = self.past_patch + share * patch_step
+            cov = cov.lerp_(self.past_cov, 1 - share)
+            add_outer(cov, share * (1 - share) * (own.mean - self.past_mean), patch_step)
+        self.pool_patch, self.pool_cov = patch, cov
 
 
 class DarknetCrossMiniBatchNorm(BatchStatNorm):

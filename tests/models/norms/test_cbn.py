@@ -274,6 +274,17 @@ def test_a_window_of_one_is_batch_norm(kind):
         torch.testing.assert_close(ours[0].grad, theirs[0].grad, rtol=1e-9, atol=1e-11, msg=gradient)
 
 
+@pytest.mark.parametrize("kind", ["cbn-std", "cbn-taylor"])
+def test_the_past_is_brought_to_todays_weights_once_a_step(kind, monkeypatch):
+    """It costs a pass over window copies of the weights, which stand still between."""
+    module, calls = block(kind), []
+    compensate = module.norm._compensate
+    monkeypatch.setattr(module.norm, "_compensate", lambda view: calls.append(1) or compensate(view))
+    for x, _history in train(module, steps=3, sizes=(1, 1, 2)):
+        module(x)
+    assert len(calls) == 3
+
+
 def test_memory_is_what_the_docstring_says():
     module = block("cbn-std")
     for x, _history in train(module, steps=1):

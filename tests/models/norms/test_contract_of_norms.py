@@ -74,6 +74,21 @@ def test_never_announced_it_is_bn(kind, dtype, layout):
     assert ours["num_batches_tracked"] == theirs["num_batches_tracked"] == 4
 
 
+@pytest.mark.parametrize("kind", BATCH_STATISTICS)
+def test_between_two_batches_it_is_bn_again_and_remembers_nothing(kind):
+    module, undisturbed = block(kind), block(kind)
+    for net in (module, undisturbed):
+        for _ in steps(net):
+            pass
+    stock = stock_block(kind)
+    stock.load_state_dict(module.state_dict())
+    x = parts(seed=50)[0]
+    torch.testing.assert_close(module(x), stock(x), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(module.norm.running_var, stock.norm.running_var, rtol=1e-11, atol=1e-11)
+    module.load_state_dict(undisturbed.state_dict())
+    assert_same_bits(state_of(module), state_of(undisturbed))
+
+
 def _pair(kind: str, dtype: str) -> tuple[nn.Module, nn.Module]:
     module, stock = block(kind, dtype=DTYPES[dtype]), stock_block(kind, dtype=DTYPES[dtype])
     stock.load_state_dict(module.state_dict())
