@@ -62,11 +62,6 @@ class MovingAverageNorm(BatchStatNorm):
         super().announce(tick)
 
     @torch.no_grad()
-    def batch_ended(self) -> None:
-        self._move_on()
-        super().batch_ended()
-
-    @torch.no_grad()
     def adopt(self, population: Moments) -> None:
         used = self.as_used(population)
         self.running_mean.copy_(used.mean)

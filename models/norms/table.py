@@ -205,7 +205,7 @@ def _ln(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
 
 
 def _in(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
-    """Instance norm: a channel a group. As GroupNorm, which takes a single position, unlike nn.InstanceNorm2d."""
+    """Instance norm: a channel a group; with nn.BatchNorm2d's keys for the affine part, as the others have."""
     return nn.GroupNorm(conv.out_channels, conv.out_channels, eps=options.norm_eps)
 
 
@@ -279,10 +279,11 @@ def resolve_norm(options: NormOptions) -> NormOptions:
             del own["norm_sync"]
         if gradient == "darknet":
             own["norm_momentum"] = 0.01
-    if norm.startswith("cbn") and gradient not in (None, *CBN_GRADIENTS):
-        raise UserError(f"--norm-gradient of {norm} is one of {', '.join(CBN_GRADIENTS)}, not {gradient}")
     if norm == "cbn-lite" and gradient == "weights":
         raise UserError("--norm-gradient weights needs every mini-batch's own covariance: use --norm cbn")
+    known = [kind for kind in CBN_GRADIENTS if (norm, kind) != ("cbn-lite", "weights")]
+    if norm.startswith("cbn") and gradient not in (None, *known):
+        raise UserError(f"--norm-gradient of {norm} is one of {', '.join(known)}, not {gradient}")
     if norm == "cbn" and gradient == "weights" and options.norm_estimator == "none":
         raise UserError("--norm-gradient weights follows the compensation, which --norm-estimator none leaves out")
     if options.norm_eval and options.norm_freeze_after not in (None, 1.0):
@@ -304,5 +305,5 @@ def largest_divisor(number: int, *, at_most: int) -> int:
 
 
 def has_batch_statistics(norm: nn.Module) -> bool:
-    """Whether the norm normalises training batches by their statistics, and others by running ones."""
+    """Whether the norm has running statistics, of batches of its own or of the network it was loaded from."""
     return hasattr(norm, "running_mean")

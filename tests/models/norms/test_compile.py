@@ -21,8 +21,6 @@ COMPILED = [
     "cmbn-darknet",
     "cbn-std",
     "cbn-std-weights-centred",
-    "cbn-taylor",
-    "cbn-none",
     "cbn-lite",
     "mabn",
     "brn",
