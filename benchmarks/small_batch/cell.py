@@ -1,0 +1,200 @@
+"""One cell: a training through train.py's own functions, then the test split, then what it cost."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import hashlib
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import train
+from options import EvaluateOptions, TrainOptions, cfg_settings, settle
+
+# isort: split
+import torch
+
+from benchmarks import main_job
+from benchmarks.small_batch.grid import BATCH, Cell
+from benchmarks.small_batch.recipes import settings_of, spoken
+from benchmarks.small_batch.sources import Source, prepare
+from cfg.plan import Plan
+from data.image_set import ImageSet
+from data.source import open_image_set
+from examination import make_examiner, sample_images
+from models.detector import Detector, load_detector
+from models.network import Network
+from models.norms.effective import effective_pictures
+from models.norms.report import measure_norms
+from models.norms.table import NormOptions, has_batch_statistics, norm_factory, resolve_norm
+from utils.clock import BatchClock
+from utils.environment import describe, pick_device
+from utils.errors import UserError
+
+EVALS = 4
+_REPORT_PICTURES = 128
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def run_cell(
+    cell: Cell, folder: Path, *, folders: Mapping[str, str], device: str, workers: int, commit: str
+) -> dict[str, Any]:
+    """Train and examine; the row. folder: of the run, not there yet; folders: of the data that is not made.
+
+    commit: of the code, which may have changed on the disk since it was loaded.
+
+    The test split is opened when the best weights lie on the disk, and not at all where a rate is being tuned.
+    """
+    begun, begun_cpu = time.monotonic(), time.process_time()
+    source = prepare(cell, folders)
+    options, plan, train_set, val_set = prepared(cell, source, device=device, workers=workers)
+    row: dict[str, Any] = {**asdict(cell), "shift": source.shift, "settings": spoken(options.norm), "diverged": False}
+    scores = {"val_AP": 0.0, "val_AP50": 0.0, "test_AP": None, "test_AP50": None}
+    is_tested = cell.role == "main" and source.test is not None
+    try:
+        table = train.train(options, plan, train_set, val_set, folder)
+        scores |= {"val_AP": table.AP, "val_AP50": table.AP50}
+        detector = load_detector(str(folder / "best.pt"), device=pick_device(device), **_as_evaluated())
+        if is_tested:
+            test_set = open_image_set(source.path, str(source.test))
+            check_apart(train_set, val_set, test_set)
+            table = make_examiner(detector, test_set, batch_size=BATCH, workers=workers).measure()
+            scores |= {"test_AP": table.AP, "test_AP50": table.AP50}
+        row |= trained(folder) | gaps(detector, val_set, cell, options.norm, workers=workers)
+    except UserError as error:
+        if "not finite" not in str(error):
+            raise
+        row["diverged"] = True  # a result: it scores nothing
+        scores |= {"test_AP": 0.0, "test_AP50": 0.0} if is_tested else {}
+    row |= {name: value if value is None else round(value, 5) for name, value in scores.items()}
+    row |= memory(options, plan)
+    row |= {"seconds": round(time.monotonic() - begun, 1), "cpu_seconds": round(time.process_time() - begun_cpu, 1)}
+    row |= {"commit": commit, "date": datetime.date.today().isoformat()}
+    return {**row, "machine": describe(pick_device(device))}
+
+
+def prepared(cell: Cell, source: Source, *, device: str, workers: int) -> tuple[TrainOptions, Plan, ImageSet, ImageSet]:
+    """Options, plan, train and val split, as train.py's main makes them of typed flags."""
+    given = {
+        "data": source.path,
+        "train_split": source.train,
+        "val_split": source.val,
+        "cfg": source.cfg,
+        "image_size": source.input_hw,
+        "multi_scale": 1.0,
+        "seed": cell.seed,
+        "device": device,
+        "workers": workers,
+        "evals": EVALS,
+        "max_steps": cell.steps,
+        "batch_size": BATCH,
+        "subdivisions": BATCH // cell.mini_batch,
+        "learning_rate": cell.rate,
+        "final_learning_rate": cell.rate / 100,
+        "lr_policy": "cosine",
+        "burn_in_steps": cell.steps // 10,
+        "mosaic": 0.5 if cell.mosaic else 0.0,
+        **settings_of(cell.recipe, steps=cell.steps),
+    }
+    train_set, val_set = train.open_sets(given)
+    plan = train.choose_plan(given, None, train_set.class_names)
+    said_by_files = cfg_settings(plan)
+    if not train_set.mirror_safe:
+        said_by_files["flip"] = False
+    options = settle(TrainOptions, given, said_by_files)
+    options = replace(options, norm=resolve_norm(options.norm))
+    train.check_batch(options)
+    return options, plan, train_set, val_set
+
+
+def check_apart(train_set: ImageSet, val_set: ImageSet, test_set: ImageSet) -> None:
+    """UserError where the test split shares a picture with a split that training or selection saw."""
+    for seen in (train_set, val_set):
+        if common := test_set.shares_pictures_with(seen):
+            raise UserError(f"{test_set.name}: '{test_set.split}' shares {common} pictures with '{seen.split}'")
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """From the run's own files: speed (loading included, the first epoch left out), curve, first batch.
+
+    curve: [training images, AP on val] at each evaluation. first_batch: a hash of its picture, which shows that
+    two runs saw the same.
+    """
+    with open(folder / "results.csv", newline="") as file:
+        epochs = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    timed = epochs[1:] or epochs
+    steps = timed[-1]["step"] - (epochs[0]["step"] if epochs[1:] else 0)
+    step_s = sum(row["seconds"] for row in timed) / steps
+    return {
+        "step_s": round(step_s, 5),
+        "images_per_s": round(BATCH / step_s, 2),
+        "train_loss": round(epochs[-1]["loss"], 4),
+        "curve": [[int(row["step"]) * BATCH, row["AP"]] for row in epochs if "AP" in row],
+        "first_batch": hashlib.sha256((folder / "first_batch.png").read_bytes()).hexdigest()[:12],
+    }
+
+
+def gaps(detector: Detector, val_set: ImageSet, cell: Cell, norm: NormOptions, *, workers: int) -> dict[str, Any]:
+    """Per layer, how far statistics of mini-batches of val pictures are from the running ones that test uses.
+
+    statistics_of: pictures behind the statistics that the norm trained with in the end, None if not of mini-batches.
+    gap: root mean square of sigma_b / sigma - 1 by layer, for mini-batches b of 1, 2, 4, 8 and 16 pictures.
+    """
+    cut = {"mini_batch": cell.mini_batch, "subdivisions": BATCH // cell.mini_batch}
+    pictures = effective_pictures(norm, **cut)
+    is_frozen = norm.norm_freeze_after is not None and norm.norm_freeze_after < 1
+    found: dict[str, Any] = {"statistics_of": None if is_frozen else pictures, "gap": None}
+    if any(map(has_batch_statistics, detector.network.modules())):
+        images = sample_images(val_set, detector, pictures=_REPORT_PICTURES, batch_size=BATCH, workers=workers)
+        report = measure_norms(detector.network, images)
+        found["gap"] = {str(size): [round(gap.sigma[size], 4) for gap in report.layers] for size in report.sizes}
+    return found
+
+
+def memory(options: TrainOptions, plan: Plan) -> dict[str, Any]:
+    """In MB. On CUDA the peak of this process; elsewhere, where there is no such counter, what autograd saves for
+    the backward of one mini-batch and what the norms keep between mini-batches."""
+    device = pick_device(options.device)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        return {"memory_MB": round(peak / 2**20, 2), "memory_of": "peak allocated"}
+    network = Network(plan, norm_factory(options.norm)).to(device).train()
+    parts = options.optim.subdivisions
+    images = torch.rand(options.optim.batch_size // parts, 3, *plan.net.input_hw, device=device)
+    known = {p.untyped_storage().data_ptr() for p in (*network.parameters(), *network.buffers())}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    for _ in BatchClock(network).minibatches(range(min(parts, 2))):
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            heads = network(images)
+        del heads
+    persistent = sum(
+        network.state_dict()[name].nbytes for name, _ in network.named_buffers() if name in network.state_dict()
+    )
+    history = sum(buffer.nbytes for buffer in network.buffers()) - persistent
+    total = sum(saved.values()) + history
+    return {"memory_MB": round(total / 2**20, 2), "memory_of": "saved for a mini-batch's backward, and history"}
+
+
+def code_version() -> str:
+    """The commit, and whether code was changed since."""
+    asked = ["git", "status", "--porcelain", "--", "*.py", "*.cfg"]
+    changed = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return main_job.commit() + ("+changes" if changed else "")
+
+
+def _as_evaluated() -> dict[str, Any]:
+    """evaluate.py's defaults."""
+    default = EvaluateOptions(weights="")
+    return {"confidence": default.confidence, "nms_iou": default.nms_iou, "max_detections": default.max_detections}

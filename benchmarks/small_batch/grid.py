@@ -1,0 +1,218 @@
+"""The grid: which cells there are, in what order, and which learning rate each recipe has earned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.small_batch.recipes import all_recipes
+
+BATCH = 16  # pictures of an optimizer step, at every mini-batch size
+TUNE_SEED = 0  # main cells count from 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One training. role: `tune` chooses a learning rate and is never tested, `main` counts.
+
+    scenes: training scenes of the digits, 0 for other data. mini_batch: pictures per forward.
+    """
+
+    role: str
+    data: str
+    net: str
+    recipe: str
+    mini_batch: int
+    seed: int
+    rate: float
+    mosaic: bool
+    steps: int
+    scenes: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return tuple(asdict(self).values())
+
+
+CELL_FIELDS = tuple(Cell.__dataclass_fields__)
+
+
+def cell_of(row: Mapping[str, Any]) -> Cell:
+    return Cell(**{name: row[name] for name in CELL_FIELDS})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """tuned_at: mini-batches at which learning rates are tried, () = none, the middle rate is used.
+
+    rates: by net, ascending. seeds: how many, from 1. scenes: of digits to train on.
+    """
+
+    data: tuple[str, ...]
+    nets: tuple[str, ...]
+    recipes: tuple[str, ...]
+    mini_batches: tuple[int, ...]
+    tuned_at: tuple[int, ...]
+    rates: Mapping[str, tuple[float, ...]]
+    seeds: int
+    steps: int
+    scenes: int
+    mosaics: tuple[bool, ...] = (False,)
+
+    def _cell(self, **values: Any) -> Cell:
+        return Cell(steps=self.steps, scenes=self.scenes if values["data"].startswith("digits") else 0, **values)
+
+    def tune_cells(self) -> list[Cell]:
+        """Without mosaic and at the largest shift of the digits, whose rates hold for the others."""
+        return [
+            self._cell(
+                role="tune",
+                data=data,
+                net=net,
+                recipe=recipe,
+                mini_batch=mini_batch,
+                seed=TUNE_SEED,
+                rate=rate,
+                mosaic=False,
+            )
+            for net in self.nets
+            for data in dict.fromkeys(map(tuned_like, self.data))
+            for mini_batch in self.tuned_at
+            for recipe in self.recipes
+            for rate in self.rates[net]
+        ]
+
+    def main_cells(self, rows: Iterable[Mapping[str, Any]]) -> list[Cell]:
+        """Those whose rate the rows tell. Seed by seed: a grid that is stopped has as many seeds of each recipe."""
+        rates = TunedRates(self, rows)
+        return [
+            self._cell(
+                role="main",
+                data=data,
+                net=net,
+                recipe=recipe,
+                mini_batch=mini_batch,
+                seed=seed,
+                rate=rate,
+                mosaic=mosaic,
+            )
+            for seed in range(TUNE_SEED + 1, TUNE_SEED + 1 + self.seeds)
+            for net in self.nets
+            for data in self.data
+            for mosaic in self.mosaics
+            for mini_batch in self.mini_batches
+            for recipe in self.recipes
+            if (rate := rates.of(data, net, recipe, mini_batch)) is not None
+        ]
+
+
+def tuned_like(data: str) -> str:
+    return "digits-1" if data.startswith("digits") else data
+
+
+class TunedRates:
+    """The rate with the best AP on val among a recipe's tuning cells: one seed, the same rates for every recipe."""
+
+    def __init__(self, grid: Grid, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._grid = grid
+        self._val_ap: dict[tuple[str, str, str, int], dict[float, float]] = {}
+        for row in rows:
+            if row["role"] == "tune" and row["steps"] == grid.steps:
+                place = (row["data"], row["net"], row["recipe"], row["mini_batch"])
+                self._val_ap.setdefault(place, {})[row["rate"]] = row["val_AP"]
+
+    def of(self, data: str, net: str, recipe: str, mini_batch: int) -> float | None:
+        """None where some of its tuning is missing. Without any tuning, the middle of the rates."""
+        rates, tuned_at = self._grid.rates[net], self._grid.tuned_at
+        if not tuned_at:
+            return rates[(len(rates) - 1) // 2]
+        near = nearest(mini_batch, tuned_at)
+        tried = self._val_ap.get((tuned_like(data), net, recipe, near), {})
+        if not tried.keys() >= set(rates):
+            return None
+        return max(rates, key=lambda rate: tried[rate])
+
+    def is_at_edge(self, net: str, rate: float) -> bool:
+        """Whether a better rate may lie outside those that were tried."""
+        rates = self._grid.rates[net]
+        return bool(self._grid.tuned_at) and rate in (rates[0], rates[-1])
+
+
+def nearest(mini_batch: int, choices: Sequence[int]) -> int:
+    """By ratio; the smaller of two."""
+    return min(choices, key=lambda choice: (abs(math.log2(choice / mini_batch)), choice))
+
+
+def left(cells: Iterable[Cell], rows: Iterable[Mapping[str, Any]]) -> Iterator[Cell]:
+    """Those that no row is of."""
+    done = {cell_of(row).key for row in rows}
+    return (cell for cell in cells if cell.key not in done)
+
+
+_RATES = {
+    "small": (0.005, 0.01, 0.02),
+    "tiny": (0.0025, 0.005, 0.01),
+    "half": (0.0025, 0.005, 0.01),
+}
+
+BUDGETS = {
+    # Proves that it runs, on all kinds of data; its figures mean nothing.
+    "smoke": Grid(
+        data=("digits-1",),
+        nets=("small",),
+        recipes=("bn", "cmbn-weights"),
+        mini_batches=(8, 16),
+        tuned_at=(),
+        rates=_RATES,
+        seeds=1,
+        steps=4,
+        scenes=32,
+    ),
+    "quick": Grid(
+        data=("digits-1",),
+        nets=("small",),
+        recipes=("bn", "cmbn-weights", "bn+freeze", "gn"),
+        mini_batches=(1, 16),
+        tuned_at=(),
+        rates=_RATES,
+        seeds=3,
+        steps=384,
+        scenes=1024,
+    ),
+    "standard": Grid(
+        data=("digits-1", "digits-0.4", "bccd"),
+        nets=("small",),
+        recipes=(
+            "bn",
+            "bn+wc",
+            "bn+freeze",
+            "cmbn-weights",
+            "cmbn-share",
+            "cmbn-renorm",
+            "cmbn-darknet",
+            "cbn-std",
+            "mabn",
+            "gn",
+        ),
+        mini_batches=(1, 2, 16),
+        tuned_at=(1, 2, 16),
+        rates=_RATES,
+        seeds=5,
+        steps=512,
+        scenes=1024,
+    ),
+    "full": Grid(
+        data=("digits-1", "digits-0.4", "digits-0", "bccd"),
+        nets=("tiny", "half"),
+        recipes=all_recipes(),
+        mini_batches=(1, 2, 4, 8, 16),
+        tuned_at=(1, 2, 16),
+        rates=_RATES,
+        seeds=5,
+        steps=4096,
+        scenes=8192,
+        mosaics=(False, True),
+    ),
+}

@@ -1,0 +1,151 @@
+"""Cells side by side, each in a process of its own, which leaves nothing behind for the next."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from benchmarks.small_batch.grid import Cell
+
+Work = Callable[[Cell, Path], dict[str, Any]]
+_LOG_LINES = 15
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """row: None where the cell failed; said: then the end of its log."""
+
+    cell: Cell
+    row: dict[str, Any] | None
+    said: str
+
+
+def run_cells(
+    cells: Iterable[Cell],
+    work: Work,
+    *,
+    jobs: int,
+    deadline: float = float("inf"),
+    threads: int = 1,
+    start_method: str | None = None,
+) -> Iterator[Outcome]:
+    """Outcomes as they come. deadline: on time.monotonic()'s clock, after which no cell is started.
+
+    work: (cell, folder that does not exist yet) -> row; it must be importable, since it runs elsewhere. jobs=0 runs
+    it here. Whatever ends this generator ends the processes.
+    """
+    waiting = iter(cells)
+    with tempfile.TemporaryDirectory(prefix="small-batch-", ignore_cleanup_errors=True) as scratch:
+        if jobs == 0:
+            for number, cell in enumerate(_before(waiting, deadline)):
+                yield Outcome(cell=cell, row=work(cell, Path(scratch) / str(number)), said="")
+            return
+        crew = _Crew(work, Path(scratch), threads, start_method or best_start_method())
+        try:
+            started = _before(waiting, deadline)
+            while True:
+                while len(crew) < jobs and (cell := next(started, None)) is not None:
+                    crew.start(cell)
+                if not len(crew):
+                    return
+                yield from crew.finished()
+        finally:
+            crew.stop()
+
+
+def best_start_method() -> str:
+    """A server that has imported everything forks a fresh process in no time, and has not touched a GPU."""
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+def _before(cells: Iterator[Cell], deadline: float) -> Iterator[Cell]:
+    for cell in cells:
+        if time.monotonic() > deadline:
+            return
+        yield cell
+
+
+class _Crew:
+    def __init__(self, work: Work, scratch: Path, threads: int, start_method: str) -> None:
+        self._context = multiprocessing.get_context(start_method)
+        if start_method == "forkserver":
+            root = str(Path(__file__).resolve().parent.parent.parent)
+            os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+            self._context.set_forkserver_preload(["benchmarks.small_batch.cell"])
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        self._work, self._scratch, self._threads = work, scratch, threads
+        self._at_work: dict[int, tuple[Any, Cell, Path]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._at_work)
+
+    def start(self, cell: Cell) -> None:
+        self._count += 1
+        folder = self._scratch / str(self._count)
+        folder.mkdir()
+        process = self._context.Process(target=_in_process, args=(self._work, cell, folder, self._threads))
+        process.start()
+        self._at_work[process.sentinel] = (process, cell, folder)
+
+    def finished(self) -> Iterator[Outcome]:
+        """At least one."""
+        for sentinel in wait(list(self._at_work)):
+            process, cell, folder = self._at_work.pop(int(sentinel))  # type: ignore[arg-type]
+            process.join()
+            written = folder / "row.json"
+            row = json.loads(written.read_text()) if written.is_file() else None
+            said = "" if row else f"exit code {process.exitcode}\n{_end_of(folder / 'log.txt')}"
+            shutil.rmtree(folder, ignore_errors=True)
+            yield Outcome(cell=cell, row=row, said=said)
+
+    def stop(self) -> None:
+        for process, _, _ in self._at_work.values():
+            process.terminate()
+        for process, _, _ in self._at_work.values():
+            process.join()
+
+
+def _in_process(work: Work, cell: Cell, folder: Path, threads: int) -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    log = open(folder / "log.txt", "w", buffering=1)  # noqa: SIM115 - as long as the process
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    sys.stdout = sys.stderr = log
+    _limit_threads(threads)
+    row = work(cell, folder / "run")
+    part = folder / "row.part"
+    part.write_text(json.dumps(row))
+    part.rename(folder / "row.json")
+
+
+def _limit_threads(threads: int) -> None:
+    import cv2
+    import torch
+
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(0)
+
+
+def _die_with_parent() -> None:
+    """A grid that is killed outright cannot stop its cells."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _end_of(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    return "\n".join(lines[-_LOG_LINES:])

@@ -1,0 +1,258 @@
+"""From rows to the table: what each recipe reaches, gains over BN and costs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from operator import itemgetter
+from statistics import fmean, median
+from typing import Any
+
+from benchmarks.small_batch.grid import BATCH, TunedRates
+from benchmarks.small_batch.recipes import reference_of
+from benchmarks.small_batch.statistics import Estimate, Gain, estimate, gain, holm, won_back
+
+Row = Mapping[str, Any]
+BySeed = dict[int, Row]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """A recipe at a mini-batch on a data set; AP in 0..1 on the test split.
+
+    gain: over the reference at the same mini-batch, None for the reference itself. share: of the gap from the
+    reference here to the reference at 16, None where there is no gap to speak of. holds: whether the gain is
+    significant also among all recipes of its block (Holm). time_ratio, memory_ratio: to plain BN's.
+    """
+
+    data: str
+    net: str
+    mosaic: bool
+    mini_batch: int
+    recipe: str
+    reference: str
+    rate: float
+    rate_at_edge: bool
+    diverged: int
+    ap: Estimate
+    ap50: Estimate
+    gain: Gain | None
+    holds: bool
+    share: Estimate | None
+    step_s: float
+    time_ratio: float | None
+    memory_MB: float
+    memory_ratio: float | None
+
+
+class Results:
+    """Main rows by place and seed, those only that were made with the rate the tuning chose."""
+
+    def __init__(self, rows: Iterable[Row], rates: TunedRates) -> None:
+        self._rates = rates
+        self._rows: dict[tuple[Any, ...], BySeed] = {}
+        for row in rows:
+            if row["role"] != "main" or row["test_AP"] is None:
+                continue
+            if row["rate"] == rates.of(row["data"], row["net"], row["recipe"], row["mini_batch"]):
+                place = (row["data"], row["net"], row["mosaic"], row["mini_batch"], row["recipe"])
+                self._rows.setdefault(place, {})[row["seed"]] = row
+
+    def scenes(self) -> list[tuple[str, str, bool]]:
+        """(data, net, mosaic) in the order of the rows."""
+        return list(dict.fromkeys(place[:3] for place in self._rows))
+
+    def at(self, scene: tuple[str, str, bool], mini_batch: int, recipe: str) -> BySeed:
+        return self._rows.get((*scene, mini_batch, recipe), {})
+
+    def mini_batches(self, scene: tuple[str, str, bool]) -> list[int]:
+        return sorted({place[3] for place in self._rows if place[:3] == scene})
+
+    def recipes(self, scene: tuple[str, str, bool]) -> list[str]:
+        return list(dict.fromkeys(place[4] for place in self._rows if place[:3] == scene))
+
+    def lines(self) -> list[Line]:
+        return [line for scene in self.scenes() for m in self.mini_batches(scene) for line in self._block(scene, m)]
+
+    def _block(self, scene: tuple[str, str, bool], mini_batch: int) -> list[Line]:
+        found = [
+            self._line(scene, mini_batch, recipe)
+            for recipe in self.recipes(scene)
+            if self.at(scene, mini_batch, recipe)
+        ]
+        tested = [line for line in found if line["gain"] is not None]
+        for line, holds in zip(tested, holm([line["gain"].p for line in tested]), strict=True):
+            line["holds"] = holds and line["gain"].is_significant
+        return [Line(**line) for line in found]
+
+    def _line(self, scene: tuple[str, str, bool], mini_batch: int, recipe: str) -> dict[str, Any]:
+        rows, reference = self.at(scene, mini_batch, recipe), reference_of(recipe)
+        small, large, bn = (
+            self.at(scene, m, name) for m, name in ((mini_batch, reference), (BATCH, reference), (mini_batch, "bn"))
+        )
+        some = next(iter(rows.values()))
+        timed = {seed: row for seed, row in rows.items() if not row["diverged"]}
+        return {
+            "data": scene[0],
+            "net": scene[1],
+            "mosaic": scene[2],
+            "mini_batch": mini_batch,
+            "recipe": recipe,
+            "reference": reference,
+            "rate": some["rate"],
+            "rate_at_edge": self._rates.is_at_edge(scene[1], some["rate"]),
+            "diverged": len(rows) - len(timed),
+            "ap": estimate(list(_column(rows, "test_AP").values())),
+            "ap50": estimate(list(_column(rows, "test_AP50").values())),
+            "gain": None if recipe == reference else gain(_column(rows, "test_AP"), _column(small, "test_AP")),
+            "holds": False,
+            "share": None
+            if recipe == reference or mini_batch == BATCH
+            else won_back(*(_column(each, "test_AP") for each in (rows, small, large))),
+            "step_s": median(map(step_seconds, timed.values())) if timed else float("nan"),
+            "time_ratio": _ratio(timed, bn, step_seconds),
+            "memory_MB": some["memory_MB"],
+            "memory_ratio": _ratio(rows, bn, itemgetter("memory_MB")),
+        }
+
+
+def _column(rows: BySeed, name: str) -> dict[int, float]:
+    return {seed: row[name] for seed, row in rows.items()}
+
+
+def step_seconds(row: Row) -> float:
+    """Of an optimizer step; on a CPU only the share in which this process had its core, whatever else ran there."""
+    share = row["cpu_seconds"] / row["seconds"] if row["machine"]["device"] == "cpu" else 1.0
+    return row["step_s"] * min(share, 1.0)
+
+
+def _ratio(rows: BySeed, reference: BySeed, value: Callable[[Row], float]) -> float | None:
+    """The median over seeds of ratios on one machine."""
+    ratios = [
+        value(row) / value(other)
+        for seed, row in rows.items()
+        if (other := reference.get(seed)) and not other["diverged"] and other["machine"] == row["machine"]
+    ]
+    return median(ratios) if ratios else None
+
+
+def leading(lines: Sequence[Line], most: int = 14) -> set[str]:
+    """The recipes that a plot can show: all, or of many the references and the best at the smallest mini-batch."""
+    aps: dict[str, list[float]] = {}
+    smallest = min(line.mini_batch for line in lines)
+    for line in lines:
+        if line.mini_batch == smallest:
+            aps.setdefault(line.recipe, []).append(line.ap.value)
+    references = {line.reference for line in lines}
+    ranked = sorted(aps, key=lambda recipe: (recipe not in references, -fmean(aps[recipe])))
+    return set(ranked[:most])
+
+
+HEAD = ("recipe", "rate", "n", "AP", "AP50", "gain over BN", "p", "gap won back", "step", "memory")
+
+
+def cells_of(line: Line, *, bold: bool) -> tuple[str, ...]:
+    """The line's texts under HEAD. bold: mark a significant gain as markdown does, else by a star."""
+    said_gain, p = "", ""
+    if line.gain is not None:
+        said_gain, p = _said(line.gain, sign="+"), f"{line.gain.p:.3f}" + (" †" if line.holds else "")
+        if line.gain.is_significant:
+            said_gain = f"**{said_gain}**" if bold else f"{said_gain} *"
+    return (
+        line.recipe + (f" ({line.diverged} diverged)" if line.diverged else ""),
+        f"{line.rate:g}" + ("!" if line.rate_at_edge else ""),
+        str(line.ap.seeds),
+        _said(line.ap),
+        f"{100 * line.ap50.value:.1f}",
+        said_gain,
+        p,
+        "" if line.share is None else _said(line.share, digits=0) + " %",
+        "" if line.time_ratio is None else f"{line.time_ratio:.2f}",
+        "" if line.memory_ratio is None else f"{line.memory_ratio:.2f}",
+    )
+
+
+def _said(value: Estimate, *, digits: int = 1, sign: str = "") -> str:
+    """In per cent: 41.2 [40.1, 42.0]"""
+    shown = f"{100 * value.value:{sign}.{digits}f}"
+    if value.seeds < 2:
+        return shown
+    return f"{shown} [{100 * value.low:.{digits}f}, {100 * value.high:.{digits}f}]"
+
+
+NOTES = (
+    "AP (COCO, 50:95) and AP50 in per cent on the test split: mean over n seeds [95 % interval: expanded percentile "
+    "bootstrap over seeds].",
+    "gain over BN: paired by seed, at the same mini-batch; recipes with weight centralisation (mabn, +wc) against "
+    "bn+wc. p: exact sign-flip permutation, one-sided (larger than 0), per comparison.",
+    "{mark}: p <= .05 and the interval excludes 0; †: also after Holm's correction over the recipes of the block, for "
+    "which 5 seeds (p >= .031) never suffice.",
+    "gap won back: of that from BN at the mini-batch to BN at 16, where the gap's own interval excludes 0.",
+    "step, memory: relative to bn at the same mini-batch and seed. rate: learning rate, ! at the edge of those tried.",
+)
+
+
+def text_report(lines: Sequence[Line], rows: Sequence[Row]) -> str:
+    parts = []
+    for title, block in _blocks(lines):
+        table = [HEAD, *(cells_of(line, bold=False) for line in block)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        said = [
+            "  ".join(f"{text:<{width}}" for text, width in zip(texts, widths, strict=True)).rstrip() for texts in table
+        ]
+        parts.append("\n".join([title, *said]))
+    parts.append("\n".join(note.format(mark="*") for note in NOTES))
+    parts.append("\n".join(circumstances(rows)))
+    return "\n\n".join(parts)
+
+
+def markdown_report(lines: Sequence[Line], rows: Sequence[Row], *, title: str, pictures: Sequence[str]) -> str:
+    parts = [f"# {title}"]
+    for heading, block in _blocks(lines):
+        table = [HEAD, ("---",) * len(HEAD), *(cells_of(line, bold=True) for line in block)]
+        parts.append(f"## {heading}")
+        parts.append("\n".join(f"| {' | '.join(texts)} |" for texts in table))
+    parts += [f"![{name}]({name})" for name in pictures]
+    parts.append("\n".join(f"- {note.format(mark='bold')}" for note in NOTES))
+    parts.append("\n".join(f"- {line}" for line in circumstances(rows)))
+    return "\n\n".join(parts) + "\n"
+
+
+def json_report(lines: Sequence[Line]) -> str:
+    return json.dumps([asdict(line) for line in lines], indent=1)
+
+
+def _blocks(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
+    blocks: dict[str, list[Line]] = {}
+    for line in lines:
+        mosaic = ", mosaic" if line.mosaic else ""
+        blocks.setdefault(f"{line.data}, {line.net} net{mosaic}, mini-batch {line.mini_batch}", []).append(line)
+    return list(blocks.items())
+
+
+def circumstances(rows: Sequence[Row]) -> list[str]:
+    """Lines: when, with which code, on what."""
+    dates = sorted({row["date"] for row in rows})
+    machines = Counter(tuple(row["machine"].items()) for row in rows)
+    pairs = _unpaired(rows)
+    return [
+        f"{len(rows)} trainings, {sum(row['seconds'] for row in rows) / 3600:.1f} process hours, "
+        f"{dates[0]} to {dates[-1]}, commits {', '.join(sorted({row['commit'] for row in rows}))}",
+        *(
+            f"{count} on: " + ", ".join(f"{name} {value}" for name, value in machine)
+            for machine, count in machines.items()
+        ),
+        f"pairs that did not see the same first batch: {len(pairs)}" + (f" ({pairs[0]} ...)" if pairs else ""),
+    ]
+
+
+def _unpaired(rows: Iterable[Row]) -> list[str]:
+    """Groups of rows that should have seen the same pictures, and did not."""
+    seen: dict[tuple[Any, ...], set[str]] = {}
+    for row in rows:
+        if "first_batch" in row:
+            group = (row["data"], row["net"], row["mosaic"], row["seed"], row["scenes"])
+            seen.setdefault(group, set()).add(row["first_batch"])
+    return [f"{group[0]} seed {group[3]}" for group, hashes in seen.items() if len(hashes) > 1]

@@ -1,0 +1,121 @@
+"""Which cells, with which settings, at which rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.small_batch.grid import BATCH, BUDGETS, TUNE_SEED, Cell, Grid, nearest
+from benchmarks.small_batch.progress import Progress
+from benchmarks.small_batch.recipes import all_recipes, options_of, reference_of, settings_of, with_references
+from benchmarks.small_batch.sources import half_width
+from cfg.plan import load_plan, parse_plan
+from models.network import Network
+from models.norms.table import norm_factory
+from utils.errors import UserError
+from utils.seed import seed_everything
+
+TOY = replace(
+    BUDGETS["standard"], data=("digits-0.4", "bccd"), recipes=("bn", "gn"), mini_batches=(1, 4), tuned_at=(1,)
+)
+
+
+def tuned(cell: Cell, val_ap: float) -> Mapping[str, Any]:
+    return {**asdict(cell), "val_AP": val_ap, "test_AP": None}
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_every_cell_of_a_budget_can_be_built(budget: str) -> None:
+    grid = BUDGETS[budget]
+    assert set(grid.recipes) == set(with_references(grid.recipes)), "the BN that a recipe is compared with"
+    for recipe in grid.recipes:
+        options_of(recipe, steps=grid.steps)
+    assert all(BATCH % mini_batch == 0 for mini_batch in grid.mini_batches)
+
+
+def test_all_norms_and_mini_batches_start_from_the_same_weights(root: Any) -> None:
+    plan = load_plan(str(root / "benchmarks" / "small_batch" / "small.cfg"))
+    found = set()
+    for recipe in all_recipes():
+        seed_everything(3)
+        network = Network(plan, norm_factory(options_of(recipe, steps=100)))
+        weights = [m.weight.detach().flatten() for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+        found.add(torch.cat(weights).numpy().tobytes())
+    assert len(found) == 1
+
+
+def test_cells_are_paired_and_see_as_many_images() -> None:
+    cells = replace(BUDGETS["standard"], tuned_at=()).main_cells(())
+    groups: dict[tuple[Any, ...], set[tuple[int, int]]] = {}
+    for cell in cells:
+        groups.setdefault((cell.data, cell.recipe, cell.mini_batch), set()).add((cell.seed, cell.steps))
+    assert len({frozenset(group) for group in groups.values()}) == 1
+    assert TUNE_SEED not in {cell.seed for cell in cells}
+    assert len({cell.key for cell in cells}) == len(cells)
+
+
+def test_the_rate_is_chosen_on_val_by_data_and_recipe() -> None:
+    rows = [
+        tuned(cell, 0.5 if cell.rate == (0.02 if cell.recipe == "gn" else 0.01) else 0.4) for cell in TOY.tune_cells()
+    ]
+    assert {cell.data for cell in TOY.tune_cells()} == {"digits-1", "bccd"}, "all digits are tuned alike"
+    rates = {(cell.data, cell.recipe): cell.rate for cell in TOY.main_cells(rows)}
+    assert rates == {(data, recipe): 0.02 if recipe == "gn" else 0.01 for data in TOY.data for recipe in TOY.recipes}
+
+
+def test_a_recipe_waits_for_its_tuning() -> None:
+    rows = [tuned(cell, 0.5) for cell in TOY.tune_cells() if cell.recipe == "bn"]
+    assert {cell.recipe for cell in TOY.main_cells(rows[:-1])} == {"bn"}
+    assert {cell.data for cell in TOY.main_cells(rows[:-1])} == {"digits-0.4"}
+
+
+def test_without_a_tuning_the_middle_rate_holds() -> None:
+    assert {cell.rate for cell in BUDGETS["quick"].main_cells(())} == {0.01}
+
+
+@pytest.mark.parametrize(("mini_batch", "choice"), [(1, 1), (2, 2), (4, 2), (8, 16), (16, 16)])
+def test_a_rate_comes_from_the_nearest_mini_batch(mini_batch: int, choice: int) -> None:
+    assert nearest(mini_batch, (16, 1, 2)) == choice
+
+
+def test_a_recipe_is_a_base_and_additions() -> None:
+    assert settings_of("cmbn-weights+wc+freeze", steps=100) == {
+        "norm": "cmbn",
+        "norm_gradient": "weights",
+        "weight_centralization": True,
+        "norm_freeze_after": 0.7,
+    }
+    assert settings_of("brn", steps=200)["norm_burn_in_steps"] == 20
+    assert reference_of("mabn") == reference_of("cmbn-share+wc") == "bn+wc"
+    assert with_references(("gn", "mabn")) == ("bn", "bn+wc", "gn", "mabn")
+
+
+@pytest.mark.parametrize(
+    "recipe", ["", "bm", "bn+", "bn+wc+wc", "bn+warm", "gn+freeze", "gn+precise", "mabn+wc", "frozen"]
+)
+def test_what_is_no_recipe_is_refused(recipe: str) -> None:
+    with pytest.raises(UserError):
+        options_of(recipe, steps=100)
+
+
+def test_half_the_width_keeps_the_heads() -> None:
+    whole = load_plan("yolov4")
+    half = parse_plan(half_width(whole.source_text), path="half.cfg")
+    assert half.parameter_count() < 0.3 * whole.parameter_count()
+    assert [half.nodes[at].shape for at in half.heads] == [whole.nodes[at].shape for at in whole.heads]
+
+
+def test_the_time_left_follows_cells_alike() -> None:
+    grid: Grid = replace(TOY, tuned_at=(), seeds=1)
+    cells = grid.main_cells(())
+    seconds = {1: 3600.0, 4: 600.0}
+    progress = Progress(cells, (), jobs=2)
+    for cell in cells[:-2]:
+        row = {**asdict(cell), "seconds": seconds[cell.mini_batch], "test_AP": 0.1, "diverged": False}
+        said = progress.done(cell, row)
+    assert [cell.mini_batch for cell in cells[-2:]] == [4, 4]
+    assert said.endswith("; 0:10 left")

@@ -1,0 +1,90 @@
+"""A grid that was killed goes on: no cell lost, none repeated."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from benchmarks.small_batch.grid import BUDGETS, CELL_FIELDS, Cell, cell_of, left
+from benchmarks.small_batch.processes import run_cells
+from benchmarks.small_batch.rows import RowFile, read_rows
+from utils.errors import UserError
+
+
+def run_without_training(path: Path, dies_after: int) -> None:
+    """The cells of the quick budget; dies outright with a line half written."""
+    with RowFile(path) as file:
+        waiting = list(left(BUDGETS["quick"].main_cells(()), file.rows))
+        for outcome in run_cells(waiting, lambda cell, folder: asdict(cell), jobs=0):
+            if len(file.rows) == dies_after:
+                with open(path, "a") as unfinished:
+                    unfinished.write('{"role": "main", "da')
+                os.kill(os.getpid(), signal.SIGKILL)
+            assert outcome.row is not None
+            file.append(outcome.row)
+
+
+def test_a_killed_grid_neither_repeats_nor_loses_a_cell(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for dies_after, code, rows in ((3, -signal.SIGKILL, 3), (-1, 0, 24)):
+        grid = multiprocessing.get_context("fork").Process(target=run_without_training, args=(path, dies_after))
+        grid.start()
+        grid.join()
+        assert (grid.exitcode, len(read_rows(path))) == (code, rows)
+    keys = [cell_of(json.loads(line)).key for line in path.read_text().splitlines()]
+    assert sorted(keys) == sorted(cell.key for cell in BUDGETS["quick"].main_cells(()))
+
+
+def test_a_cell_is_known_again_from_its_row() -> None:
+    cells = BUDGETS["standard"].tune_cells()
+    row = json.loads(json.dumps({name: getattr(cells[7], name) for name in CELL_FIELDS} | {"val_AP": 0.1}))
+    assert list(left(cells, [row])) == cells[:7] + cells[8:]
+
+
+def test_a_line_that_was_begun_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a":')
+    assert read_rows(path) == [{"a": 1}, {"a": 2}]
+    with RowFile(path) as file:
+        file.append({"a": 3})
+        assert [row["a"] for row in file.rows] == [1, 2, 3]
+    assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n{"a": 3}\n'
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl:2"):
+        RowFile(path)
+
+
+def test_two_grids_do_not_share_a_file(tmp_path: Path) -> None:
+    with RowFile(tmp_path / "rows.jsonl"), pytest.raises(UserError, match="another grid"):
+        RowFile(tmp_path / "rows.jsonl")
+    with RowFile(tmp_path / "rows.jsonl") as file:
+        assert file.rows == []
+
+
+def test_another_seed_is_another_cell() -> None:
+    first, second = (
+        Cell(
+            role="main",
+            data="bccd",
+            net="small",
+            recipe="bn",
+            mini_batch=1,
+            seed=seed,
+            rate=0.01,
+            mosaic=False,
+            steps=1,
+            scenes=0,
+        )
+        for seed in (1, 2)
+    )
+    assert first.key != second.key

@@ -1,0 +1,68 @@
+"""The study from its command line, at its smallest."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import benchmarks.small_batch.sources as sources
+from benchmarks.small_batch.grid import BUDGETS, Cell
+from benchmarks.small_batch.processes import run_cells
+from benchmarks.small_batch.rows import read_rows
+
+Main = Callable[[Sequence[str]], None]
+
+
+@pytest.fixture
+def main(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Main:
+    """Of the program; beside it lies a package of the same name, which an import would find."""
+    monkeypatch.setattr(sources, "MADE", tmp_path / "made")
+    spec = importlib.util.spec_from_file_location("small_batch_program", root / "benchmarks" / "small_batch.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def test_a_grid_from_command_line_to_table(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--budget", "smoke", "--jobs", "0", "--minibatches", "16", "--out", str(tmp_path / "out")]
+    main([*flags, "--time-limit", "0.0001"])
+    main(flags)
+    out = tmp_path / "out"
+    first = capsys.readouterr().out
+    assert [row["recipe"] for row in read_rows(out / "smoke.jsonl")] == ["bn", "cmbn-weights"]
+    main(flags)
+    again = capsys.readouterr().out
+    assert "cells to do" in first and "cells to do" not in again
+    assert first.partition("digits-1, small net, mini-batch 16\n")[2] == again.partition("mini-batch 16\n")[2]
+    assert {path.name for path in out.iterdir()} == {
+        f"smoke{end}" for end in (".jsonl", ".json", ".md", "-mini-batches.png", "-images.png", "-gaps.png")
+    }
+    assert str(tmp_path) not in (out / "smoke.jsonl").read_text() + (out / "smoke.md").read_text()
+
+
+def ends(cell: Cell, folder: Path) -> dict[str, Any]:
+    """A stand-in for a training: mini-batches of 8 fail."""
+    assert not folder.exists()
+    print("about to end")
+    if cell.mini_batch == 8:
+        raise RuntimeError("not today")
+    return asdict(cell)
+
+
+@pytest.mark.parametrize("start_method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
+def test_processes_report_what_they_did_and_why_they_failed(start_method: str) -> None:
+    cells = BUDGETS["smoke"].main_cells(())
+    outcomes = list(run_cells(cells, ends, jobs=2, start_method=start_method))
+    assert sorted(outcome.cell.key for outcome in outcomes) == sorted(cell.key for cell in cells)
+    for outcome in outcomes:
+        if outcome.cell.mini_batch == 8:
+            assert outcome.row is None and "about to end" in outcome.said and "not today" in outcome.said
+        else:
+            assert json.loads(json.dumps(asdict(outcome.cell))) == outcome.row
