@@ -36,7 +36,7 @@ from models.detector import Detector, describe_network
 from models.network import Network, parameter_groups
 from models.norms.effective import check_values, describe_norm, norm_warnings
 from models.norms.regime import NormRegime
-from models.norms.table import norm_factory, resolve_norm
+from models.norms.table import norm_factory, norm_of_weights, resolve_norm
 from models.yolo.loss import YoloLoss
 from utils.amp import MixedPrecision
 from utils.checkpoint import TrainingState, load_matching, read_checkpoint, write_checkpoint
@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not train_set.mirror_safe:
         said_by_files["flip"] = False
     if start is not None:
-        said_by_files |= {"norm": start["norm"]["norm"], "letterbox": start["letterbox"]}
+        said_by_files |= {**norm_of_weights(start["norm"], given.get("norm")), "letterbox": start["letterbox"]}
     options = settle(TrainOptions, given, said_by_files)
     options = replace(options, norm=resolve_norm(options.norm))
     check_batch(options)
@@ -323,7 +323,8 @@ def announce(options: TrainOptions, plan: Plan, train_set: ImageSet, val_set: Im
     print(f"network   {plan.name} {height}x{width}, {plan.classes} classes, {parameters}")
     cut = {"mini_batch": optim.batch_size // optim.subdivisions, "subdivisions": optim.subdivisions}
     print(f"norm      {describe_norm(options.norm, **cut)}")
-    for warning in norm_warnings(options.norm, **cut):
+    from_scratch = options.weights is None and options.resume is None
+    for warning in norm_warnings(options.norm, **cut, from_scratch=from_scratch):
         print(f"warning: {warning}")
     print(f"device    {describe(pick_device(options.device))['device']}")
     print(f"run       {folder}")

@@ -43,7 +43,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.small_batch.cell import code_version, run_cell  # noqa: E402
-from benchmarks.small_batch.grid import BUDGETS, Cell, Grid, TunedRates, left  # noqa: E402
+from benchmarks.small_batch.grid import BUDGETS, Cell, Grid, left  # noqa: E402
 from benchmarks.small_batch.plots import plot_gaps, plot_images, plot_mini_batches  # noqa: E402
 from benchmarks.small_batch.processes import run_cells  # noqa: E402
 from benchmarks.small_batch.progress import Progress  # noqa: E402
@@ -160,7 +160,7 @@ def default_jobs(device: str, nets: Iterable[str]) -> int:
 
 def report(grid: Grid, rows: Sequence[Row], path: Path) -> None:
     """Print the table; write it, the figures behind it and the plots beside the rows."""
-    results = Results(rows, TunedRates(grid, rows))
+    results = Results(rows, grid)
     lines = results.lines()
     if not lines:
         print("no cell is tested yet, so there is no table")

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +120,20 @@ def check_apart(train_set: ImageSet, val_set: ImageSet, test_set: ImageSet) -> N
 
 
 def trained(folder: Path) -> dict[str, Any]:
-    """From the run's own files: speed (loading included, the first epoch left out), curve, first batch.
+    """From the run's own files: speed, loss, curve, first batch.
 
-    curve: [training images, AP on val] at each evaluation. first_batch: a hash of its picture, which shows that
-    two runs saw the same.
+    step_s: of an optimizer step with its loading, in the fastest epoch after the first and before any freeze, since
+    other processes can only slow an epoch down. curve: [training images, AP on val] at each evaluation.
+    first_batch: a hash of its picture, which shows that two runs saw the same.
     """
     with open(folder / "results.csv", newline="") as file:
         epochs = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    timed = epochs[1:] or epochs
-    steps = timed[-1]["step"] - (epochs[0]["step"] if epochs[1:] else 0)
-    step_s = sum(row["seconds"] for row in timed) / steps
+    paces = [
+        row["seconds"] / (row["step"] - before["step"])
+        for before, row in pairwise([{"step": 0.0}, *epochs])
+        if row["step"] <= 0.7 * epochs[-1]["step"]
+    ]
+    step_s = min(paces[1:] or paces or [epochs[0]["seconds"] / epochs[0]["step"]])
     return {
         "step_s": round(step_s, 5),
         "images_per_s": round(BATCH / step_s, 2),

@@ -178,7 +178,7 @@ BUDGETS = {
         tuned_at=(),
         rates=_RATES,
         seeds=3,
-        steps=384,
+        steps=512,
         scenes=1024,
     ),
     "standard": Grid(

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from benchmarks.small_batch.grid import Cell
@@ -118,7 +120,8 @@ class _Crew:
 
 
 def _in_process(work: Work, cell: Cell, folder: Path, threads: int) -> None:
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_die_with_parent, args=(folder.parent,), daemon=True).start()
+    signal.signal(signal.SIGTERM, _leave)
     log = open(folder / "log.txt", "w", buffering=1)  # noqa: SIM115 - as long as the process
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
@@ -138,11 +141,17 @@ def _limit_threads(threads: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _die_with_parent() -> None:
-    """A grid that is killed outright cannot stop its cells."""
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    """When told to stop: through the exit handlers, which give back what other processes would miss."""
+    raise SystemExit(143)
+
+
+def _die_with_parent(scratch: Path) -> None:
+    """A grid that is killed outright can neither stop its cells nor clear up after them."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
+        shutil.rmtree(scratch, ignore_errors=True)
         os._exit(1)
 
 

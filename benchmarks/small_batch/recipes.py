@@ -35,6 +35,7 @@ BASES: dict[str, dict[str, Any]] = {
     "mabn-64": {"norm": "mabn", "norm_average_images": 64.0},
     "brn": {"norm": "brn"},
     "gn": {"norm": "gn"},
+    "gn-8": {"norm": "gn", "norm_groups": 8},  # with 32, as in the paper, a narrow layer's groups are single channels
 }
 
 ADDITIONS: dict[str, dict[str, Any]] = {
@@ -46,7 +47,7 @@ ADDITIONS: dict[str, dict[str, Any]] = {
 # Norms whose burn-in has a default in optimizer steps: here it is a tenth of the training, as the learning rate's.
 _WITH_BURN_IN = ("cbn", "cbn-lite", "brn")
 
-_PLAIN = ("bn-pooled", "mabn-8", "mabn-64", "cbn-std-renorm")  # and the windows: sweeps, without additions
+_PLAIN = ("bn-pooled", "gn-8", "mabn-8", "mabn-64", "cbn-std-renorm")  # and the windows: sweeps, without additions
 
 
 def settings_of(recipe: str, *, steps: int) -> dict[str, Any]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from operator import itemgetter
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks.small_batch.grid import BATCH, TunedRates
+from benchmarks.small_batch.grid import BATCH, Grid, TunedRates
 from benchmarks.small_batch.recipes import reference_of
 from benchmarks.small_batch.statistics import Estimate, Gain, estimate, gain, holm, won_back
 
@@ -48,13 +47,13 @@ class Line:
 
 
 class Results:
-    """Main rows by place and seed, those only that were made with the rate the tuning chose."""
+    """Main rows by place and seed: those of the grid's length, made with the rate that the tuning chose."""
 
-    def __init__(self, rows: Iterable[Row], rates: TunedRates) -> None:
-        self._rates = rates
+    def __init__(self, rows: Iterable[Row], grid: Grid) -> None:
+        self._rates = rates = TunedRates(grid, rows := list(rows))
         self._rows: dict[tuple[Any, ...], BySeed] = {}
         for row in rows:
-            if row["role"] != "main" or row["test_AP"] is None:
+            if row["role"] != "main" or row["test_AP"] is None or row["steps"] != grid.steps:
                 continue
             if row["rate"] == rates.of(row["data"], row["net"], row["recipe"], row["mini_batch"]):
                 place = (row["data"], row["net"], row["mosaic"], row["mini_batch"], row["recipe"])
@@ -111,10 +110,10 @@ class Results:
             "share": None
             if recipe == reference or mini_batch == BATCH
             else won_back(*(_column(each, "test_AP") for each in (rows, small, large))),
-            "step_s": median(map(step_seconds, timed.values())) if timed else float("nan"),
-            "time_ratio": _ratio(timed, bn, step_seconds),
+            "step_s": median(row["step_s"] for row in timed.values()) if timed else float("nan"),
+            "time_ratio": _ratio(timed, bn, "step_s"),
             "memory_MB": some["memory_MB"],
-            "memory_ratio": _ratio(rows, bn, itemgetter("memory_MB")),
+            "memory_ratio": _ratio(rows, bn, "memory_MB"),
         }
 
 
@@ -122,16 +121,10 @@ def _column(rows: BySeed, name: str) -> dict[int, float]:
     return {seed: row[name] for seed, row in rows.items()}
 
 
-def step_seconds(row: Row) -> float:
-    """Of an optimizer step; on a CPU only the share in which this process had its core, whatever else ran there."""
-    share = row["cpu_seconds"] / row["seconds"] if row["machine"]["device"] == "cpu" else 1.0
-    return row["step_s"] * min(share, 1.0)
-
-
-def _ratio(rows: BySeed, reference: BySeed, value: Callable[[Row], float]) -> float | None:
+def _ratio(rows: BySeed, reference: BySeed, name: str) -> float | None:
     """The median over seeds of ratios on one machine."""
     ratios = [
-        value(row) / value(other)
+        row[name] / other[name]
         for seed, row in rows.items()
         if (other := reference.get(seed)) and not other["diverged"] and other["machine"] == row["machine"]
     ]

@@ -47,7 +47,7 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
     spares passes over memory.
 
     The covariance is taken from at least `positions` positions (0 = all) and scaled to the exact variance, so that
-    the gradient is orthogonal to each filter all the same.
+    the gradient is orthogonal to each filter all the same, unless the grid sees hardly any of that variance.
     """
 
     def __init__(

@@ -22,7 +22,8 @@ def effective_pictures(options: NormOptions, *, mini_batch: int, subdivisions: i
     options: resolved. mini_batch: pictures in each of a batch's `subdivisions` mini-batches.
     """
     pool = _POOLS.get(options.norm)
-    return None if pool is None or options.norm_eval else round(pool(options, mini_batch, subdivisions))
+    held = options.norm_eval or options.norm_freeze_after == 0
+    return None if pool is None or held else round(pool(options, mini_batch, subdivisions))
 
 
 def describe_norm(options: NormOptions, *, mini_batch: int, subdivisions: int) -> str:
@@ -31,27 +32,41 @@ def describe_norm(options: NormOptions, *, mini_batch: int, subdivisions: int) -
     parts = f"{name}: mini-batches of {_pictures(mini_batch)}"
     pictures = effective_pictures(options, mini_batch=mini_batch, subdivisions=subdivisions)
     if pictures is None:
-        return f"{parts}, " + ("running statistics, which stay" if options.norm_eval else _OTHERS[options.norm])
+        return f"{parts}, " + _OTHERS.get(options.norm, "running statistics, which stay")
     return f"{parts}, statistics of {'' if sees_only_its_mini_batch(options) else 'up to '}{pictures}"
 
 
-def norm_warnings(options: NormOptions, *, mini_batch: int, subdivisions: int) -> list[str]:
-    """A line where a norm that sees only its mini-batch sees few pictures, with the remedies."""
-    if not sees_only_its_mini_batch(options) or mini_batch >= FEW:
-        return []
-    pool = f"--norm cmbn pools the batch's {mini_batch * subdivisions}, " if subdivisions > 1 else ""
-    return [
-        f"{options.norm} normalises by the statistics of {_pictures(mini_batch)}, fewer than {FEW}: {pool}"
-        "--norm cbn a window of past mini-batches, --norm gn needs none"
-    ]
+def norm_warnings(options: NormOptions, *, mini_batch: int, subdivisions: int, from_scratch: bool) -> list[str]:
+    """A line where statistics are of few pictures, with the remedies; and one where they are of none at all."""
+    warnings = []
+    pictures = effective_pictures(options, mini_batch=mini_batch, subdivisions=subdivisions)
+    if pictures is not None and pictures < FEW:
+        remedies = []
+        if subdivisions > 1 and sees_only_its_mini_batch(options):
+            remedies.append(f"--norm cmbn pools the batch's {mini_batch * subdivisions}")
+        if options.norm not in ("cbn", "cbn-lite"):
+            remedies.append("--norm cbn a window of past mini-batches")
+        else:
+            remedies.append("a larger --norm-window pools more")
+        remedies.append("--norm gn needs none")
+        warnings.append(
+            f"{options.norm} normalises by the statistics of {_pictures(pictures)}, fewer than {FEW}: "
+            + ", ".join(remedies)
+        )
+    never_measures = options.norm == "frozen" or options.norm_eval or options.norm_freeze_after == 0
+    if never_measures and from_scratch:
+        warnings.append("running statistics stay at mean 0 and variance 1: this is meant for a start from --weights")
+    return warnings
 
 
 def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
-    """UserError where a norm that sees only its mini-batch would see one value per channel, which has no variance.
+    """UserError where a mini-batch would have one value per channel, which has no variance.
+
+    Also for norms that pool: the first mini-batch of a batch, and the steps of burn-in, have only their own.
 
     mini_batch: pictures in the smallest; the plan: at the smallest input of the training.
     """
-    if not sees_only_its_mini_batch(options):
+    if options.norm not in _POOLS or options.norm == "mabn" or options.norm_eval or options.norm_freeze_after == 0:
         return
     for node in plan.nodes:
         _, height, width = node.shape

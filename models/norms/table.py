@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -210,7 +210,7 @@ def _in(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
 
 
 def _frozen(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
-    return FrozenBatchNorm(conv.out_channels, **_rates(options))
+    return FrozenBatchNorm(conv.out_channels, eps=options.norm_eps)
 
 
 def _syncbn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
@@ -244,8 +244,7 @@ _WINDOW_KNOBS = {
     "norm_positions": 256,
     "norm_sync": False,
 }
-_RUNNING_KNOBS = {"norm_momentum": 0.1, "precise_bn": 0}
-_STATISTICS_KNOBS = {**_RUNNING_KNOBS, "norm_eval": False, "norm_freeze_after": 1.0}
+_STATISTICS_KNOBS = {"norm_momentum": 0.1, "precise_bn": 0, "norm_eval": False, "norm_freeze_after": 1.0}
 
 # The knobs that only some norms read, with their defaults there.
 _OWN_KNOBS: dict[str, dict[str, Any]] = {
@@ -262,7 +261,7 @@ _OWN_KNOBS: dict[str, dict[str, Any]] = {
         **_STATISTICS_KNOBS,
     },
     "gn": {"norm_groups": 32},
-    "frozen": _RUNNING_KNOBS,
+    "frozen": {"precise_bn": 0},
     "syncbn": _STATISTICS_KNOBS,
 }
 
@@ -295,8 +294,25 @@ def resolve_norm(options: NormOptions) -> NormOptions:
             flag = "--" + field.replace("_", "-")
             chosen = f"--norm {norm}" + (f" --norm-gradient {gradient}" if norm == "cmbn" and gradient else "")
             raise UserError(f"{flag} is read by {readers}, not by {chosen}")
+    if norm == "none":
+        for field in ("norm_eps", "norm_freeze_affine", "weight_centralization"):
+            if getattr(options, field) not in (None, NormOptions.__dataclass_fields__[field].default, False):
+                raise UserError(f"--{field.replace('_', '-')} is about a norm, and --norm none is not one")
     own["weight_centralization"] = norm == "mabn"
     return replace(options, **{field: value for field, value in own.items() if getattr(options, field) is None})
+
+
+def norm_of_weights(stored: Mapping[str, Any], chosen: str | None) -> dict[str, Any]:
+    """What trained weights say of the norm that goes on with them, by field name; `chosen` may be another norm.
+
+    Without these they would be another function: how convolutions see their weights and what is added to
+    variances always, everything else if the norm stays the same. How a training treats statistics is not theirs.
+    """
+    own = {"norm", *_OWN_KNOBS.get(stored["norm"], ())} - {"norm_eval", "norm_freeze_after", "precise_bn"}
+    kept = {"weight_centralization", "norm_eps"} | (own if chosen in (None, stored["norm"]) else set())
+    if chosen == "none":
+        kept = set()
+    return {field: stored[field] for field in sorted(kept) if stored.get(field) is not None}
 
 
 def largest_divisor(number: int, *, at_most: int) -> int:

@@ -124,7 +124,7 @@ def test_what_the_norm_sees_is_announced(flags, tmp_path, capsys):
     train.main([*flags, "--norm", "cmbn", "--max-steps", "1", "--run", str(tmp_path / "cmbn")])
     said = capsys.readouterr().out
     assert "\nnorm      cmbn (weights): mini-batches of 2 pictures, statistics of up to 4\n" in said
-    assert "fewer than" not in said
+    assert "\nwarning: cmbn normalises by the statistics of 4 pictures, fewer than 8: --norm cbn" in said
 
 
 @pytest.mark.parametrize(

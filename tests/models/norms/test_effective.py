@@ -10,6 +10,7 @@ from models.norms.table import NORMS, NormOptions, resolve_norm
 from utils.errors import UserError
 
 CUT = {"mini_batch": 2, "subdivisions": 8}
+WARNED = {**CUT, "from_scratch": False}
 
 
 def options(norm: str, **settings: object) -> NormOptions:
@@ -62,22 +63,37 @@ def test_every_norm_has_a_line(norm):
 
 
 def test_few_pictures_are_warned_of_with_the_remedies():
-    (line,) = norm_warnings(options("bn"), **CUT)
+    (line,) = norm_warnings(options("bn"), **WARNED)
     assert "bn normalises by the statistics of 2 pictures, fewer than 8" in line
     assert "--norm cmbn pools the batch's 16" in line and "--norm cbn" in line and "--norm gn" in line
-    (line,) = norm_warnings(options("syncbn"), mini_batch=4, subdivisions=1)
+    (line,) = norm_warnings(options("syncbn"), mini_batch=4, subdivisions=1, from_scratch=False)
     assert "cmbn" not in line and "--norm cbn" in line  # a batch of one mini-batch has nothing to pool
 
 
 @pytest.mark.parametrize("norm", [norm for norm in NORMS if norm not in ("bn", "syncbn")])
 def test_norms_that_look_further_are_not_warned_of(norm):
-    assert norm_warnings(options(norm), mini_batch=1, subdivisions=1) == []
+    assert norm_warnings(options(norm), **WARNED) == []
+
+
+@pytest.mark.parametrize(("norm", "remedy"), [("cmbn", "--norm cbn"), ("cbn", "--norm-window"), ("cbn-lite", "window")])
+def test_norms_that_pool_little_are_warned_of(norm, remedy):
+    (line,) = norm_warnings(options(norm), mini_batch=1, subdivisions=4, from_scratch=False)
+    assert "statistics of 4 pictures" in line and remedy in line and "cmbn pools" not in line
+
+
+@pytest.mark.parametrize(
+    "made", [options("frozen"), options("bn", norm_eval=True), options("cmbn", norm_freeze_after=0.0)]
+)
+def test_statistics_of_nothing_are_warned_of(made):
+    (line,) = norm_warnings(made, mini_batch=1, subdivisions=1, from_scratch=True)
+    assert "--weights" in line
+    assert norm_warnings(made, mini_batch=1, subdivisions=1, from_scratch=False) == []
 
 
 def test_enough_pictures_and_frozen_statistics_are_not_warned_of():
-    assert norm_warnings(options("bn"), mini_batch=8, subdivisions=2) == []
-    assert len(norm_warnings(options("bn"), mini_batch=7, subdivisions=2)) == 1
-    assert norm_warnings(options("bn", norm_eval=True), **CUT) == []
+    assert norm_warnings(options("bn"), mini_batch=8, subdivisions=2, from_scratch=False) == []
+    assert len(norm_warnings(options("bn"), mini_batch=7, subdivisions=2, from_scratch=False)) == 1
+    assert norm_warnings(options("bn", norm_eval=True), **WARNED) == []
 
 
 # --- one value per channel -----------------------------------------------------------------------------------
@@ -122,10 +138,17 @@ def test_two_values_will_do(norm, mini_batch, input_hw):
     assert check_values(plan, options(norm), mini_batch=mini_batch) is None
 
 
-@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm not in ("bn", "syncbn")])
-def test_norms_that_look_further_can_do_with_one_value(norm):
+@pytest.mark.parametrize("norm", ["mabn", "gn", "ln", "in", "frozen", "none"])
+def test_norms_that_need_no_variance_of_a_mini_batch_can_do_with_one_value(norm):
     assert check_values(parse_plan(DEEP, path="deep.cfg"), options(norm), mini_batch=1) is None
 
 
-def test_frozen_statistics_can_do_with_one_value():
-    assert check_values(parse_plan(DEEP, path="deep.cfg"), options("bn", norm_eval=True), mini_batch=1) is None
+@pytest.mark.parametrize("norm", ["cmbn", "cbn", "cbn-lite", "brn", "syncbn"])
+def test_norms_that_pool_begin_with_one_mini_batch(norm):
+    with pytest.raises(UserError, match="one value per channel"):
+        check_values(parse_plan(DEEP, path="deep.cfg"), options(norm), mini_batch=1)
+
+
+@pytest.mark.parametrize("held", [{"norm_eval": True}, {"norm_freeze_after": 0.0}])
+def test_frozen_statistics_can_do_with_one_value(held):
+    assert check_values(parse_plan(DEEP, path="deep.cfg"), options("bn", **held), mini_batch=1) is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
@@ -13,7 +13,15 @@ from models.norms.batch_stat import BatchStatNorm
 from models.norms.cbn import CBN_GRADIENTS, ESTIMATORS
 from models.norms.centred import CentredConv2d
 from models.norms.cmbn import DarknetCrossMiniBatchNorm
-from models.norms.table import CMBN_GRADIENTS, NORMS, NormOptions, largest_divisor, norm_factory, resolve_norm
+from models.norms.table import (
+    CMBN_GRADIENTS,
+    NORMS,
+    NormOptions,
+    largest_divisor,
+    norm_factory,
+    norm_of_weights,
+    resolve_norm,
+)
 from tests.models.norms.kinds import KINDS, block, parts, run_batch
 from utils.clock import BatchClock
 from utils.errors import UserError
@@ -98,7 +106,7 @@ READERS = {
     "norm_groups": {"gn"},
     "norm_running": {"bn"},
     "norm_sync": {"cmbn", *CBNS},
-    "norm_momentum": {*BY_BATCHES, "frozen"},
+    "norm_momentum": BY_BATCHES,
     "norm_eval": BY_BATCHES,
     "norm_freeze_after": BY_BATCHES,
     "precise_bn": {*BY_BATCHES, "frozen"},
@@ -190,11 +198,12 @@ def test_darknets_cmbn_has_darknets_rate():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_norm_gets_the_rates(kind):
+    if kind == "none":
+        return
     options = replace(KINDS[kind], norm_eps=1e-4)
     norm = norm_factory(options)(nn.Conv2d(4, 8, 3))
-    if norm is not None:
-        assert norm.eps == 1e-4
-    if isinstance(norm, BatchStatNorm | nn.BatchNorm2d):
+    assert norm.eps == 1e-4
+    if isinstance(norm, BatchStatNorm | nn.BatchNorm2d) and kind != "frozen":
         assert norm.momentum == resolve_norm(options).norm_momentum
 
 
@@ -227,7 +236,7 @@ def test_every_parameter_of_a_block_gets_a_gradient(norm):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in made.parameters())
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "none"])
 def test_a_frozen_affine_part_stays_as_it_starts(norm):
     made = ConvNormAct.make(
         4, 8, 3, norm=norm_factory(NormOptions(norm=norm, norm_freeze_affine=True)), activation=nn.Mish()
@@ -235,10 +244,33 @@ def test_a_frozen_affine_part_stays_as_it_starts(norm):
     for x in BatchClock(made).minibatches(parts(dtype=torch.float32)):
         made(x).square().sum().backward()
     assert made.conv.weight.grad.abs().sum() > 0
-    if made.norm is not None:
-        assert [p.requires_grad for p in made.norm.parameters()] == [False, False]
-        assert [p.grad for p in made.norm.parameters()] == [None, None]
-        assert made.norm.weight.tolist() == [1] * 8 and made.norm.bias.tolist() == [0] * 8
+    assert [p.requires_grad for p in made.norm.parameters()] == [False, False]
+    assert [p.grad for p in made.norm.parameters()] == [None, None]
+    assert made.norm.weight.tolist() == [1] * 8 and made.norm.bias.tolist() == [0] * 8
+
+
+@pytest.mark.parametrize("given", [{"norm_eps": 1e-3}, {"norm_freeze_affine": True}, {"weight_centralization": True}])
+def test_no_norm_refuses_what_is_about_one(given):
+    with pytest.raises(UserError, match="is about a norm"):
+        resolve_norm(NormOptions(norm="none", **given))
+
+
+@pytest.mark.parametrize("trained", ["mabn", "bn", "gn", "cbn"])
+def test_weights_bring_along_what_makes_them_the_same_function(trained):
+    """Else they would be loaded without a word into a network that computes something else."""
+    own = {"norm_groups": 2} if trained == "gn" else {"weight_centralization": True, "norm_eps": 1e-3}
+    stored = asdict(resolve_norm(NormOptions(norm=trained, **own)))
+    again = NormOptions(**norm_of_weights(stored, None))
+    assert asdict(resolve_norm(again)) == stored
+    other = norm_of_weights(stored, "cmbn")
+    assert other == {"weight_centralization": stored["weight_centralization"], "norm_eps": stored["norm_eps"]}
+    assert norm_of_weights(stored, "none") == {}
+
+
+def test_how_a_training_treats_statistics_is_not_the_weights_business():
+    stored = asdict(resolve_norm(NormOptions(norm="bn", norm_eval=True, precise_bn=8, norm_freeze_after=1.0)))
+    resolved = resolve_norm(NormOptions(**norm_of_weights(stored, "bn")))
+    assert (resolved.norm_eval, resolved.precise_bn, resolved.norm_freeze_after) == (False, 0, 1.0)
 
 
 def test_darknets_variant_is_of_no_other_gradient():
@@ -246,7 +278,7 @@ def test_darknets_variant_is_of_no_other_gradient():
     assert kinds == ["cmbn-darknet"]
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "none"])
 def test_filters_are_centred_where_asked_for_and_with_mabn(norm):
     for asked in (None, True, False):
         options = NormOptions(norm=norm, weight_centralization=asked)
