@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from cfg.layers import ConvSpec
 from cfg.plan import Plan
-from models.norms.table import NormOptions
+from models.norms.table import NormOptions, largest_divisor
 from utils.errors import UserError
 
 FEW = 8
@@ -60,21 +60,24 @@ def norm_warnings(options: NormOptions, *, mini_batch: int, subdivisions: int, f
 
 
 def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
-    """UserError where a mini-batch would have one value per channel, which has no variance.
+    """UserError where a norm would take the variance of a single value, which has none.
 
-    Also for norms that pool: the first mini-batch of a batch, and the steps of burn-in, have only their own.
-
+    Also for norms that pool: the first mini-batch of a batch, and the steps of burn-in, have only their own. And for
+    groups of one channel, which torch refuses.
     mini_batch: pictures in the smallest; the plan: at the smallest input of the training.
     """
-    if options.norm not in _POOLS or options.norm == "mabn" or options.norm_eval or options.norm_freeze_after == 0:
+    if options.norm in ("ln", "mabn", "frozen", "none") or options.norm_eval or options.norm_freeze_after == 0:
         return
     for node in plan.nodes:
-        _, height, width = node.shape
-        if isinstance(node.spec, ConvSpec) and node.spec.batch_normalize and mini_batch * height * width == 1:
+        channels, height, width = node.shape
+        together = channels // largest_divisor(channels, at_most=options.norm_groups) if options.norm_groups else 1
+        if not isinstance(node.spec, ConvSpec) or not node.spec.batch_normalize:
+            continue
+        if mini_batch * height * width * together == 1:
             raise UserError(
                 f"{plan.path}:{node.line}: layer {node.index} has one value per channel in a mini-batch of one picture "
                 f"at {plan.net.height}x{plan.net.width} px, and {options.norm} cannot normalise one value: take "
-                "fewer --subdivisions, a larger --image-size or --norm gn"
+                "fewer --subdivisions, a larger --image-size or --norm ln"
             )
 
 

@@ -141,7 +141,7 @@ def test_one_value_per_channel_is_said_before_the_first_step(tmp_path, scenes, p
     cut = ["--batch-size", batch[0], "--subdivisions", batch[1], "--multi-scale", factor]
     with pytest.raises(UserError, match=r"deep\.cfg:17: layer 1 has one value per channel .* at 32x32 px"):
         train.main([*flags, *cut, "--norm", "bn", "--run", str(tmp_path / "bn")])
-    train.main([*flags, *cut, "--norm", "gn", "--run", str(tmp_path / "gn")])
+    train.main([*flags, *cut, "--norm", "ln", "--run", str(tmp_path / "ln")])
 
 
 def train_on_one(scenes: Path, copy: Path) -> Path:

@@ -138,15 +138,20 @@ def test_two_values_will_do(norm, mini_batch, input_hw):
     assert check_values(plan, options(norm), mini_batch=mini_batch) is None
 
 
-@pytest.mark.parametrize("norm", ["mabn", "gn", "ln", "in", "frozen", "none"])
+@pytest.mark.parametrize("norm", ["mabn", "ln", "frozen", "none"])
 def test_norms_that_need_no_variance_of_a_mini_batch_can_do_with_one_value(norm):
     assert check_values(parse_plan(DEEP, path="deep.cfg"), options(norm), mini_batch=1) is None
 
 
-@pytest.mark.parametrize("norm", ["cmbn", "cbn", "cbn-lite", "brn", "syncbn"])
-def test_norms_that_pool_begin_with_one_mini_batch(norm):
+@pytest.mark.parametrize("norm", ["cmbn", "cbn", "cbn-lite", "brn", "syncbn", "gn", "in"])
+def test_pools_begin_with_one_mini_batch_and_groups_may_be_one_channel(norm):
     with pytest.raises(UserError, match="one value per channel"):
         check_values(parse_plan(DEEP, path="deep.cfg"), options(norm), mini_batch=1)
+
+
+def test_a_group_of_two_channels_has_two_values():
+    plan = parse_plan(DEEP, path="deep.cfg")
+    assert check_values(plan, options("gn", norm_groups=1), mini_batch=1) is None
 
 
 @pytest.mark.parametrize("held", [{"norm_eval": True}, {"norm_freeze_after": 0.0}])
