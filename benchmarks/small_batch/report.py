@@ -177,7 +177,7 @@ def _said(value: Estimate, *, digits: int = 1, sign: str = "") -> str:
 
 NOTES = (
     "AP (COCO, 50:95) and AP50 in per cent on the test split: mean over n seeds [95 % interval: expanded percentile "
-    "bootstrap over seeds].",
+    "bootstrap over seeds; of 2 or 3 seeds it is their range, which covers only 50 or 75 %].",
     "gain over BN: paired by seed, at the same mini-batch; recipes with weight centralisation (mabn, +wc) against "
     "bn+wc. p: exact sign-flip permutation, one-sided (larger than 0), per comparison.",
     "{mark}: p <= .05 and the interval excludes 0; †: also after Holm's correction over the recipes of the block, for "

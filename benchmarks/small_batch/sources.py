@@ -47,7 +47,7 @@ def prepare(cell: Cell, folders: Mapping[str, str]) -> Source:
     path = folders[cell.data]
     if cell.data == "coco-tiny":
         hw = (96, 96) if cell.net == "small" else (416, 416)
-        return Source(path=path, train="train2017", val="val2017", test=None, shift=None, input_hw=hw, cfg=cfg)
+        return Source(path=path, train="train", val="val", test=None, shift=None, input_hw=hw, cfg=cfg)
     hw = (96, 128) if cell.net == "small" else (416, 416)
     return Source(path=path, train="train", val="val", test="test", shift=None, input_hw=hw, cfg=cfg)
 
