@@ -137,12 +137,16 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
         along = view.along_weight(self.ring_cov)
         self.now_mean.copy_(view.along_weight(self.ring_patch))
         if self.estimator == "std":
-            ratio = torch.where(self.ring_along > 0, along / self.ring_along, 1).clamp(min=0)
-            self.now_var.copy_(self.ring_var * ratio.square())
+            self._extrapolate_deviations(along)
         else:
             # E[y^2](W) = 2 E[y P] . W - E[y^2], written in covariances so that nothing large cancels.
             step = self.now_mean - self.ring_mean
             self.now_var.copy_(self.ring_var + 2 * (along - self.ring_along) - step.square())
+
+    def _extrapolate_deviations(self, along: Tensor) -> None:
+        """now_var <- by the estimator `std`; along, (C,) or (window, C): D . W at today's weights."""
+        ratio = torch.where(self.ring_along > 0, along / self.ring_along, 1).clamp(min=0)
+        self.now_var.copy_(self.ring_var * ratio.square())
 
     def _trusted_count(self) -> Tensor:
         """(window, C) positions of each mini-batch that may be pooled; a negative variance counts for nothing."""

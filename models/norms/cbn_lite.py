@@ -45,8 +45,7 @@ class CrossIterationBatchNormLite(CrossIterationBatchNorm):
         self.ring_patch.index_copy_(0, self.slot, patch[None])
         if self.weights_moved:
             self.now_along.copy_(view.along_weight(self.shared_cov))
-            ratio = torch.where(self.ring_along > 0, self.now_along / self.ring_along, 1).clamp(min=0)
-            self.now_var.copy_(self.ring_var * ratio.square())
+            self._extrapolate_deviations(self.now_along)
             self.now_mean.copy_(view.along_weight(self.ring_patch))
         if self.refresh:
             # Done twice, this changes nothing: the second time the ratio above is 1, to the bit, because both its

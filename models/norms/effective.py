@@ -22,8 +22,7 @@ def effective_pictures(options: NormOptions, *, mini_batch: int, subdivisions: i
     options: resolved. mini_batch: pictures in each of a batch's `subdivisions` mini-batches.
     """
     pool = _POOLS.get(options.norm)
-    held = options.norm_eval or options.norm_freeze_after == 0
-    return None if pool is None or held else round(pool(options, mini_batch, subdivisions))
+    return None if pool is None or never_measures(options) else round(pool(options, mini_batch, subdivisions))
 
 
 def describe_norm(options: NormOptions, *, mini_batch: int, subdivisions: int) -> str:
@@ -53,8 +52,7 @@ def norm_warnings(options: NormOptions, *, mini_batch: int, subdivisions: int, f
             f"{options.norm} normalises by the statistics of {_pictures(pictures)}, fewer than {FEW}: "
             + ", ".join(remedies)
         )
-    never_measures = options.norm == "frozen" or options.norm_eval or options.norm_freeze_after == 0
-    if never_measures and from_scratch:
+    if never_measures(options) and from_scratch:
         warnings.append("running statistics stay at mean 0 and variance 1: this is meant for a start from --weights")
     return warnings
 
@@ -66,7 +64,7 @@ def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
     groups of one channel, which torch refuses.
     mini_batch: pictures in the smallest; the plan: at the smallest input of the training.
     """
-    if options.norm in ("ln", "mabn", "frozen", "none") or options.norm_eval or options.norm_freeze_after == 0:
+    if options.norm in ("ln", "mabn", "none") or never_measures(options):
         return
     for node in plan.nodes:
         channels, height, width = node.shape
@@ -83,7 +81,12 @@ def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
 
 def sees_only_its_mini_batch(options: NormOptions) -> bool:
     """Whether nothing but the mini-batch at hand normalises it in training. Several GPUs are not looked at."""
-    return options.norm in ("bn", "syncbn") and not options.norm_eval
+    return options.norm in ("bn", "syncbn") and not never_measures(options)
+
+
+def never_measures(options: NormOptions) -> bool:
+    """Whether running statistics are used from the first step on, and stay as they are."""
+    return options.norm == "frozen" or options.norm_eval or options.norm_freeze_after == 0
 
 
 def _pictures(count: int) -> str:

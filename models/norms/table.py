@@ -305,14 +305,15 @@ def resolve_norm(options: NormOptions) -> NormOptions:
 def norm_of_weights(stored: Mapping[str, Any], chosen: str | None) -> dict[str, Any]:
     """What trained weights say of the norm that goes on with them, by field name; `chosen` may be another norm.
 
-    Without these they would be another function: how convolutions see their weights and what is added to
-    variances always, everything else if the norm stays the same. How a training treats statistics is not theirs.
+    Without these they would be another function: how convolutions see their weights, what is added to variances,
+    and the groups of group norm. How a training pools or treats statistics is not the weights' business.
     """
-    own = {"norm", *_OWN_KNOBS.get(stored["norm"], ())} - {"norm_eval", "norm_freeze_after", "precise_bn"}
-    kept = {"weight_centralization", "norm_eps"} | (own if chosen in (None, stored["norm"]) else set())
     if chosen == "none":
-        kept = set()
-    return {field: stored[field] for field in sorted(kept) if stored.get(field) is not None}
+        return {}
+    same = ("norm", "norm_groups") if chosen in (None, stored["norm"]) else ()
+    return {
+        field: stored[field] for field in ("weight_centralization", "norm_eps", *same) if stored.get(field) is not None
+    }
 
 
 def largest_divisor(number: int, *, at_most: int) -> int:

@@ -267,6 +267,12 @@ def test_weights_bring_along_what_makes_them_the_same_function(trained):
     assert norm_of_weights(stored, "none") == {}
 
 
+def test_another_gradient_goes_on_with_the_weights():
+    """What only the first gradient reads must not be refused in the name of a user who never typed it."""
+    stored = asdict(resolve_norm(NormOptions(norm="cmbn")))
+    assert resolve_norm(NormOptions(**norm_of_weights(stored, None), norm_gradient="share")).norm_gradient == "share"
+
+
 def test_how_a_training_treats_statistics_is_not_the_weights_business():
     stored = asdict(resolve_norm(NormOptions(norm="bn", norm_eval=True, precise_bn=8, norm_freeze_after=1.0)))
     resolved = resolve_norm(NormOptions(**norm_of_weights(stored, "bn")))
