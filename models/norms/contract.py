@@ -10,6 +10,7 @@ plugs in unchanged:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -98,32 +99,11 @@ class ConvView:
         grad: (N, C, H, W) like the conv's output, or every steps-th of its rows and columns -> (C, K) in grad's
         dtype.
         """
-        return self._weight_gradient(grad, self._x.to(grad.dtype), self._conv.weight, steps).flatten(1)
-
-    def mean_patch(self, dtype: torch.dtype) -> Tensor:
-        """Mean patch over images and positions, (G, K): one row a group, shared by its channels."""
-        summed = self._x.to(dtype).sum(0, keepdim=True)
-        conv = self._conv
-        height, width = (
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-            for size, pad, dilation, kernel, stride in zip(
-                summed.shape[2:], conv.padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
-            )
-        )
-        uniform = summed.new_full((1, conv.groups, height, width), 1 / (len(self._x) * height * width))
-        return self._weight_gradient(uniform, summed, conv.weight[: conv.groups]).flatten(1)
-
-    def per_channel(self, per_group: Tensor) -> Tensor:
-        """(..., G, K) -> (..., C, K): each channel sees its group's row. What has C rows already is left alone."""
-        channels = self._conv.out_channels
-        return per_group if per_group.shape[-2] == channels else per_channel(per_group, channels)
-
-    def _weight_gradient(self, grad: Tensor, x: Tensor, weight: Tensor, steps: tuple[int, int] = (1, 1)) -> Tensor:
         conv = self._conv
         return torch.ops.aten.convolution_backward(
             grad,
-            x,
-            weight.detach().to(grad.dtype),
+            self._x.to(grad.dtype),
+            conv.weight.detach().to(grad.dtype),
             None,
             [stride * step for stride, step in zip(conv.stride, steps, strict=True)],
             conv.padding,
@@ -132,7 +112,40 @@ class ConvView:
             [0, 0],
             conv.groups,
             [False, True, False],
-        )[1]
+        )[1].flatten(1)
+
+    def mean_patch(self, dtype: torch.dtype) -> Tensor:
+        """Mean patch over images and positions, (G, K): one row a group, shared by its channels.
+
+        Zeros where a patch lies over the edge. Rows and columns part, so it takes two small products of matrices.
+        """
+        conv, mean_image = self._conv, self._x.to(dtype).mean(0)
+        # A compiler builds them into its graph; it would warn of a cache.
+        share_under_tap = _share_under_tap.__wrapped__ if torch.compiler.is_compiling() else _share_under_tap
+        rows, columns = (
+            share_under_tap(*sizes, dtype=dtype, device=mean_image.device)
+            for sizes in zip(
+                mean_image.shape[1:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True
+            )
+        )
+        with torch.autocast(mean_image.device.type, enabled=False):  # which would round statistics to bfloat16
+            return (rows @ (mean_image @ columns.mT)).reshape(conv.groups, -1)
+
+    def per_channel(self, per_group: Tensor) -> Tensor:
+        """(..., G, K) -> (..., C, K): each channel sees its group's row. What has C rows already is left alone."""
+        channels = self._conv.out_channels
+        return per_group if per_group.shape[-2] == channels else per_channel(per_group, channels)
+
+
+@lru_cache(maxsize=1024)
+def _share_under_tap(
+    size: int, kernel: int, stride: int, pad: int, dilation: int, *, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(kernel, size): where tap k of a kernel comes to lie on pixel i of a line, 1 / the line's outputs, else 0."""
+    outputs = (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+    pixel, tap = torch.arange(size, device=device), torch.arange(kernel, device=device)
+    start = pixel + pad - dilation * tap[:, None]  # of the kernel that brings the tap there, in padded pixels
+    return ((start >= 0) & (start <= stride * (outputs - 1)) & (start % stride == 0)).to(dtype) / outputs
 
 
 def grid_steps(shape: torch.Size, positions: int) -> tuple[int, int]:

@@ -20,7 +20,13 @@ from utils.errors import UserError
 from utils.seed import seed_everything
 
 TOY = replace(
-    BUDGETS["standard"], data=("digits-0.4", "bccd"), recipes=("bn", "gn"), mini_batches=(1, 4), tuned_at=(1,)
+    BUDGETS["full"],
+    data=("digits-0.4", "bccd"),
+    nets=("small",),
+    recipes=("bn", "gn"),
+    mini_batches=(1, 4),
+    tuned_at=(1,),
+    mosaics=(False,),
 )
 
 
@@ -65,6 +71,13 @@ def test_the_rate_is_chosen_on_val_by_data_and_recipe() -> None:
     assert {cell.data for cell in TOY.tune_cells()} == {"digits-1", "bccd"}, "all digits are tuned alike"
     rates = {(cell.data, cell.recipe): cell.rate for cell in TOY.main_cells(rows)}
     assert rates == {(data, recipe): 0.02 if recipe == "gn" else 0.01 for data in TOY.data for recipe in TOY.recipes}
+
+
+def test_rates_of_one_data_set_can_hold_for_all() -> None:
+    toy = replace(TOY, tuned_on="digits-1")
+    assert {cell.data for cell in toy.tune_cells()} == {"digits-1"}
+    rows = [tuned(cell, cell.rate) for cell in toy.tune_cells()]
+    assert {(cell.data, cell.rate) for cell in toy.main_cells(rows)} == {("digits-0.4", 0.02), ("bccd", 0.02)}
 
 
 def test_a_recipe_waits_for_its_tuning() -> None:
