@@ -34,9 +34,10 @@ from data.source import open_image_set
 from examination import make_examiner, recalibrate_on
 from models.detector import Detector, describe_network
 from models.network import Network, parameter_groups
+from models.norms.auto import choose_norm
 from models.norms.effective import check_values, describe_norm, norm_warnings
 from models.norms.regime import NormRegime
-from models.norms.table import norm_factory, norm_of_weights, resolve_norm
+from models.norms.table import norm_factory, norm_of_weights
 from models.yolo.loss import YoloLoss
 from utils.amp import MixedPrecision
 from utils.checkpoint import TrainingState, load_matching, read_checkpoint, write_checkpoint
@@ -293,14 +294,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if start is not None:
         said_by_files |= {**norm_of_weights(start["norm"], given.get("norm")), "letterbox": start["letterbox"]}
     options = settle(TrainOptions, given, said_by_files)
-    options = replace(options, norm=resolve_norm(options.norm))
     check_batch(options)
+    norm, why = choose_norm(options.norm, mini_batch=options.optim.batch_size // options.optim.subdivisions)
+    options = replace(options, norm=norm)
     if checkpoint is not None:
         folder = Path(given["resume"])
         folder = folder if folder.is_dir() else folder.parent
     else:
         folder = free_folder(options.run, default=f"{train_set.name}-{plan.name}-{options.norm.norm}")
     announce(options, plan, train_set, val_set, folder)
+    if why:
+        print(f"auto      {why}")
     table = train(options, plan, train_set, val_set, folder, checkpoint)
     plot_results(folder / "results.csv", folder / "results.png")
     print(f"\n{folder / 'best.pt'} on {val_set.name} {val_set.split}:")

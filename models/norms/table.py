@@ -24,13 +24,18 @@ from utils.errors import UserError
 from utils.knob import knob
 
 CMBN_GRADIENTS = ("weights", "share", "renorm", "darknet")
+AUTO = "auto"  # no norm, but the choice of one: see auto.py
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NormOptions:
     """Everything a norm can be told. A knob that the chosen norm does not read is refused, not ignored."""
 
-    norm: str = knob("bn", "normalisation layer of every conv-norm-activation block", choices=lambda: tuple(NORMS))
+    norm: str = knob(
+        "bn",
+        "normalisation layer of every conv-norm-activation block; auto: by the pictures in a forward",
+        choices=lambda: (*NORMS, AUTO),
+    )
     norm_gradient: str | None = knob(
         None,
         "cmbn (default weights), cbn and cbn-lite (default share): gradient through the pooled statistics",
@@ -263,14 +268,15 @@ _OWN_KNOBS: dict[str, dict[str, Any]] = {
     "gn": {"norm_groups": 32},
     "frozen": {"precise_bn": 0},
     "syncbn": _STATISTICS_KNOBS,
+    AUTO: _STATISTICS_KNOBS,
 }
 
 
 def resolve_norm(options: NormOptions) -> NormOptions:
     """Options with the chosen norm's defaults filled in. UserError for an unknown norm or a knob it ignores."""
     norm, gradient = options.norm, options.norm_gradient
-    if norm not in NORMS:
-        raise UserError(f"unknown norm '{norm}': choose one of {', '.join(NORMS)}")
+    if norm not in (*NORMS, AUTO):
+        raise UserError(f"unknown norm '{norm}': choose one of {', '.join((*NORMS, AUTO))}")
     own = dict(_OWN_KNOBS.get(norm, {}))
     if norm == "cmbn" and gradient not in (None, "weights"):
         del own["norm_positions"]

@@ -1,0 +1,27 @@
+"""`--norm auto`: what the small-batch study found best for as many pictures as a forward holds (docs/small-batch.md)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from models.norms.table import AUTO, NormOptions, resolve_norm
+
+ENOUGH = 16  # pictures in a forward, from which on batch norm has nothing left to win back in the study
+
+
+def choose_norm(options: NormOptions, *, mini_batch: int) -> tuple[NormOptions, str]:
+    """Resolved options, and for `auto` what was chosen and why, in a sentence; raises as `resolve_norm`.
+
+    What was said about weight centralisation, by a flag or by weights to start from, stays.
+    mini_batch: pictures in a forward on one GPU.
+    """
+    asked = resolve_norm(options)  # first, so that what nobody reads is refused in terms of what was typed
+    if asked.norm != AUTO:
+        return asked, ""
+    pictures = f"{mini_batch} picture{'s' * (mini_batch != 1)} in a forward"
+    if mini_batch >= ENOUGH:
+        return resolve_norm(replace(options, norm="bn")), f"{pictures} are enough for batch norm"
+    centred = True if options.weight_centralization is None else options.weight_centralization
+    chosen = resolve_norm(replace(options, norm="cmbn", weight_centralization=centred))
+    name = "cmbn" + (" with --weight-centralization" if centred else "")
+    return chosen, f"{name}, because {pictures} {'is' if mini_batch == 1 else 'are'} fewer than {ENOUGH}"

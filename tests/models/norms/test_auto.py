@@ -1,0 +1,43 @@
+"""`--norm auto`: which norm, for how many pictures, and what may be said besides."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.norms.auto import ENOUGH, choose_norm
+from models.norms.table import NormOptions, resolve_norm
+from utils.errors import UserError
+
+AUTO = NormOptions(norm="auto")
+
+
+@pytest.mark.parametrize("mini_batch", [1, 2, 15])
+def test_few_pictures_get_cmbn_with_centred_filters(mini_batch):
+    norm, why = choose_norm(AUTO, mini_batch=mini_batch)
+    assert norm == resolve_norm(NormOptions(norm="cmbn", norm_gradient="weights", weight_centralization=True))
+    pictures = "1 picture in a forward is" if mini_batch == 1 else f"{mini_batch} pictures in a forward are"
+    assert why == f"cmbn with --weight-centralization, because {pictures} fewer than {ENOUGH}"
+
+
+def test_many_pictures_get_batch_norm():
+    norm, why = choose_norm(AUTO, mini_batch=ENOUGH)
+    assert norm == resolve_norm(NormOptions(norm="bn"))
+    assert why == "16 pictures in a forward are enough for batch norm"
+
+
+@pytest.mark.parametrize("mini_batch", [1, 16])
+def test_what_was_said_besides_stays(mini_batch):
+    said = NormOptions(norm="auto", weight_centralization=False, norm_eps=1e-3, precise_bn=64, norm_freeze_after=0.7)
+    norm, why = choose_norm(said, mini_batch=mini_batch)
+    assert (norm.weight_centralization, norm.norm_eps, norm.precise_bn, norm.norm_freeze_after) == (False, 1e-3, 64, 0.7)
+    assert "centralization" not in why
+
+
+@pytest.mark.parametrize("mini_batch", [1, 16])
+def test_a_knob_of_one_norm_is_refused(mini_batch):
+    with pytest.raises(UserError, match=r"--norm-window is read by cbn, cbn-lite, not by --norm auto"):
+        choose_norm(NormOptions(norm="auto", norm_window=8), mini_batch=mini_batch)
+
+
+def test_a_norm_that_was_named_is_what_it_is():
+    assert choose_norm(NormOptions(norm="gn"), mini_batch=1) == (resolve_norm(NormOptions(norm="gn")), "")
