@@ -174,12 +174,12 @@ BUDGETS = {
     "quick": Grid(
         data=("digits-1",),
         nets=("small",),
-        recipes=("bn", "cmbn-weights", "bn+freeze", "gn"),
+        recipes=("bn", "bn+wc", "cmbn-weights+wc"),  # what --norm auto chooses, and what it is compared with
         mini_batches=(1, 16),
         tuned_at=(),
         rates=_RATES,
         seeds=3,
-        steps=512,
+        steps=384,
         scenes=1024,
     ),
     "standard": Grid(
