@@ -47,7 +47,6 @@ def cell_of(row: Mapping[str, Any]) -> Cell:
 class Grid:
     """tuned_at: mini-batches at which learning rates are tried, () = none, the middle rate is used.
 
-    tuned_on: the data whose rates hold for all, None = each its own (digits at the largest shift for all digits).
     rates: by net, ascending. seeds: how many, from 1. scenes: of digits to train on.
     """
 
@@ -61,16 +60,12 @@ class Grid:
     steps: int
     scenes: int
     mosaics: tuple[bool, ...] = (False,)
-    tuned_on: str | None = None
-
-    def tuned_like(self, data: str) -> str:
-        return self.tuned_on or ("digits-1" if data.startswith("digits") else data)
 
     def _cell(self, **values: Any) -> Cell:
         return Cell(steps=self.steps, scenes=self.scenes if values["data"].startswith("digits") else 0, **values)
 
     def tune_cells(self) -> list[Cell]:
-        """Without mosaic."""
+        """Without mosaic and at the largest shift of the digits, whose rates hold for the others."""
         return [
             self._cell(
                 role="tune",
@@ -83,7 +78,7 @@ class Grid:
                 mosaic=False,
             )
             for net in self.nets
-            for data in dict.fromkeys(map(self.tuned_like, self.data))
+            for data in dict.fromkeys(map(tuned_like, self.data))
             for mini_batch in self.tuned_at
             for recipe in self.recipes
             for rate in self.rates[net]
@@ -113,6 +108,10 @@ class Grid:
         ]
 
 
+def tuned_like(data: str) -> str:
+    return "digits-1" if data.startswith("digits") else data
+
+
 class TunedRates:
     """The rate with the best AP on val among a recipe's tuning cells: one seed, the same rates for every recipe."""
 
@@ -130,7 +129,7 @@ class TunedRates:
         if not tuned_at:
             return rates[(len(rates) - 1) // 2]
         near = nearest(mini_batch, tuned_at)
-        tried = self._val_ap.get((self._grid.tuned_like(data), net, recipe, near), {})
+        tried = self._val_ap.get((tuned_like(data), net, recipe, near), {})
         if not tried.keys() >= set(rates):
             return None
         return max(rates, key=lambda rate: tried[rate])
@@ -204,7 +203,6 @@ BUDGETS = {
         seeds=5,
         steps=512,
         scenes=1024,
-        tuned_on="digits-1",
     ),
     "full": Grid(
         data=("digits-1", "digits-0.4", "digits-0", "bccd"),

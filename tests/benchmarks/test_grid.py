@@ -73,13 +73,6 @@ def test_the_rate_is_chosen_on_val_by_data_and_recipe() -> None:
     assert rates == {(data, recipe): 0.02 if recipe == "gn" else 0.01 for data in TOY.data for recipe in TOY.recipes}
 
 
-def test_rates_of_one_data_set_can_hold_for_all() -> None:
-    toy = replace(TOY, tuned_on="digits-1")
-    assert {cell.data for cell in toy.tune_cells()} == {"digits-1"}
-    rows = [tuned(cell, cell.rate) for cell in toy.tune_cells()]
-    assert {(cell.data, cell.rate) for cell in toy.main_cells(rows)} == {("digits-0.4", 0.02), ("bccd", 0.02)}
-
-
 def test_a_recipe_waits_for_its_tuning() -> None:
     rows = [tuned(cell, 0.5) for cell in TOY.tune_cells() if cell.recipe == "bn"]
     assert {cell.recipe for cell in TOY.main_cells(rows[:-1])} == {"bn"}
