@@ -173,7 +173,7 @@ BUDGETS = {
     "quick": Grid(
         data=("digits-1",),
         nets=("small",),
-        recipes=("bn", "bn+wc", "cmbn-weights+wc"),  # what --norm auto chooses, and what it is compared with
+        recipes=("bn", "cmbn-weights", "bn+freeze"),
         mini_batches=(1, 16),
         tuned_at=(),
         rates=_RATES,

@@ -1,4 +1,4 @@
-"""`--norm auto`: what the small-batch study found best for as many pictures as a forward holds (docs/small-batch.md)."""
+"""`--norm auto`: what the small-batch study found best for the pictures a forward holds (docs/small-batch.md)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ ENOUGH = 16  # pictures in a forward, from which on batch norm has nothing left 
 def choose_norm(options: NormOptions, *, mini_batch: int) -> tuple[NormOptions, str]:
     """Resolved options, and for `auto` what was chosen and why, in a sentence; raises as `resolve_norm`.
 
-    What was said about weight centralisation, by a flag or by weights to start from, stays.
     mini_batch: pictures in a forward on one GPU.
     """
     asked = resolve_norm(options)  # first, so that what nobody reads is refused in terms of what was typed
@@ -20,8 +19,6 @@ def choose_norm(options: NormOptions, *, mini_batch: int) -> tuple[NormOptions, 
         return asked, ""
     pictures = f"{mini_batch} picture{'s' * (mini_batch != 1)} in a forward"
     if mini_batch >= ENOUGH:
-        return resolve_norm(replace(options, norm="bn")), f"{pictures} are enough for batch norm"
-    centred = True if options.weight_centralization is None else options.weight_centralization
-    chosen = resolve_norm(replace(options, norm="cmbn", weight_centralization=centred))
-    name = "cmbn" + (" with --weight-centralization" if centred else "")
-    return chosen, f"{name}, because {pictures} {'is' if mini_batch == 1 else 'are'} fewer than {ENOUGH}"
+        return resolve_norm(replace(options, norm="bn")), f"bn, because {pictures} are enough for it"
+    chosen = resolve_norm(replace(options, norm="cmbn"))
+    return chosen, f"cmbn, because {pictures} {'is' if mini_batch == 1 else 'are'} fewer than {ENOUGH}"

@@ -12,25 +12,24 @@ AUTO = NormOptions(norm="auto")
 
 
 @pytest.mark.parametrize("mini_batch", [1, 2, 15])
-def test_few_pictures_get_cmbn_with_centred_filters(mini_batch):
+def test_few_pictures_get_cmbn(mini_batch):
     norm, why = choose_norm(AUTO, mini_batch=mini_batch)
-    assert norm == resolve_norm(NormOptions(norm="cmbn", norm_gradient="weights", weight_centralization=True))
+    assert norm == resolve_norm(NormOptions(norm="cmbn", norm_gradient="weights"))
     pictures = "1 picture in a forward is" if mini_batch == 1 else f"{mini_batch} pictures in a forward are"
-    assert why == f"cmbn with --weight-centralization, because {pictures} fewer than {ENOUGH}"
+    assert why == f"cmbn, because {pictures} fewer than {ENOUGH}"
 
 
 def test_many_pictures_get_batch_norm():
     norm, why = choose_norm(AUTO, mini_batch=ENOUGH)
     assert norm == resolve_norm(NormOptions(norm="bn"))
-    assert why == "16 pictures in a forward are enough for batch norm"
+    assert why == "bn, because 16 pictures in a forward are enough for it"
 
 
 @pytest.mark.parametrize("mini_batch", [1, 16])
 def test_what_was_said_besides_stays(mini_batch):
-    said = NormOptions(norm="auto", weight_centralization=False, norm_eps=1e-3, precise_bn=64, norm_freeze_after=0.7)
-    norm, why = choose_norm(said, mini_batch=mini_batch)
-    assert (norm.weight_centralization, norm.norm_eps, norm.precise_bn, norm.norm_freeze_after) == (False, 1e-3, 64, 0.7)
-    assert "centralization" not in why
+    said = NormOptions(norm="auto", weight_centralization=True, norm_eps=1e-3, precise_bn=64, norm_freeze_after=0.7)
+    norm, _ = choose_norm(said, mini_batch=mini_batch)
+    assert (norm.weight_centralization, norm.norm_eps, norm.precise_bn, norm.norm_freeze_after) == (True, 1e-3, 64, 0.7)
 
 
 @pytest.mark.parametrize("mini_batch", [1, 16])
