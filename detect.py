@@ -17,21 +17,21 @@ import torch
 from tqdm import tqdm
 
 from data.frames import Frame, find_sources
-from data.geometry import letterbox, stretch
-from models.detector import Detector, load_detector
+from data.geometry import as_input
+from models.detector import Detector, detector_of
 from models.norms.fold import can_fold, fold
+from models.weights.trained import read_trained
 from utils.annotated import AnnotatedFiles
 from utils.environment import pick_device
 from utils.runlog import free_folder
-from utils.structures import Detections
+from utils.structures import Detections, pixels_of
 
 
 def detect(detector: Detector, image: np.ndarray, device: torch.device) -> Detections:
     """image (H, W, 3) uint8 RGB of any size -> Detections with boxes in the image's own pixels."""
-    lay = letterbox if detector.letterbox else stretch
-    laid, placement = lay(image, detector.input_hw)
-    pixels = torch.from_numpy(laid).permute(2, 0, 1)[None].to(device).float() / 255
-    (found,) = detector(pixels)
+    laid, placement = as_input(image, detector.input_hw, letterbox=detector.letterbox, how=detector.resize)
+    pixels = pixels_of(torch.from_numpy(laid).permute(2, 0, 1)[None].to(device))
+    (found,) = detector(pixels, [placement.picture_px])  # darknet's detections are relative to the picture
     found = found.cpu()
     boxes = torch.from_numpy(placement.to_source(found.boxes.numpy()))
     inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)  # not wholly in the letterbox's border
@@ -52,16 +52,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = settle(DetectOptions, given_flags(DetectOptions, argv))
     device = pick_device(options.device)
     sources = find_sources(options.sources)
-    detector = load_detector(
-        options.weights,
+    trained, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
+    detector = detector_of(
+        trained,
+        path=options.weights,
         device=device,
         confidence=options.confidence,
         nms_iou=options.nms_iou,
         max_detections=options.max_detections,
+        nms=options.nms,
+        resize=options.resize,
         input_hw=options.image_size,
     )
     if can_fold(detector.network):
         detector = replace(detector, network=fold(detector.network))
+    for line in origin:
+        print(line)
     folder = free_folder(options.run, default="detect")
     files = AnnotatedFiles(
         folder,

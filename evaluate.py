@@ -13,15 +13,26 @@ from options import EvaluateOptions, given_flags, run_page, settle
 import numpy as np
 from torch import Tensor
 
+from data.image_set import ImageSet
 from data.source import open_image_set
-from examination import make_examiner, recalibrate_on, sample_images
-from models.detector import Detector, load_detector
+from examination import (
+    TRAINED_ON_VAL2017,
+    make_examiner,
+    may_have_trained_on,
+    measure_as_darknet,
+    places_of,
+    recalibrate_on,
+    sample_images,
+)
+from models.detector import Detector, detector_of
 from models.norms.effective import describe_norm, effective_pictures
 from models.norms.population import norms_with_statistics
 from models.norms.regime import use_batch_statistics
 from models.norms.report import measure_norms
 from models.norms.table import NormOptions
-from utils.checkpoint import read_checkpoint, write_checkpoint
+from models.weights.trained import read_trained
+from utils.checkpoint import write_checkpoint
+from utils.darknet_map import WHY_NOT_COCO
 from utils.environment import pick_device
 from utils.errors import UserError
 from utils.plots import plot_layer_gaps
@@ -31,39 +42,58 @@ from utils.runlog import free_folder
 def main(argv: Sequence[str] | None = None) -> None:
     given = given_flags(EvaluateOptions, argv)
     options = settle(EvaluateOptions, given)
-    detector = load_detector(
-        options.weights,
+    trained, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
+    detector = detector_of(
+        trained,
+        path=options.weights,
         device=pick_device(options.device),
         confidence=options.confidence,
         nms_iou=options.nms_iou,
         max_detections=options.max_detections,
+        nms=options.nms,
+        resize=options.resize,
         input_hw=options.image_size,
     )
     check_statistics(options, given, detector)
+    check_metric(given)
     loading = {"batch_size": options.batch_size, "workers": options.workers}
     image_set = open_image_set(options.data, options.split)
     examiner = make_examiner(detector, image_set, **loading)
     domain = open_image_set(options.recalibrate_on, "train") if options.recalibrate_on else None
     folder = free_folder(options.run, default=f"eval-{image_set.name}-{image_set.split}")
+    for line in origin:
+        print(line)
     print(f"data      {image_set.name} {image_set.split}: {len(image_set)} pictures")
     for line in image_set.problems.summary():
         print(f"          {line}")
+    is_darknets = "seen" in trained
+    if is_darknets and may_have_trained_on(trained["cfg_name"], len(detector.class_names), places_of(image_set)):
+        print(f"warning: {TRAINED_ON_VAL2017}")
     if options.norm_report:
         images = sample_images(image_set, detector, pictures=options.recalibrate_pictures, **loading)
-        print(write_norm_report(folder, options.weights, detector, images))
+        print(write_norm_report(folder, trained, detector, images))
     if options.norm_stats == "batch":
         use_batch_statistics(detector.network)
     change = ""
     if domain is not None:
         change = f"AP {examiner.measure().AP:.3f} with the statistics of {options.weights}, "
         said = recalibrate_on(domain, detector, pictures=options.recalibrate_pictures, **loading)
-        write_recalibrated(folder / "recalibrated.pt", options.weights, detector)
+        write_recalibrated(folder / "recalibrated.pt", trained, detector)
     table = examiner.report(folder)
     print(table.summary(), table.class_table(), sep="\n\n")
     truth = image_set.coco_json or folder / "ground_truth.json"
     print(f"\nthese are COCOeval's numbers for {truth} and {folder / 'detections.json'}; curves are in {folder}")
+    if options.metric == "darknet":
+        print(write_darknet_map(folder, options, detector, image_set))
     if change:
         print(f"{change}{table.AP:.3f} with {said}: {folder / 'recalibrated.pt'}")
+
+
+def check_metric(given: dict[str, Any]) -> None:
+    """UserError for a flag of darknet's metric without it."""
+    unread = [name for name in ("map_points", "map_iou") if name in given]
+    if unread and given.get("metric") != "darknet":
+        raise UserError(f"--{unread[0].replace('_', '-')} is read with --metric darknet only")
 
 
 def check_statistics(options: EvaluateOptions, given: dict[str, Any], detector: Detector) -> None:
@@ -77,9 +107,8 @@ def check_statistics(options: EvaluateOptions, given: dict[str, Any], detector: 
         norms_with_statistics(detector.network)
 
 
-def write_norm_report(folder: Path, weights: str, detector: Detector, images: Sequence[Tensor]) -> str:
+def write_norm_report(folder: Path, checkpoint: dict[str, Any], detector: Detector, images: Sequence[Tensor]) -> str:
     """norm_report.txt and norm_report.png -> the text."""
-    checkpoint = read_checkpoint(Path(weights))
     batch, parts = (checkpoint.get("settings", {}).get(name, 1) for name in ("batch_size", "subdivisions"))
     norm, cut = NormOptions(**checkpoint["norm"]), {"mini_batch": batch // parts, "subdivisions": parts}
     report = measure_norms(detector.network, images)
@@ -98,9 +127,24 @@ def write_norm_report(folder: Path, weights: str, detector: Detector, images: Se
     return text
 
 
-def write_recalibrated(path: Path, weights: str, detector: Detector) -> None:
-    """The checkpoint `weights` with the detector's norms, for the input size they have the statistics of."""
-    content = {name: value for name, value in read_checkpoint(Path(weights)).items() if name != "training"}
+def write_darknet_map(folder: Path, options: EvaluateOptions, detector: Detector, image_set: ImageSet) -> str:
+    """darknet_map.txt -> the text."""
+    table = measure_as_darknet(
+        detector,
+        image_set,
+        iou=options.map_iou,
+        points=int(options.map_points),
+        batch_size=options.batch_size,
+        workers=options.workers,
+    )
+    text = f"\n{table.summary()}\n\n{WHY_NOT_COCO}\n"
+    (folder / "darknet_map.txt").write_text(text.lstrip())
+    return text
+
+
+def write_recalibrated(path: Path, checkpoint: dict[str, Any], detector: Detector) -> None:
+    """The checkpoint with the detector's norms, for the input size they have the statistics of."""
+    content = {name: value for name, value in checkpoint.items() if name != "training"}
     state = detector.network.state_dict()
     write_checkpoint(path, {**content, "input_hw": list(detector.input_hw), "weights": state})
 

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from data.image_set import ImageSet
 from data.loader import make_eval_loader
 from models.detector import Detector
 from models.norms.recalibrate import recalibrate
-from utils.scoring import Examiner, category_of_label
+from utils.darknet_map import CONFIDENCE, NMS_IOU, DarknetTable, evaluate_darknet
+from utils.scoring import Examiner, category_of_label, detections_of
+from utils.structures import Batch, Detections
+
+TRAINED_ON_VAL2017 = (
+    "official YOLOv4 weights were trained on a part of val2017 (darknet's trainvalno5k holds 35,000 of the validation "
+    "pictures of 2014): AP flatters them here"
+)
 
 
 def make_examiner(detector: Detector, image_set: ImageSet, *, batch_size: int, workers: int) -> Examiner:
     """UserError where the classes do not fit (`category_of_label`)."""
-    loader = make_eval_loader(
-        image_set,
-        batch_size=batch_size,
-        input_hw=detector.input_hw,
-        letterbox=detector.letterbox,
-        workers=workers,
-    )
     return Examiner(
         detect=detector,
-        batches=loader,
+        batches=_pictures_for(detector, image_set, batch_size=batch_size, workers=workers),
         class_names=detector.class_names,
         ground_truth=image_set.ground_truth(),
         image_ids=image_set.image_ids,
@@ -32,17 +38,46 @@ def make_examiner(detector: Detector, image_set: ImageSet, *, batch_size: int, w
     )
 
 
+def measure_as_darknet(
+    detector: Detector, image_set: ImageSet, *, iou: float, points: int, batch_size: int, workers: int
+) -> DarknetTable:
+    """darknet's AP (`utils/darknet_map.py`), in a pass of its own: its thresholds are neither COCO's nor the user's.
+
+    UserError where the classes do not fit (`category_of_label`).
+    """
+    category_of_label(detector.class_names, image_set.class_names, image_set.category_ids)
+    labels = torch.tensor([detector.class_names.index(name) for name in image_set.class_names])
+    detector = replace(detector, confidence=CONFIDENCE, nms_iou=NMS_IOU, max_detections=None)
+    loader = _pictures_for(detector, image_set, batch_size=batch_size, workers=workers)
+
+    def pictures() -> Iterator[tuple[Detections, Tensor, Tensor]]:
+        """In input pixels: IoU is the same there."""
+        for batch, found in detections_of(detector, loader, device=detector.device, relative=True, progress=True):
+            for index, detections in enumerate(found):
+                truths = batch.targets.of_images(index, index + 1)
+                yield detections, truths.boxes, labels[truths.labels]
+
+    return evaluate_darknet(pictures(), detector.class_names, iou=iou, points=points)
+
+
+def may_have_trained_on(cfg_name: str, classes: int, places: Sequence[str]) -> bool:
+    """Whether darknet's weights of this cfg, if they are the official ones, know pictures of this data set.
+
+    places: names and paths of the data set. Official YOLOv4 weights are trained on darknet's COCO list trainvalno5k.
+    """
+    return cfg_name.startswith("yolov4") and classes == 80 and any("val2017" in place for place in places)
+
+
+def places_of(image_set: ImageSet) -> tuple[str, ...]:
+    """Where a data set is from: its name, its annotation file, the folder of its first picture."""
+    return image_set.name, image_set.coco_json or "", os.path.dirname(image_set[0].path)
+
+
 def sample_images(
     image_set: ImageSet, detector: Detector, *, pictures: int, batch_size: int, workers: int
 ) -> list[Tensor]:
-    """At most so many pictures of the set, laid out as for `detector`: (N, 3, H, W) uint8 each, in random order."""
-    loader = make_eval_loader(
-        image_set.sample(pictures),
-        batch_size=batch_size,
-        input_hw=detector.input_hw,
-        letterbox=detector.letterbox,
-        workers=workers,
-    )
+    """At most so many pictures of the set, as `detector` sees them: (N, 3, H, W), uint8 or float, in random order."""
+    loader = _pictures_for(detector, image_set.sample(pictures), batch_size=batch_size, workers=workers)
     return [batch.images for batch in loader]
 
 
@@ -51,3 +86,15 @@ def recalibrate_on(image_set: ImageSet, detector: Detector, *, pictures: int, ba
     images = sample_images(image_set, detector, pictures=pictures, batch_size=batch_size, workers=workers)
     recalibrate(detector.network, images)
     return f"statistics of {sum(map(len, images))} pictures of {image_set.name} {image_set.split}"
+
+
+def _pictures_for(detector: Detector, image_set: ImageSet, *, batch_size: int, workers: int) -> DataLoader[Batch]:
+    """All pictures, as `detector` sees them."""
+    return make_eval_loader(
+        image_set,
+        batch_size=batch_size,
+        input_hw=detector.input_hw,
+        letterbox=detector.letterbox,
+        workers=workers,
+        resize=detector.resize,
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import math
 import sys
 import types
 import typing
@@ -28,14 +29,18 @@ check_opencv()
 from cfg.layers import ConvSpec  # noqa: E402
 from cfg.parse import CfgError  # noqa: E402
 from cfg.plan import Plan  # noqa: E402
+from cfg.yolo import NMS_KINDS  # noqa: E402
 from data.augment import AugmentOptions  # noqa: E402
+from data.geometry import RESIZES  # noqa: E402
 from models.norms.table import NormOptions  # noqa: E402
 from models.yolo.loss import LossOptions  # noqa: E402
+from utils.darknet_map import POINTS  # noqa: E402
 from utils.schedule import POLICIES  # noqa: E402
 
 Options = TypeVar("Options")
 
 AMP_KINDS = ("auto", "off", "bf16", "fp16")
+METRICS = ("coco", "darknet")
 GROUP_TITLES = {
     "optim": "optimisation",
     "norm": "normalisation",
@@ -61,8 +66,12 @@ class OptimOptions:
     batch_size: int = knob(16, "pictures per optimizer step (cfg: batch)", unit="PICTURES", low=1)
     subdivisions: int = knob(1, "mini-batches a batch is cut into: one forward each", unit="MINI_BATCHES", low=1)
     learning_rate: float = knob(0.01, "rate after burn-in", low=1e-12)
-    final_learning_rate: float = knob(1e-5, "where a cosine ends (cfg: learning_rate_min)", low=0)
-    lr_policy: str = knob("cosine", "learning rate after burn-in (cfg: policy)", choices=POLICIES)
+    final_learning_rate: float = knob(1e-5, "where cosine and sgdr end (cfg: learning_rate_min)", low=0)
+    lr_policy: str = knob(
+        "cosine",
+        "learning rate after burn-in (cfg: policy, with step, scale, gamma, power, sgdr_cycle, sgdr_mult)",
+        choices=tuple(POLICIES),
+    )
     lr_steps: tuple[int, ...] = knob(
         (), "lr_policy steps: optimizer steps at which the rate is scaled (cfg: steps)", unit="STEP", low=1
     )
@@ -95,7 +104,11 @@ class TrainOptions:
     )
     train_split: str = knob("train", "split to train on", unit="NAME")
     val_split: str = knob("val", "split to measure and choose the best weights on", unit="NAME")
-    weights: str | None = knob(None, "start from a checkpoint's weights; heads of other size start fresh", unit="PT")
+    weights: str | None = knob(
+        None,
+        "start from a checkpoint, or from darknet's .weights (with --cfg); heads of other size start fresh",
+        unit="FILE",
+    )
     image_size: tuple[int, int] | None = knob(
         None, "network input: 416, or HEIGHTxWIDTH (default: the cfg's)", unit="PX", parse=parse_image_hw
     )
@@ -118,11 +131,32 @@ class TrainOptions:
     loss: LossOptions = field(default_factory=LossOptions)
 
 
+def resize_knob() -> Any:
+    return knob(
+        "opencv",
+        "how a picture becomes the network's input: OpenCV, which averages where it shrinks, or darknet's own bilinear",
+        choices=RESIZES,
+    )
+
+
+def nms_knob() -> Any:
+    return knob(
+        "cfg",
+        "overlap of two boxes: IoU (default), less a share for their centres' distance (greedynms, diounms), or what "
+        "the network's last [yolo] says",
+        choices=("cfg", *NMS_KINDS),
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateOptions:
     """python evaluate.py"""
 
-    weights: str = knob(MISSING, "checkpoint to evaluate", unit="PT")
+    weights: str = knob(MISSING, "checkpoint to evaluate, or darknet's .weights (with --cfg)", unit="FILE")
+    cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
+    names: str | None = knob(
+        None, "class names of a .weights file, one a line (default: COCO's, for 80 classes)", unit="FILE"
+    )
     data: str = knob("digits", "COCO or VOC folder, COCO json, darknet .data file, or 'digits'", unit="PATH")
     split: str = knob("val", "split to evaluate on", unit="NAME")
     image_size: tuple[int, int] | None = knob(
@@ -146,9 +180,16 @@ class EvaluateOptions:
     recalibrate_pictures: int = knob(
         200, "pictures that recalibrate_on takes, and norm_report of the split", unit="PICTURES", low=1
     )
+    metric: str = knob("coco", "COCO's AP, or darknet's beside it", choices=METRICS)
+    map_points: str = knob(
+        "0", "metric darknet: recall points; 0 is the area under the curve", choices=tuple(map(str, POINTS))
+    )
+    map_iou: float = knob(0.5, "metric darknet: IoU that a right detection exceeds", low=0, high=1)
+    resize: str = resize_knob()
+    nms: str = nms_knob()
     confidence: float = knob(0.001, "drop detections below this score", low=0, high=1)
     nms_iou: float = knob(
-        0.6, "of two overlapping boxes of a class the weaker is dropped above this IoU", low=0, high=1
+        0.6, "of two overlapping boxes of a class the weaker is dropped above this overlap", low=0, high=1
     )
     max_detections: int = knob(100, "kept per picture, best first; COCO scores 100", unit="N", low=1)
     run: str | None = knob(None, "folder for tables and pictures (default: runs/eval-DATA-SPLIT)", unit="DIR")
@@ -161,10 +202,16 @@ class DetectOptions:
     """python detect.py"""
 
     sources: tuple[str, ...] = knob(MISSING, "pictures, folders, globs, videos, or a webcam's number", unit="SOURCE")
-    weights: str = knob(MISSING, "checkpoint to detect with", unit="PT")
+    weights: str = knob(MISSING, "checkpoint to detect with, or darknet's .weights (with --cfg)", unit="FILE")
+    cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
+    names: str | None = knob(
+        None, "class names of a .weights file, one a line (default: COCO's, for 80 classes)", unit="FILE"
+    )
+    resize: str = resize_knob()
+    nms: str = nms_knob()
     confidence: float = knob(0.25, "drop detections below this score", low=0, high=1)
     nms_iou: float = knob(
-        0.45, "of two overlapping boxes of a class the weaker is dropped above this IoU", low=0, high=1
+        0.45, "of two overlapping boxes of a class the weaker is dropped above this overlap", low=0, high=1
     )
     max_detections: int = knob(300, "kept per picture, best first", unit="N", low=1)
     image_size: tuple[int, int] | None = knob(
@@ -186,16 +233,18 @@ PAGE_DESCRIPTIONS = {
 }
 
 
-def cfg_settings(plan: Plan) -> dict[str, Any]:
-    """What the cfg file says, under the names of the options; keys that it leaves at 'nothing' are left out."""
+def cfg_settings(plan: Plan, mosaic_geometry: str = "content") -> dict[str, Any]:
+    """What the cfg file says, under the names of the options; keys that it leaves at 'nothing' are left out.
+
+    With darknet's mosaic geometry it is heard on `mosaic_bound` and `max`, too, and darknet's limits for boxes hold.
+    """
     net, head = plan.net, plan.nodes[plan.heads[-1]].spec  # darknet reads augmentation from the last [yolo]
-    policy = {"sgdr": "cosine"}.get(net.policy, net.policy)
     said: dict[str, Any] = {
         "batch_size": net.batch,
         "subdivisions": net.subdivisions,
         "learning_rate": net.learning_rate,
-        "final_learning_rate": net.learning_rate_min if policy == "cosine" else None,
-        "lr_policy": policy if policy in POLICIES else None,
+        "final_learning_rate": net.learning_rate_min if net.policy == "sgdr" else None,
+        "lr_policy": net.policy,
         "lr_steps": net.steps or None,
         "lr_scales": net.scales or None,
         "burn_in_steps": net.burn_in_steps,
@@ -213,18 +262,34 @@ def cfg_settings(plan: Plan) -> dict[str, Any]:
         "exposure": max(net.exposure, 1.0),
         "hue": net.hue,
     }
+    if mosaic_geometry == "darknet":
+        said |= {"mosaic_bound": net.mosaic_bound, "max_boxes": head.max_boxes}
+        said |= {"min_visibility": 0.0, "min_side_px": 1.0}
     if any(isinstance(node.spec, ConvSpec) and node.spec.batch_normalize == 2 for node in plan.nodes):
         said["norm"] = "cmbn"
     return {name: value for name, value in said.items() if value is not None}
 
 
-def unread_settings(plan: Plan) -> list[str]:
-    """A line for what the cfg asks of training and we do not do."""
+# Keys of [yolo] that --loss darknet alone reads, and their values not worth a warning: darknet's defaults, and the
+# max_delta of its YOLOv4 cfgs, which clips a gradient that autograd does not make.
+DARKNET_LOSS_KEYS: dict[str, tuple[Any, ...]] = {
+    "focal_loss": (False,),
+    "truth_thresh": (1.0,),
+    "max_delta": (math.inf, 5.0, 2.0),
+    "counters_per_class": ((),),
+    "delta_normalizer": (1.0,),
+}
+
+
+def unread_settings(plan: Plan, loss: str) -> list[str]:
+    """A line for each key with which the cfg asks something of training that this loss does not do."""
+    if loss == "darknet":
+        return []
     lines = []
-    if plan.net.policy not in ("sgdr", *POLICIES):
-        lines.append(f"{plan.path}: policy={plan.net.policy} is not supported, a cosine is used")
-    if any(head.focal_loss for head in plan.head_specs):
-        lines.append(f"{plan.path}: focal_loss=1 is not supported and is ignored")
+    for key, silent in DARKNET_LOSS_KEYS.items():
+        places = [plan.nodes[i].line for i in plan.heads if getattr(plan.nodes[i].spec, key) not in silent]
+        if places:
+            lines.append(f"{plan.path}:{places[0]}: {key} has no effect with --loss {loss}, only with --loss darknet")
     return lines
 
 

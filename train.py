@@ -38,9 +38,11 @@ from models.norms.auto import choose_norm
 from models.norms.effective import check_values, describe_norm, norm_warnings
 from models.norms.regime import NormRegime
 from models.norms.table import norm_factory, norm_of_weights
-from models.yolo.loss import YoloLoss
+from models.weights.start import read_start, start_from
+from models.yolo.criterion import make_criterion
+from models.yolo.loss import LossOptions
 from utils.amp import MixedPrecision
-from utils.checkpoint import TrainingState, load_matching, read_checkpoint, write_checkpoint
+from utils.checkpoint import TrainingState, read_checkpoint, write_checkpoint
 from utils.clock import BatchClock
 from utils.coco_map import CocoTable
 from utils.draw import draw_batch, write_png
@@ -73,8 +75,8 @@ def train(
     seed_everything(options.seed)
     network = Network(plan, norm_factory(options.norm)).to(device)
     if options.weights is not None and checkpoint is None:
-        start_from(Path(options.weights), network)
-    criterion = YoloLoss(options.loss)
+        print(start_from(options.weights, options.cfg, network))
+    criterion = make_criterion(options.loss)
     optimizer = torch.optim.SGD(
         parameter_groups(network, weight_decay=optim.weight_decay), lr=0.0, momentum=optim.momentum
     )
@@ -185,32 +187,36 @@ def check_finite(terms: torch.Tensor, step: int, paths: Sequence[str]) -> None:
         )
 
 
-def start_from(path: Path, network: Network) -> None:
-    """Fine-tune: take over every layer that fits."""
-    loaded, fresh = load_matching(network, read_checkpoint(path)["weights"])
-    if loaded == 0:
-        raise UserError(f"{path}: none of its layers fits this network")
-    print(f"weights   {loaded} layers from {path}, {len(fresh)} start fresh {' '.join(fresh[:4])}")
-
-
 def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Schedule:
-    """A cfg's steps and burn-in are meant for its max_batches: a run of another length keeps their proportion."""
-    optim = options.optim
+    """A cfg's steps and burn-in are meant for its max_batches: a run of another length keeps their proportion.
+
+    UserError where the policy misses a key in the cfg.
+    """
+    optim, net = options.optim, plan.net
     steps, burn_in_steps = optim.lr_steps, optim.burn_in_steps
-    if steps and steps == plan.net.steps and plan.net.max_batches:
-        steps = tuple(step * total_steps // plan.net.max_batches for step in steps)
-    if burn_in_steps == plan.net.burn_in_steps:
+    if steps and steps == net.steps and net.max_batches:
+        steps = tuple(step * total_steps // net.max_batches for step in steps)
+    if burn_in_steps == net.burn_in_steps:
         burn_in_steps = min(burn_in_steps, total_steps // 10)
-    return Schedule(
-        policy=optim.lr_policy,
-        base_rate=optim.learning_rate,
-        final_rate=optim.final_learning_rate,
-        total_steps=total_steps,
-        burn_in_steps=burn_in_steps,
-        burn_in_power=plan.net.power,
-        steps=steps,
-        scales=optim.lr_scales,
-    )
+    try:
+        return Schedule(
+            policy=optim.lr_policy,
+            base_rate=optim.learning_rate,
+            final_rate=optim.final_learning_rate,
+            total_steps=total_steps,
+            burn_in_steps=burn_in_steps,
+            power=net.power,
+            steps=steps,
+            scales=optim.lr_scales,
+            cfg_steps=net.max_batches,
+            step=net.step,
+            scale=net.scale,
+            gamma=net.gamma,
+            cycle_steps=net.sgdr_cycle,
+            cycle_mult=net.sgdr_mult,
+        )
+    except UserError as error:
+        raise UserError(f"{plan.path}: {error}") from error
 
 
 def make_detector(options: TrainOptions, average: WeightAverage, class_names: tuple[str, ...]) -> Detector:
@@ -240,8 +246,8 @@ def resumed(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def choose_plan(given: dict[str, Any], checkpoint: dict[str, Any] | None, class_names: Sequence[str]) -> Plan:
-    """The network's plan, its heads sized for the data: of the checkpoint, unless another cfg is typed."""
-    if checkpoint is not None and given.get("cfg") is None:
+    """The network's plan, its heads sized for the data: of the checkpoint, unless a new run names a cfg."""
+    if checkpoint is not None and ("resume" in given or given.get("cfg") is None):
         name = checkpoint["cfg_name"] + ".cfg"
         plan = parse_plan(checkpoint["cfg_text"], path=name, classes=len(class_names))
         plan = plan.with_input_hw(tuple(checkpoint["input_hw"]))
@@ -255,7 +261,7 @@ def choose_plan(given: dict[str, Any], checkpoint: dict[str, Any] | None, class_
     written = parse_plan(plan.source_text, path=plan.path).classes
     if written != plan.classes:
         print(f"classes   {plan.classes} in the data, {written} in {plan.path}: the heads are re-sized")
-    for warning in (*plan.warnings, *unread_settings(plan)):
+    for warning in (*plan.warnings, *unread_settings(plan, given.get("loss", LossOptions().loss))):
         print(f"warning: {warning}")
     return plan.with_input_hw((height, width))
 
@@ -283,12 +289,12 @@ def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
 def main(argv: Sequence[str] | None = None) -> None:
     given = given_flags(TrainOptions, argv)
     checkpoint, given = resumed(given) if "resume" in given else (None, given)
-    start = read_checkpoint(Path(given["weights"])) if checkpoint is None and "weights" in given else None
+    start = read_start(given["weights"], given.get("cfg")) if checkpoint is None and "weights" in given else None
     train_set, val_set = open_sets(given)
     if checkpoint is not None and checkpoint["class_names"] != list(train_set.class_names):
         raise UserError(f"{given['resume']}: was trained on other classes than {given['data']} has now")
     plan = choose_plan(given, checkpoint or start, train_set.class_names)
-    said_by_files = cfg_settings(plan)
+    said_by_files = cfg_settings(plan, given.get("mosaic_geometry", "content"))
     if not train_set.mirror_safe:
         said_by_files["flip"] = False
     if start is not None:

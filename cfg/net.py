@@ -84,10 +84,12 @@ class NetSpec:
 
 def _know_the_rest(section: Section) -> None:
     # Bookkeeping of darknet itself, and keys that only its classifiers and recurrent networks read.
-    section.ignore("inputs", "aspect", "min_crop", "max_crop", "label_smooth_eps", "seq_scales", "time_steps")
-    section.ignore("track", "augment_speed", "sequential_subdivisions", "optimized_memory", "loss_scale")
+    section.ignore("inputs", "aspect", "min_crop", "max_crop", "label_smooth_eps", "seq_scales")
+    section.ignore("augment_speed", "sequential_subdivisions", "optimized_memory", "loss_scale")
     section.ignore("workspace_size_limit_MB", "try_fix_nan", "max_chart_loss", "use_cuda_graph")
     section.ignore("show_receptive_field", "B1", "B2", "eps")
+    section.ignore("contrastive_jit_flip", "contrastive_color")
+    section.ignore_aloud(time_steps=1, track=0)
     section.ignore_aloud(adam=0, blur=0, gaussian_noise=0, mixup=0, cutmix=0, dynamic_minibatch=0)
     section.ignore_aloud(adversarial_lr=0, attention=0, contrastive=0, unsupervised=0, equidistant_point=0)
     section.ignore_aloud(badlabels_rejection_percentage=0, num_sigmas_reject_badlabels=0, weights_reject_freq=0)

@@ -13,16 +13,23 @@ from difflib import get_close_matches
 
 MAX_SECTIONS = 4096
 
+MAX_UNKNOWN_KEYS = 20  # that a section warns of one by one
+
 ALIASES = {
     "avg": "avgpool",
+    "conn": "connected",
     "conv": "convolutional",
+    "local_avg": "local_avgpool",
+    "lrn": "normalization",
     "max": "maxpool",
     "network": "net",
+    "silence": "empty",
     "soft": "softmax",
 }
 
 _INTEGER = re.compile(r"([+-]?[0-9]{1,15})(\.0*)?")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_COMMENT = re.compile("[#;]")
 _BLANKS = str.maketrans("", "", " \t\r\n")
 
 
@@ -71,20 +78,21 @@ class Section:
         if value is None:
             assert default is not None
             return default
-        return int(self._checked(key, _to_integer(_uncommented(value)), "a whole number", low, high))
+        return int(self._checked(key, _to_integer(_scalar(value)), "a whole number", low, high))
 
     def number(self, key: str, default: float, *, low: float = -math.inf, high: float = math.inf) -> float:
         value = self._value(key)
         if value is None:
             return default
-        return float(self._checked(key, _to_number(_uncommented(value)), "a number", low, high))
+        return float(self._checked(key, _to_number(_scalar(value)), "a number", low, high))
 
     def word(self, key: str, default: str, choices: tuple[str, ...]) -> str:
         value = self._value(key)
         if value is None:
             return default
         if value not in choices:
-            raise self.error(f"{key}={value} is not one of {', '.join(choices)}{did_you_mean(value, choices)}", key)
+            hint = did_you_mean(value, choices)
+            raise self.error(f"{key}={_short(value, 80)} is not one of {', '.join(choices)}{hint}", key)
         return value
 
     def integers(self, key: str, *, required: bool = False) -> tuple[int, ...]:
@@ -108,26 +116,29 @@ class Section:
     def ignore_aloud(self, **defaults: float | str) -> None:
         """Keys that change training and are not implemented: a warning unless they say the default."""
         for key in self._deviating(defaults):
-            value = self.entries[key].value
+            value = _short(self.entries[key].value, 80)
             self.notes.append(f"{self.path}:{self.line_of(key)}: {key}={value} is not supported and is ignored")
 
     def refuse(self, **defaults: float | str) -> None:
         """Keys that change what the layer computes and are not implemented: an error unless the default."""
         for key in self._deviating(defaults):
-            raise self.error(f"{key}={self.entries[key].value} in [{self.name}] is not supported", key)
+            value = _short(self.entries[key].value, 80)
+            raise self.error(f"{key}={value} in [{self.name}] is not supported", key)
 
     def warnings(self, net_keys: set[str]) -> list[str]:
         """One sentence per unknown key, and one for all keys that belong to [net].
 
         Several published cfgs end with a second [net] block whose header is commented out.
         """
-        unknown = [key for key in self.entries if key not in self.asked]
-        pasted = [key for key in unknown if key in net_keys]
+        unknown = [key for key in self.entries if key not in self.asked and key not in net_keys]
+        pasted = [key for key in self.entries if key not in self.asked and key in net_keys]
         sentences = list(self.notes)
-        for key in unknown:
-            if key not in net_keys:
-                hint = did_you_mean(key, self.asked)
-                sentences.append(f"{self.path}:{self.line_of(key)}: unknown key '{key}' in [{self.name}]{hint}")
+        for key in unknown[:MAX_UNKNOWN_KEYS]:
+            where, hint = f"{self.path}:{self.line_of(key)}", did_you_mean(key, self.asked)
+            sentences.append(f"{where}: unknown key '{_short(key)}' in [{self.name}]{hint}")
+        if more := unknown[MAX_UNKNOWN_KEYS:]:
+            where = f"{self.path}:{self.line_of(more[0])}"
+            sentences.append(f"{where}: {len(more)} more unknown keys in [{self.name}]")
         if pasted:
             where = f"{self.path}:{self.line_of(pasted[0])}"
             sentences.append(f"{where}: [net] keys in [{self.name}] are ignored: {', '.join(pasted)}")
@@ -143,10 +154,11 @@ class Section:
 
     def _items(self, key: str, required: bool) -> list[str]:
         value = self._value(key, required=required)
-        return [] if value is None else _uncommented(value).split(",")
+        # darknet's counting of commas stops at a comment.
+        return [] if value is None else value.split("#", 1)[0].split(",")
 
     def _checked(self, key: str, number: float | None, kind: str, low: float, high: float) -> float:
-        value = self.entries[key].value
+        value = _short(self.entries[key].value, 80)
         if number is None:
             raise self.error(f"{key}={value} is not {kind}", key)
         if not low <= number <= high:
@@ -197,9 +209,9 @@ def _section_name(line: str, where: str) -> str:
     return ALIASES.get(name, name)
 
 
-def _uncommented(value: str) -> str:
-    """atoi and atof stop at a trailing comment, and so does darknet's counting of commas."""
-    return value.split("#", 1)[0]
+def _scalar(value: str) -> str:
+    """atoi and atof stop at a trailing comment."""
+    return _COMMENT.split(value, maxsplit=1)[0]
 
 
 def _to_integer(text: str) -> int | None:
@@ -216,8 +228,8 @@ def _to_number(text: str) -> float | None:
 
 
 def _equal(value: str, default: float | str) -> bool:
-    return value == default if isinstance(default, str) else _to_number(_uncommented(value)) == default
+    return value == default if isinstance(default, str) else _to_number(_scalar(value)) == default
 
 
-def _short(line: str) -> str:
-    return line if len(line) <= 40 else line[:37] + "..."
+def _short(text: str, length: int = 40) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."

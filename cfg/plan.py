@@ -8,13 +8,12 @@ from pathlib import Path
 from cfg.layers import ConvSpec, read_layer
 from cfg.net import NetSpec
 from cfg.parse import CfgError, Section, did_you_mean, parse_sections
-from cfg.spec import MAX_CHANNELS, MAX_SIDE_PX, LayerSpec, Shape, ShapeError
+from cfg.spec import MAX_CHANNELS, MAX_SIDE_PX, LayerSpec, Shape, ShapeError, check_extent
 from cfg.yolo import YoloSpec
 
 HERE = Path(__file__).parent
 MAX_FILE_BYTES = 4 * 2**20
-MAX_PARAMETERS = 2**30
-MAX_CELLS = 2**30  # of one layer's output for one image: 4 GiB in float32
+MAX_PARAMETERS = 2**29  # 2 GiB in float32; the largest YOLOv4, P7, has 0.29e9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,11 +127,14 @@ def parse_plan(text: str, *, path: str, classes: int | None = None, input_hw: tu
         specs = _with_classes(specs, sections, classes)
     _check_heads(specs, sections)
     layers = [(section.line, spec) for section, spec in zip(sections, specs, strict=True)]
+    nodes = _wire(path, net, layers)
     warnings = first.warnings(set())
     for section in sections:
         warnings += section.warnings(first.asked)
-    plan = Plan(name=Path(path).stem, source_text=text, path=path, net=net, nodes=(), warnings=tuple(warnings))
-    return replace(plan, nodes=_wire(path, net, layers))
+    warnings += _norm_warnings(path, nodes)
+    plan = Plan(name=Path(path).stem, source_text=text, path=path, net=net, nodes=nodes, warnings=tuple(warnings))
+    _check_new_coords(plan)
+    return plan
 
 
 def cfg_names() -> tuple[str, ...]:
@@ -150,7 +152,9 @@ def _wire(path: str, net: NetSpec, layers: list[tuple[int, LayerSpec]]) -> tuple
             shapes = tuple(network_input if i == -1 else nodes[i].shape for i in inputs)
             shape = spec.output_shape(shapes)
             parameters += spec.parameter_count(shapes)
-            _check_extent(shape, parameters)
+            check_extent(shape)
+            if parameters > MAX_PARAMETERS:
+                raise ShapeError(f"more than {MAX_PARAMETERS} parameters")
         except ShapeError as error:
             raise CfgError(f"{path}:{line}: layer {index}: {error}") from error
         nodes.append(Node(index=index, line=line, spec=spec, inputs=inputs, input_shapes=shapes, shape=shape))
@@ -167,15 +171,6 @@ def _checked_sources(spec: LayerSpec, index: int, nodes: list[Node]) -> tuple[in
     return sources
 
 
-def _check_extent(shape: Shape, parameters: int) -> None:
-    """Nothing absurd may reach an allocation."""
-    channels, height, width = shape
-    if channels > MAX_CHANNELS or max(height, width) > MAX_SIDE_PX or channels * height * width > MAX_CELLS:
-        raise ShapeError(f"an output of {shape} is too large")
-    if parameters > MAX_PARAMETERS:
-        raise ShapeError(f"more than {MAX_PARAMETERS} parameters")
-
-
 def _resized(path: str, net: NetSpec, input_hw: tuple[int, int]) -> NetSpec:
     height, width = input_hw
     if not (1 <= height <= MAX_SIDE_PX and 1 <= width <= MAX_SIDE_PX):
@@ -190,6 +185,12 @@ def _with_classes(specs: list[LayerSpec], sections: list[Section], classes: int)
         if not isinstance(spec, YoloSpec):
             continue
         head = replace(spec, classes=classes)
+        if classes != spec.classes and spec.counters_per_class:
+            head = replace(head, counters_per_class=())
+            line = sections[index].line_of("counters_per_class")
+            sections[index].notes.append(
+                f"{sections[index].path}:{line}: counters_per_class is of {spec.classes} classes and is ignored"
+            )
         feeder = specs[index - 1] if index else None
         if not 1 <= classes <= MAX_CHANNELS or head.channels > MAX_CHANNELS:
             raise sections[index].error(f"{classes} classes is not within 1..{MAX_CHANNELS // len(head.mask) - 5}")
@@ -215,6 +216,31 @@ def _check_heads(specs: list[LayerSpec], sections: list[Section]) -> None:
         assert isinstance(first, YoloSpec)
         if head.classes != first.classes:
             raise sections[index].error(f"classes={head.classes}, but the first [yolo] has {first.classes}", "classes")
+
+
+def _check_new_coords(plan: Plan) -> None:
+    """The decoder of new_coords=1 leaves the logistic to the convolution, so that one must have it."""
+    for index in plan.heads:
+        head = plan.nodes[index]
+        if not (isinstance(head.spec, YoloSpec) and head.spec.new_coords):
+            continue
+        feeder = plan.nodes[index - 1] if index else None
+        spec = feeder.spec if feeder else None
+        if not isinstance(spec, ConvSpec) or spec.activation != "logistic" or spec.antialiasing:
+            line, need = (feeder or head).line, "a [convolutional] with activation=logistic before it"
+            raise CfgError(f"{plan.path}:{line}: layer {index}, a [yolo] with new_coords=1, needs {need}")
+        if len(plan.consumers[index - 1]) > 1:
+            raise CfgError(
+                f"{plan.path}:{head.line}: layer {index - 1}, which a [yolo] with new_coords=1 reads, is read again"
+            )
+
+
+def _norm_warnings(path: str, nodes: tuple[Node, ...]) -> list[str]:
+    """One norm is built for the whole network, where darknet has a kind for each layer."""
+    lines = {node.spec.batch_normalize: node.line for node in nodes if isinstance(node.spec, ConvSpec)}
+    if not {1, 2} <= lines.keys():
+        return []
+    return [f"{path}:{lines[1]}: batch_normalize is 1 here and 2 in line {lines[2]}: all layers get the same norm"]
 
 
 def _find(name_or_path: str) -> Path:

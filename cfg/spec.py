@@ -11,10 +11,14 @@ from cfg.parse import Section
 
 ACTIVATIONS = (
     *("linear", "leaky", "mish", "swish", "logistic", "relu"),
-    *("relu6", "elu", "selu", "gelu", "tanh"),
+    *("relu6", "elu", "selu", "gelu", "tanh", "hard_mish"),
+    *("loggy", "relie", "ramp", "plse", "stair", "hardtan", "lhtan"),
 )
+BLUR_WINDOWS = {1: (3, 1), 2: (2, 0)}  # antialiasing -> (size, padding on each side)
+MAX_CELLS = 2**30  # of one layer's output for one image: 4 GiB in float32
 MAX_CHANNELS = 65_536
 MAX_SIDE_PX = 32_768
+MAX_WINDOW = 1024
 
 
 class Shape(NamedTuple):
@@ -98,6 +102,31 @@ def window_count(size_px: int, window_px: int, stride_px: int) -> int:
     if size_px < window_px:
         raise ShapeError(f"a window of {window_px} does not fit into a padded side of {size_px}")
     return (size_px - window_px) // stride_px + 1
+
+
+def read_strides(section: Section) -> dict[str, int]:
+    """stride_x and stride_y, for which `stride` speaks where they are silent. Raises CfgError."""
+    stride = section.integer("stride", 1, low=1, high=MAX_WINDOW)
+    return {axis: section.integer(axis, stride, low=1, high=MAX_WINDOW) for axis in ("stride_x", "stride_y")}
+
+
+def blurred(sharp: Shape, antialiasing: int, *, stride_x: int, stride_y: int) -> Shape:
+    """What antialiasing leaves of an output made with stride 1: its blur takes the strides instead."""
+    if not antialiasing:
+        return sharp
+    size, padding = BLUR_WINDOWS[antialiasing]
+    return Shape(
+        channels=sharp.channels,
+        height=window_count(sharp.height + 2 * padding, size, stride_y),
+        width=window_count(sharp.width + 2 * padding, size, stride_x),
+    )
+
+
+def check_extent(shape: Shape) -> None:
+    """Nothing absurd may reach an allocation. Raises ShapeError."""
+    channels, height, width = shape
+    if channels > MAX_CHANNELS or max(height, width) > MAX_SIDE_PX or channels * height * width > MAX_CELLS:
+        raise ShapeError(f"{shape} is too large")
 
 
 def _plain(value: object) -> str:

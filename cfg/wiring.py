@@ -66,6 +66,9 @@ class ShortcutSpec(LayerSpec):
         values = read_keys(cls, section)
         values["weights_type"] = values["weights_type"].replace("per_layer", "per_feature")
         values["weights_normalization"] = values["weights_normalization"].replace("avg_relu", "relu")
+        if values["weights_type"] != "none":
+            section.refuse(dontload=0)
+            section.ignore_aloud(learning_rate=1)
         return cls(layers=section.integers("from", required=True), **values)
 
     def sources(self, index: int) -> tuple[int, ...]:
@@ -74,8 +77,6 @@ class ShortcutSpec(LayerSpec):
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
         for shape in inputs:
             _check_same_sides(inputs[0], shape)
-            if self.weights_type == "per_channel" and shape.channels != inputs[0].channels:
-                raise ShapeError(f"weights per channel need equal shapes, got {inputs[0]} and {shape}")
         return inputs[0]
 
     def parameter_count(self, inputs: tuple[Shape, ...]) -> int:

@@ -13,6 +13,7 @@ from cfg.parse import Section
 from cfg.spec import MAX_CHANNELS, LayerSpec, Shape, ShapeError, key, read_keys
 
 IOU_LOSSES = ("mse", "iou", "giou", "diou", "ciou")
+IOU_THRESH_KINDS = IOU_LOSSES[1:]
 NMS_KINDS = ("default", "greedynms", "diounms")
 
 
@@ -22,6 +23,7 @@ class YoloSpec(LayerSpec):
 
     anchors: (width, height) in pixels of the network's input, of all heads; mask: those of this head.
     random: 0 is off, 1 means a resize coefficient of 1.4, any other value is the coefficient.
+    counters_per_class: objects of each class in the training data, from which weights are made; empty means none.
     """
 
     kind: ClassVar[str] = "yolo"
@@ -35,10 +37,13 @@ class YoloSpec(LayerSpec):
     ignore_thresh: float = key(0.5)
     truth_thresh: float = key(1.0)
     iou_thresh: float = key(1.0)
+    iou_thresh_kind: str = key("iou", choices=IOU_THRESH_KINDS)
     iou_loss: str = key("mse", choices=IOU_LOSSES)
     iou_normalizer: float = key(0.75)
     obj_normalizer: float = key(1.0)
     cls_normalizer: float = key(1.0)
+    delta_normalizer: float = key(1.0)
+    counters_per_class: tuple[int, ...] = ()
     max_delta: float = key(math.inf, low=0)
     objectness_smooth: bool = key(False)
     label_smooth_eps: float = key(0.0, low=0, high=1)
@@ -72,11 +77,15 @@ class YoloSpec(LayerSpec):
                 raise section.error(f"mask names anchor {i}, but there are {len(anchors)} anchors", "mask")
         if len(set(mask)) != len(mask):
             raise section.error("mask names an anchor twice", "mask")
-        section.ignore("show_details", "counters_per_class", "beta1", "uc_normalizer", "embedding_layer")
+        section.ignore("show_details", "beta1", "uc_normalizer", "embedding_layer")
         section.ignore("track_history_size", "sim_thresh", "dets_for_track", "dets_for_show", "track_ciou_norm")
-        section.ignore_aloud(iou_thresh_kind="iou", delta_normalizer=1)
         section.refuse(map="")
-        return cls(anchors=anchors, mask=mask, **read_keys(cls, section))
+        values = read_keys(cls, section)
+        counters = section.integers("counters_per_class")
+        if counters and (len(counters) != values["classes"] or min(counters) < 1):
+            message = f"counters_per_class needs {values['classes']} positive numbers, one a class"
+            raise section.error(message, "counters_per_class")
+        return cls(anchors=anchors, mask=mask, counters_per_class=counters, **values)
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
         if inputs[0].channels != self.channels:

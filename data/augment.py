@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from data.crop import JitteredCrop
 from data.geometry import clip_boxes, visible
-from data.mosaic import draw_cut, mosaic
+from data.mosaic import darknet_mosaic, draw_cut, mosaic
 from data.offline import albumentations as A
 from data.photometric import photometric_transforms
+from utils.errors import UserError
 from utils.knob import check_limits, knob
 from utils.structures import Sample
+
+MOSAIC_GEOMETRIES = ("content", "darknet")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +26,18 @@ class AugmentOptions:
 
     mosaic: float = knob(
         0.5, "share of the training pictures that are made of four (cfg: mosaic=1 is a half)", low=0, high=1
+    )
+    mosaic_geometry: str = knob(
+        "content",
+        "a mosaic's windows and boxes: windows that show content where they can and boxes cut to their tile, or "
+        "darknet's (with letter_box=1 too, which darknet refuses); its min_visibility is 0, its min_side_px 1",
+        choices=MOSAIC_GEOMETRIES,
+    )
+    mosaic_bound: bool = knob(
+        True, "cut a mosaic's boxes to their tiles; otherwise, in darknet's geometry only, to the whole picture"
+    )
+    max_boxes: int | None = knob(
+        None, "objects kept per training picture, drawn at random (cfg, in darknet's geometry: max)", unit="N", low=1
     )
     flip: bool = knob(True, "mirror half of the pictures (off where a data set says that mirrors mislead)")
     jitter: float = knob(0.3, "each margin of the crop moves by up to this share of the side", low=0, high=0.45)
@@ -41,6 +56,8 @@ class AugmentOptions:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        if self.mosaic_geometry != "darknet" and not self.mosaic_bound:
+            raise UserError("boxes that run on beyond their tile, --no-mosaic-bound, need --mosaic-geometry darknet")
 
 
 class Augmenter:
@@ -54,26 +71,53 @@ class Augmenter:
         self.options = options
         self.load = load
         self.pictures = pictures
-        self._pipelines: dict[tuple[int, int], A.Compose] = {}
+        self._pipelines: dict[tuple[tuple[int, int], tuple[int, int] | None], A.Compose] = {}
 
     def __call__(self, index: int, input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
-        limits = {
-            "min_visibility": self.options.min_visibility,
-            "min_side_px": self.options.min_side_px,
-        }
         if rng.random() >= self.options.mosaic:
             sample, _ = self._jittered(index, input_hw, rng)
-            return _within_input(sample, **limits)
-        others = rng.integers(self.pictures, size=3)
-        tiles = [self._jittered(int(each), input_hw, rng) for each in (index, *others)]
+            sample = _within_input(sample, **self._limits)
+        else:
+            indices = [index, *rng.integers(self.pictures, size=3).tolist()]
+            make = self._darknet_mosaic if self.options.mosaic_geometry == "darknet" else self._mosaic
+            sample = make(indices, input_hw, rng)
+        return _at_most(self.options.max_boxes, sample, rng)
+
+    def _mosaic(self, indices: list[int], input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
+        tiles = [self._jittered(each, input_hw, rng) for each in indices]
         return mosaic(
             [sample for sample, _ in tiles],
             cut_xy=draw_cut(rng, input_hw),
             contents=np.stack([content for _, content in tiles]),
-            **limits,
+            **self._limits,
         )
 
-    def _jittered(self, index: int, input_hw: tuple[int, int], rng: np.random.Generator) -> tuple[Sample, np.ndarray]:
+    def _darknet_mosaic(self, indices: list[int], input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
+        """Half of the crops are pushed into the corner of their picture that lies outside in the mosaic."""
+        tiles = []
+        for tile, each in enumerate(indices):
+            row, column = divmod(tile, 2)
+            corner = (column, row) if rng.random() < 0.5 else None
+            tiles.append(self._jittered(each, input_hw, rng, corner))
+        return darknet_mosaic(
+            [_within_input(sample, **self._limits) for sample, _ in tiles],
+            cut_xy=draw_cut(rng, input_hw),
+            contents=np.stack([content for _, content in tiles]),
+            bound=self.options.mosaic_bound,
+            **self._limits,
+        )
+
+    @property
+    def _limits(self) -> dict[str, float]:
+        return {"min_visibility": self.options.min_visibility, "min_side_px": self.options.min_side_px}
+
+    def _jittered(
+        self,
+        index: int,
+        input_hw: tuple[int, int],
+        rng: np.random.Generator,
+        corner: tuple[int, int] | None = None,
+    ) -> tuple[Sample, np.ndarray]:
         """The picture warped to the input, and (4,) xyxy where it lies there; boxes may reach outside.
 
         Corners travel as albumentations keypoints, because its boxes come back clipped: how much of an
@@ -84,7 +128,7 @@ class Augmenter:
         height, width = source.image.shape[:2]
         boxes = np.concatenate([np.array([[0, 0, width, height]], np.float32), source.boxes])
         # All transforms draw from one stream: Compose.set_random_seed would give each the same numbers.
-        pipeline = self._pipeline(input_hw)
+        pipeline = self._pipeline(input_hw, corner)
         pipeline.set_random_state(rng, random.Random(int(rng.integers(2**31))))
         result = pipeline(image=source.image, keypoints=_corners(boxes) - 0.5)
         corners = result["keypoints"].reshape(-1, 4, 2) + 0.5
@@ -99,9 +143,9 @@ class Augmenter:
         )
         return sample, boxes[0]
 
-    def _pipeline(self, input_hw: tuple[int, int]) -> A.Compose:
-        """One per input size, kept, since multi-scale training comes back to the same few."""
-        if input_hw not in self._pipelines:
+    def _pipeline(self, input_hw: tuple[int, int], corner: tuple[int, int] | None) -> A.Compose:
+        """Kept, since multi-scale training comes back to the same few input sizes."""
+        if (input_hw, corner) not in self._pipelines:
             options = self.options
             crop = JitteredCrop(
                 input_hw=input_hw,
@@ -109,7 +153,9 @@ class Augmenter:
                 resize=options.resize,
                 keep_aspect=options.letterbox,
                 fill=options.fill,
+                corner=corner,
             )
+            flip = A.HorizontalFlip(p=0.5 if options.flip else 0.0)
             colour = photometric_transforms(
                 saturation=options.saturation,
                 exposure=options.exposure,
@@ -117,11 +163,12 @@ class Augmenter:
                 blur=options.blur,
                 noise=options.noise,
             )
-            self._pipelines[input_hw] = A.Compose(
-                [crop, A.HorizontalFlip(p=0.5 if options.flip else 0.0), *colour],
+            self._pipelines[input_hw, corner] = A.Compose(
+                # A corner is one of the picture as the mosaic shows it, so of a mirrored one it is another.
+                [*((crop, flip) if corner is None else (flip, crop)), *colour],
                 keypoint_params=A.KeypointParams("xy", remove_invisible=False, check_each_transform=False),
             )
-        return self._pipelines[input_hw]
+        return self._pipelines[input_hw, corner]
 
 
 def _corners(boxes: np.ndarray) -> np.ndarray:
@@ -141,3 +188,11 @@ def _within_input(sample: Sample, *, min_visibility: float, min_side_px: float) 
         image_id=sample.image_id,
         path=sample.path,
     )
+
+
+def _at_most(count: int | None, sample: Sample, rng: np.random.Generator) -> Sample:
+    """Of more than `count` objects so many, drawn at random, in their order."""
+    if count is None or len(sample.labels) <= count:
+        return sample
+    keep = np.sort(rng.permutation(len(sample.labels))[:count])
+    return replace(sample, boxes=sample.boxes[keep], labels=sample.labels[keep], is_crowd=sample.is_crowd[keep])

@@ -20,7 +20,9 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
 
     jitter: each margin of the crop is moved by up to this share of the side. resize: zoom between 1/resize
     and resize. keep_aspect: start from the letterboxed rectangle rather than from the picture itself.
-    fill: RGB, or None for the mean colour of the picture, as in darknet.
+    fill: RGB, or None for the mean colour of the picture, as in darknet. corner: (column, row), each 0 or 1,
+    of the picture's corner that the rectangle, in whatever size was drawn, is pushed into; None leaves it
+    where it was drawn.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
         resize: float,
         keep_aspect: bool,
         fill: tuple[int, int, int] | None,
+        corner: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(fill=fill or (0, 0, 0), p=1.0)
         self.input_hw = input_hw
@@ -38,6 +41,7 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
         self.resize = resize
         self.keep_aspect = keep_aspect
         self.mean_fill = fill is None
+        self.corner = corner
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         left, top, width, height = self._rectangle(params["shape"][:2])
@@ -60,6 +64,15 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
     def _rectangle(self, picture_hw: tuple[int, int]) -> tuple[float, float, float, float]:
         """Left, top, width and height of the crop, in pixels of the picture."""
         height, width = picture_hw
+        left, right, top, bottom = self._margins(picture_hw)
+        crop_w, crop_h = max(width - left - right, 1.0), max(height - top - bottom, 1.0)
+        if self.corner is not None:
+            left, top = self.corner[0] * (width - crop_w), self.corner[1] * (height - crop_h)
+        return left, top, crop_w, crop_h
+
+    def _margins(self, picture_hw: tuple[int, int]) -> np.ndarray:
+        """(4,) left, right, top and bottom: how far the crop's edges lie within the picture, in its pixels."""
+        height, width = picture_hw
         rng = self.random_generator
         margins = rng.uniform(-self.jitter, self.jitter, size=4) * (width, width, height, height)
         # One number for left and top and one for right and bottom: x and y zoom together.
@@ -69,5 +82,4 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
             bars = letterbox_placement(picture_hw, self.input_hw)
             bar_x, bar_y = bars.left_px / bars.scale_x, bars.top_px / bars.scale_y
             margins -= np.array([bar_x, bar_x, bar_y, bar_y])
-        left, right, top, bottom = margins
-        return left, top, max(width - left - right, 1.0), max(height - top - bottom, 1.0)
+        return margins

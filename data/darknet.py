@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from data.image_set import ImageSet, Record, pack
-from data.listing import read_lines
 from data.picture import picture_hw
 from data.problems import BROKEN_LABEL, BROKEN_PICTURE, MISSING_PICTURE, UNKNOWN_CLASS, Problems, usable_boxes
 from utils.errors import UserError
+from utils.listing import read_lines
 
 _KEYS = {"train": "train", "val": "valid", "test": "test"}
 

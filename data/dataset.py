@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from data.augment import Augmenter, AugmentOptions
-from data.geometry import GREY, letterbox, resize, stretch
+from data.geometry import GREY, as_input, resize
 from data.image_set import ImageSet, Record
 from data.picture import read_picture
 from utils.errors import UserError
@@ -104,13 +104,16 @@ class EvalDataset(Dataset[Sample]):
     """Picture i of the set, whole, with its Placement.
 
     It is decoded at full size: reduced decoding is quick, but would change the scores a little. An
-    unreadable picture comes as grey with its objects, which then count as missed.
+    unreadable picture comes as grey with its objects, which then count as missed. resize: of geometry.RESIZES.
     """
 
-    def __init__(self, image_set: ImageSet, *, input_hw: tuple[int, int], letterbox: bool) -> None:
+    def __init__(
+        self, image_set: ImageSet, *, input_hw: tuple[int, int], letterbox: bool, resize: str = "opencv"
+    ) -> None:
         self.image_set = image_set
         self.input_hw = input_hw
         self.letterbox = letterbox
+        self.resize = resize
 
     def __len__(self) -> int:
         return len(self.image_set)
@@ -122,7 +125,7 @@ class EvalDataset(Dataset[Sample]):
             log.warning("%s: unreadable, evaluated as a grey picture", record.path)
             image = np.full((*record.hw, 3), GREY, np.uint8)
         image = resize(image, record.hw)  # the annotations' size rules; nearly always the same
-        laid, placement = (letterbox if self.letterbox else stretch)(image, self.input_hw)
+        laid, placement = as_input(image, self.input_hw, letterbox=self.letterbox, how=self.resize)
         return Sample(
             image=laid,
             boxes=placement.to_input(record.boxes),

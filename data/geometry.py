@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
 from utils.structures import Placement
 
 GREY = (127, 127, 127)  # darknet fills letterboxes with 0.5
+RESIZES = ("opencv", "darknet")  # how evaluation and detection make a picture the network's input
 
 
 def stretch_placement(source_hw: tuple[int, int], input_hw: tuple[int, int]) -> Placement:
@@ -26,34 +29,36 @@ def letterbox_placement(source_hw: tuple[int, int], input_hw: tuple[int, int]) -
 
     Source: darknet, `image.c`, letterbox_image.
     """
-    scale = min(input_hw[0] / source_hw[0], input_hw[1] / source_hw[1])
-    inner_h, inner_w = (
-        min(full, max(1, int(side * scale + 1e-6))) for side, full in zip(source_hw, input_hw, strict=True)
-    )
+    (height, width), (input_h, input_w) = source_hw, input_hw
+    if input_w * height < input_h * width:
+        inner_h, inner_w = max(1, height * input_w // width), input_w
+    else:
+        inner_h, inner_w = input_h, max(1, width * input_h // height)
     return Placement(
         source_hw=source_hw,
-        scale_x=inner_w / source_hw[1],
-        scale_y=inner_h / source_hw[0],
-        left_px=float((input_hw[1] - inner_w) // 2),
-        top_px=float((input_hw[0] - inner_h) // 2),
+        scale_x=inner_w / width,
+        scale_y=inner_h / height,
+        left_px=float((input_w - inner_w) // 2),
+        top_px=float((input_h - inner_h) // 2),
     )
 
 
-def stretch(image: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, Placement]:
-    """image: (H, W, 3) uint8 -> (*hw, 3) uint8."""
-    return resize(image, hw), stretch_placement(image.shape[:2], hw)
-
-
-def letterbox(
-    image: np.ndarray, hw: tuple[int, int], fill: tuple[int, int, int] = GREY
+def as_input(
+    image: np.ndarray, hw: tuple[int, int], *, letterbox: bool, how: str = "opencv"
 ) -> tuple[np.ndarray, Placement]:
-    """image: (H, W, 3) uint8 -> (*hw, 3) uint8, with bars of `fill` (RGB) at two sides."""
-    placement = letterbox_placement(image.shape[:2], hw)
-    inner_h = round(image.shape[0] * placement.scale_y)
-    inner_w = round(image.shape[1] * placement.scale_x)
+    """A whole picture (H, W, 3) uint8 as the network sees it, (*hw, 3): uint8, or darknet's float32 in 0..1.
+
+    letterbox: with grey bars at two sides, else stretched. how: of RESIZES.
+    """
+    placement = (letterbox_placement if letterbox else stretch_placement)(image.shape[:2], hw)
+    inner_w, inner_h = (round(side) for side in placement.picture_px)
     top, left = int(placement.top_px), int(placement.left_px)
-    canvas = np.full((*hw, 3), fill, np.uint8)
-    canvas[top : top + inner_h, left : left + inner_w] = resize(image, (inner_h, inner_w))
+    picture = (darknet_resize if how == "darknet" else resize)(image, (inner_h, inner_w))
+    canvas = np.full((*hw, 3), 0.5 if how == "darknet" else GREY, picture.dtype)
+    canvas[top : top + inner_h, left : left + inner_w] = picture
+    if how == "darknet":
+        # It pastes at whole pixels, but brings boxes back from half ones (`yolo_layer.c`, correct_yolo_boxes).
+        placement = replace(placement, left_px=(hw[1] - inner_w) / 2, top_px=(hw[0] - inner_h) / 2)
     return canvas, placement
 
 
@@ -63,6 +68,32 @@ def resize(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
         return image
     shrinks = hw[0] < image.shape[0] or hw[1] < image.shape[1]
     return cv2.resize(image, hw[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def darknet_resize(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 -> (*hw, 3) float32 in 0..1: bilinear between the corner pixels, no averaging on shrinking.
+
+    Source: darknet, `image.c`, resize_image: first the columns, then the rows, in single precision. Its last row is
+    never given its lower neighbour's share, so that one which rounding puts just above the picture's last row comes
+    out black (50 rows to 96, say); detections depend on it.
+    """
+    pixels = image.astype(np.float32) / np.float32(255)
+    left, share = _align_corners(pixels.shape[1], hw[1])
+    left[-1], share[-1] = pixels.shape[1] - 1, 0
+    right = np.minimum(left + 1, pixels.shape[1] - 1)
+    pixels = (1 - share)[:, None] * pixels[:, left] + share[:, None] * pixels[:, right]
+    above, share = _align_corners(pixels.shape[0], hw[0])
+    below = np.minimum(above + 1, pixels.shape[0] - 1)
+    rows = (1 - share)[:, None, None] * pixels[above]
+    rows[:-1] += share[:-1, None, None] * pixels[below[:-1]]
+    return rows
+
+
+def _align_corners(source: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of `size` pixels, the source pixel at or before it, and the share of the one after that, float32."""
+    place = np.arange(size, dtype=np.float32) * (np.float32(source - 1) / np.float32(max(size - 1, 1)))
+    before = place.astype(np.intp)
+    return before, place - before.astype(np.float32)
 
 
 def clip_boxes(boxes: np.ndarray, bounds: tuple[float, float, float, float]) -> np.ndarray:

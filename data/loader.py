@@ -149,11 +149,17 @@ def make_train_loader(
 
 
 def make_eval_loader(
-    image_set: ImageSet, *, batch_size: int, input_hw: tuple[int, int], letterbox: bool, workers: int
+    image_set: ImageSet,
+    *,
+    batch_size: int,
+    input_hw: tuple[int, int],
+    letterbox: bool,
+    workers: int,
+    resize: str = "opencv",
 ) -> DataLoader[Batch]:
-    """Every picture once, in the order of the set; the last batch may be smaller."""
+    """Every picture once, in the order of the set; the last batch may be smaller. resize: of geometry.RESIZES."""
     return DataLoader(
-        EvalDataset(image_set, input_hw=input_hw, letterbox=letterbox),  # type: ignore[arg-type]
+        EvalDataset(image_set, input_hw=input_hw, letterbox=letterbox, resize=resize),  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=collate,

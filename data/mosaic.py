@@ -1,12 +1,14 @@
 """Four pictures in one: the augmentation that lets a small batch see many objects and contexts.
 
 Source: Bochkovskiy et al., YOLOv4 (arXiv:2004.10934), section 3.3, and darknet, `data.c`: each tile is a
-window cut out of a picture of full input size, not a shrunken picture.
+window cut out of a picture of full input size, not a shrunken picture. `mosaic` is ours; `darknet_mosaic`
+has darknet's windows and boxes. Tiles are top left, top right, bottom left, bottom right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,40 +33,75 @@ def mosaic(
     min_visibility: float,
     min_side_px: float,
 ) -> Sample:
-    """Four Samples of one size -> one of that size; tiles are top left, top right, bottom left, bottom right.
+    """Four Samples of one size -> one of that size.
 
     contents: (4, 4) xyxy, where each picture really is within its sample (the rest is fill); a tile's
     window is moved so that it shows content where it can. Boxes may reach beyond their sample, so that
-    `min_visibility` counts against the whole object. They are cut to their tile: darknet does so with
-    `mosaic_bound=1`; its default lets a box run on into the neighbouring tile, over pixels not its own.
+    `min_visibility` counts against the whole object. They are cut to their tile.
     """
-    height, width = samples[0].image.shape[:2]
-    cut_x, cut_y = cut_xy
+    hw = _hw(samples)
     if contents is None:
-        contents = np.array([[0, 0, width, height]] * 4)
-    canvas = np.empty_like(samples[0].image)
+        contents = np.array([[0, 0, hw[1], hw[0]]] * 4)
+    tiles = _tiles(contents, cut_xy, hw)
     boxes, kept = [], []
-    for tile, (sample, content) in enumerate(zip(samples, contents, strict=True)):
-        row, column = divmod(tile, 2)
-        left, right, source_x = _window(column, cut_x, width, content[0], content[2])
-        top, bottom, source_y = _window(row, cut_y, height, content[1], content[3])
-        canvas[top:bottom, left:right] = sample.image[
-            source_y : source_y + bottom - top, source_x : source_x + right - left
-        ]
-        shift = np.array([left - source_x, top - source_y] * 2, np.float32)
-        whole = sample.boxes + shift
-        cut = clip_boxes(whole, (left, top, right, bottom))
+    for sample, tile in zip(samples, tiles, strict=True):
+        whole = sample.boxes + tile.shift
+        cut = clip_boxes(whole, tile.bounds)
         boxes.append(cut)
         kept.append(visible(whole, cut, sample.is_crowd, min_visibility=min_visibility, min_side_px=min_side_px))
-    keep = np.concatenate(kept)
-    return Sample(
-        image=canvas,
-        boxes=np.concatenate(boxes)[keep],
-        labels=np.concatenate([sample.labels for sample in samples])[keep],
-        is_crowd=np.concatenate([sample.is_crowd for sample in samples])[keep],
-        image_id=samples[0].image_id,
-        path=samples[0].path,
-    )
+    return _joined(samples, tiles, boxes, kept)
+
+
+def darknet_mosaic(
+    samples: Sequence[Sample],
+    *,
+    cut_xy: tuple[int, int],
+    contents: np.ndarray,
+    bound: bool,
+    min_visibility: float,
+    min_side_px: float,
+) -> Sample:
+    """`mosaic` as darknet makes it; boxes are expected cut to their samples, as its loader does before.
+
+    bound: the cfg's `mosaic_bound`. With it boxes have whole pixels and are cut to their tile; without, they
+    are cut to the whole mosaic only, and may run on into the neighbouring tile, over pixels not their own.
+    Either way a box stays if its sides are longer than `min_side_px` and shorter than the mosaic's.
+    """
+    height, width = hw = _hw(samples)
+    tiles = _tiles(_contents_of_darknet(contents, hw), cut_xy, hw)
+    boxes, kept = [], []
+    for sample, tile in zip(samples, tiles, strict=True):
+        whole = sample.boxes + tile.shift
+        cut = clip_boxes(np.trunc(whole), tile.bounds) if bound else clip_boxes(whole, (0, 0, width, height))
+        sides = cut[:, 2:] - cut[:, :2]
+        fits = ((sides > min_side_px) & (sides < (width, height))).all(axis=1)
+        seen = visible(whole, cut, sample.is_crowd, min_visibility=min_visibility, min_side_px=min_side_px)
+        boxes.append(cut)
+        kept.append(seen & (fits | sample.is_crowd))
+    return _joined(samples, tiles, boxes, kept)
+
+
+class _Tile(NamedTuple):
+    """bounds: xyxy of the tile in the mosaic. source_xy: the sample's pixel that its top-left corner shows."""
+
+    bounds: tuple[int, int, int, int]
+    source_xy: tuple[int, int]
+
+    @property
+    def shift(self) -> np.ndarray:
+        """(4,) from xyxy in the sample to xyxy in the mosaic."""
+        left, top = self.bounds[:2]
+        return np.array([left - self.source_xy[0], top - self.source_xy[1]] * 2, np.float32)
+
+
+def _tiles(contents: np.ndarray, cut_xy: tuple[int, int], hw: tuple[int, int]) -> list[_Tile]:
+    tiles = []
+    for tile, content in enumerate(contents):
+        row, column = divmod(tile, 2)
+        left, right, source_x = _window(column, cut_xy[0], hw[1], content[0], content[2])
+        top, bottom, source_y = _window(row, cut_xy[1], hw[0], content[1], content[3])
+        tiles.append(_Tile(bounds=(left, top, right, bottom), source_xy=(source_x, source_y)))
+    return tiles
 
 
 def _window(side: int, cut: int, full: int, content_start: float, content_stop: float) -> tuple[int, int, int]:
@@ -76,3 +113,38 @@ def _window(side: int, cut: int, full: int, content_start: float, content_stop: 
     length = stop - start
     wanted = content_stop - length if side == 0 else content_start
     return start, stop, int(min(max(wanted, 0), full - length))
+
+
+def _contents_of_darknet(contents: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """Where darknet takes the contents to be, in whole pixels: it brings the margins of the crop to input
+    pixels by the ratio of input and picture, not of input and crop (left_shift and so on), as if nothing
+    had been zoomed."""
+    full = np.array(hw[::-1], np.float64)
+    start, stop = contents[:, :2].astype(np.float64), contents[:, 2:].astype(np.float64)
+    zoom = (stop - start) / full
+    # Darknet cuts fractions off; a margin that is whole may come out of the float32 contents a hair short of it.
+    before, after = (np.trunc(margin / zoom + 1e-3) for margin in (start, full - stop))
+    return np.concatenate([before, full - after], axis=1)
+
+
+def _joined(
+    samples: Sequence[Sample], tiles: Sequence[_Tile], boxes: Sequence[np.ndarray], kept: Sequence[np.ndarray]
+) -> Sample:
+    """boxes, kept: of each sample, (M, 4) in the mosaic and (M,) bool."""
+    canvas = np.empty_like(samples[0].image)
+    for sample, ((left, top, right, bottom), (x, y)) in zip(samples, tiles, strict=True):
+        canvas[top:bottom, left:right] = sample.image[y : y + bottom - top, x : x + right - left]
+    keep = np.concatenate(kept)
+    return Sample(
+        image=canvas,
+        boxes=np.concatenate(boxes)[keep],
+        labels=np.concatenate([sample.labels for sample in samples])[keep],
+        is_crowd=np.concatenate([sample.is_crowd for sample in samples])[keep],
+        image_id=samples[0].image_id,
+        path=samples[0].path,
+    )
+
+
+def _hw(samples: Sequence[Sample]) -> tuple[int, int]:
+    height, width = samples[0].image.shape[:2]
+    return height, width

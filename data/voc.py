@@ -9,7 +9,6 @@ from xml.etree import ElementTree
 import numpy as np
 
 from data.image_set import ImageSet, Record, pack
-from data.listing import read_lines
 from data.picture import SUFFIXES, picture_hw
 from data.problems import (
     BROKEN_ANNOTATION,
@@ -19,6 +18,7 @@ from data.problems import (
     Problems,
     usable_boxes,
 )
+from utils.listing import read_lines
 
 
 def holds(path: Path) -> bool:

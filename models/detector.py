@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,19 @@ from utils.structures import Detections
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detector:
-    """Call it with images (N, 3, H, W) in 0..1 on its network's device: N Detections in input pixels."""
+    """Call it with images (N, 3, H, W) in 0..1 on its network's device: N Detections in input pixels.
+
+    resize: of data.geometry.RESIZES, how pictures become its input. nms, max_detections, units_px: `postprocess`.
+    """
 
     network: Network
     class_names: tuple[str, ...]
     letterbox: bool
     confidence: float
     nms_iou: float
-    max_detections: int
+    max_detections: int | None
+    nms: str = "cfg"
+    resize: str = "opencv"
 
     @property
     def input_hw(self) -> tuple[int, int]:
@@ -39,12 +45,14 @@ class Detector:
         return next(self.network.parameters()).device
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> list[Detections]:
+    def __call__(self, images: Tensor, units_px: Sequence[tuple[float, float]] | None = None) -> list[Detections]:
         return postprocess(
             self.network(images),
             confidence=self.confidence,
             nms_iou=self.nms_iou,
             max_detections=self.max_detections,
+            nms=self.nms,
+            units_px=units_px,
         )
 
 
@@ -60,39 +68,52 @@ def describe_network(plan: Plan, norm: NormOptions, class_names: tuple[str, ...]
     }
 
 
-def build_network(checkpoint: dict[str, Any], *, input_hw: tuple[int, int] | None = None) -> Network:
-    """The network a checkpoint describes, with its averaged weights, in eval mode."""
-    plan = parse_plan(
-        checkpoint["cfg_text"],
-        path=checkpoint["cfg_name"] + ".cfg",
-        classes=len(checkpoint["class_names"]),
-        input_hw=input_hw or tuple(checkpoint["input_hw"]),
-    )
-    network = Network(plan, norm_factory(NormOptions(**checkpoint["norm"])))
-    network.load_state_dict(checkpoint["weights"])
+def build_network(
+    checkpoint: dict[str, Any], *, path: str = "checkpoint", input_hw: tuple[int, int] | None = None
+) -> Network:
+    """The network a checkpoint describes, with its averaged weights, in eval mode.
+
+    UserError, which names `path`, where it lacks what a network is built from.
+    """
+    try:
+        plan = parse_plan(
+            checkpoint["cfg_text"],
+            path=checkpoint["cfg_name"] + ".cfg",
+            classes=len(checkpoint["class_names"]),
+            input_hw=input_hw or tuple(checkpoint["input_hw"]),
+        )
+        network = Network(plan, norm_factory(NormOptions(**checkpoint["norm"])))
+        network.load_state_dict(checkpoint["weights"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path}: the checkpoint does not describe its network ({error})") from error
     return network.eval()
 
 
-def load_detector(
-    path: str,
+def load_detector(path: str, **settings: Any) -> Detector:
+    """Of a checkpoint's file; `settings` as `detector_of`."""
+    return detector_of(read_checkpoint(Path(path)), path=path, **settings)
+
+
+def detector_of(
+    checkpoint: dict[str, Any],
     *,
+    path: str,
     device: torch.device,
     confidence: float,
     nms_iou: float,
     max_detections: int,
+    nms: str = "cfg",
+    resize: str = "opencv",
     input_hw: tuple[int, int] | None = None,
 ) -> Detector:
-    """UserError for a file that is no checkpoint, or one that lacks what a network is built from."""
-    checkpoint = read_checkpoint(Path(path))
-    try:
-        network = build_network(checkpoint, input_hw=input_hw)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path}: the checkpoint does not describe its network ({error})") from error
+    """A checkpoint's network with the rules of detection. UserError as `build_network`."""
     return Detector(
-        network=network.to(device),
+        network=build_network(checkpoint, path=path, input_hw=input_hw).to(device),
         class_names=tuple(checkpoint["class_names"]),
         letterbox=checkpoint["letterbox"],
         confidence=confidence,
         nms_iou=nms_iou,
         max_detections=max_detections,
+        nms=nms,
+        resize=resize,
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cfg.plan import load_plan
+from cfg.plan import cfg_names, load_plan, parse_plan
 from options import (
     GROUP_TITLES,
     DetectOptions,
@@ -27,6 +27,7 @@ from options import (
     parse_image_hw,
     run_page,
     settle,
+    unread_settings,
 )
 from utils.errors import UserError
 from utils.knob import check_limits, knob
@@ -86,7 +87,7 @@ def test_a_bad_flag_exits_with_two(page, argv, capsys):
     assert argv[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [["--norm", "xn"], ["--amp", "int8"], ["--lr-policy", "poly"], ["--epochs", "many"]])
+@pytest.mark.parametrize("argv", [["--norm", "xn"], ["--amp", "int8"], ["--lr-policy", "random"], ["--epochs", "many"]])
 def test_a_bad_value_exits_with_two(argv, capsys):
     with pytest.raises(SystemExit) as caught:
         given_flags(TrainOptions, argv)
@@ -120,9 +121,9 @@ ABSURD = {
         norm-growth-steps -1; norm-refresh-steps 0; norm-positions -1; norm-average-images 0; norm-r-max 0.5 inf
         norm-d-max -1; norm-ramp-steps -1; norm-freeze-after 1.1 -0.1 nan; precise-bn -1
         label-smoothing 2 -0.1; mosaic 1.5; jitter 0.5; resize 0.5; saturation 0; exposure 101; hue nan; blur -1
-        noise 2; min-visibility 2; min-side-px -1""",
+        noise 2; min-visibility 2; min-side-px -1; max-boxes 0""",
     "evaluate.py": """confidence 2 nan; nms-iou -1 1.1; max-detections 0; batch-size 0; workers -1
-        recalibrate-pictures 0""",
+        recalibrate-pictures 0; map-iou -0.1 1.1""",
     "detect.py": "confidence -0.1 nan; nms-iou -1 1.1; max-detections 0; max-frames -1 0",
 }
 
@@ -274,9 +275,34 @@ def test_the_cfg_file_is_heard():
     made = settle(TrainOptions, {"learning_rate": 0.5}, cfg_settings(plan))
     assert made.optim.learning_rate == 0.5
     assert (made.optim.batch_size, made.optim.burn_in_steps) == (plan.net.batch, plan.net.burn_in_steps)
-    assert made.optim.lr_policy == "cosine"  # the cfg says sgdr
+    assert (made.optim.lr_policy, made.optim.final_learning_rate) == ("sgdr", plan.net.learning_rate_min)
     assert made.optim.max_steps == plan.net.max_batches != OptimOptions().max_steps
     assert made.augment.letterbox is True
+
+
+@pytest.mark.parametrize(
+    ("line", "norm"), [("batch_normalize=1", None), ("batch_normalize=2", "cmbn"), ("cbn=1", "cmbn")]
+)
+def test_a_cfg_may_ask_for_cmbn(line, norm):
+    plan = parse_plan(load_plan("yolov4-pico").source_text.replace("batch_normalize=1", line), path="some.cfg")
+    settings = cfg_settings(plan)
+    assert settings.get("norm") == norm
+    assert settle(TrainOptions, {"norm": "gn"}, settings).norm.norm == "gn"
+
+
+def test_darknets_mosaic_hears_more_of_the_cfg():
+    text = "[net]\nwidth=32\nheight=32\nmosaic=1\nletter_box=1\nmosaic_bound={}\n[convolutional]\nfilters=6\n"
+    text += "activation=linear\n[yolo]\nclasses=1\nanchors=4,4\nmax=90\n"
+    for bound in (True, False):
+        plan = parse_plan(text.format(int(bound)), path="some.cfg")
+        plain = settle(TrainOptions, {}, cfg_settings(plan)).augment
+        assert (plain.mosaic_bound, plain.max_boxes, plain.min_visibility, plain.min_side_px) == (True, None, 0.2, 2)
+        given = {"mosaic_geometry": "darknet"}
+        made = settle(TrainOptions, given, cfg_settings(plan, **given)).augment
+        assert (made.mosaic_bound, made.max_boxes, made.min_visibility, made.min_side_px) == (bound, 90, 0, 1)
+        assert (made.mosaic, made.letterbox) == (0.5, True)
+        typed = settle(TrainOptions, {**given, "max_boxes": 7, "min_side_px": 3.0}, cfg_settings(plan, **given)).augment
+        assert (typed.max_boxes, typed.min_side_px, typed.min_visibility) == (7, 3, 0)
 
 
 @pytest.mark.parametrize("name", ["yolov4", "yolov4-csp", "yolov4-tiny", "yolov4-tiny-3l", "yolov4-pico"])
@@ -285,6 +311,35 @@ def test_each_shipped_cfg_settles(name):
     assert None not in settings.values()
     flat = flatten(settle(TrainOptions, {}, settings))
     assert {key: flat[key] for key in settings} == settings
+
+
+LOSS_KEYS = {
+    "focal_loss=1": "focal_loss",
+    "truth_thresh=.7": "truth_thresh",
+    "max_delta=3": "max_delta",
+    "counters_per_class=4,5": "counters_per_class",
+    "delta_normalizer=.5": "delta_normalizer",
+}
+
+
+@pytest.mark.parametrize("line", LOSS_KEYS)
+def test_a_key_of_darknets_loss_has_a_warning_with_the_other_one(line):
+    head = f"[convolutional]\nfilters=7\nactivation=linear\n[yolo]\nclasses=2\nanchors=4,4\n{line}\n"
+    plan = parse_plan(f"[net]\nwidth=32\nheight=32\n{head}[route]\nlayers=0\n{head}", path="some.cfg")
+    (said,) = unread_settings(plan, "autograd")
+    assert said == f"some.cfg:7: {LOSS_KEYS[line]} has no effect with --loss autograd, only with --loss darknet"
+    assert unread_settings(plan, "darknet") == []
+
+
+def test_no_published_cfg_has_such_a_warning(shared: Path):
+    cfgs = [*cfg_names(), *map(str, (shared / "darknet" / "cfg").glob("*.cfg"))]
+    assert len(cfgs) > 30
+    assert [line for cfg in cfgs for line in unread_settings(load_plan(cfg), "autograd")] == []
+
+
+@pytest.mark.parametrize("name", cfg_names())
+def test_no_cfg_of_ours_has_such_a_warning(name):
+    assert unread_settings(load_plan(name), "autograd") == []
 
 
 @pytest.mark.parametrize(

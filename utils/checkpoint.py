@@ -6,7 +6,6 @@ training needs to go on.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,15 @@ from utils.amp import MixedPrecision
 from utils.clock import BatchAware, BatchClock
 from utils.ema import WeightAverage
 from utils.errors import UserError
+from utils.whole_file import whole_file
 
 FORMAT = 1
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Into a temporary file, flushed to disk, then renamed: a reader sees the old file or the new, never half."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
+    """A reader sees the old file or the new, never half."""
+    with whole_file(path) as file:
         torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from utils.draw import draw_batch, write_png
 from utils.errors import UserError
 from utils.plots import plot_confusion, plot_pr_curves
 from utils.structures import Batch, Detections
+
+# (images, units_px) -> Detections in input pixels. units_px: per image, the unit in which NMS measures distances
+Detect = Callable[[Tensor, Sequence[tuple[float, float]]], list[Detections]]
 
 
 def category_of_label(
@@ -39,8 +42,24 @@ def category_of_label(
 
 
 @torch.no_grad()
+def detections_of(
+    detect: Detect, batches: Iterable[Batch], *, device: torch.device, relative: bool = False, progress: bool = False
+) -> Iterator[tuple[Batch, list[Detections]]]:
+    """Each batch with what is found there, on the CPU; each picture must have its placement.
+
+    relative: NMS measures distances in shares of the picture's sides, as darknet's `map` and `test`, and not in its
+    pixels, as darknet's `valid` (`detector.c`, the arguments of get_network_boxes).
+    """
+    for batch in tqdm(batches, desc="evaluating", unit="batch", disable=not progress, leave=False):
+        placements = [placement for placement in batch.placements if placement is not None]
+        assert len(placements) == len(batch), "only whole pictures can be evaluated"
+        units_px = [each.picture_px if relative else each.pixel_px for each in placements]
+        images = batch.to(device, non_blocking=True).pixels()
+        yield batch, [found.cpu() for found in detect(images, units_px)]
+
+
 def collect_results(
-    detect: Callable[[Tensor], list[Detections]],
+    detect: Detect,
     batches: Iterable[Batch],
     categories: Mapping[int, int],
     *,
@@ -49,11 +68,10 @@ def collect_results(
 ) -> list[dict[str, Any]]:
     """COCO result rows of all batches, in order; each picture must have its placement."""
     rows: list[dict[str, Any]] = []
-    labels = torch.tensor(list(categories), device=device)
-    for batch in tqdm(batches, desc="evaluating", unit="batch", disable=not progress, leave=False):
-        found = detect(batch.to(device, non_blocking=True).pixels())
+    labels = torch.tensor(list(categories))
+    for batch, found in detections_of(detect, batches, device=device, progress=progress):
         for detections, placement, image_id in zip(found, batch.placements, batch.image_ids, strict=True):
-            assert placement is not None, "only whole pictures can be evaluated"
+            assert placement is not None
             known = torch.isin(detections.labels, labels)
             rows += results_of(detections.where(known), placement, image_id, categories)
     return rows
@@ -67,7 +85,7 @@ class Examiner:
     is_coco: whether ground_truth is a file the user has.
     """
 
-    detect: Callable[[Tensor], list[Detections]]
+    detect: Detect
     batches: Iterable[Batch]
     class_names: Sequence[str]
     ground_truth: Mapping[str, Any]
@@ -94,11 +112,9 @@ class Examiner:
             save_ground_truth=not self.is_coco,
         )
 
-    @torch.no_grad()
     def _draw(self, path: Path) -> None:
         """The first batch with what is found there at a confidence of 0.25."""
-        batch = next(iter(self.batches))
-        found = self.detect(batch.to(self.device).pixels())
+        batch, found = next(detections_of(self.detect, self.batches, device=self.device))
         confident = [detections.where(detections.scores > 0.25) for detections in found]
         write_png(path, draw_batch(batch, self.class_names, confident))
 

@@ -28,6 +28,16 @@ class Placement:
     left_px: float
     top_px: float
 
+    @property
+    def pixel_px(self) -> tuple[float, float]:
+        """Width and height of one pixel of the source picture, in input pixels."""
+        return self.scale_x, self.scale_y
+
+    @property
+    def picture_px(self) -> tuple[float, float]:
+        """Width and height of the whole picture, in input pixels."""
+        return self.scale_x * self.source_hw[1], self.scale_y * self.source_hw[0]
+
     def to_input(self, boxes: np.ndarray) -> np.ndarray:
         """(M, 4) xyxy in source pixels -> (M, 4) xyxy in input pixels."""
         return boxes * self._scale() + self._offset()
@@ -49,8 +59,8 @@ class Placement:
 class Sample:
     """One picture with its objects, in numpy: the data room's currency, before it becomes part of a Batch.
 
-    image: (H, W, 3) uint8 RGB. boxes: (M, 4) float32 xyxy in pixels of `image`. labels: (M,) int64 class
-    indices. is_crowd: (M,) bool, regions that neither count as objects nor as background (COCO crowds,
+    image: (H, W, 3) RGB, uint8 or float32 in 0..1. boxes: (M, 4) float32 xyxy in pixels of `image`. labels: (M,)
+    int64 class indices. is_crowd: (M,) bool, regions that neither count as objects nor as background (COCO crowds,
     VOC difficult). placement: present when `image` is one whole source picture laid into a network input.
     """
 
@@ -162,7 +172,7 @@ class Detections:
         return len(self.labels)
 
     def where(self, keep: Tensor) -> Detections:
-        """Those for which keep (K,) bool is true."""
+        """Those for which keep (K,) bool is true, or those that it names (K',) int64, in its order."""
         return Detections(boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
 
     def cpu(self) -> Detections:

@@ -38,7 +38,7 @@ def fold(network: Network) -> Network:
     folded = copy.deepcopy(network).eval()
     for index, block in enumerate(folded.layers):
         if isinstance(block, ConvNormAct) and block.norm is not None:
-            folded.layers[index] = ConvNormAct(_merged(block.conv, block.norm), None, block.act).eval()
+            folded.layers[index] = ConvNormAct(_merged(block.conv, block.norm), None, block.act, block.blur).eval()
     return folded
 
 

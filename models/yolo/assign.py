@@ -2,11 +2,13 @@
 
 YOLOv4's rule (YOLOv4 section 3.4 "multiple anchors for a single ground truth"; darknet yolo_layer.c): an object
 belongs to the cell of its centre and to the best anchor by shape over all heads, and also to every other anchor
-of this head whose shape IoU exceeds iou_thresh.
+of this head whose shape IoU (or what iou_thresh_kind says) exceeds iou_thresh.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,16 +45,34 @@ def shape_iou(sizes: Tensor, anchors: Tensor) -> Tensor:
     return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
+def shape_overlap(sizes: Tensor, anchors: Tensor, kind: str) -> Tensor:
+    """As shape_iou, of any kind (darknet box.c); diou is IoU, because the centres are one.
+
+    Of sizes as shares of the picture: what ciou takes for an aspect ratio is darknet's.
+    """
+    iou = shape_iou(sizes, anchors)
+    if kind == "giou":
+        hull = torch.maximum(sizes[:, None], anchors[None]).prod(-1)
+        union = (sizes.prod(-1)[:, None] + anchors.prod(-1)[None]) / (1 + iou)
+        return iou - (hull - union) / hull
+    if kind == "ciou":
+        lean = torch.atan(sizes[:, None, 0] / sizes[:, None, 1]) - torch.atan(anchors[:, 0] / anchors[:, 1])
+        v = 4 / math.pi**2 * lean.square()
+        return iou - v.square() / (1 - iou + v + 1e-6)
+    return iou
+
+
 @torch.no_grad()
 def assign(targets: Targets, spec: YoloSpec, grid_hw: tuple[int, int], stride_px: tuple[float, float]) -> Assignment:
     """The head's share of the objects. Crowd regions are nobody's. No objects: an empty Assignment."""
     boxes = targets.boxes
     sizes = boxes[:, 2:] - boxes[:, :2]
-    overlaps = shape_iou(sizes, boxes.new_tensor(spec.anchors))
+    anchors = boxes.new_tensor(spec.anchors)
     own = torch.tensor(spec.mask, device=boxes.device)
-    chosen = overlaps[:, own] > spec.iou_thresh
+    extent = boxes.new_tensor((grid_hw[1] * stride_px[1], grid_hw[0] * stride_px[0]))
+    chosen = shape_overlap(sizes / extent, anchors[own] / extent, spec.iou_thresh_kind) > spec.iou_thresh
     if len(boxes):
-        chosen |= own[None] == overlaps.argmax(1)[:, None]
+        chosen |= own[None] == shape_iou(sizes, anchors).argmax(1)[:, None]
     chosen &= ~targets.is_crowd[:, None]
     target, anchor = chosen.nonzero(as_tuple=True)
     centre = (boxes[target, :2] + boxes[target, 2:]) / 2
@@ -69,8 +89,7 @@ def best_overlap(boxes: Tensor, targets: Targets) -> Tensor:
     IoU; for crowd regions the share of the prediction that lies inside, as COCO's evaluation has it.
     """
     best = boxes.new_zeros(boxes.shape[:-1])
-    for index in targets.image_index.unique().tolist():
-        here = targets.image_index == index
+    for index, here in _images_with(targets):
         predicted = boxes[index].reshape(-1, 4)
         overlap = box_iou(predicted, targets.boxes[here])
         crowd = targets.is_crowd[here]
@@ -78,6 +97,27 @@ def best_overlap(boxes: Tensor, targets: Targets) -> Tensor:
             overlap[:, crowd] = _share_inside(predicted, targets.boxes[here][crowd])
         best[index] = overlap.amax(1).view(best.shape[1:])
     return best
+
+
+@torch.no_grad()
+def best_object(boxes: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Each prediction's best object of its image, crowds not counted: (N, A, H, W, 4) -> IoU and index into targets,
+    (N, A, H, W) each. The first of equals; IoU 0 and index 0 where there is none."""
+    best = boxes.new_zeros(boxes.shape[:-1])
+    target = torch.zeros_like(best, dtype=torch.long)
+    for index, here in _images_with(targets):
+        objects = (here & ~targets.is_crowd).nonzero()[:, 0]
+        if len(objects):
+            overlap, which = box_iou(boxes[index].reshape(-1, 4), targets.boxes[objects]).max(1)
+            best[index] = overlap.view(best.shape[1:])
+            target[index] = objects[which].view(best.shape[1:])
+    return best, target
+
+
+def _images_with(targets: Targets) -> Iterator[tuple[int, Tensor]]:
+    """Each image that has objects, and which they are: (M,) bool."""
+    for index in targets.image_index.unique().tolist():
+        yield index, targets.image_index == index
 
 
 def _share_inside(boxes: Tensor, regions: Tensor) -> Tensor:

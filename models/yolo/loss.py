@@ -27,7 +27,14 @@ from utils.structures import Targets
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossOptions:
-    box_gain: float = knob(32.0, "factor on the cfg's iou_normalizer, because ours is the true gradient", low=0)
+    loss: str = knob(
+        "autograd",
+        "autograd: the cfg's loss and its true gradient; darknet: darknet's own deltas in place of a gradient",
+        choices=("autograd", "darknet"),
+    )
+    box_gain: float = knob(
+        32.0, "autograd: factor on the cfg's iou_normalizer, because the true gradient is smaller", low=0
+    )
     label_smoothing: float | None = knob(
         None,
         "class targets become eps/2 and 1 - eps/2 (default: the cfg's label_smooth_eps)",

@@ -65,6 +65,17 @@ def test_input_size_is_required_and_bounded():
         NetSpec.read(parse_sections("[net]\nwidth=32769\nheight=8", path="a.cfg")[0])
 
 
+def test_contrastive_and_recurrent_training_is_said():
+    section = parse_sections("[net]\nwidth=8\nheight=8\ncontrastive=1\ncontrastive_jit_flip=0\ntime_steps=3", path="a")[
+        0
+    ]
+    NetSpec.read(section)
+    assert section.warnings(set()) == [
+        "a:6: time_steps=3 is not supported and is ignored",
+        "a:4: contrastive=1 is not supported and is ignored",
+    ]
+
+
 def test_what_darknet_would_do_and_we_do_not_is_said():
     section = parse_sections("[net]\nwidth=8\nheight=8\ncutmix=1\nmixup=0\nangle=0\nmax_crop=9", path="a.cfg")[0]
     NetSpec.read(section)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cfg.parse import MAX_SECTIONS, CfgError, Section, did_you_mean, parse_sections
+from cfg.parse import MAX_SECTIONS, MAX_UNKNOWN_KEYS, CfgError, Section, did_you_mean, parse_sections
 
 
 def section(body: str) -> Section:
@@ -43,6 +43,10 @@ def test_a_line_is_split_at_its_first_equals_sign():
         ("max", "maxpool"),
         ("avg", "avgpool"),
         ("soft", "softmax"),
+        ("conn", "connected"),
+        ("local_avg", "local_avgpool"),
+        ("lrn", "normalization"),
+        ("silence", "empty"),
         ("yolo", "yolo"),
     ],
 )
@@ -77,12 +81,12 @@ def test_the_number_of_sections_is_bounded():
         parse_sections("[net]\n" * (MAX_SECTIONS + 1), path="a.cfg")
 
 
-@pytest.mark.parametrize(("value", "number"), [("64", 64), ("64.0", 64), ("+7", 7), ("64 # of them", 64)])
+@pytest.mark.parametrize(("value", "number"), [("64", 64), ("64.0", 64), ("+7", 7), ("64 # of them", 64), ("64;8", 64)])
 def test_integers(value, number):
     assert section(f"k={value}").integer("k") == number
 
 
-@pytest.mark.parametrize("value", ["abc", "64.5", "6_4", "0x10", "1e3", "9" * 5000, "٣", "#3", ".0"])
+@pytest.mark.parametrize("value", ["abc", "64.5", "6_4", "0x10", "1e3", "9" * 5000, "٣", "#3", ".0", "64px", "\ud800"])
 def test_what_is_not_an_integer(value):
     with pytest.raises(CfgError, match=r"^a\.cfg:2: k=.* is not a whole number$"):
         section(f"k={value}").integer("k")
@@ -106,6 +110,18 @@ def test_lists_end_at_a_comment():
     assert parsed.integers("steps") == (1, 2, 3)
     assert parsed.numbers("scales") == (0.1, 0.01)
     assert parsed.integers("mask") == ()
+
+
+@pytest.mark.parametrize("value", ["1,2;3", "1,,2", "1,2,", ",1", "1;2"])
+def test_what_is_not_a_list(value):
+    with pytest.raises(CfgError, match=r"^a\.cfg:2: k=.* is not a list of whole numbers$"):
+        section(f"k={value}").integers("k")
+
+
+def test_a_long_value_is_cut_in_messages():
+    with pytest.raises(CfgError) as caught:
+        section("k=" + "9" * 5000).integer("k")
+    assert str(caught.value) == f"a.cfg:2: k={'9' * 77}... is not a whole number"
 
 
 def test_limits_are_inclusive():
@@ -140,6 +156,12 @@ def test_unknown_keys_warn_with_a_hint_and_known_ones_do_not():
         "a.cfg:2: unknown key 'filtres' in [net], did you mean 'filters'?",
         "a.cfg:5: unknown key 'zzz' in [net]",
     ]
+
+
+def test_many_unknown_keys_are_counted():
+    said = section("\n".join(f"zzz{index}=1" for index in range(MAX_UNKNOWN_KEYS + 5))).warnings(set())
+    assert len(said) == MAX_UNKNOWN_KEYS + 1
+    assert said[-1] == f"a.cfg:{MAX_UNKNOWN_KEYS + 2}: 5 more unknown keys in [net]"
 
 
 def test_a_pasted_net_block_is_one_warning():

@@ -108,7 +108,7 @@ def test_absurd_class_counts(classes):
     [
         ("[convolutional]", "a.cfg:1: the first section must be [net], not [convolutional]"),
         (NET, "a.cfg:1: no layer follows [net]"),
-        (NET + NET, "a.cfg:4: [net] is not supported, only "),
+        (NET + NET, "a.cfg:4: [net] can only be the first section"),
         (
             NET + "[route]\nlayers=-1",
             "a.cfg:4: layer 0: it refers to a layer that is not among the 0 before it",
@@ -139,15 +139,66 @@ def test_absurd_class_counts(classes):
             NET + "[yolo]\nclasses=3\nanchors=4,8",
             "a.cfg:4: layer 0: [yolo] needs 8 channels, 1 anchors * (5 + 3 classes), but its input has 3",
         ),
-        (NET + "[upsample]\nstride=64\n" * 3, "a.cfg:6: layer 1: an output of 3x131072x131072 is too large"),
-        (NET + "[upsample]\nstride=32\n" * 2, "a.cfg:6: layer 1: an output of 3x32768x32768 is too large"),
-        (NET + "[conv]\nfilters=60000\n" * 2, "a.cfg:6: layer 1: more than 1073741824 parameters"),
+        (NET + "[upsample]\nstride=64\n" * 3, "a.cfg:6: layer 1: 3x131072x131072 is too large"),
+        (NET + "[upsample]\nstride=32\n" * 2, "a.cfg:6: layer 1: 3x32768x32768 is too large"),
+        (NET + "[conv]\nfilters=60000\n" * 2, "a.cfg:6: layer 1: more than 536870912 parameters"),
+        (NET + "[conv]\nfilters=1000000000", "a.cfg:5: filters=1000000000 is above 65536"),
+        (NET + "[route]\nlayers=" + "0," * 30_000 + "0", "a.cfg:4: layer 0: it refers to a layer"),
+        (NET + "[conv]\nfilters=9\n[route]\nlayers=" + "0," * 30_000 + "0", "a.cfg:6: layer 1: 270009x32x32 is too"),
     ],
 )
 def test_broken_graphs_name_file_and_line(text, message):
     with pytest.raises(CfgError) as caught:
         parse_plan(text, path="a.cfg")
     assert str(caught.value).startswith(message)
+
+
+NEW_COORDS = "[yolo]\nclasses=1\nanchors=4,8\nnew_coords=1\n"
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("[conv]\nfilters=6\nactivation=linear\n", "a.cfg:4: layer 1, a [yolo] with new_coords=1, needs a [conv"),
+        ("[conv]\nfilters=6\n[max]\nsize=3\n", "a.cfg:6: layer 2, a [yolo] with new_coords=1, needs a [conv"),
+        ("[conv]\nfilters=6\nantialiasing=1\n", "a.cfg:4: layer 1, a [yolo] with new_coords=1, needs a [conv"),
+    ],
+)
+def test_the_decoder_without_a_logistic_needs_one_before_it(layers, message):
+    assert parse_plan(NET + "[conv]\nfilters=6\n" + NEW_COORDS, path="a.cfg").heads == (1,)
+    with pytest.raises(CfgError) as caught:
+        parse_plan(NET + layers + NEW_COORDS, path="a.cfg")
+    assert str(caught.value).startswith(message)
+
+
+def test_a_head_may_come_first_but_not_that_decoder():
+    net = "[net]\nwidth=32\nheight=32\nchannels=6\n"
+    assert parse_plan(net + NEW_COORDS.replace("coords=1", "coords=0"), path="a.cfg").heads == (0,)
+    with pytest.raises(CfgError, match=r"^a\.cfg:5: layer 0, a \[yolo\] with new_coords=1, needs a"):
+        parse_plan(net + NEW_COORDS, path="a.cfg")
+
+
+def test_nobody_else_reads_what_that_decoder_reads():
+    text = NET + "[conv]\nfilters=6\n" + NEW_COORDS + "[route]\nlayers=0\n"
+    with pytest.raises(CfgError, match=r"^a\.cfg:6: layer 0, which a \[yolo\] with new_coords=1 reads, is read again"):
+        parse_plan(text, path="a.cfg")
+
+
+def test_one_norm_for_all_layers_is_said():
+    kinds = [f"[conv]\nbatch_normalize={kind}\n" for kind in (1, 2, 0)]
+    assert parse_plan(NET + "".join(kinds), path="a.cfg").warnings == (
+        "a.cfg:4: batch_normalize is 1 here and 2 in line 6: all layers get the same norm",
+    )
+    for kind in kinds:
+        assert parse_plan(NET + kind, path="a.cfg").warnings == ()
+
+
+def test_counters_of_other_classes_go_with_them():
+    text = NET + HEAD.format(filters=16) + "counters_per_class=5,6,7\n"
+    assert parse_plan(text, path="a.cfg", classes=3).head_specs[0].counters_per_class == (5, 6, 7)
+    resized = parse_plan(text, path="a.cfg", classes=4)
+    assert resized.head_specs[0].counters_per_class == ()
+    assert resized.warnings == ("a.cfg:11: counters_per_class is of 3 classes and is ignored",)
 
 
 def test_only_a_convolution_can_be_resized_for_a_head():

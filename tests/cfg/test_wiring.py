@@ -2,13 +2,9 @@
 
 import pytest
 
-from cfg.layers import LayerSpec, read_layer
-from cfg.parse import CfgError, parse_sections
+from cfg.parse import CfgError
 from cfg.spec import Shape, ShapeError
-
-
-def read(text: str) -> LayerSpec:
-    return read_layer(parse_sections(text, path="a.cfg")[0])
+from tests.cfg.sections import notes, read
 
 
 def test_negative_indices_count_back_and_others_are_absolute():
@@ -47,8 +43,17 @@ def test_shortcut_weights():
     for weights_type, count in counts.items():
         spec = read(f"[shortcut]\nfrom=-3,-4\nweights_type={weights_type}\nweights_normalization=avg_relu")
         assert spec.parameter_count(shapes) == count
-    with pytest.raises(ShapeError, match="equal shapes"):
-        spec.output_shape((Shape(8, 3, 4), Shape(4, 3, 4)))
+        assert spec.output_shape((Shape(8, 3, 4), Shape(4, 3, 4), Shape(9, 3, 4))) == Shape(8, 3, 4)
+
+
+def test_what_is_stored_for_a_weighted_shortcut_is_loaded():
+    weighted = "[shortcut]\nfrom=-3\ndontload=1\nlearning_rate=.5\nweights_type="
+    assert notes(weighted + "none") == []
+    with pytest.raises(CfgError, match=r"^a\.cfg:3: dontload=1 in \[shortcut\] is not supported"):
+        read(weighted + "per_feature")
+    assert notes(weighted.replace("dontload=1", "dontload=0") + "per_channel") == [
+        "a.cfg:4: learning_rate=.5 is not supported and is ignored"
+    ]
 
 
 def test_sam_and_scale_channels_shapes():

@@ -27,6 +27,12 @@ def test_defaults_are_those_of_darknet():
     assert (spec.max_delta, spec.scale_x_y, spec.new_coords) == (math.inf, 1.0, False)
     assert (spec.objectness_smooth, spec.label_smooth_eps, spec.focal_loss) == (False, 0.0, False)
     assert (spec.nms_kind, spec.beta_nms) == ("default", 0.6)
+    assert (spec.iou_thresh_kind, spec.delta_normalizer, spec.counters_per_class) == ("iou", 1.0, ())
+
+
+def test_what_the_loss_of_darknet_reads():
+    spec = read("anchors=1,2\nclasses=2\niou_thresh_kind=ciou\ndelta_normalizer=.5\ncounters_per_class=10, 300")
+    assert (spec.iou_thresh_kind, spec.delta_normalizer, spec.counters_per_class) == ("ciou", 0.5, (10, 300))
 
 
 def test_head_anchors_are_the_masked_ones_in_mask_order():
@@ -63,6 +69,15 @@ def test_output_is_the_input_of_the_right_width():
             "anchors=1,2\niou_loss=ciuo",
             "a.cfg:3: iou_loss=ciuo is not one of mse, iou, giou, diou, ciou, did you mean 'ciou'?",
         ),
+        (
+            "anchors=1,2\nclasses=2\ncounters_per_class=3",
+            "a.cfg:4: counters_per_class needs 2 positive numbers, one a class",
+        ),
+        (
+            "anchors=1,2\nclasses=2\ncounters_per_class=3,0",
+            "a.cfg:4: counters_per_class needs 2 positive numbers, one a class",
+        ),
+        ("anchors=1,2\niou_thresh_kind=mse", "a.cfg:3: iou_thresh_kind=mse is not one of iou, giou, diou, ciou"),
         ("anchors=1,2\nmap=coco.map", "a.cfg:3: map=coco.map in [yolo] is not supported"),
     ],
 )

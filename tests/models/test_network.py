@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from cfg.layers import LAYER_TYPES
 from cfg.plan import load_plan, parse_plan
-from models.network import Network, parameter_groups
+from models.network import BUILDERS, Network, parameter_groups
+from models.norms.fold import fold
 from models.norms.table import NORMS, NormOptions, norm_factory
-from utils.errors import UserError
+from models.weights.reader import read_weights
 
 BN = norm_factory(NormOptions(norm="bn"))
 SMALL = {"yolov4": (64, 96), "yolov4-csp": (64, 64), "yolov4-tiny": (64, 96), "yolov4-tiny-3l": (64, 64)}
@@ -59,10 +61,156 @@ def test_decay_is_on_convolution_weights_only():
     assert len(decayed["params"]) + len(free["params"]) == len(list(network.parameters()))
 
 
-def test_what_cannot_be_built_names_the_line():
-    text = "[net]\nwidth=8\nheight=8\n[convolutional]\nfilters=4\n[avgpool]\n"
-    with pytest.raises(UserError, match=r"^toy\.cfg:6: \[avgpool\] layers can be read but not built yet$"):
-        Network(parse_plan(text, path="toy.cfg"), BN)
+# A network of every layer type, and every key that changes what a layer computes.
+ZOO = """[net]
+width=16
+height=16
+[conv]
+filters=8
+size=3
+pad=1
+stride=2
+antialiasing=1
+batch_normalize=1
+activation=leaky
+[activation]
+activation=leaky
+[conv]
+filters=8
+size=3
+pad=1
+dilation=2
+groups=2
+batch_normalize=2
+activation=mish
+[shortcut]
+from=-2,-3
+weights_type=per_channel
+weights_normalization=softmax
+activation=ramp
+[shortcut]
+from=-2
+weights_type=per_feature
+[shortcut]
+from=-2
+activation=relu
+[conv]
+filters=8
+activation=logistic
+[sam]
+from=-2
+[avgpool]
+[conv]
+filters=8
+[scale_channels]
+from=-3
+[conv]
+[scale_channels]
+from=-2
+scale_wh=1
+activation=relu
+[max]
+size=2
+stride=2
+antialiasing=2
+[local_avg]
+size=3
+stride=1
+[reorg3d]
+[upsample]
+stride=2
+scale=.5
+[upsample]
+stride=-2
+[max]
+maxpool_depth=1
+out_channels=6
+[dropout]
+[empty]
+[route]
+layers=-1,-3
+groups=2
+group_id=1
+[soft]
+groups=2
+[cost]
+[route]
+layers=-3
+[conv]
+filters=7
+[yolo]
+classes=2
+anchors=4,8
+[route]
+layers=0
+[contrastive]
+"""
+
+
+def test_every_layer_type_is_built_and_gives_the_planned_shape():
+    plan = parse_plan(ZOO, path="zoo.cfg")
+    assert {node.spec.kind for node in plan.nodes} == set(LAYER_TYPES)
+    assert {type(node.spec) for node in plan.nodes} == set(BUILDERS)
+    network = Network(plan, BN)
+    assert sum(p.numel() for p in network.parameters()) == plan.parameter_count()
+    assert network.layers[3].weight.shape == (3, 8) and network.layers[4].weight.shape == (2,)
+    shapes = {}
+    for index, layer in enumerate(network.layers):
+        layer.register_forward_hook(lambda module, inputs, output, index=index: shapes.update({index: output.shape}))
+    (head,) = network(torch.rand(2, 3, 16, 16))
+    assert head.logits.shape == (2, 1, 4, 4, 7)
+    assert shapes == {node.index: (2, *node.shape) for node in plan.nodes if node.index not in plan.heads}
+
+
+def test_every_layer_type_passes_the_gradient_on():
+    network = Network(parse_plan(ZOO, path="zoo.cfg"), BN)
+    (head,) = network(torch.rand(2, 3, 16, 16))
+    head.logits.square().sum().backward()
+    silent = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_every_layer_type_is_merged_and_copied():
+    network = Network(parse_plan(ZOO, path="zoo.cfg"), BN)
+    images = torch.rand(2, 3, 16, 16)
+    network(images)  # statistics that are not 0 and 1
+    expected = network.eval()(images)[0].logits
+    torch.testing.assert_close(fold(network)(images)[0].logits, expected)
+    other = Network(network.plan, BN).eval()
+    other.load_state_dict(network.state_dict())
+    assert torch.equal(other(images)[0].logits, expected)
+    assert not any(name.endswith("kernel") for name in network.state_dict())
+
+
+def test_an_activation_by_itself_leaves_its_input_to_others():
+    text = "[net]\nwidth=4\nheight=4\nchannels=1\n[empty]\n[activation]\nactivation=relu\n[route]\nlayers=0,1\n"
+    x = torch.randn(1, 1, 4, 4)
+    made = Network(parse_plan(text, path="toy.cfg"), BN).last_output(x)
+    assert torch.equal(made, torch.cat((x, x.clamp(min=0)), dim=1))
+
+
+def test_a_network_without_heads_gives_its_last_output():
+    text = "[net]\nwidth=4\nheight=6\n[conv]\nfilters=5\nactivation=linear\n[avgpool]\n[softmax]\n[cost]\n"
+    network = Network(parse_plan(text, path="toy.cfg"), BN).eval()
+    images = torch.rand(2, 3, 6, 4)
+    conv = network.layers[0].conv
+    scores = nn.functional.conv2d(images, conv.weight, conv.bias).mean((2, 3)).softmax(1)
+    torch.testing.assert_close(network.last_output(images)[:, :, 0, 0], scores)
+    assert network(images) == ()
+
+
+def test_a_head_may_read_the_input():
+    text = "[net]\nwidth=4\nheight=4\nchannels=6\n[yolo]\nclasses=1\nanchors=1,1\n"
+    network = Network(parse_plan(text, path="toy.cfg"), BN)
+    images = torch.rand(1, 6, 4, 4)
+    assert torch.equal(network(images)[0].logits[0, 0].permute(2, 0, 1), images[0])
+
+
+def test_weights_of_shortcuts_do_not_decay():
+    network = Network(parse_plan(ZOO, path="zoo.cfg"), BN)
+    decayed, free = parameter_groups(network, weight_decay=0.1)
+    assert {p.dim() for p in decayed["params"]} == {4}
+    assert any(p is network.layers[3].weight for p in free["params"])
 
 
 def test_the_pool_pads_right_and_bottom_when_the_size_is_even():
@@ -73,26 +221,6 @@ def test_the_pool_pads_right_and_bottom_when_the_size_is_even():
 
 
 # --- darknet's own forward -----------------------------------------------------------------------------------
-
-
-def load_by_hand(network: Network, payload: np.ndarray) -> None:
-    """The floats of a .weights file, layer by layer: bias or beta, then gamma, mean, variance; then weights."""
-    position = 0
-
-    def take(tensor: torch.Tensor) -> None:
-        nonlocal position
-        tensor.data.copy_(torch.from_numpy(payload[position : position + tensor.numel()]).view_as(tensor))
-        position += tensor.numel()
-
-    for layer in network.layers:
-        conv = getattr(layer, "conv", None)
-        if conv is None:
-            continue
-        norm = layer.norm
-        for tensor in (conv.bias,) if norm is None else (norm.bias, norm.weight, norm.running_mean, norm.running_var):
-            take(tensor)
-        take(conv.weight)
-    assert position == len(payload)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +241,7 @@ def test_raw_outputs_are_darknets(name, shared: Path, tmp_path: Path):
     assert sha256 == facts["weights_sha256"]
 
     network = Network(load_plan(str(cfg), input_hw=(96, 128)), BN).eval()
-    load_by_hand(network, np.frombuffer(weights.read_bytes()[20:], "<f4").copy())
+    network.load_state_dict(read_weights(weights, network.plan).state)
     image = torch.from_numpy(np.load(fixtures / "input_dog.npz")["dog_128x96_chw"])[None]
     with torch.no_grad():
         heads = network(image)

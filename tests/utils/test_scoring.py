@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from utils.errors import UserError
-from utils.scoring import Examiner, category_of_label, collect_results, write_report
+from utils.scoring import Examiner, category_of_label, collect_results, detections_of, write_report
 from utils.structures import Batch, Detections, Placement, Targets
 
 CPU = torch.device("cpu")
@@ -78,7 +79,10 @@ def batches() -> list[Batch]:
     return made
 
 
-def perfect(images: torch.Tensor) -> list[Detections]:
+Units = Sequence[tuple[float, float]]
+
+
+def perfect(images: torch.Tensor, units_px: Units) -> list[Detections]:
     """What is there, in input pixels, by the model's labels; and a bird, which the data set does not know."""
     found = []
     for picture in images:
@@ -124,8 +128,8 @@ def test_a_perfect_detector_scores_one_and_leaves_its_files(tmp_path: Path, save
 
 
 def test_missing_objects_cost_recall():
-    def lazy(images: torch.Tensor) -> list[Detections]:
-        return [found.where(torch.arange(len(found)) == 0) for found in perfect(images)]
+    def lazy(images: torch.Tensor, units_px: Units) -> list[Detections]:
+        return [found.where(torch.arange(len(found)) == 0) for found in perfect(images, units_px)]
 
     rows = collect_results(lazy, batches(), CATEGORIES, device=CPU)
     assert len(rows) == 3
@@ -151,12 +155,26 @@ def test_the_examiner_measures_and_reports(tmp_path: Path):
 
 
 def test_finding_nothing_is_a_score_of_zero(tmp_path: Path):
-    def blind(images: torch.Tensor) -> list[Detections]:
-        return [found.where(found.scores > 1) for found in perfect(images)]
+    def blind(images: torch.Tensor, units_px: Units) -> list[Detections]:
+        return [found.where(found.scores > 1) for found in perfect(images, units_px)]
 
     rows = collect_results(blind, batches(), CATEGORIES, device=CPU)
     assert rows == []
     assert write_report(tmp_path, truth(), rows, image_ids=[5, 6, 7, 8], save_ground_truth=False).AP == 0
+
+
+@pytest.mark.parametrize(("relative", "unit"), [(False, (0.5, 0.5)), (True, (40.0, 30.0))])
+def test_distances_are_measured_in_source_pixels_or_in_pictures(relative, unit):
+    asked = []
+
+    def asking(images: torch.Tensor, units_px: Units) -> list[Detections]:
+        asked.extend(units_px)
+        return perfect(images, units_px)
+
+    pairs = list(detections_of(asking, batches(), device=CPU, relative=relative))
+    assert asked == [unit] * 4
+    assert [batch.image_ids for batch, _ in pairs] == [(5, 6), (7, 8)]
+    assert [len(found) for _, both in pairs for found in both] == [4, 4, 4, 1]
 
 
 def test_a_mosaic_cannot_be_evaluated():

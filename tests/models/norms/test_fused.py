@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.blocks import make_activation
+from models.activations import make_activation
 from models.norms.mabn import MovingAverageNorm
 from tests.models.norms.kinds import (
     BATCH_STATISTICS,

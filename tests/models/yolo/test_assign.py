@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cfg.layers import YoloSpec
-from models.yolo.assign import Assignment, assign, best_overlap
+from cfg.yolo import IOU_THRESH_KINDS
+from models.yolo.assign import Assignment, assign, best_object, best_overlap, shape_overlap
 from tests.reference import assignment as oracle
+from tests.reference.darknet_loss import SHAPE_OVERLAPS
 from utils.structures import Targets
 
 ANCHORS = ((10.0, 13.0), (16.0, 30.0), (33.0, 23.0), (30.0, 61.0), (62.0, 45.0), (59.0, 119.0))
@@ -57,6 +61,23 @@ def test_the_assignment_is_the_oracles(count, mask, iou_thresh):
     )
     assert len(made) == len(set(made))
     assert set(made) == expected
+
+
+@pytest.mark.parametrize("kind", IOU_THRESH_KINDS)
+def test_shape_overlaps_are_the_oracles(kind):
+    sizes, anchors = torch.rand(30, 2, dtype=torch.float64) + 0.01, torch.rand(7, 2, dtype=torch.float64) + 0.01
+    made = shape_overlap(sizes, anchors, kind)
+    for size, row in zip(sizes.tolist(), made.tolist(), strict=True):
+        expected = [SHAPE_OVERLAPS[kind]((0, 0, *anchor), (0, 0, *size)) for anchor in anchors.tolist()]
+        assert row == pytest.approx(expected, abs=1e-12)
+
+
+def test_another_kind_of_overlap_asks_other_anchors():
+    targets = random_targets(60)
+    spec = YoloSpec(anchors=ANCHORS, mask=(0, 1, 2), iou_thresh=0.2)
+    kinds = [replace(spec, iou_thresh_kind=kind) for kind in ("iou", "giou")]
+    by_iou, by_giou = (set(pairs_of(assign(targets, kind, GRID, STRIDE))) for kind in kinds)
+    assert by_giou < by_iou  # GIoU is less wherever neither shape contains the other
 
 
 def test_each_object_is_some_heads_best():
@@ -140,3 +161,31 @@ def test_best_overlap_of_a_box_without_area_is_zero():
     boxes = torch.tensor([30.0, 30, 30, 30]).view(1, 1, 1, 1, 4)
     for crowd in (False, True):
         assert best_overlap(boxes, targets_of([[0, 0, 60, 60]], is_crowd=[crowd])).item() == 0
+
+
+# --- best_object ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crowds", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("count", [0, 1, 12])
+def test_best_object_is_the_oracles_and_no_crowd(count, crowds):
+    boxes, targets = random_predictions(5), random_targets(count, images=4, crowds=crowds)
+    overlap, index = best_object(boxes, targets)
+    corners, images, is_crowd = as_lists(targets)
+    for image in range(5):
+        own = [i for i in range(count) if images[i] == image and not is_crowd[i]]
+        for box, iou, best in zip(
+            boxes[image].reshape(-1, 4).tolist(),
+            overlap[image].flatten().tolist(),
+            index[image].flatten().tolist(),
+            strict=True,
+        ):
+            each = {i: oracle.best_overlap(tuple(box), 0, [corners[i]], [0], [False]) for i in own}
+            assert iou == pytest.approx(max(each.values(), default=0), abs=1e-12)
+            assert iou == 0 or best == max(own, key=each.get)
+
+
+def test_the_first_of_equal_objects_is_the_best():
+    twins = targets_of([[0, 0, 9, 9], [10, 10, 30, 30], [10, 10, 30, 30]])
+    overlap, index = best_object(torch.tensor([[12.0, 10, 30, 30]]).view(1, 1, 1, 1, 4).double(), twins)
+    assert (overlap.item(), index.item()) == (pytest.approx(0.9), 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from cfg.layers import YoloSpec
 from models.yolo import postprocess as module
 from models.yolo.coder import decode_head, encode
 from models.yolo.head import RawHead
-from models.yolo.postprocess import postprocess
+from models.yolo.postprocess import candidates, postprocess
 from tests.reference import nms as oracle
 from utils.structures import Detections
 
@@ -64,6 +66,49 @@ def test_postprocess_is_the_oracle(confidence, nms_iou, max_detections):
         assert found.scores.tolist() == pytest.approx([score for score, _, _ in expected], rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["greedynms", "diounms"])
+def test_postprocess_is_the_oracle_with_distances(kind):
+    heads = [replace(head, spec=replace(head.spec, beta_nms=1.7)) for head in random_heads(2)]
+    units = [(64.0, 48.0), (0.5, 2.0)]
+    made = postprocess(heads, confidence=0.01, nms_iou=0.3, max_detections=None, nms=kind, units_px=units)
+    for image, (found, unit) in enumerate(zip(made, units, strict=True)):
+        boxes = [box for head in heads for box in decode_head(head)[image].reshape(-1, 4).tolist()]
+        said = [head.logits[image, ..., 4:].sigmoid().reshape(-1, 4) for head in heads]
+        scores = [(row[:1] * row[1:]).tolist() for part in said for row in part]
+        knobs = {"confidence": 0.01, "nms_iou": 0.3, "max_detections": None, "kind": kind, "beta": 1.7}
+        expected = oracle.best_of_image(boxes, scores, **knobs, unit=unit)
+        assert found.scores.tolist() == pytest.approx([score for score, _, _ in expected], rel=1e-6)
+        assert found.labels.tolist() == [label for _, label, _ in expected]
+
+
+def test_the_last_yolo_says_how_to_suppress():
+    first, last = random_heads()
+    knobs = {"confidence": 0.01, "nms_iou": 0.2, "max_detections": None}
+    last = replace(last, spec=replace(last.spec, nms_kind="diounms", beta_nms=0.3))
+    as_cfg = postprocess([first, last], **knobs)
+    for found, wanted in zip(as_cfg, postprocess([first, last], **knobs, nms="diounms"), strict=True):
+        assert rows_of(found) == rows_of(wanted)
+    plain = postprocess([first, last], **knobs, nms="default")
+    assert sum(map(len, plain)) < sum(map(len, as_cfg))
+    unsaid = replace(last, spec=replace(last.spec, nms_kind="default"))
+    assert list(map(rows_of, plain)) == list(map(rows_of, postprocess([first, unsaid], **knobs)))
+
+
+def test_candidates_come_cell_by_cell():
+    """Of each head the cells row by row, of each cell its anchors, of each anchor its classes."""
+    heads = random_heads(1)
+    (found,) = candidates(heads, confidence=0.0)
+    expected = [
+        (label, decode_head(head)[0, anchor, row, column].tolist())
+        for head in heads
+        for row in range(head.grid_hw[0])
+        for column in range(head.grid_hw[1])
+        for anchor in range(2)
+        for label in range(3)
+    ]
+    assert list(zip(found.labels.tolist(), found.boxes.tolist(), strict=True)) == expected
+
+
 def test_best_first():
     for found in postprocess(random_heads(), **KNOBS):
         assert len(found) > 2
@@ -101,6 +146,8 @@ def test_max_detections_keeps_the_best():
     head = head_saying(boxes, [[0.5], [0.9], [0.6], [0.8], [0.7]])
     (found,) = postprocess([head], **{**KNOBS, "max_detections": 2})
     assert found.boxes.round().tolist() == [boxes[1], boxes[3]]
+    (every,) = postprocess([head], **{**KNOBS, "max_detections": None})
+    assert every.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5])
 
 
 def test_suppression_is_within_a_class():

@@ -1,0 +1,165 @@
+"""What suppression costs: our three kinds and a plain Python loop, relative to torchvision.ops.batched_nms.
+
+    python benchmarks/nms.py [--device cpu] [--candidates 100 1000 30000] [--rounds 9]
+
+The candidates are a crowded picture's, 608 px, of 80 classes or of one: noisy copies of 20 objects and some boxes of
+the wrong class, as a network gives them at a low confidence. All take turns in every round, so that a machine's moods
+hit them alike; a ratio is the median over rounds of t(kind) / t(batched_nms) of the same round. The loop takes part
+up to 1,000 candidates. `default` suppresses by IoU as batched_nms does, the two others measure distances as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torchvision.ops import batched_nms  # noqa: E402
+
+from benchmarks.main_job import commit  # noqa: E402
+from cfg.yolo import NMS_KINDS  # noqa: E402
+from models.yolo.nms import NmsRule, survivors  # noqa: E402
+from utils.environment import describe, pick_device  # noqa: E402
+
+IOU = 0.45
+MAX_LOOP = 1000  # candidates
+OBJECTS, SIDE_PX = 20, 608
+AT_LEAST_S = 0.02  # a turn repeats what is quicker
+
+
+def crowd(candidates: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """boxes (M, 4) xyxy, scores (M,), labels (M,); the same ones each time."""
+    generator = torch.Generator().manual_seed(0)
+    objects = torch.rand(OBJECTS, 4, generator=generator) * SIDE_PX * torch.tensor([1, 1, 0.4, 0.4])
+    sizes = objects[:, 2:] + 20
+    of_object = torch.randint(classes, (OBJECTS,), generator=generator)
+    chosen = torch.randint(OBJECTS, (candidates,), generator=generator)
+    centre = objects[chosen, :2] + torch.randn(candidates, 2, generator=generator) * sizes[chosen] * 0.15
+    half = sizes[chosen] * torch.exp(torch.randn(candidates, 2, generator=generator) * 0.2) / 2
+    wrong = torch.rand(candidates, generator=generator) < 0.3
+    labels = torch.where(wrong, torch.randint(classes, (candidates,), generator=generator), of_object[chosen])
+    scores = torch.rand(candidates, generator=generator)
+    return torch.cat((centre - half, centre + half), dim=1).to(device), scores.to(device), labels.to(device)
+
+
+def loop(boxes: Tensor, scores: Tensor, labels: Tensor) -> list[int]:
+    """One box after the other, in plain Python."""
+    corners, classes = boxes.tolist(), labels.tolist()
+    kept: list[int] = []
+    for index in scores.argsort(descending=True).tolist():
+        if all(classes[other] != classes[index] or iou(corners[other], corners[index]) <= IOU for other in kept):
+            kept.append(index)
+    return kept
+
+
+def iou(a: list[float], b: list[float]) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def contestants(boxes: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Callable[[], Tensor | list[int]]]:
+    made: dict[str, Callable[[], Tensor | list[int]]] = {
+        "batched_nms": partial(batched_nms, boxes, scores, labels, IOU)
+    }
+    for kind in NMS_KINDS:
+        made[kind] = partial(survivors, boxes, scores, labels, NmsRule(kind=kind, iou=IOU))
+    if len(boxes) <= MAX_LOOP:
+        made["Python loop"] = partial(loop, boxes, scores, labels)
+    return made
+
+
+def measure(candidates: int, classes: int, rounds: int, device: torch.device) -> list[dict]:
+    """One row a contestant."""
+    runs = contestants(*crowd(candidates, classes, device))
+    kept = {name: sorted(map(int, run())) for name, run in runs.items()}  # warms up, too
+    assert kept["default"] == kept["batched_nms"] == kept.get("Python loop", kept["default"])
+    repeats = {name: max(1, round(AT_LEAST_S / seconds_of(run, 1, device))) for name, run in runs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            seconds[name].append(seconds_of(run, repeats[name], device))
+    rows = []
+    for name, times in seconds.items():
+        ratios = [t / base for t, base in zip(times, seconds["batched_nms"], strict=True)]
+        rows.append(
+            {
+                "nms": name,
+                "candidates": candidates,
+                "classes": classes,
+                "kept": len(kept[name]),
+                "ms": round(1000 * statistics.median(times), 3),
+                "time_ratio": round(statistics.median(ratios), 2),
+                "time_ratio_quartiles": [round(q, 2) for q in statistics.quantiles(ratios, n=4)[::2]],
+            }
+        )
+    return rows
+
+
+def seconds_of(run: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Of one call: on a CPU this process's own time, whatever else runs there."""
+    begun = _now_s(device)
+    for _ in range(repeats):
+        run()
+    return (_now_s(device) - begun) / repeats
+
+
+def _now_s(device: torch.device) -> float:
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def table(rows: list[dict]) -> str:
+    cases = list(dict.fromkeys((row["classes"], row["candidates"]) for row in rows))
+    at = {(row["nms"], row["classes"], row["candidates"]): row for row in rows}
+    head = [f"{candidates:,} of {classes}" for classes, candidates in cases]
+    lines = ["time / batched_nms's, by candidates and classes"]
+    lines.append(f"{'nms':<14}" + "".join(f"{text:>14}" for text in head))
+    for name in dict.fromkeys(row["nms"] for row in rows):
+        found = [at.get((name, *case)) for case in cases]
+        cells = [f"{row['time_ratio']:>14.2f}" if row else f"{'-':>14}" for row in found]
+        lines.append(f"{name:<14}" + "".join(cells))
+    milliseconds = "".join(f"{at[('batched_nms', *case)]['ms']:>14.2f}" for case in cases)
+    lines.append(f"{'in ms, 1.00 is':<14}{milliseconds}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--candidates", type=int, nargs="+", default=[100, 1000, 30_000])
+    parser.add_argument("--classes", type=int, nargs="+", default=[80, 1])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
+    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "nms.json"))
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    device = pick_device(asked.device)
+    rows: list[dict] = []
+    for classes in asked.classes:
+        for candidates in asked.candidates:
+            rows += measure(candidates, classes, asked.rounds, device)
+    print(table(rows))
+    circumstances = {"commit": commit(), "date": datetime.date.today().isoformat(), **describe(device)}
+    print("\n" + ", ".join(f"{name} {value}" for name, value in circumstances.items()))
+    Path(asked.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(asked.out).write_text(json.dumps({"rows": rows, "measured": circumstances}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

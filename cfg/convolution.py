@@ -1,0 +1,95 @@
+"""The [convolutional] section.
+
+Keys, defaults and geometry: darknet `parser.c` (parse_convolutional) and `convolutional_layer.c`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cfg.parse import Section
+from cfg.spec import (
+    ACTIVATIONS,
+    MAX_CHANNELS,
+    MAX_WINDOW,
+    LayerSpec,
+    Shape,
+    ShapeError,
+    blurred,
+    check_extent,
+    key,
+    read_keys,
+    read_strides,
+    window_count,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvSpec(LayerSpec):
+    """padding: cells added on each side, dilation included. batch_normalize: 0 bias only, 1 BN, 2 CmBN.
+
+    antialiasing: 1 blurs after the activation with the 3x3 binomial filter, 2 with the mean of 2x2 cells; the
+    convolution then has stride 1 and the blur has the strides. dontload, dontloadscales: a .weights file has
+    nothing for this layer, or not its gammas and statistics.
+    """
+
+    kind: ClassVar[str] = "convolutional"
+
+    filters: int = key(1, low=1, high=MAX_CHANNELS)
+    size: int = key(1, low=1, high=MAX_WINDOW)
+    stride_x: int = 1
+    stride_y: int = 1
+    padding: int = 0
+    dilation: int = key(1, low=1, high=MAX_WINDOW)
+    groups: int = key(1, low=1, high=MAX_CHANNELS)
+    batch_normalize: int = key(0, high=2)
+    activation: str = key("logistic", choices=ACTIVATIONS)
+    antialiasing: int = key(0, high=2)
+    dontload: bool = key(False)
+    dontloadscales: bool = key(False)
+
+    @classmethod
+    def read(cls, section: Section) -> ConvSpec:
+        values = read_keys(cls, section)
+        values.update(read_strides(section))
+        padding = section.integer("padding", 0, high=MAX_WINDOW)
+        padding = values["size"] // 2 if section.integer("pad", 0) else padding
+        if values["size"] == 1:
+            values["dilation"] = 1
+        elif values["dilation"] > 1 and 2 * padding != values["size"] - 1:
+            # darknet's output size ignores dilation, which is right for "same" padding only.
+            raise section.error("dilation needs an odd size and pad=1", "dilation")
+        values["padding"] = padding * values["dilation"]
+        if section.integer("cbn", 0):
+            values["batch_normalize"] = 2
+        section.refuse(share_index="", flipped=0, reverse=0, coordconv=0, binary=0, xnor=0, bin_output=0)
+        section.refuse(sway=0, rotate=0, stretch=0, stretch_sway=0)
+        section.ignore_aloud(assisted_excitation=0, dot=0, grad_centr=0, learning_rate=1)
+        section.ignore("angle", "stream", "wait_stream")
+        return cls(**values)
+
+    @property
+    def conv_strides(self) -> tuple[int, int]:
+        """(y, x) of the convolution itself."""
+        return (1, 1) if self.antialiasing else (self.stride_y, self.stride_x)
+
+    def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
+        channels, height, width = inputs[0]
+        if channels % self.groups or self.filters % self.groups:
+            raise ShapeError(
+                f"groups={self.groups} does not divide both {channels} channels and {self.filters} filters"
+            )
+        padded = Shape(channels, height + 2 * self.padding, width + 2 * self.padding)
+        check_extent(padded)
+        window = self.dilation * (self.size - 1) + 1
+        sharp = Shape(
+            channels=self.filters,
+            height=window_count(padded.height, window, self.conv_strides[0]),
+            width=window_count(padded.width, window, self.conv_strides[1]),
+        )
+        return blurred(sharp, self.antialiasing, stride_x=self.stride_x, stride_y=self.stride_y)
+
+    def parameter_count(self, inputs: tuple[Shape, ...]) -> int:
+        kernel = inputs[0].channels // self.groups * self.size**2
+        return self.filters * (kernel + (2 if self.batch_normalize else 1))

@@ -1,0 +1,105 @@
+"""The layers whose output has the shape of their input.
+
+Keys and defaults: darknet `parser.c`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cfg.parse import Section
+from cfg.spec import ACTIVATIONS, LayerSpec, Shape, ShapeError, key, read_keys
+
+
+class SameShapeSpec(LayerSpec):
+    __slots__ = ()
+
+    def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
+        return inputs[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActivationSpec(SameShapeSpec):
+    """An activation by itself."""
+
+    kind: ClassVar[str] = "activation"
+
+    activation: str = key("linear", choices=ACTIVATIONS)
+
+    @classmethod
+    def read(cls, section: Section) -> ActivationSpec:
+        return cls(**read_keys(cls, section))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DropoutSpec(SameShapeSpec):
+    """Zeroes cells with `probability` in training and rescales the others; nothing in inference."""
+
+    kind: ClassVar[str] = "dropout"
+
+    probability: float = key(0.2, low=0, high=1)
+
+    @classmethod
+    def read(cls, section: Section) -> DropoutSpec:
+        section.ignore_aloud(dropblock=0, dropblock_size_rel=0, dropblock_size_abs=0)
+        return cls(**read_keys(cls, section))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SoftmaxSpec(SameShapeSpec):
+    """Softmax over each of `groups` equal runs of an image's values, (C, H, W) read in this order."""
+
+    kind: ClassVar[str] = "softmax"
+
+    groups: int = key(1, low=1)
+    temperature: float = key(1.0, low=1e-6)
+
+    @classmethod
+    def read(cls, section: Section) -> SoftmaxSpec:
+        section.refuse(spatial=0, tree="")
+        section.ignore("noloss")
+        return cls(**read_keys(cls, section))
+
+    def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
+        channels, height, width = inputs[0]
+        if channels * height * width % self.groups:
+            raise ShapeError(f"groups={self.groups} does not divide the values of {inputs[0]}")
+        return inputs[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmptySpec(SameShapeSpec):
+    """Passes its input on; also called [silence]."""
+
+    kind: ClassVar[str] = "empty"
+
+    @classmethod
+    def read(cls, section: Section) -> EmptySpec:
+        return cls()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostSpec(SameShapeSpec):
+    """Where darknet's classifiers compute their loss; passes its input on."""
+
+    kind: ClassVar[str] = "cost"
+
+    @classmethod
+    def read(cls, section: Section) -> CostSpec:
+        section.ignore("type", "scale", "ratio", "noobj", "thresh")
+        return cls()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContrastiveSpec(SameShapeSpec):
+    """Where darknet computes a loss on embeddings, which is not done here; passes its input on."""
+
+    kind: ClassVar[str] = "contrastive"
+
+    @classmethod
+    def read(cls, section: Section) -> ContrastiveSpec:
+        section.notes.append(f"{section.path}:{section.line}: [contrastive] is ignored: embeddings are not trained")
+        section.ignore("classes", "temperature", "yolo_layer", "cls_normalizer", "max_delta", "steps")
+        section.ignore("contrastive_neg_max", "detection")
+        return cls()

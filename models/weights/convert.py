@@ -1,0 +1,60 @@
+"""A checkpoint as darknet's three files: .weights, and the .cfg and .names that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cfg.edit import with_values
+from cfg.layers import ConvSpec
+from cfg.parse import parse_sections
+from cfg.plan import parse_plan
+from models.detector import build_network
+from models.weights.writer import write_weights
+from utils.errors import UserError
+from utils.whole_file import whole_file
+
+
+def write_darknet(path: Path, checkpoint: dict[str, Any], *, source: str) -> tuple[Path, Path, Path]:
+    """The weights at `path`, the other two beside them -> all three. source: names the checkpoint in messages.
+
+    UserError where one is there already, and as `build_network` and `write_weights`.
+    """
+    files = (path, path.with_suffix(".cfg"), path.with_suffix(".names"))
+    for file in files:
+        if file.exists() or files.count(file) > 1:
+            raise UserError(f"{file}: is there already, or would be written twice: choose another name")
+    write_weights(path, build_network(checkpoint, path=source), seen=pictures_seen(checkpoint))
+    names = "".join(f"{name}\n" for name in checkpoint["class_names"])
+    for file, text in zip(files[1:], (cfg_text(checkpoint), names), strict=True):
+        with whole_file(file) as out:
+            out.write(text.encode())
+    return files
+
+
+def pictures_seen(checkpoint: Mapping[str, Any]) -> int:
+    """As darknet counts them: what a .weights file said, or the steps of our training times their pictures."""
+    if "seen" in checkpoint:
+        return int(checkpoint["seen"])
+    return int(checkpoint.get("step", 0)) * int(checkpoint.get("settings", {}).get("batch_size", 0))
+
+
+def cfg_text(checkpoint: Mapping[str, Any]) -> str:
+    """The checkpoint's cfg with the classes, input size and letterbox that it was trained with.
+
+    dontload and dontloadscales become 0: the .weights file beside it holds every layer.
+    """
+    text, (height, width), path = checkpoint["cfg_text"], checkpoint["input_hw"], checkpoint["cfg_name"] + ".cfg"
+    plan = parse_plan(text, path=path, classes=len(checkpoint["class_names"]), input_hw=(height, width))
+    wanted: dict[int, dict[str, object]] = {node.line: {} for node in plan.nodes}
+    for node in plan.nodes:
+        if isinstance(node.spec, ConvSpec):
+            wanted[node.line] = {key: 0 for key in ("dontload", "dontloadscales") if getattr(node.spec, key)}
+    for index, spec in zip(plan.heads, plan.head_specs, strict=True):
+        wanted[plan.nodes[index - 1].line]["filters"] = spec.channels
+        wanted[plan.nodes[index].line]["classes"] = spec.classes
+    net: dict[str, object] = {"width": width, "height": height}
+    if checkpoint["letterbox"] != plan.net.letter_box:
+        net["letter_box"] = int(checkpoint["letterbox"])
+    return with_values(text, {**wanted, parse_sections(text, path=path)[0].line: net})

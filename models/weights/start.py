@@ -1,0 +1,64 @@
+"""Where a training starts that is not from scratch: every layer of trained weights that fits its network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from models.network import Network
+from models.weights.layout import EPS
+from models.weights.trained import is_darknet, read_darknet
+from utils.checkpoint import load_matching, read_checkpoint
+from utils.errors import UserError
+
+
+def read_start(path: str, cfg: str | None) -> dict[str, Any]:
+    """A checkpoint, or what there is of one in a .weights file, which may hold the first layers only."""
+    return read_darknet(path, cfg, whole=False)[0] if is_darknet(Path(path)) else read_checkpoint(Path(path))
+
+
+def start_from(path: str, cfg: str | None, network: Network) -> str:
+    """Into `network`, whose heads may be for other classes -> what was loaded. UserError where nothing fits."""
+    if is_darknet(Path(path)):
+        start, (read, *_) = read_darknet(path, cfg, whole=False)
+        loaded, exceptions = _load_darknet(network, start["weights"])
+        said = "; ".join([read, *exceptions])
+    else:
+        loaded, fresh = load_matching(network, read_checkpoint(Path(path))["weights"])
+        said = f"weights   {loaded} layers from {path}, {len(fresh)} start fresh {' '.join(fresh[:4])}"
+    if loaded == 0:
+        raise UserError(f"{path}: none of its layers fits this network")
+    return said
+
+
+def _load_darknet(network: Network, state: dict[str, Tensor]) -> tuple[int, list[str]]:
+    """How many layers fitted, and in words what did not.
+
+    Where the network has a bias in place of a norm, it gets the two of them in one.
+    """
+    own = network.state_dict()
+    normalised = [name.removesuffix(".norm.running_var") for name in state if name.endswith(".norm.running_var")]
+    biased = [layer for layer in normalised if f"{layer}.conv.bias" in own]
+    for layer in biased:
+        state = state | _merged(state, layer)
+    loaded, fresh = load_matching(network, state)
+    exceptions = []
+    if other_size := [name for name in fresh if f"{name}.weight" in state]:
+        exceptions.append(f"of another size in this network, so they start fresh: {' '.join(other_size)}")
+    if biased:
+        exceptions.append("batch norm is merged into weights and biases")
+    if any(f"{layer}.norm.weight" in own and f"{layer}.norm.running_var" not in own for layer in normalised):
+        exceptions.append("this norm has no place for running means and variances")
+    return loaded, exceptions
+
+
+def _merged(state: Mapping[str, Tensor], layer: str) -> dict[str, Tensor]:
+    """Convolution and batch norm as a convolution with a bias; in float64, rounded once."""
+    names = ("conv.weight", "norm.running_mean", "norm.running_var", "norm.weight", "norm.bias")
+    filters, mean, var, gamma, beta = (state[f"{layer}.{name}"].double() for name in names)
+    weight, bias = fuse_conv_bn_weights(filters, None, mean, var, EPS, gamma, beta)
+    return {f"{layer}.conv.weight": weight.detach().float(), f"{layer}.conv.bias": bias.detach().float()}

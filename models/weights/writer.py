@@ -1,0 +1,88 @@
+"""Writing a network as a darknet .weights file: what darknet computes with it is what the network computes.
+
+Source: darknet `parser.c`, save_weights_upto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cfg.layers import ConvSpec
+from cfg.plan import Plan
+from models.network import Network
+from models.norms.centred import used_weight
+from models.norms.table import has_batch_statistics
+from models.weights.layout import EPS, StoredLayer, place, stored_layers
+from models.weights.reader import Header
+from utils.errors import UserError
+from utils.whole_file import whole_file
+
+
+def write_weights(path: Path, network: Network, *, seen: int) -> None:
+    """All layers, under darknet's header 0.2.5; `seen` counts pictures. Nothing is written where it is refused.
+
+    UserError for a norm without running statistics, and for values that no reader would take.
+    """
+    plan = network.plan
+    write_state(path, plan, stored_layers(plan), darknet_state(network), seen=seen)
+
+
+def write_state(
+    path: Path, plan: Plan, layers: Sequence[StoredLayer], state: Mapping[str, Tensor], *, seen: int
+) -> None:
+    """These of the plan's layers, from what `darknet_state` or a reader gave."""
+    blobs = [Header(seen=seen).to_bytes()]
+    for layer in layers:
+        for array in layer.arrays:
+            if array.name not in state:
+                raise UserError(f"{path}: cannot be written, there are no {array.word} for {place(plan, layer.node)}")
+            values = state[array.name].numpy().astype("<f4", copy=False)
+            assert values.shape == array.shape
+            if fault := array.fault_of(values):
+                raise UserError(f"{path}: cannot be written, in {place(plan, layer.node)} {fault}")
+            blobs.append(values.tobytes())
+    with whole_file(path) as file:
+        file.writelines(blobs)
+
+
+@torch.no_grad()
+def darknet_state(network: Network) -> dict[str, Tensor]:
+    """The state dict of a Network with batch norm and eps 1e-5 that computes the same; on the CPU."""
+    state = {name: tensor.detach().cpu().float() for name, tensor in network.state_dict().items()}
+    for node in network.plan.nodes:
+        if not isinstance(node.spec, ConvSpec):
+            continue
+        where, block = place(network.plan, node), network.layers[node.index]
+        # Filters that are centred at each use: darknet shall find them as they are used.
+        state[f"layers.{node.index}.conv.weight"] = used_weight(block.conv).detach().cpu().float()
+        if node.spec.batch_normalize:
+            _check_norm(block.norm, where)
+            state[f"layers.{node.index}.norm.running_var"] = _variance_for_darknet(block.norm, where)
+    return state
+
+
+def _check_norm(norm: nn.Module | None, where: str) -> None:
+    if norm is None:
+        raise UserError(f"{where}: has a bias in place of the batch norm that the cfg asks for (--norm none)")
+    if not has_batch_statistics(norm):
+        raise UserError(
+            f"{where}: {type(norm).__name__} takes the statistics of each picture itself, as gn, ln and in do; darknet "
+            "knows batch norm only, with a running mean and variance"
+        )
+
+
+def _variance_for_darknet(norm: nn.Module, where: str) -> Tensor:
+    """Such that darknet's 1e-5 on top of it gives what the norm's own eps gives."""
+    variance = norm.running_var.detach().cpu()
+    if norm.eps == EPS:
+        return variance.float()
+    moved = variance.double() + (norm.eps - EPS)
+    if moved.min() < 0:
+        raise UserError(
+            f"{where}: a variance of {variance.min():g} with eps {norm.eps:g} is less than darknet's eps of {EPS:g}"
+        )
+    return moved.float()

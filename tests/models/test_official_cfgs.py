@@ -1,0 +1,96 @@
+"""Every official cfg of the YOLOv4 family, its relatives and its backbones: parsed, built and run.
+
+Narrowed copies of their layer tables are stored (tests/reference/darknet_cfg.py), so that it takes no other file;
+the whole networks need darknet's own cfgs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cfg.parse import CfgError
+from cfg.plan import Plan, load_plan, parse_plan
+from models.blocks import ConvNormAct
+from models.network import Network
+from models.norms.table import NormOptions, norm_factory
+from tests.reference.darknet_cfg import CLASSES, NARROW, count_parameters, narrow
+
+BN = norm_factory(NormOptions(norm="bn"))
+NAMES = sorted(path.stem for path in NARROW.glob("*.cfg"))
+CLASSIFIERS = {"csdarknet53-omega", "darknet53"}
+
+
+def run(network: Network, images: Tensor) -> list[Tensor]:
+    """Heads' logits, or a classifier's scores. On the way, each layer's shape is held against its plan's."""
+    seen = {}
+    for index, layer in enumerate(network.layers):
+        layer.register_forward_hook(lambda module, inputs, output, index=index: seen.update({index: output.shape}))
+    with torch.no_grad():
+        outputs = [head.logits for head in network(images)] if network.plan.heads else [network.last_output(images)]
+    planned = {node.index: (len(images), *node.shape) for node in network.plan.nodes}
+    assert seen == {index: shape for index, shape in planned.items() if index not in network.plan.heads}
+    return outputs
+
+
+def check_outputs(plan: Plan, outputs: list[Tensor], *, images: int, classes: int) -> None:
+    for output in outputs:
+        assert output.isfinite().all()
+    if plan.heads:
+        assert [(o.shape[1], o.shape[-1]) for o in outputs] == [(len(h.mask), 5 + classes) for h in plan.head_specs]
+    else:
+        assert outputs[0].shape == (images, classes, 1, 1)
+        torch.testing.assert_close(outputs[0].sum((1, 2, 3)), torch.ones(images))
+
+
+def test_all_29_are_stored():
+    assert len(NAMES) == 29 and set(NAMES) > CLASSIFIERS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_narrowed(name):
+    text = (NARROW / f"{name}.cfg").read_text(encoding="utf-8")
+    plan = parse_plan(text, path=f"{name}.cfg")
+    assert plan.warnings == ()
+    network = Network(plan, BN).eval()
+    assert sum(p.numel() for p in network.parameters()) == plan.parameter_count() == count_parameters(text)
+    outputs = run(network, torch.rand(2, 3, *plan.net.input_hw))
+    check_outputs(plan, outputs, images=2, classes=125 if name in CLASSIFIERS else CLASSES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whole(name, shared: Path):
+    path = shared / "darknet" / "cfg" / f"{name}.cfg"
+    text = path.read_text(encoding="utf-8", errors="replace")
+    assert narrow(text) == (NARROW / f"{name}.cfg").read_text(encoding="utf-8")
+    plan = smallest_plan(path)
+    with torch.device("meta"):
+        network = Network(plan, BN).eval()
+    assert sum(p.numel() for p in network.parameters()) == plan.parameter_count() == count_parameters(text)
+    fill(network.to_empty(device="cpu"))
+    outputs = run(network, torch.rand(1, 3, *plan.net.input_hw))
+    check_outputs(plan, outputs, images=1, classes=1000 if name in CLASSIFIERS else plan.classes)
+
+
+def smallest_plan(path: Path) -> Plan:
+    """Of the inputs that its strides divide."""
+    try:
+        return load_plan(str(path), input_hw=(32, 32))
+    except CfgError:
+        return load_plan(str(path), input_hw=(64, 64))
+
+
+@torch.no_grad()
+def fill(network: Network) -> None:
+    """Memory that nobody wrote becomes filters that average, and statistics that leave the average alone."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.zero_()
+    for block in network.layers:
+        if isinstance(block, ConvNormAct):
+            block.conv.weight.fill_(1 / block.conv.weight[0].numel())
+            if isinstance(block.norm, nn.BatchNorm2d):
+                block.norm.weight.fill_(1)
+                block.norm.running_var.fill_(1)

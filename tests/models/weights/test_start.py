@@ -1,0 +1,144 @@
+"""Training from a .weights file: every norm starts with what it can use of it, and keeps it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cfg.plan import parse_plan
+from models.network import Network
+from models.norms.table import NORMS, NormOptions, has_batch_statistics, norm_factory
+from models.weights.start import read_start, start_from
+from models.weights.writer import write_weights
+from tests.models.norms.kinds import KINDS
+from tests.models.weights.nets import SMALL, heads_of, network_of, plan_of, written
+from tests.reference import darknet_weights as oracle
+from utils.checkpoint import write_checkpoint
+from utils.clock import BatchClock
+from utils.errors import UserError
+
+WITH_STATISTICS = [kind for kind, options in KINDS.items() if options.norm not in ("gn", "ln", "in", "none")]
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[Network, str, str]:
+    """A network, its .weights file and its cfg."""
+    network = network_of(plan_of())
+    write_weights(tmp_path / "small.weights", network, seen=640)
+    (tmp_path / "small.cfg").write_text(SMALL)
+    return network, str(tmp_path / "small.weights"), str(tmp_path / "small.cfg")
+
+
+def fresh(options: NormOptions, *, classes: int = 2) -> Network:
+    return Network(parse_plan(SMALL, path="small.cfg", classes=classes), norm_factory(options))
+
+
+@pytest.mark.parametrize("kind", WITH_STATISTICS)
+def test_a_norm_with_statistics_keeps_all_of_it(trained, kind):
+    """Also after its first batch, which moves the statistics by its momentum and does not replace them."""
+    network, weights, cfg = trained
+    other = fresh(KINDS[kind])
+    said = start_from(weights, cfg, other)
+    assert said == f"weights   {weights}: loaded 5 of 5 convolutions and 2 of 2 weighted shortcuts, 0 bytes left"
+    for name, tensor in network.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(other.state_dict()[name], tensor), name
+    norm, loaded = other.train().layers[0].norm, network.layers[0].norm.running_mean
+    images = 50 + torch.rand(1, 3, 16, 16).expand(4, -1, -1, -1)  # far from what the statistics are of
+    for part in BatchClock(other).minibatches(images.split(2)):
+        other(part)
+    mean = torch.zeros(4) if kind.startswith("mabn") else other.layers[0].conv(images).mean((0, 2, 3))
+    updates = 2 if kind in ("bn", "bn-centred", "cmbn-darknet") else 1  # after each mini-batch, or each batch
+    share = 0 if kind == "frozen" else 1 - (1 - norm.momentum) ** updates
+    torch.testing.assert_close(norm.running_mean, loaded + share * (mean.detach() - loaded), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["gn", "ln", "in"])
+def test_a_norm_without_statistics_takes_gamma_and_beta_and_says_so(trained, norm):
+    network, weights, cfg = trained
+    other = fresh(NormOptions(norm=norm))
+    said = start_from(weights, cfg, other)
+    assert said.endswith("0 bytes left; this norm has no place for running means and variances")
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, network.state_dict()[name]), name
+
+
+def test_without_a_norm_it_is_merged(trained):
+    network, weights, cfg = trained
+    other = fresh(NormOptions(norm="none"))
+    said = start_from(weights, cfg, other)
+    assert said.endswith("0 bytes left; batch norm is merged into weights and biases")
+    torch.testing.assert_close(heads_of(other.eval()), heads_of(network), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_heads_for_other_classes_start_fresh_and_all_else_does_not(trained, norm):
+    _, weights, cfg = trained
+    other = fresh(NormOptions(norm=norm), classes=7)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    said = start_from(weights, cfg, other)
+    assert "; of another size in this network, so they start fresh: layers.7.conv" in said
+    for name, tensor in other.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, before[name]) == name.startswith("layers.7."), name
+
+
+def test_a_partial_file(tmp_path, trained):
+    network, weights, cfg = trained
+    raw = Path(weights).read_bytes()
+    end = 20 + sum(4 * array.size for index, arrays in oracle.layers_of(SMALL) for array in arrays if index < 5)
+    other = fresh(NormOptions(norm="cmbn"), classes=7)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    said = start_from(str(written(tmp_path / "small.conv.5", raw[:end])), cfg, other)
+    assert (
+        "loaded 3 of 5 convolutions and 1 of 2 weighted shortcuts, 0 bytes left; the file ends before layer 5 [" in said
+    )
+    for name, tensor in other.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            wanted = network.state_dict() if int(name.split(".")[1]) < 5 else before
+            assert torch.equal(tensor, wanted[name]), name
+
+
+def test_a_norm_that_was_not_loaded_learns_from_its_first_batch(tmp_path, trained):
+    _, weights, cfg = trained
+    path = written(tmp_path / "small.conv.1", Path(weights).read_bytes()[: 20 + 4 * (16 + 108)])
+    other = fresh(NormOptions(norm="cmbn"))
+    start_from(str(path), cfg, other)
+    norms = [module for module in other.modules() if has_batch_statistics(module)]
+    assert [norm.num_batches_tracked.item() > 0 for norm in norms] == [True, False, False]
+
+
+def test_nothing_that_fits(trained):
+    other = Network(
+        parse_plan("[net]\nwidth=8\nheight=8\n[conv]\nfilters=9\n", path="x.cfg"), norm_factory(NormOptions())
+    )
+    with pytest.raises(UserError, match=r"small\.weights: none of its layers fits this network$"):
+        start_from(*trained[1:], other)
+
+
+# --- the settings that come with it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("normalize", "norm"), [("1", "bn"), ("2", "cmbn")])
+def test_the_filters_are_not_centred_and_the_norm_is_the_cfgs(trained, normalize, norm):
+    _, weights, cfg = trained
+    Path(cfg).write_text(SMALL.replace("batch_normalize=1", f"batch_normalize={normalize}"))
+    start = read_start(weights, cfg)
+    assert (start["norm"]["norm"], start["norm"]["weight_centralization"], start["norm"]["norm_eps"]) == (
+        norm,
+        False,
+        1e-5,
+    )
+    assert start["letterbox"] is True
+
+
+def test_darknets_weights_need_a_cfg(trained):
+    with pytest.raises(UserError, match=r"small\.weights: darknet's weights do not say .*: name its cfg with --cfg$"):
+        read_start(trained[1], None)
+
+
+def test_a_checkpoint_is_one_whatever_it_is_called(tmp_path):
+    write_checkpoint(tmp_path / "odd.weights", {"weights": {}, "norm": {"norm": "gn"}})
+    assert read_start(str(tmp_path / "odd.weights"), None)["norm"] == {"norm": "gn"}

@@ -1,0 +1,53 @@
+"""One picture through detect.py's hands, with a detector that says what it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from data.geometry import as_input
+from detect import detect
+from utils.structures import Detections
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saying:
+    """A box in the middle of the input, and one in its first columns."""
+
+    letterbox: bool
+    resize: str
+    input_hw: tuple[int, int] = (64, 96)
+    seen: list = field(default_factory=list)
+
+    def __call__(self, images: torch.Tensor, units_px: Sequence[tuple[float, float]]) -> list[Detections]:
+        self.seen.append((images, list(units_px)))
+        boxes = torch.tensor([[32.0, 16, 64, 48], [0, 0, 8, 64]])
+        return [Detections(boxes=boxes, scores=torch.tensor([0.9, 0.8]), labels=torch.tensor([1, 0]))]
+
+
+@pytest.mark.parametrize("resize", ["opencv", "darknet"])
+@pytest.mark.parametrize(
+    ("letterbox", "unit", "boxes"),
+    [
+        (False, (96.0, 64.0), [[20, 15, 40, 45], [0, 0, 5, 60]]),
+        (True, (64.0, 64.0), [[15, 15, 45, 45]]),  # the other lies wholly in the border
+    ],
+)
+def test_boxes_come_back_in_the_pictures_pixels(letterbox, unit, boxes, resize) -> None:  # type: ignore[no-untyped-def]
+    image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    detector = Saying(letterbox=letterbox, resize=resize)
+    found = detect(detector, image, CPU)  # type: ignore[arg-type]
+    expected = torch.tensor(boxes, dtype=torch.float32)
+    torch.testing.assert_close(found.boxes, expected)
+    ((pixels, units_px),) = detector.seen
+    assert units_px == [pytest.approx(unit)]
+    laid, _ = as_input(image, (64, 96), letterbox=letterbox, how=resize)
+    assert pixels.dtype == torch.float32
+    wanted = laid if resize == "darknet" else laid.astype(np.float32) / 255
+    torch.testing.assert_close(pixels[0].permute(1, 2, 0), torch.from_numpy(wanted))
