@@ -46,7 +46,7 @@ class LossOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossTerms:
-    """Scalars: weighted sums over the mini-batch's images."""
+    """Scalars: weighted sums over the mini-batch's images; of DarknetLoss, the cost that darknet prints."""
 
     box: Tensor
     objectness: Tensor

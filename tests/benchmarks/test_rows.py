@@ -32,7 +32,8 @@ def run_without_training(path: Path, dies_after: int) -> None:
 
 def test_a_killed_grid_neither_repeats_nor_loses_a_cell(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    for dies_after, code, rows in ((3, -signal.SIGKILL, 3), (-1, 0, 24)):
+    cells = len(BUDGETS["quick"].main_cells(()))
+    for dies_after, code, rows in ((3, -signal.SIGKILL, 3), (-1, 0, cells)):
         grid = multiprocessing.get_context("fork").Process(target=run_without_training, args=(path, dies_after))
         grid.start()
         grid.join()
