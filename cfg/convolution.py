@@ -48,6 +48,7 @@ class ConvSpec(LayerSpec):
     antialiasing: int = key(0, high=2)
     dontload: bool = key(False)
     dontloadscales: bool = key(False)
+    learning_rate: float = key(1.0, low=0)  # by what the network's is multiplied here
 
     @classmethod
     def read(cls, section: Section) -> ConvSpec:
@@ -65,7 +66,7 @@ class ConvSpec(LayerSpec):
             values["batch_normalize"] = 2
         section.refuse(share_index="", flipped=0, reverse=0, coordconv=0, binary=0, xnor=0, bin_output=0)
         section.refuse(sway=0, rotate=0, stretch=0, stretch_sway=0)
-        section.ignore_aloud(assisted_excitation=0, dot=0, grad_centr=0, learning_rate=1)
+        section.ignore_aloud(assisted_excitation=0, dot=0, grad_centr=0)
         section.ignore("angle", "stream", "wait_stream")
         return cls(**values)
 

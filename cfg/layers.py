@@ -60,6 +60,11 @@ UNSUPPORTED = {
 }
 
 
+def stops_backward(section: Section) -> bool:
+    """Whether no layer before this one learns (darknet's parser.c, parse_network_cfg_custom)."""
+    return section.integer("stopbackward", 0) == 1
+
+
 def read_layer(section: Section) -> LayerSpec:
     """Raises CfgError, also for a section name that is not in LAYER_TYPES."""
     name = section.name
@@ -69,7 +74,9 @@ def read_layer(section: Section) -> LayerSpec:
         raise section.error(f"[{name}], {UNSUPPORTED[name]}, is not supported")
     if name not in LAYER_TYPES:
         raise section.error(f"[{name}] is no layer of darknet's{did_you_mean(name, tuple(LAYER_TYPES))}")
-    section.ignore_aloud(clip=0, onlyforward=0, dont_update=0, burnin_update=0, stopbackward=0)
+    section.ignore_aloud(clip=0, onlyforward=0, dont_update=0, burnin_update=0)
+    if not stops_backward(section):  # but while the first so many batches last
+        section.ignore_aloud(stopbackward=0)
     section.ignore_aloud(train_only_bn=0)
     section.ignore("dontload", "dontloadscales", "learning_rate")  # about trained values; most layers have none
     return LAYER_TYPES[name].read(section)

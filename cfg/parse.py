@@ -86,13 +86,18 @@ class Section:
             return default
         return float(self._checked(key, _to_number(_scalar(value)), "a number", low, high))
 
-    def word(self, key: str, default: str, choices: tuple[str, ...]) -> str:
+    def word(self, key: str, default: str, choices: tuple[str, ...], *, unknown: str | None = None) -> str:
+        """unknown: what darknet takes any other word for, here with a warning; None: such a word is an error."""
         value = self._value(key)
         if value is None:
             return default
         if value not in choices:
-            hint = did_you_mean(value, choices)
-            raise self.error(f"{key}={_short(value, 80)} is not one of {', '.join(choices)}{hint}", key)
+            wrong, hint = f"{key}={_short(value, 80)} is not one of {', '.join(choices)}", did_you_mean(value, choices)
+            if unknown is None:
+                raise self.error(f"{wrong}{hint}", key)
+            where = f"{self.path}:{self.line_of(key)}"
+            self.notes.append(f"{where}: {wrong}: taken for {unknown}, as darknet does{hint}")
+            return unknown
         return value
 
     def integers(self, key: str, *, required: bool = False) -> tuple[int, ...]:
@@ -102,11 +107,13 @@ class Section:
             for item in self._items(key, required)
         )
 
-    def numbers(self, key: str, *, required: bool = False) -> tuple[float, ...]:
-        """A comma-separated list; empty where the key is absent."""
+    def numbers(self, key: str, *, required: bool = False, spare_comma: bool = False) -> tuple[float, ...]:
+        """A comma-separated list; empty where the key is absent. spare_comma: whether one more may end it."""
+        items = self._items(key, required)
+        if spare_comma and len(items) > 1 and not items[-1]:
+            items.pop()
         return tuple(
-            float(self._checked(key, _to_number(item), "a list of numbers", -math.inf, math.inf))
-            for item in self._items(key, required)
+            float(self._checked(key, _to_number(item), "a list of numbers", -math.inf, math.inf)) for item in items
         )
 
     def ignore(self, *keys: str) -> None:
@@ -154,8 +161,11 @@ class Section:
 
     def _items(self, key: str, required: bool) -> list[str]:
         value = self._value(key, required=required)
-        # darknet's counting of commas stops at a comment.
-        return [] if value is None else value.split("#", 1)[0].split(",")
+        if value is None:
+            return []
+        # darknet's counting of commas stops at #, and its atof at ;, behind which a comma still counts.
+        *items, last = value.split("#", 1)[0].split(",")
+        return [*items, _scalar(last)]
 
     def _checked(self, key: str, number: float | None, kind: str, low: float, high: float) -> float:
         value = _short(self.entries[key].value, 80)
@@ -188,12 +198,17 @@ def parse_sections(text: str, *, path: str) -> list[Section]:
         if not sections:
             raise CfgError(f"{where}: '{_short(line)}' stands before the first [section]")
         key, equals, value = line.partition("=")
-        if not (key and equals and value):
+        if not (key and equals and value):  # darknet reports `key=`, too, before it goes on without it
             raise CfgError(f"{where}: '{_short(line)}' is neither a [section] nor key=value")
         sections[-1].entries.setdefault(key, Entry(value=value, line=number))
     if not sections:
         raise CfgError(f"{path}:1: no [net] section, the file holds no network")
     return sections
+
+
+def key_of(line: str) -> str:
+    """What stands before the first = of a line, without blanks."""
+    return line.translate(_BLANKS).partition("=")[0]
 
 
 def did_you_mean(word: str, known: tuple[str, ...] | set[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cfg.layers import ConvSpec, read_layer
+from cfg.layers import ConvSpec, read_layer, stops_backward
 from cfg.net import NetSpec
 from cfg.parse import CfgError, Section, did_you_mean, parse_sections
 from cfg.spec import MAX_CHANNELS, MAX_SIDE_PX, LayerSpec, Shape, ShapeError, check_extent
@@ -35,7 +35,11 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A network before it is built. source_text is the cfg as read, before any resizing."""
+    """A network before it is built.
+
+    source_text is the cfg as read, before any resizing. frozen_layers: so many first ones that do not learn, because
+    the layer after them says stopbackward=1.
+    """
 
     name: str
     source_text: str
@@ -43,6 +47,7 @@ class Plan:
     net: NetSpec
     nodes: tuple[Node, ...]
     warnings: tuple[str, ...]
+    frozen_layers: int = 0
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -93,7 +98,8 @@ class Plan:
 
 
 def load_plan(name_or_path: str, *, classes: int | None = None, input_hw: tuple[int, int] | None = None) -> Plan:
-    """A bare name such as `yolov4-tiny` is one of the cfgs beside this file; all else is a path.
+    """A bare name such as `yolov4-tiny` is one of the cfgs beside this file, and so is `yolov4-tiny.cfg` where no file
+    of the user's is called that; all else is a path.
 
     Raises CfgError, for a file that cannot be read too.
     """
@@ -132,7 +138,15 @@ def parse_plan(text: str, *, path: str, classes: int | None = None, input_hw: tu
     for section in sections:
         warnings += section.warnings(first.asked)
     warnings += _norm_warnings(path, nodes)
-    plan = Plan(name=Path(path).stem, source_text=text, path=path, net=net, nodes=nodes, warnings=tuple(warnings))
+    plan = Plan(
+        name=Path(path).stem,
+        source_text=text,
+        path=path,
+        net=net,
+        nodes=nodes,
+        warnings=tuple(warnings),
+        frozen_layers=max((index for index, section in enumerate(sections) if stops_backward(section)), default=0),
+    )
     _check_new_coords(plan)
     return plan
 
@@ -245,7 +259,12 @@ def _norm_warnings(path: str, nodes: tuple[Node, ...]) -> list[str]:
 
 def _find(name_or_path: str) -> Path:
     is_bare = Path(name_or_path).name == name_or_path
-    for path in (HERE / f"{name_or_path}.cfg", Path(name_or_path))[not is_bare :]:
+    places = [Path(name_or_path)]
+    if is_bare:
+        places = [HERE / f"{name_or_path}.cfg", *places]
+        if name_or_path.endswith(".cfg"):
+            places.append(HERE / name_or_path)
+    for path in places:
         if path.is_file():
             return path
     if not is_bare or name_or_path.endswith(".cfg"):

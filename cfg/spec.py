@@ -71,8 +71,8 @@ class LayerSpec(ABC):
 def key(default: Any, name: str = "", **limits: Any) -> Any:
     """A dataclass field read from the cfg key `name` (or the field's own name).
 
-    The default's type is the kind of value: bool, int, float, or str with `choices=`. A bare `int` in its
-    place says that the key is required. `low=` and `high=` are inclusive limits.
+    The default's type is the kind of value: bool, int, float, or str with `choices=` (and `unknown=`, as
+    `Section.word`). A bare `int` in its place says that the key is required. `low=` and `high=` are inclusive limits.
     """
     metadata = {"key": name, "kind": default if default is int else type(default), "limits": limits}
     return field(metadata=metadata) if default is int else field(default=default, metadata=metadata)

@@ -54,7 +54,7 @@ class YoloSpec(LayerSpec):
     random: float = key(0.0, low=0)
     max_boxes: int = key(200, "max", low=1)
 
-    nms_kind: str = key("default", choices=NMS_KINDS)
+    nms_kind: str = key("default", choices=NMS_KINDS, unknown="default")
     beta_nms: float = key(0.6)
 
     @property
@@ -97,7 +97,8 @@ class YoloSpec(LayerSpec):
 
 
 def _read_anchors(section: Section) -> tuple[tuple[float, float], ...]:
-    values = section.numbers("anchors", required=True)
+    # Behind the anchors that `num` counts darknet reads nothing; in any other list a last comma is one more 0.
+    values = section.numbers("anchors", required=True, spare_comma=True)
     count = section.integer("num", len(values) // 2, low=1)
     if len(values) != 2 * count:
         raise section.error(f"anchors holds {len(values)} numbers, num={count} asks for {2 * count}", "anchors")

@@ -20,9 +20,13 @@ from utils.errors import UserError, exit_on_error
 
 def convert(source: Path, target: Path, cfg: str | None, names: str | None) -> None:
     """What `source` is decides the direction."""
-    _check_free(target)
+    _check_target(target)
+    is_darknets = is_darknet(source)
+    if target.suffix == (".weights" if is_darknets else ".pt"):
+        made = "a checkpoint: call it .pt" if is_darknets else "darknet's: call it .weights"
+        raise UserError(f"{target}: what is made of {source} is {made}")
     content, origin = read_trained(str(source), cfg=cfg, names=names)
-    if is_darknet(source):
+    if is_darknets:
         write_checkpoint(target, content)
         print(*origin, f"written   {target}; next: python detect.py --weights {target} PICTURES", sep="\n")
     else:
@@ -32,7 +36,8 @@ def convert(source: Path, target: Path, cfg: str | None, names: str | None) -> N
 
 def partial(source: Path, target: Path, cfg: str, layers: int) -> None:
     """As `darknet partial`: the first layers of a network, and nothing seen."""
-    _check_free(target)
+    _check_target(target)
+    _check_darknets(source)
     plan = load_plan(cfg)
     if not 1 <= layers <= len(plan.nodes):
         raise UserError(f"--layers {layers}: {plan.path} has 1 to {len(plan.nodes)} layers")
@@ -44,6 +49,7 @@ def partial(source: Path, target: Path, cfg: str, layers: int) -> None:
 
 
 def info(source: Path, cfg: str) -> None:
+    _check_darknets(source)
     weights = read_weights(source, load_plan(cfg))
     header = weights.header
     print(f"version   {header.major}.{header.minor}.{header.revision}, {header.seen:,} pictures seen")
@@ -55,9 +61,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     given.pop("command")(**given)
 
 
-def _check_free(target: Path) -> None:
+def _check_target(target: Path) -> None:
     if target.exists():
         raise UserError(f"{target}: is there already")
+    if not target.parent.is_dir():
+        raise UserError(f"{target}: there is no folder {target.parent}")
+
+
+def _check_darknets(source: Path) -> None:
+    if not is_darknet(source):
+        raise UserError(f"{source}: is a checkpoint: convert it first")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,5 +103,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    # A write that fails (no such folder, no space) is the user's to mend, too.
+    # A write that fails (no space, no rights) is the user's to mend, too.
     exit_on_error(lambda: main(sys.argv[1:]), (UserError, CfgError, OSError))

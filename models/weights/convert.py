@@ -34,7 +34,10 @@ def write_darknet(path: Path, checkpoint: dict[str, Any], *, source: str) -> tup
 
 
 def pictures_seen(checkpoint: Mapping[str, Any]) -> int:
-    """As darknet counts them: what a .weights file said, or the steps of our training times their pictures."""
+    """As darknet counts them: what a .weights file said, or the steps of our training times their pictures.
+
+    A training from a .weights file begins with step 0, and so with picture 0, as darknet's does with -clear.
+    """
     if "seen" in checkpoint:
         return int(checkpoint["seen"])
     return int(checkpoint.get("step", 0)) * int(checkpoint.get("settings", {}).get("batch_size", 0))
@@ -54,6 +57,8 @@ def cfg_text(checkpoint: Mapping[str, Any]) -> str:
     for index, spec in zip(plan.heads, plan.head_specs, strict=True):
         wanted[plan.nodes[index - 1].line]["filters"] = spec.channels
         wanted[plan.nodes[index].line]["classes"] = spec.classes
+        if not spec.counters_per_class:  # of other classes than the cfg's there are none
+            wanted[plan.nodes[index].line]["counters_per_class"] = None
     net: dict[str, object] = {"width": width, "height": height}
     if checkpoint["letterbox"] != plan.net.letter_box:
         net["letter_box"] = int(checkpoint["letterbox"])

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models.network import Network
+from models.norms.centred import CentredConv2d
+from models.norms.table import NormOptions, resolve_norm
 from models.weights.layout import EPS
 from models.weights.trained import is_darknet, read_darknet
 from utils.checkpoint import load_matching, read_checkpoint
@@ -24,15 +26,25 @@ def read_start(path: str, cfg: str | None) -> dict[str, Any]:
 def start_from(path: str, cfg: str | None, network: Network) -> str:
     """Into `network`, whose heads may be for other classes -> what was loaded. UserError where nothing fits."""
     if is_darknet(Path(path)):
-        start, (read, *_) = read_darknet(path, cfg, whole=False)
+        start, (said, *_) = read_darknet(path, cfg, whole=False)
         loaded, exceptions = _load_darknet(network, start["weights"])
-        said = "; ".join([read, *exceptions])
     else:
-        loaded, fresh = load_matching(network, read_checkpoint(Path(path))["weights"])
-        said = f"weights   {loaded} layers from {path}, {len(fresh)} start fresh {' '.join(fresh[:4])}"
+        start, exceptions = read_checkpoint(Path(path)), []
+        loaded, fresh = load_matching(network, start["weights"])
+        said = f"weights   {loaded} layers from {path}, {len(fresh)} start fresh {' '.join(fresh[:4])}".rstrip()
     if loaded == 0:
         raise UserError(f"{path}: none of its layers fits this network")
-    return said
+    return "; ".join([said, *exceptions, *_change_of_filters(start, network)])
+
+
+def _change_of_filters(start: Mapping[str, Any], network: Network) -> list[str]:
+    """Centred filters convolve with something else than what is stored (models/norms/centred.py)."""
+    norm = {name: value for name, value in start.get("norm", {}).items() if name in ("norm", "weight_centralization")}
+    before = resolve_norm(NormOptions(**norm)).weight_centralization
+    now = any(isinstance(module, CentredConv2d) for module in network.modules())
+    if before == now:
+        return []
+    return [f"filters are {'' if now else 'no longer '}centred from here on: the network computes something else"]
 
 
 def _load_darknet(network: Network, state: dict[str, Tensor]) -> tuple[int, list[str]]:

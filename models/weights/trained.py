@@ -16,7 +16,8 @@ from utils.errors import UserError
 
 
 def is_darknet(path: Path) -> bool:
-    """Whether it is a .weights file and not a checkpoint, by its content: a checkpoint is a zip archive.
+    """Whether it is a .weights file and not a checkpoint, by its content: a checkpoint is a zip archive, or it is
+    called .safetensors.
 
     UserError for a file that is not there, or is neither.
     """
@@ -24,7 +25,7 @@ def is_darknet(path: Path) -> bool:
         raise UserError(f"{path}: no such checkpoint or .weights file")
     try:
         with open(path, "rb") as file:
-            if file.read(2) == b"PK":
+            if path.suffix == ".safetensors" or file.read(2) == b"PK":
                 return False
             file.seek(0)
             read_header(path, file)

@@ -1,4 +1,4 @@
-"""Where darknet moves a box to overlap another one better (box.c, dx_box_iou; FACTS 7 D).
+"""Where darknet moves a box to overlap another one better (box.c, dx_box_iou).
 
 Nearly the derivative of IoU, GIoU, DIoU or CIoU to the box's centre and sides, as shares of the picture. Not the
 derivative: that to w and h is twice as large; the enclosing box's part of DIoU has the wrong sign for x and y; CIoU's

@@ -32,6 +32,7 @@ from utils.errors import UserError
 from utils.structures import Targets
 
 CLASS_SURE = 0.25
+MAX_SIDE = 1e15  # pictures; of larger boxes IoU and GIoU are the same to float32, but their areas overflow it
 
 
 class DarknetLoss:
@@ -40,7 +41,8 @@ class DarknetLoss:
     The values of its LossTerms add up to the cost that darknet prints for the mini-batch, not divided by its images:
     box is iou_normalizer * mean of 1 - IoU (GIoU with iou_loss=giou) over the assignments, objectness and classes
     obj_normalizer * the squared deltas of those entries (with iou_loss=mse all three are squared deltas, without the
-    factor); each is the mean over the heads (FACTS 7 F). Each term's gradient is its own entries' deltas.
+    factor); each is the mean over the heads (yolo_layer.c, the end of forward_yolo_layer). Each term's gradient is its
+    own entries' deltas.
     """
 
     def __init__(self, options: LossOptions) -> None:
@@ -106,7 +108,8 @@ class _Cells:
 
     said, delta: (R, 5 + C) with R = N * A * H * W; said is decoded as darknet's output: x and y as steps from the
     cell's corner, w and h raw, or their square roots with new_coords, objectness and classes as probabilities.
-    boxes: (R, 4) centre and sides as shares of the picture. The methods follow darknet's order (FACTS 7 A to F).
+    boxes: (R, 4) centre and sides as shares of the picture. The methods follow the order of yolo_layer.c
+    (process_batch, averages_yolo_deltas, forward_yolo_layer).
     """
 
     def __init__(self, head: RawHead, targets: Targets, label_smooth_eps: float) -> None:
@@ -132,7 +135,7 @@ class _Cells:
         self.eps = label_smooth_eps
 
     def background(self) -> None:
-        """A: every row says that there is nothing, unless it covers something; then it may say what it likes."""
+        """Every row says that there is nothing, unless it covers something; then it may say what it likes."""
         spec, p = self.spec, self.said[:, 4]
         boxes = self._corners_px(self.boxes).view(*self.head.logits.shape[:4], 4)
         class_sure = (self.said[:, 5:] > CLASS_SURE).any(1)
@@ -157,7 +160,7 @@ class _Cells:
         self.delta[rows, 4] = self.spec.obj_normalizer * (wanted - self.said[rows, 4])
 
     def answer(self, assignment: Assignment) -> None:
-        """B: the objects of a place one after the other, because each changes what the next one finds there."""
+        """The objects of a place one after the other, because each changes what the next one finds there."""
         every_row = self._rows_of(assignment)
         for turn in _turns(every_row):
             rows, target = every_row[turn], assignment.target[turn]
@@ -169,13 +172,13 @@ class _Cells:
             self.delta[rows, 4] = something
 
     def average(self) -> None:
-        """E: where several classes are wanted, their boxes have been added up."""
+        """Where several classes are wanted, their boxes have been added up."""
         if self.spec.iou_thresh < 1:
             classes = (self.delta[:, 5:] > 0).sum(1, keepdim=True).clamp(min=1)
             self.delta[:, :4] /= torch.where(self.delta[:, 4:5] != 0, classes, 1)
 
     def cost(self, assignment: Assignment) -> Tensor:
-        """F: (3,) box, objectness, classes"""
+        """(3,) box, objectness, classes"""
         squares = self.delta.square().sum(0)
         cost = torch.stack((squares[:4].sum(), squares[4], squares[5:].sum()))
         if self.spec.iou_loss == "mse":
@@ -185,7 +188,7 @@ class _Cells:
         if len(assignment):
             loss = IOU_LOSSES["giou" if self.spec.iou_loss == "giou" else "iou"]
             wanted = self.targets.boxes[assignment.target].to(cost.dtype)
-            boxes = self._corners_px(self.boxes[self._rows_of(assignment)])
+            boxes = self._corners_px(self.boxes[self._rows_of(assignment)].clamp(max=MAX_SIDE))
             cost[0] = self.spec.iou_normalizer * loss(boxes, wanted, reduction="none").mean()
         return cost
 
@@ -200,7 +203,8 @@ class _Cells:
         return torch.cat((centre - sides / 2, centre + sides / 2), dim=1) * self.input.repeat(2)
 
     def _ask_class(self, rows: Tensor, target: Tensor) -> None:
-        """C: rows (P,), each once, say class `labels[target]`; the first to ask says what the others are not."""
+        """delta_yolo_class: rows (P,), each once, say class `labels[target]`; the first to ask says what the others
+        are not."""
         spec, label = self.spec, self.targets.labels[target]
         p, delta, importance = self.said[rows, 5:], self.delta[rows, 5:], self.importance[target][:, None]
         own = F.one_hot(label, spec.classes).bool()
@@ -218,7 +222,7 @@ class _Cells:
         self.delta[rows, 5:] = torch.where(asked, further, first)
 
     def _pull_box(self, rows: Tensor, target: Tensor) -> None:
-        """D: rows (P,), each once, move their boxes towards those of `target`."""
+        """delta_yolo_box: rows (P,), each once, move their boxes towards those of `target`."""
         spec, said = self.spec, self.said[rows, :4]
         weight = spec.iou_normalizer * self.importance[target][:, None]
         if spec.iou_loss == "mse":

@@ -29,9 +29,9 @@ def postprocess(
 ) -> list[Detections]:
     """One Detections an image. A box may be found in several classes; score = objectness * class.
 
-    max_detections: None keeps all. nms: a kind (`models.yolo.nms`), or "cfg" for what the last [yolo] says, as in
-    darknet. units_px: per image, the (width, height) in input pixels of the unit in which NMS measures distances;
-    None: input pixels.
+    max_detections: None keeps all that NMS leaves; it sees the best MAX_CANDIDATES of an image only. nms: a kind
+    (`models.yolo.nms`), or "cfg" for what the last [yolo] says, as in darknet. units_px: per image, the (width, height)
+    in input pixels of the unit in which NMS measures distances; None: input pixels.
     """
     last = heads[-1].spec
     rule = NmsRule(kind=last.nms_kind if nms == "cfg" else nms, iou=nms_iou, beta=last.beta_nms)

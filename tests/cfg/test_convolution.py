@@ -101,7 +101,11 @@ def test_what_only_training_would_do_is_said():
     assert notes("[conv]\nlearning_rate=1\ngrad_centr=1\nstream=3") == [
         "a.cfg:3: grad_centr=1 is not supported and is ignored"
     ]
-    assert notes("[conv]\nlearning_rate=.5") == ["a.cfg:2: learning_rate=.5 is not supported and is ignored"]
+
+
+def test_a_learning_rate_of_its_own():
+    assert (conv("").learning_rate, conv("learning_rate=.5").learning_rate) == (1.0, 0.5)
+    assert notes("[conv]\nlearning_rate=.5") == []
 
 
 @pytest.mark.parametrize(

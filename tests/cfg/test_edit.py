@@ -42,3 +42,11 @@ def test_what_is_as_wanted_already_keeps_its_spelling():
 def test_line_ends_stay_what_they_are():
     made = with_values("[net]\r\nwidth=8\r\n", {1: {"width": 9, "height": 7}})
     assert made == "[net]\r\nheight=7\r\nwidth=9\r\n"
+
+
+def test_what_is_none_becomes_a_comment_wherever_it_stands():
+    """Of equal keys the first that is left is read: all of the section go, and no other section's."""
+    text = "[net]\nwidth=8\n[conv]\nk e y = 1,2 # x\nkeys=3\n; key=4\nkey=5\r\n[conv]\nkey=6\n"
+    made = with_values(text, {1: {"height": None}, 3: {"key": None}})
+    assert made == "[net]\nwidth=8\n[conv]\n# k e y = 1,2 # x\nkeys=3\n; key=4\n# key=5\r\n[conv]\nkey=6\n"
+    assert [list(section.entries) for section in parse_sections(made, path="x.cfg")] == [["width"], ["keys"], ["key"]]

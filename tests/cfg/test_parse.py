@@ -112,7 +112,25 @@ def test_lists_end_at_a_comment():
     assert parsed.integers("mask") == ()
 
 
-@pytest.mark.parametrize("value", ["1,2;3", "1,,2", "1,2,", ",1", "1;2"])
+def test_a_comment_ends_a_list_where_no_comma_follows():
+    """Behind ; darknet would count it."""
+    parsed = section("mask=1, 2 ; of three\nanchors=1;2\nsteps=1,2 # 3;4, 5")
+    assert parsed.integers("mask") == (1, 2)
+    assert parsed.numbers("anchors") == (1.0,)
+    assert parsed.integers("steps") == (1, 2)
+
+
+def test_a_last_comma_is_spared_only_where_it_is_said_to_be_harmless():
+    parsed = section("anchors=1, 2, \nmask=0,\ntwo=1,,\nnone=,")
+    assert parsed.numbers("anchors", spare_comma=True) == (1.0, 2.0)
+    for key in ("mask", "two"):
+        with pytest.raises(CfgError, match=r"is not a list of numbers$"):
+            parsed.numbers(key, spare_comma=key == "two")
+    with pytest.raises(CfgError, match=r"is not a list of numbers$"):
+        parsed.numbers("none", spare_comma=True)
+
+
+@pytest.mark.parametrize("value", ["1;2,3", "1,,2", "1,2,", ",1", ";1", "1,;2"])
 def test_what_is_not_a_list(value):
     with pytest.raises(CfgError, match=r"^a\.cfg:2: k=.* is not a list of whole numbers$"):
         section(f"k={value}").integers("k")
@@ -145,6 +163,15 @@ def test_words_are_checked():
     ):
         parsed.word("activation", "linear", ("linear", "leaky"))
     assert parsed.word("absent", "linear", ()) == "linear"
+    assert parsed.notes == []
+
+
+def test_an_unknown_word_may_be_taken_for_another():
+    parsed = section("kind=gredy")
+    assert parsed.word("kind", "default", ("default", "greedy"), unknown="default") == "default"
+    assert parsed.warnings(set()) == [
+        "a.cfg:2: kind=gredy is not one of default, greedy: taken for default, as darknet does, did you mean 'greedy'?"
+    ]
 
 
 def test_unknown_keys_warn_with_a_hint_and_known_ones_do_not():

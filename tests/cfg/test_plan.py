@@ -227,6 +227,18 @@ def test_bare_names_are_found_beside_the_package():
     assert (plan.name, plan.classes, plan.net.input_hw) == ("yolov4-tiny", 2, (64, 128))
 
 
+def test_with_their_suffix_too_where_the_user_has_no_such_file(tmp_path, monkeypatch):
+    """As darknet's commands name them; a network of the user's own goes before ours of the same name."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("yolov4-tiny.cfg", "yolov4.cfg"):
+        assert load_plan(name).path == load_plan(name.removesuffix(".cfg")).path
+    (tmp_path / "yolov4.cfg").write_text(TINY)
+    assert load_plan("yolov4.cfg").path == "yolov4.cfg"
+    for name in ("parse.py", "no.cfg"):
+        with pytest.raises(CfgError, match=r"no such (cfg|file)"):
+            load_plan(name)
+
+
 def test_paths_are_read(tmp_path):
     path = tmp_path / "mine.cfg"
     path.write_bytes(b"\xef\xbb\xbf# caf\xe9\n" + TINY.replace("\n", "\r\n").encode())

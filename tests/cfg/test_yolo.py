@@ -5,6 +5,7 @@ import math
 import pytest
 
 from cfg.parse import CfgError, parse_sections
+from cfg.plan import parse_plan
 from cfg.spec import Shape, ShapeError
 from cfg.yolo import YoloSpec
 
@@ -39,6 +40,23 @@ def test_head_anchors_are_the_masked_ones_in_mask_order():
     spec = read("anchors=1,2, 3,4, 5,6\nnum=3\nmask=2,0\nclasses=4")
     assert spec.head_anchors == ((5.0, 6.0), (1.0, 2.0))
     assert spec.channels == 2 * (5 + 4)
+
+
+def test_a_comma_behind_the_last_anchor_is_spared():
+    assert read("anchors=1,2, 3,4,\nnum=2").anchors == ((1.0, 2.0), (3.0, 4.0))
+    with pytest.raises(CfgError, match=r"^a\.cfg:3: mask=0, is not a list of whole numbers$"):
+        read("anchors=1,2\nmask=0,")
+
+
+def test_an_unknown_nms_kind_is_the_default_as_in_darknet():
+    """And nothing is silent about it."""
+    text = "[net]\nwidth=8\nheight=8\n[conv]\nfilters=6\n[yolo]\nanchors=1,2\nclasses=1\nnms_kind=cornernms\n"
+    plan = parse_plan(text, path="a.cfg")
+    assert plan.head_specs[0].nms_kind == "default"
+    (warning,) = plan.warnings
+    assert warning == (
+        "a.cfg:9: nms_kind=cornernms is not one of default, greedynms, diounms: taken for default, as darknet does"
+    )
 
 
 def test_no_mask_means_all_anchors():

@@ -1,7 +1,8 @@
 """darknet's [yolo] layer in training, one cell, anchor and object at a time.
 
-Source: FACTS 7 A-F (darknet yolo_layer.c, box.c), in that order. A delta is minus a gradient. Boxes are
-(x, y, w, h): centre and sides, as a share of the picture. Python floats, so float64.
+Source: darknet yolo_layer.c (process_batch, delta_yolo_class, delta_yolo_box, averages_yolo_deltas and the end of
+forward_yolo_layer) and box.c, in their order. A delta is minus a gradient. Boxes are (x, y, w, h): centre and sides,
+as a share of the picture. Python floats, so float64.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def ciou_of_shapes(a: Box, b: Box) -> float:
 SHAPE_OVERLAPS = {"iou": iou, "giou": giou, "diou": iou, "ciou": ciou_of_shapes}  # diou: of equal centres
 
 
-# --- D: the delta of a box ---------------------------------------------------------------------------------------
+# --- the delta of a box ------------------------------------------------------------------------------------------
 
 
 def box_ascent(pred: Box, truth: Box, kind: str) -> list[float]:
@@ -174,7 +175,7 @@ class Picture:
         return min(max(counts) / counts[label], self.spec.max_delta) if counts else 1.0
 
     def background(self) -> None:
-        """A"""
+        """process_batch: every cell and anchor, whether it answers for an object or not."""
         spec = self.spec
         for row in range(self.h):
             for column in range(self.w):
@@ -198,12 +199,12 @@ class Picture:
                         wanted = best**2 if spec.objectness_smooth else 1.0
                         delta[4] = spec.obj_normalizer * (wanted - p)
                         self.class_delta(a, row, column, label)
-                        if spec.objectness_smooth:  # darknet's code; FACTS 7 A does not mention it
+                        if spec.objectness_smooth:  # and not for an assigned one
                             delta[5 + label] = self.class_mult(label) * (wanted - said[5 + label])
                         self.box_delta(a, row, column, best_truth)
 
     def assign(self) -> None:
-        """B"""
+        """process_batch: the objects one after the other."""
         spec = self.spec
         for truth in self.truths:
             x, y, w, h, label = truth
@@ -233,7 +234,7 @@ class Picture:
                 self.class_delta(a, row, column, label)
 
     def class_delta(self, a: int, row: int, column: int, label: int) -> None:
-        """C"""
+        """delta_yolo_class"""
         spec = self.spec
         p, delta = self.said[a, 5:, row, column], self.delta[a, 5:, row, column]
         yes, no = 1 - self.eps / 2, self.eps / 2
@@ -252,7 +253,7 @@ class Picture:
             delta[label] *= self.class_mult(label) * spec.cls_normalizer
 
     def box_delta(self, a: int, row: int, column: int, truth: Truth) -> None:
-        """D"""
+        """delta_yolo_box"""
         spec = self.spec
         tx, ty, tw, th, label = truth
         said, delta = self.said[a, :4, row, column], self.delta[a, :4, row, column]
@@ -275,7 +276,7 @@ class Picture:
             delta[k] += min(max(step, -spec.max_delta), spec.max_delta)
 
     def average(self) -> None:
-        """E"""
+        """averages_yolo_deltas"""
         if self.spec.iou_thresh >= 1:
             return
         for row in range(self.h):
@@ -296,7 +297,7 @@ def yolo_layer(
     label_smooth_eps: float | None = None,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """x (N, A, 5 + C, H, W), what the convolution before the layer says (after its logistic with new_coords), and
-    the objects of each picture -> deltas of x's shape, and darknet's printed cost in its parts (F)."""
+    the objects of each picture -> deltas of x's shape, and darknet's printed cost in its parts."""
     eps = spec.label_smooth_eps if label_smooth_eps is None else label_smooth_eps
     pictures = [Picture(one, of, spec, input_hw, eps) for one, of in zip(x, truths, strict=True)]
     for picture in pictures:

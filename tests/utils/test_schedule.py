@@ -32,7 +32,7 @@ def rates(schedule: Schedule) -> list[float]:
 
 
 def darknets_rate(schedule: Schedule, n: int, max_batches: int) -> float:
-    """Update n, counted from 1: a transcription of FACTS 4."""
+    """Update n, counted from 1: a transcription of darknet's network.c, get_current_rate."""
     lr0, s = schedule.base_rate, schedule
     if n < s.burn_in_steps:
         return lr0 * (n / s.burn_in_steps) ** s.power

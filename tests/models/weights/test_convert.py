@@ -118,6 +118,16 @@ def test_the_cfg_beside_it_says_what_was_trained():
     assert plan.net == replace(wanted.net, letter_box=False)
 
 
+@pytest.mark.parametrize(("classes", "line"), [(5, "# counters_per_class = 8, 2"), (2, "counters_per_class = 8, 2")])
+def test_counters_of_other_classes_than_were_trained_become_a_comment(classes, line):
+    text = SMALL.replace("classes=2\n", "counters_per_class = 8, 2\nclasses=2\n")
+    made = cfg_text(checkpoint_of(NormOptions(), text=text, classes=classes))
+    assert line in made.split("\n")
+    plan = parse_plan(made, path="x.cfg")
+    assert (plan.classes, plan.warnings) == (classes, ())
+    assert plan.head_specs[0].counters_per_class == ((8, 2) if classes == 2 else ())
+
+
 def test_a_letterbox_that_the_cfg_does_not_mention_is_added():
     text = SMALL.replace("letter_box=1\n", "")
     assert parse_plan(cfg_text(checkpoint_of(NormOptions(), text=text)), path="x.cfg").net.letter_box is False
@@ -197,6 +207,41 @@ def test_nor_is_a_checkpoint_or_a_partial_file(tmp_path, cfg):
     assert Path(cfg).read_text() == SMALL
 
 
+def test_what_is_made_is_not_called_what_it_is_not(tmp_path, cfg):
+    made = written(tmp_path / "made.weights", oracle.random_file(SMALL))
+    write_checkpoint(tmp_path / "x.pt", checkpoint_of(NormOptions()))
+    for source, target, sentence in (
+        (made, "q.weights", r"q\.weights: what is made of .*made\.weights is a checkpoint: call it \.pt$"),
+        (tmp_path / "x.pt", "q.pt", r"q\.pt: what is made of .*x\.pt is darknet's: call it \.weights$"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            main(["convert", str(source), str(tmp_path / target)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.weights", "small.cfg", "x.pt"]
+
+
+def test_there_must_be_a_folder(tmp_path, cfg):
+    made = written(tmp_path / "made.weights", oracle.random_file(SMALL))
+    write_checkpoint(tmp_path / "x.pt", checkpoint_of(NormOptions()))
+    for argv in (
+        ["convert", str(tmp_path / "x.pt"), str(tmp_path / "no" / "x.weights")],
+        ["convert", str(made), str(tmp_path / "no" / "x.pt"), "--cfg", cfg],
+        ["partial", str(made), str(tmp_path / "no" / "x"), "--cfg", cfg, "--layers", "1"],
+    ):
+        with pytest.raises(UserError, match=r"/no/x[.a-z]*: there is no folder .*/no$"):
+            main(argv)
+
+
+def test_a_checkpoint_has_no_layers_to_count(tmp_path, cfg):
+    write_checkpoint(tmp_path / "x.pt", checkpoint_of(NormOptions()))
+    for argv in (
+        ["info", str(tmp_path / "x.pt"), "--cfg", cfg],
+        ["partial", str(tmp_path / "x.pt"), str(tmp_path / "part"), "--cfg", cfg, "--layers", "1"],
+    ):
+        with pytest.raises(UserError, match=r"x\.pt: is a checkpoint: convert it first$"):
+            main(argv)
+    assert not (tmp_path / "part").exists()
+
+
 def test_three_files_have_three_names(tmp_path):
     write_checkpoint(tmp_path / "x.pt", checkpoint_of(NormOptions()))
     with pytest.raises(UserError, match=r"best\.cfg: is there already, or would be written twice"):
@@ -211,7 +256,7 @@ def test_errors_are_a_line_and_exit_code_two(tmp_path, cfg, monkeypatch, capsys)
     for argv, sentence in (
         (["convert", made, str(tmp_path / "x.pt")], "name its cfg with --cfg"),
         (["convert", made, str(tmp_path / "x.pt"), "--cfg", "yolov4-tny"], "did you mean 'yolov4-tiny'?"),
-        (["convert", made, str(tmp_path / "no" / "x.pt"), "--cfg", cfg], "No such file or directory"),
+        (["convert", made, str(tmp_path / "no" / "x.pt"), "--cfg", cfg], "there is no folder"),
     ):
         monkeypatch.setattr(sys, "argv", ["weights", *argv])
         monkeypatch.delitem(sys.modules, "models.weights.__main__", raising=False)

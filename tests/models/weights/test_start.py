@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from cfg.plan import parse_plan
+from models.detector import describe_network
 from models.network import Network
+from models.norms.centred import CentredConv2d
 from models.norms.table import NORMS, NormOptions, has_batch_statistics, norm_factory
 from models.weights.start import read_start, start_from
 from models.weights.writer import write_weights
@@ -19,6 +21,7 @@ from utils.checkpoint import write_checkpoint
 from utils.clock import BatchClock
 from utils.errors import UserError
 
+CENTRED = "; filters are centred from here on: the network computes something else"
 WITH_STATISTICS = [kind for kind, options in KINDS.items() if options.norm not in ("gn", "ln", "in", "none")]
 
 
@@ -41,7 +44,8 @@ def test_a_norm_with_statistics_keeps_all_of_it(trained, kind):
     network, weights, cfg = trained
     other = fresh(KINDS[kind])
     said = start_from(weights, cfg, other)
-    assert said == f"weights   {weights}: loaded 5 of 5 convolutions and 2 of 2 weighted shortcuts, 0 bytes left"
+    wanted = f"weights   {weights}: loaded 5 of 5 convolutions and 2 of 2 weighted shortcuts, 0 bytes left"
+    assert said == (wanted + CENTRED if isinstance(other.layers[0].conv, CentredConv2d) else wanted)
     for name, tensor in network.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(other.state_dict()[name], tensor), name
@@ -85,6 +89,23 @@ def test_heads_for_other_classes_start_fresh_and_all_else_does_not(trained, norm
             assert torch.equal(tensor, before[name]) == name.startswith("layers.7."), name
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_checkpoint_for_other_classes_keeps_all_but_the_heads_own_convolutions(tmp_path, norm):
+    options = NormOptions(norm=norm)
+    network = network_of(plan_of(), options)
+    description = describe_network(network.plan, options, ("a", "b"), letterbox=False)
+    path = str(tmp_path / "best.pt")
+    write_checkpoint(Path(path), {**description, "weights": network.state_dict()})
+    other = fresh(options, classes=7)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    kept = {name.rpartition(".")[0] for name in before} - {"layers.7.conv"}
+    said = start_from(path, None, other)
+    assert said == f"weights   {len(kept)} layers from {path}, 1 start fresh layers.7.conv"
+    for name, tensor in other.state_dict().items():
+        wanted = before if name.startswith("layers.7.") else network.state_dict()
+        assert torch.equal(tensor, wanted[name]), name
+
+
 def test_a_partial_file(tmp_path, trained):
     network, weights, cfg = trained
     raw = Path(weights).read_bytes()
@@ -108,6 +129,21 @@ def test_a_norm_that_was_not_loaded_learns_from_its_first_batch(tmp_path, traine
     start_from(str(path), cfg, other)
     norms = [module for module in other.modules() if has_batch_statistics(module)]
     assert [norm.num_batches_tracked.item() > 0 for norm in norms] == [True, False, False]
+
+
+@pytest.mark.parametrize("norm", ["bn", "mabn", "gn"])
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("now", [False, True])
+def test_filters_that_are_centred_on_one_side_only_are_another_function(tmp_path, norm, before, now):
+    """Which is said, and is so."""
+    trained = network_of(plan_of(), NormOptions(norm=norm, weight_centralization=before))
+    content = {"weights": trained.state_dict(), "norm": {"norm": norm, "weight_centralization": before}}
+    write_checkpoint(tmp_path / "x.pt", content)
+    other = fresh(NormOptions(norm=norm, weight_centralization=now)).eval()
+    said = start_from(str(tmp_path / "x.pt"), None, other)
+    change = CENTRED if now else CENTRED.replace("are", "are no longer")
+    assert said.endswith("0 start fresh" + (change if before != now else ""))
+    assert torch.equal(heads_of(other), heads_of(trained)) == (before == now)
 
 
 def test_nothing_that_fits(trained):

@@ -216,6 +216,22 @@ def test_a_typed_label_smoothing_goes_before_the_cfgs(eps):
     np.testing.assert_allclose(-head.logits.grad.permute(0, 1, 4, 2, 3).numpy(), expected, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("raw", [60.0, 87.0, 89.0, 150.0])
+@pytest.mark.parametrize("sides", [(2,), (3,), (2, 3)])
+@pytest.mark.parametrize("iou_loss", ["giou", "ciou"])
+def test_a_box_too_large_for_float32_costs_what_it_would_in_float64(iou_loss, sides, raw):
+    """e^89 is infinite in float32, and its area before that; the gradient of such a box is none or clipped."""
+    spec = replace(SPEC, iou_loss=iou_loss, max_delta=5.0)
+    x, truths = random_case(spec)
+    x[:, :, sides] = raw
+    _, parts = yolo_layer(x, truths, spec, INPUT_HW)
+    head = head_of(x, spec, INPUT_HW, torch.float32)
+    terms = DarknetLoss(DARKNET)([head], targets_of(truths, INPUT_HW, torch.float32))
+    terms.total.backward()
+    assert terms.box.item() == pytest.approx(parts["box"], rel=1e-4)
+    assert head.logits.grad.isfinite().all()
+
+
 # --- what is a derivative, and what is not -------------------------------------------------------------------------
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import nms
 
 from cfg.yolo import NMS_KINDS
 from models.yolo import nms as module
-from models.yolo.nms import NmsRule, centre_distance, pairwise_iou, survivors
+from models.yolo.nms import NmsRule, box_iou, centre_distance, survivors
 from tests.reference import nms as oracle
 
 DISTANCE_KINDS = ("greedynms", "diounms")
@@ -28,12 +29,21 @@ def kept(boxes: Tensor, scores: Tensor, labels: Tensor, kind: str, *, iou: float
     return set(found)
 
 
-@pytest.mark.parametrize("block", [1, 2, 7, 128])
-@pytest.mark.parametrize(
-    ("kind", "beta"), [("default", 0.6), ("greedynms", 0.6), ("greedynms", 2.0), ("diounms", 0.6), ("diounms", 1.3)]
-)
-def test_survivors_are_the_oracles(kind, beta, block, monkeypatch):
+def always(monkeypatch: pytest.MonkeyPatch, way: str, block: int = 128) -> None:
+    monkeypatch.setattr(module, "_quickest", lambda kind, sizes: getattr(module, f"_by_{way}"))
     monkeypatch.setattr(module, "BLOCK", block)
+
+
+RULES = [("default", 0.6), ("greedynms", 0.6), ("greedynms", 2.0), ("diounms", 0.6), ("diounms", 1.3)]
+WAYS = [("pairs", 128), *(("blocks", block) for block in (1, 2, 7, 128))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "beta", "way", "block"),
+    [("default", 0.6, "kernel", 128), *((*rule, *way) for rule in RULES for way in WAYS)],
+)
+def test_survivors_are_the_oracles(kind, beta, way, block, monkeypatch):
+    always(monkeypatch, way, block)
     for iou in (0.0, 0.2, 0.45, 0.8):
         boxes, scores, labels = crowd(150)
         unit = tuple(torch.empty(2).uniform_(0.2, 5).tolist())
@@ -56,6 +66,34 @@ def test_survivors_are_the_oracles(kind, beta, block, monkeypatch):
         assert set(scores[found].tolist()) == expected
         assert len(found) == len(expected)
         assert iou > 0.45 or len(found) < 150
+
+
+@pytest.mark.parametrize("way", ["pairs", "kernel", "blocks"])
+def test_of_the_default_kind_each_way_is_torchvisions_to_the_bit(way, monkeypatch):
+    """Whole and half pixels: many an IoU is exactly, or but for its rounding, the threshold."""
+    always(monkeypatch, way)
+    for iou in torch.tensor((0.0, 0.2, 1 / 3, 0.5, 0.6)).tolist():  # in float32, as we compare; the kernel takes double
+        boxes, scores, labels = crowd(300, classes=9, spread_px=12)
+        boxes = (boxes.float() / 4).round() / 2
+        expected = set()
+        for label in range(9):
+            of_class = (labels == label).nonzero()[:, 0]
+            expected |= set(of_class[nms(boxes[of_class], scores[of_class].float(), iou)].tolist())
+        assert 9 <= len(expected) < 300
+        assert kept(boxes, scores.float(), labels, "default", iou=iou) == expected
+
+
+@pytest.mark.parametrize("kind", NMS_KINDS)
+def test_the_quickest_way_goes_by_the_pairs(kind):
+    """Few candidates of many classes take no call a class, which took ten times as long; many do not take all pairs."""
+    otherwise = module._by_kernel if kind == "default" else module._by_blocks
+    for sizes, way in (
+        ([3] * 40, module._by_pairs),
+        ([200] * 79, otherwise),
+        ([3000], otherwise),
+        ([40] * 9000, otherwise),
+    ):
+        assert module._quickest(kind, torch.tensor(sizes)) is way
 
 
 @pytest.mark.parametrize("kind", NMS_KINDS)
@@ -163,9 +201,11 @@ def test_the_unit_of_distances_matters_to_distances_only():
             assert set(survivors(boxes, scores, labels, rule, unit=unit).tolist()) == wanted
 
 
+@pytest.mark.parametrize("way", ["pairs", "blocks"])
 @pytest.mark.parametrize("kind", DISTANCE_KINDS)
-def test_a_chain_is_settled_link_by_link(kind):
+def test_a_chain_is_settled_link_by_link(kind, way, monkeypatch):
     """Each box is dropped by the one before it, if that stays: every other one does, over several blocks too."""
+    always(monkeypatch, way)
     left = torch.arange(600, dtype=torch.float64) * 2
     boxes = torch.stack((left, torch.zeros(600), left + 10, torch.full((600,), 10.0)), dim=1)
     scores, labels = torch.linspace(1, 0.1, 600).double(), torch.zeros(600, dtype=torch.int64)
@@ -178,9 +218,9 @@ def test_no_more_pairs_than_a_block_has_with_all_boxes(kind, monkeypatch):
 
     def counting(boxes: Tensor, others: Tensor) -> Tensor:
         pairs.append(len(boxes) * len(others))
-        return pairwise_iou(boxes, others)
+        return box_iou(boxes, others)
 
-    monkeypatch.setattr(module, "pairwise_iou", counting)
+    monkeypatch.setattr(module, "box_iou", counting)
     boxes, scores, labels = crowd(3000, classes=1, spread_px=4000)
     found = kept(boxes, scores, labels, kind)
     assert len(found) > 2000
@@ -191,7 +231,7 @@ def test_no_more_pairs_than_a_block_has_with_all_boxes(kind, monkeypatch):
 def test_pairs_one_by_one():
     boxes, _, _ = crowd(40)
     others, _, _ = crowd(30)
-    ious = pairwise_iou(boxes, others)
+    ious = box_iou(boxes[:, None], others)
     for row, box in enumerate(boxes.tolist()):
         for column, other in enumerate(others.tolist()):
             assert ious[row, column].item() == pytest.approx(oracle.iou(box, other))
