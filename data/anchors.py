@@ -23,15 +23,12 @@ from cfg.layers import ConvSpec
 from cfg.parse import CfgError
 from cfg.plan import Plan, load_plan, parse_plan
 from data.augment import AugmentOptions
-from data.clusters import ShapeFit, best_iou, cluster_shapes, measure_fit, shape_iou
-from data.geometry import letterbox_placement, stretch_placement
+from data.clusters import RECALL_LIMITS, ShapeFit, best_iou, cluster_shapes, measure_fit, shape_iou
 from data.image_set import ImageSet
+from data.shapes import input_sides, owners
 from data.source import open_image_set
 from utils.errors import UserError
 
-# Darknet's and YOLO's usual limits: a box counts as found above 0.5; above 0.213, iou_thresh of yolov4.cfg, an anchor
-# answers for an object beside the best one.
-RECALL_LIMITS = (0.5, 0.213)
 # What mean best IoU must gain on pictures that the clustering has not seen. Other halves of the same data move that
 # figure by 0.002 (BCCD, 2,804 boxes) to 0.012 (700 boxes of COCO); and who changes the anchors gives up heads that
 # were trained with the old ones.
@@ -110,18 +107,13 @@ def read_cfg(name_or_path: str, input_hw: tuple[int, int] | None) -> tuple[str, 
 
 def input_shapes(image_set: ImageSet, input_hw: tuple[int, int], letterbox: bool) -> tuple[np.ndarray, np.ndarray]:
     """Of every object, crowds aside: (M, 2) width and height in input pixels, and (M,) the index of its picture."""
-    place = letterbox_placement if letterbox else stretch_placement
-    sizes, of_size = np.unique(image_set.hws, axis=0, return_inverse=True)
-    placements = [place((int(height), int(width)), input_hw) for height, width in sizes]
-    scales = np.array([(placement.scale_x, placement.scale_y) for placement in placements])
-    pictures = np.repeat(np.arange(len(image_set)), np.diff(image_set.starts))
-    shapes = (image_set.boxes[:, 2:] - image_set.boxes[:, :2]) * scales[of_size.reshape(-1)[pictures]]
+    shapes = input_sides(image_set, input_hw, letterbox)
     single = ~image_set.is_crowd
     if not single.any():
         crowds = f", but {len(single)} crowd regions" if len(single) else ""
         raise UserError(f"{image_set.name}: no picture of '{image_set.split}' has an object{crowds}")
     # Boxes that are equal in the annotations differ in their last digits.
-    return shapes[single].round(2), pictures[single]
+    return shapes[single].round(2), owners(image_set)[single]
 
 
 def large_enough(shapes: np.ndarray, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,9 @@ import numpy as np
 
 from utils.errors import UserError
 
+# Darknet's and YOLO's usual limits: a box counts as found above 0.5; above 0.213, iou_thresh of yolov4.cfg, an anchor
+# answers for an object beside the best one.
+RECALL_LIMITS = (0.5, 0.213)
 RESTARTS = 10
 MAX_ROUNDS = 200  # some forty are needed
 MAX_SHAPES = 20_000  # of more, every n-th by width is clustered

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 from data import coco, darknet, voc
 from data.digits import ensure_digits
@@ -23,13 +24,25 @@ def open_image_set(path: str | Path, split: str) -> ImageSet:
 
     Raises UserError if the path, its format, the split or every picture of it is no good.
     """
+    path, found = _recognised(path)
+    splits = found.splits(path)
+    if splits and split not in splits:
+        raise UserError(f"{path}: has no split '{split}'; it has {', '.join(splits)}.")
+    return found.read(path, split)
+
+
+def splits_of(path: str | Path) -> tuple[str, ...]:
+    """What `open_image_set` would open there; () for a COCO json that stands for any split. Raises UserError."""
+    path, found = _recognised(path)
+    return found.splits(path)
+
+
+def _recognised(path: str | Path) -> tuple[Path, ModuleType]:
+    """The data set's place and the module that reads its format."""
     path = ensure_digits(_BUILT_IN_FOLDER) if str(path) == BUILT_IN else Path(path).expanduser()
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected {_EXPECTED}.")
     found = next((each for each in _FORMATS if each.holds(path)), None)
     if found is None:
         raise UserError(f"{path}: holds no known data set; expected {_EXPECTED}.")
-    splits = found.splits(path)
-    if splits and split not in splits:
-        raise UserError(f"{path}: has no split '{split}'; it has {', '.join(splits)}.")
-    return found.read(path, split)
+    return path, found

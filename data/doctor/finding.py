@@ -1,0 +1,55 @@
+"""One thing that the owner of a data set should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from textwrap import wrap
+
+from data.image_set import ImageSet
+
+_SHOWN_IN_A_LINE = 3
+_COLUMNS = 110
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """kind: what was found, in singular and plural, as it follows the count.
+
+    where: a split, or two. advice: what it means for training and what to do. places: where it is, as far as they
+    were kept. is_note: good to know, but no defect.
+    """
+
+    kind: tuple[str, str]
+    where: str
+    count: int
+    advice: str
+    places: tuple[str, ...] = ()
+    is_note: bool = False
+
+    @property
+    def what(self) -> str:
+        """Such as `train: 2 boxes without area dropped`."""
+        return f"{self.where}: {self.count:,} {self.kind[self.count != 1]}"
+
+    def line(self) -> str:
+        """All that fits into a line: `train: 2 boxes without area dropped (first: a.xml object 3, ...)`."""
+        first = ", ".join(self.places[:_SHOWN_IN_A_LINE])
+        return f"{self.what} (first: {first})" if first else self.what
+
+    def lines(self, most: int | None = None) -> Iterator[str]:
+        """A paragraph: what, the advice, and a line for each place, or for so many of them."""
+        yield self.what
+        yield from wrap(self.advice, _COLUMNS, initial_indent="    ", subsequent_indent="    ")
+        shown = self.places[:most]
+        yield from (f"      {place}" for place in shown)
+        left_out = self.count - len(shown)
+        if shown and left_out:
+            yield f"      and {left_out:,} more"
+
+
+def described(image_set: ImageSet, picture: int, item: int) -> str:
+    """An object, such as `a.png: dog, 10,20 to 30,40` (its corners, as trained on, in source pixels)."""
+    left, top, right, bottom = (f"{value:g}" for value in image_set.boxes[item].round(1).tolist())
+    name = image_set.class_names[image_set.labels[item]]
+    return f"{image_set[picture].path}: {name}, {left},{top} to {right},{bottom}"

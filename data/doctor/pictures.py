@@ -1,0 +1,161 @@
+"""Every picture of a split read, decoded and fingerprinted, once."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TextIO
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from data.doctor.finding import Finding
+from data.image_set import ImageSet
+from data.picture import picture_hw
+
+LOOK_PX = 16
+UNREADABLE = ("picture that does not open", "pictures that do not open")
+OTHER_SIZE = ("picture of another size than annotated", "pictures of another size than annotated")
+
+_UNREADABLE = (
+    "Cut off or damaged: training takes another picture or sees grey from there on, and evaluation counts objects "
+    "there as missed. Restore or remove it."
+)
+_OTHER_SIZE = (
+    "Boxes are scaled along with the picture, which is right only if they were drawn at the size that is written "
+    "there. Look at a few; if they are off, correct the written size."
+)
+_REDUCED = {
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+}
+_CHUNK = 32  # pictures a thread takes at a time
+# Those that a JPEG's length field follows, and the end, D9: no stuffed FF, no restart within a scan, no start.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scan:
+    """Of N pictures: digests, N of all bytes; opens (N,) bool; hws (N, 2), as on disk, 0 where unknown.
+
+    looks: (N, LOOK_PX ** 2) uint8, each picture as a tiny grey one; all 0 where it does not open.
+    """
+
+    digests: list[bytes]
+    opens: np.ndarray
+    hws: np.ndarray
+    looks: np.ndarray
+
+
+def scan_pictures(image_set: ImageSet, threads: int) -> Scan:
+    """With a progress bar. A file is read once; JPEGs are decoded whole, though at a fraction of their size."""
+    count = len(image_set)
+    digests = [b""] * count
+    opens, hws = np.zeros(count, bool), np.zeros((count, 2), np.int32)
+    looks = np.zeros((count, LOOK_PX**2), np.uint8)
+
+    def scan(first: int) -> int:
+        last = min(first + _CHUNK, count)
+        for index in range(first, last):
+            path = os.fsdecode(image_set.paths[index])
+            digests[index], look = _seen(path, int(image_set.hws[index].min()))
+            if look is not None:
+                opens[index], looks[index] = True, look
+                hws[index] = picture_hw(path) or (0, 0)
+        return last - first
+
+    with _silent_decoders() as stderr, ThreadPoolExecutor(threads) as pool:
+        # Into a file or a pipe, a line every half minute is plenty.
+        interval_s = 0.2 if sys.stderr.isatty() else 30
+        bar = tqdm(
+            total=count,
+            desc=f"reading {image_set.split}",
+            unit="picture",
+            file=stderr,
+            leave=False,
+            mininterval=interval_s,
+            maxinterval=max(10, interval_s),
+        )
+        with bar:
+            for done in pool.map(scan, range(0, count, _CHUNK)):
+                bar.update(done)
+    return Scan(digests=digests, opens=opens, hws=hws, looks=looks)
+
+
+def picture_findings(image_set: ImageSet, scan: Scan) -> list[Finding]:
+    paths = [os.fsdecode(path) for path in image_set.paths]
+    found = []
+    if broken := tuple(path for path, opens in zip(paths, scan.opens, strict=True) if not opens):
+        found.append(
+            Finding(kind=UNREADABLE, where=image_set.split, count=len(broken), advice=_UNREADABLE, places=broken)
+        )
+    # One that lies on its side is turned (`read_picture`).
+    differs = (np.sort(scan.hws, axis=1) != np.sort(image_set.hws, axis=1)).any(axis=1) & (scan.hws > 0).all(axis=1)
+    if differs.any():
+        places = tuple(
+            f"{paths[index]}: {scan.hws[index, 0]}x{scan.hws[index, 1]}, "
+            f"annotated as {image_set.hws[index, 0]}x{image_set.hws[index, 1]}"
+            for index in np.flatnonzero(differs)
+        )
+        found.append(
+            Finding(kind=OTHER_SIZE, where=image_set.split, count=len(places), advice=_OTHER_SIZE, places=places)
+        )
+    return found
+
+
+def _seen(path: str, shorter_px: int) -> tuple[bytes, np.ndarray | None]:
+    """The digest of a file's bytes, and its picture as (LOOK_PX ** 2,) grey values; None where it does not open."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError:
+        return b"", None
+    flag = cv2.IMREAD_GRAYSCALE
+    is_jpeg = content[:2] == b"\xff\xd8"
+    if is_jpeg:  # only JPEG's own reduction averages; other formats' would skip pixels
+        flag = next((_REDUCED[step] for step in (8, 4, 2) if shorter_px >= 4 * LOOK_PX * step), flag)
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flag) if content else None
+    except cv2.error:
+        image = None
+    digest = blake2b(content, digest_size=16).digest()
+    if image is None or (is_jpeg and not jpeg_ends(content)):
+        return digest, None
+    return digest, cv2.resize(image, (LOOK_PX, LOOK_PX), interpolation=cv2.INTER_AREA).reshape(-1)
+
+
+def jpeg_ends(content: bytes) -> bool:
+    """Whether a JPEG has its end. OpenCV 4 decodes one that was cut off, too, and says nothing."""
+    if content.endswith(b"\xff\xd9"):
+        return True
+    place = 2
+    while marker := _JPEG_MARKER.search(content, place):
+        if marker.group() == b"\xff\xd9":
+            return True
+        # Segments are passed over whole: a preview in them has an end of its own.
+        place = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+    return False
+
+
+@contextmanager
+def _silent_decoders() -> Iterator[TextIO]:
+    """-> stderr to write to, while what libjpeg and libpng write there by themselves, naming no file, is dropped."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        with open(kept, "w", closefd=False, errors="backslashreplace") as stderr:
+            yield stderr
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

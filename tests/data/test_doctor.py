@@ -1,0 +1,510 @@
+"""The page `python -m data.doctor`: each planted defect is found, named and counted; a clean set has none."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data import problems
+from data.digits import make_digits
+from data.doctor import __main__ as page
+from data.doctor import checkup, labels, twins
+from data.doctor.charts import draw_charts
+from data.doctor.checkup import quick_findings
+from data.doctor.finding import Finding
+from data.doctor.labels import REPEATED_IOU, label_findings, repeated_boxes
+from data.doctor.pictures import jpeg_ends, scan_pictures
+from data.doctor.report import overview, verdict
+from data.doctor.twins import nearest_look
+from data.image_set import ImageSet, Record, pack
+from data.shapes import input_sides
+from data.source import open_image_set, splits_of
+from options import run_page
+from tests.data.sets import CLASSES, Scene, write_coco, write_darknet, write_voc
+
+CAT, DOG, OWL = ((name, (8.0 + 9 * at, 6.0, 40.0 + 9 * at, 30.0)) for at, name in enumerate(CLASSES))
+
+
+def scenes(prefix: str) -> list[Scene]:
+    """Two pictures with objects of all classes and one without; no two look the same."""
+    stems = [f"{prefix}{number}" for number in range(3)]
+    return [
+        Scene(stem=stems[0], objects=[CAT, DOG]),
+        Scene(stem=stems[1], objects=[OWL]),
+        Scene(stem=stems[2], objects=[]),
+    ]
+
+
+def repaint(folder: Path) -> None:
+    """Blocks of random grey, so that pictures differ by their look, too: `write_picture`'s noise averages out."""
+    for seed, path in enumerate(sorted(folder.rglob("*.png"))):
+        hw = cv2.imread(str(path)).shape[:2]
+        blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        assert cv2.imwrite(str(path), cv2.resize(blocks, hw[::-1], interpolation=cv2.INTER_CUBIC))
+
+
+@pytest.fixture
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A COCO folder with train and val that nothing is wrong with; runs/ are made beside it, without the charts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(page, "draw_charts", lambda *_, **__: None)  # a second each
+    for split in ("train", "val"):
+        write_coco(Path("set"), split, scenes(split))
+    repaint(Path("set"))
+    return Path("set")
+
+
+def doctor(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str]:
+    """Exit code and page."""
+    code = 0
+    try:
+        page.main([str(each) for each in argv])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return code, capsys.readouterr().out
+
+
+def titles(said: str) -> list[str]:
+    """The first line of every finding."""
+    return re.findall(r"^(?:\w+(?: and \w+)?): \d.*$", said, re.MULTILINE)
+
+
+def change(file: Path, **lists: object) -> None:
+    content = json.loads(file.read_text())
+    for name, value in lists.items():
+        content[name] = value(content[name])  # type: ignore[operator]
+    file.write_text(json.dumps(content))
+
+
+def with_box(file: Path, image_id: int, category: int, box: Sequence[float]) -> None:
+    row = {"id": 77, "image_id": image_id, "category_id": category, "bbox": list(box), "area": 1, "iscrowd": 0}
+    change(file, annotations=lambda rows: [*rows, row])
+
+
+# --- the page --------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_wrong_with_a_clean_set(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = doctor(capsys, clean)
+    assert code == 0 and "Nothing is wrong." in said and titles(said) == []
+    assert re.search(r"^pictures +3 +3$", said, re.MULTILINE)
+    assert re.search(r"^  without objects +1 +1$", said, re.MULTILINE)
+    assert re.search(r"^objects +3 +3$", said, re.MULTILINE)
+    assert re.search(r"^  owl +1 +1$", said, re.MULTILINE)
+    folder = Path("runs/doctor-set")
+    assert "Nothing is wrong." in (folder / "doctor.txt").read_text()
+
+
+def test_the_built_in_digits_are_clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digits = make_digits(tmp_path / "digits", counts={"train": 40, "val": 10, "test": 10})
+    code, said = doctor(capsys, digits, "--out", tmp_path / "out")
+    assert code == 0 and re.search(r"^pictures +40 +10 +10$", said, re.MULTILINE)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["doctor.png", "doctor.txt"]
+    assert cv2.imread(str(tmp_path / "out" / "doctor.png")).shape[1] == 1650
+
+
+def test_every_defect_of_labels_is_named(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = clean / "annotations" / "instances_train.json"
+    with_box(file, 1, 3, (8, 6, 32, 24.5))  # the cat's, again
+    with_box(file, 1, 7, (70, 50, 20, 20))
+    with_box(file, 2, 9, (90, 70, 5, 5))
+    with_box(file, 2, 9, (5, 5, 20, 0))
+    with_box(file, 2, 4, (5, 5, 20, 20))
+    with_box(file, 3, 9, (5, 5, 1.5, 20))
+    change(file, annotations=lambda rows: [*rows, {"image_id": 1, "category_id": 3, "bbox": "big"}])
+    code, said = doctor(capsys, clean, "--image-size", "64")
+    assert code == 1
+    assert sorted(titles(said)) == [
+        "train: 1 box drawn twice",
+        "train: 1 box outside its picture dropped",
+        "train: 1 box reaching out of its picture clipped",
+        "train: 1 box with a side below 2 px at the network's input",
+        "train: 1 box without area dropped",
+        "train: 1 label of an unknown class dropped",
+        "train: 1 malformed label dropped",
+    ]
+    assert "set/train/train0.png: cat, 8,6 to 40,30.5" in said
+    assert "set/train/train2.png: owl, 5,5 to 6.5,25" in said
+    assert said.index("Worth a look (6)") < said.index("Good to know (1)") < said.index("below 2 px at")
+
+
+def test_a_note_alone_is_no_defect(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_box(clean / "annotations" / "instances_train.json", 3, 9, (5, 5, 1.5, 20))
+    code, said = doctor(capsys, clean)
+    assert code == 0 and titles(said) == [] and "Good to know" not in said  # pico's 160 px are twice the picture's
+    code, said = doctor(capsys, clean, "--image-size", "64")
+    assert code == 0 and titles(said) == ["train: 1 box with a side below 2 px at the network's input"]
+
+
+def test_every_defect_of_pictures_is_named(clean: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """capfd: what decoders write to stderr by themselves must not be seen either."""
+    jpeg = cv2.imencode(".jpg", cv2.imread(str(clean / "train" / "train0.png")))[1].tobytes()
+    (clean / "train" / "train0.png").write_bytes(jpeg[: len(jpeg) // 2])  # its header is whole
+    png = (clean / "train" / "train1.png").read_bytes()
+    (clean / "train" / "train1.png").write_bytes(png[: len(png) // 2])
+    (clean / "val" / "val1.png").unlink()
+    (clean / "val" / "val2.png").write_text("no picture")
+    change(
+        clean / "annotations" / "instances_val.json",
+        images=lambda rows: [{**rows[0], "height": 120, "width": 160}, *rows[1:]],
+    )
+    with pytest.raises(SystemExit) as stop:
+        page.main([str(clean)])
+    said, errors = capfd.readouterr()
+    assert stop.value.code == 1 and not re.search("png|jpeg", errors, re.IGNORECASE)
+    assert sorted(titles(said)) == [
+        "train: 2 pictures that do not open",
+        "val: 1 class of train that has no object here",
+        "val: 1 missing picture skipped",
+        "val: 1 picture of another size than annotated",
+        "val: 1 unreadable picture skipped",
+    ]
+    assert "set/val/val0.png: 60x80, annotated as 120x160" in said
+    assert re.search(r"^ +\S+set/train/train0\.png\n +\S+set/train/train1\.png$", said, re.MULTILINE)
+    code, said = doctor(capfd, clean, "--quick")  # type: ignore[arg-type]
+    assert code == 1 and "No picture was decoded" in said
+    assert not any("open" in title or "another size" in title for title in titles(said))
+
+
+def test_a_picture_on_its_side_has_its_size(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = clean / "val" / "val0.png"
+    assert cv2.imwrite(str(path), np.rot90(cv2.imread(str(path))))
+    assert doctor(capsys, clean)[0] == 0
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_pictures_in_two_splits_are_found_by_their_bytes(
+    clean: Path, capsys: pytest.CaptureFixture[str], quick: bool
+) -> None:
+    shutil.copy(clean / "train" / "train1.png", clean / "val" / "val2.png")
+    shutil.copy(clean / "train" / "train0.png", clean / "val" / "val1.png")
+    shutil.copy(clean / "train" / "train0.png", clean / "train" / "train2.png")
+    code, said = doctor(capsys, clean, *(["--quick"] if quick else []))
+    assert code == 1
+    assert titles(said) == [
+        "train and val: 2 pictures in both, byte for byte",
+        "train: 1 picture that is there before, byte for byte",
+    ]
+    for pair in (
+        "val/val1.png = train/train0.png",
+        "val/val2.png = train/train1.png",
+        "train/train2.png = train/train0.png",
+    ):
+        later, earlier = (str((clean / place).resolve()) for place in pair.split(" = "))
+        assert f"      {later} = {earlier}\n" in said
+    assert "AP on val will flatter" in said
+
+
+def test_a_picture_saved_again_is_found_by_its_look(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = cv2.imread(str(clean / "train" / "train1.png"))
+    smaller = cv2.resize(image, (64, 48), interpolation=cv2.INTER_AREA)
+    (clean / "val" / "val2.png").write_bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 60])[1].tobytes())
+    assert cv2.imwrite(str(clean / "val" / "val1.png"), smaller)
+    change(
+        clean / "annotations" / "instances_val.json",
+        images=lambda rows: [{**row, **({"height": 48, "width": 64} if row["id"] == 2 else {})} for row in rows],
+    )
+    code, said = doctor(capsys, clean)
+    assert code == 1
+    assert titles(said) == [
+        "train and val: 2 pictures in both by their look",
+        "val: 1 picture that is there before by its look",
+    ]
+    assert said.index("Worth a look (1)") < said.index("in both by their look") < said.index("Good to know (1)")
+    assert doctor(capsys, clean, "--quick")[0] == 0
+
+
+def test_classes_that_training_does_not_know(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, val = (clean / "annotations" / f"instances_{split}.json" for split in ("train", "val"))
+    both = lambda rows: [*rows, {"id": 20, "name": "bat"}]  # noqa: E731
+    change(train, categories=both, annotations=lambda rows: [row for row in rows if row["category_id"] != 9])
+    change(
+        val,
+        categories=lambda rows: [*both(rows), {"id": 30, "name": "emu"}],
+        annotations=lambda rows: [row for row in rows if row["category_id"] != 3],
+    )
+    code, said = doctor(capsys, clean)
+    assert code == 1
+    assert titles(said) == [
+        "train: 2 classes of the list that no object shows",
+        "val: 1 class that train does not list",
+        "val: 1 class that train never shows",
+        "val: 1 class of train that has no object here",
+    ]
+    found = re.findall(r"^      (\S.*)$", said, re.MULTILINE)
+    assert found == ["owl", "bat", "emu", "owl: 1 objects", "cat"]
+
+
+def test_a_split_without_objects_is_a_finding(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        change(clean / "annotations" / f"instances_{split}.json", annotations=lambda rows: [])
+    code, said = doctor(capsys, clean)
+    assert code == 1
+    assert titles(said) == [f"{split}: 3 pictures, none of which has an object" for split in ("train", "val")]
+    assert "no box to compare them with" in said
+
+
+def test_one_picture_of_one_class_in_one_split(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = clean / "annotations" / "instances_train.json"
+    (clean / "annotations" / "instances_val.json").unlink()
+    change(
+        file,
+        images=lambda rows: rows[:1],
+        annotations=lambda rows: [row for row in rows if row["category_id"] == 3],
+        categories=lambda rows: [row for row in rows if row["id"] == 3],
+    )
+    code, said = doctor(capsys, clean)
+    assert code == 0 and "objects of 1 classes" in said
+    loose = clean / "loose.json"
+    shutil.move(file, loose)
+    change(loose, images=lambda rows: [{**row, "file_name": f"train/{row['file_name']}"} for row in rows])
+    assert splits_of(loose) == ()
+    assert doctor(capsys, loose)[0] == 0
+
+
+def test_darknet_and_voc_name_file_and_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(page, "draw_charts", lambda *_, **__: None)
+    for split in ("train", "val"):
+        write_darknet(Path("dark"), split, scenes(split))
+        write_voc(Path("voc"), split, scenes(split))
+    repaint(Path("dark"))
+    repaint(Path("voc"))
+    assert doctor(capsys, "dark")[0] == doctor(capsys, "voc")[0] == 0
+    label = Path("dark/labels/train0.txt")
+    label.write_text(label.read_text() + "0 0.5 0.5 0 0.2\n7 0.5 0.5 0.2 0.2\n")
+    code, said = doctor(capsys, "dark")
+    assert code == 1 and "dark/labels/train0.txt:3\n" in said and "train0.txt:4 names class 7 of 3" in said
+    xml = Path("voc/Annotations/val0.xml")
+    xml.write_text(xml.read_text().replace("<xmax>40.0</xmax>", "<xmax>8.0</xmax>"))
+    code, said = doctor(capsys, "voc")
+    assert code == 1 and "val: 1 box without area dropped" in said and "val0.xml object 1" in said
+    assert "runs/doctor-voc-2/doctor.txt" in said
+
+
+def test_all_places_are_in_the_file_and_with_all_on_the_page(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(7):
+        with_box(clean / "annotations" / "instances_train.json", 1, 3, (8, 6, 32, 24))
+    place = "set/train/train0.png: cat, 8,6 to 40,30"
+    _, said = doctor(capsys, clean, "--out", "short")
+    assert "train: 7 boxes drawn twice" in said and said.count(place) == 5 and "and 2 more" in said
+    assert Path("short/doctor.txt").read_text().count(place) == 7
+    _, said = doctor(capsys, clean, "--out", "long", "--all")
+    assert said.count(place) == 7 and "more" not in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["nowhere"], "nowhere: no such file or folder"),
+        (["bare"], "bare: holds no known data set"),
+        (["set", "--splits", "train", "holidays"], "no split 'holidays'"),
+        (["set", "--cfg", "no-such"], "no such cfg among"),
+        (["set", "--image-size", "big"], "'big' is not a size"),
+        (["set", "--threads", "0"], "0 must be at least 1"),
+        (["set", "--out", "set"], "set: is there already"),
+        (["empty"], "its list 'images' is empty"),
+        (["unreadable"], "no usable picture in split 'train': 3 unreadable pictures skipped"),
+        ([], "the following arguments are required: PATH"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    argv: list[str], said: str, clean: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bare").mkdir()
+    change(write_coco(Path("empty"), "train", scenes("x")), images=lambda rows: [])
+    write_coco(Path("unreadable"), "train", scenes("x"))
+    for path in Path("unreadable/train").iterdir():
+        path.write_text("no picture")
+    monkeypatch.setattr(sys, "argv", ["data.doctor", *argv])
+    with pytest.raises(SystemExit) as stop:
+        run_page(page.main)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert said in error and "Traceback" not in error
+    assert not Path("runs").exists()
+
+
+# --- its parts -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_training_says(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = [open_image_set(clean, split) for split in ("train", "val")]
+    assert quick_findings(*sets) == []
+    with_box(clean / "annotations" / "instances_val.json", 1, 7, (5, 5, 0, 5))
+    shutil.copy(clean / "train" / "train1.png", clean / "val" / "val2.png")
+    sets = [open_image_set(clean, split) for split in ("train", "val")]
+    folder = clean.resolve()
+    expected = [
+        "val: 1 box without area dropped (first: instances_val.json annotation 77)",
+        f"train and val: 1 picture in both, byte for byte (first: {folder}/val/val2.png = {folder}/train/train1.png)",
+    ]
+    assert quick_findings(*sets) == expected
+    monkeypatch.setattr(checkup, "_QUICKLY_READ", 5)  # of six pictures: only paths are compared
+    assert quick_findings(*sets) == expected[:1]
+    assert "train: 3 pictures in both, byte for byte" in quick_findings(sets[0], sets[0])[0]
+
+
+def test_there_is_advice_for_every_problem_of_readers() -> None:
+    kinds = {value for name, value in vars(problems).items() if name.isupper() and isinstance(value, tuple)}
+    assert len(kinds) >= 8 and kinds == set(labels._OF_READERS)
+
+
+def random_set(rng: np.random.Generator, objects: int) -> ImageSet:
+    """Boxes of which many nearly equal another; of three pictures, two classes, and a few crowds."""
+    records = []
+    for picture in range(3):
+        corners = rng.integers(0, 4, (objects, 2)) * 20.0
+        boxes = np.concatenate([corners, corners + 40], axis=1) + rng.uniform(-1, 1, (objects, 4))
+        records.append(
+            Record(
+                path=f"{picture}.png",
+                image_id=picture,
+                boxes=boxes.astype(np.float32),
+                labels=rng.integers(0, 2, objects),
+                is_crowd=rng.random(objects) < 0.1,
+                hw=(120, 120),
+            )
+        )
+    kept = {"name": "r", "split": "train", "class_names": ["a", "b"], "category_ids": [1, 2]}
+    return pack(records, **kept, problems=problems.Problems(), source="r")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_repeated_boxes_are_those_of_a_slow_loop(seed: int) -> None:
+    """Every pair compared; of a pair the one further right, or the later one, counts."""
+    image_set = random_set(np.random.default_rng(seed), 40)
+    expected = set()
+    for picture in range(3):
+        mine = range(image_set.starts[picture], image_set.starts[picture + 1])
+        for i in mine:
+            for j in mine:
+                (a, b, c, d), (e, f, g, h) = image_set.boxes[i].tolist(), image_set.boxes[j].tolist()
+                shared = max(0.0, min(c, g) - max(a, e)) * max(0.0, min(d, h) - max(b, f))
+                iou = shared / ((c - a) * (d - b) + (g - e) * (h - f) - shared)
+                same = image_set.labels[i] == image_set.labels[j] and not image_set.is_crowd[[i, j]].any()
+                if same and iou >= REPEATED_IOU and (a, i) < (e, j):
+                    expected.add(j)
+    assert len(expected) > 5
+    assert repeated_boxes(image_set).tolist() == sorted(expected)
+
+
+def test_no_boxes_repeat_nothing() -> None:
+    empty = random_set(np.random.default_rng(0), 0)
+    assert len(repeated_boxes(empty)) == 0
+    assert [each.what for each in label_findings(empty)] == ["train: 3 pictures, none of which has an object"]
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_the_nearest_look_is_that_of_a_slow_loop(within: bool) -> None:
+    rng = np.random.default_rng(3)
+    base = rng.integers(20, 236, (60, 256))
+    # Copies with a little or a lot of noise, and a few looks without contrast.
+    looks = (base[rng.integers(0, 60, 400)] + rng.normal(0, rng.uniform(0, 6, (400, 1)), (400, 256))).clip(0, 255)
+    looks[::9] = 100 + looks[::9] / 100
+    looks = looks.astype(np.uint8)
+    queries, among = (looks, looks) if within else (looks[:150], looks[150:])
+    found = nearest_look(looks) if within else nearest_look(queries, among)
+    hits = 0
+    for index, query in enumerate(queries.astype(np.float64)):
+        limit = min(twins.ALIKE_LEVELS, twins.ALIKE_SHARE * query.std())
+        others = among[:index] if within else among
+        distances = np.sqrt(((others - query) ** 2).mean(axis=1))
+        distances[others.std(axis=1) < 4] = np.inf
+        if query.std() < 4 or not len(others) or distances.min() > limit:
+            assert found[index] == -1
+        else:
+            hits += 1
+            assert distances[found[index]] == pytest.approx(distances.min(), abs=1e-3)
+    assert hits > 50
+
+
+@pytest.mark.parametrize("flags", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)])
+def test_a_jpeg_that_was_cut_off_is_known_by_its_missing_end(flags: tuple[int, ...]) -> None:
+    """Which OpenCV 4 decodes all the same. Previews in front and what cameras append behind do not mislead."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    jpeg = cv2.imencode(".jpg", noise, flags)[1].tobytes()
+    preview = b"Exif\0\0" + jpeg
+    whole = jpeg[:2] + b"\xff\xe1" + (len(preview) + 2).to_bytes(2, "big") + preview + jpeg[2:]
+    for content in (jpeg, whole):
+        assert jpeg_ends(content) and jpeg_ends(content + b"\0\0") and jpeg_ends(content + b"\xff\xda a film")
+    # Not within the preview's last bytes, where the file would end as a picture does.
+    for cut in (4, 30, len(preview), len(whole) - 500, len(whole) - 2, len(whole) - 1):
+        assert not jpeg_ends(whole[:cut])
+
+
+def test_looks_do_not_depend_on_the_threads(clean: Path) -> None:
+    image_set = open_image_set(clean, "train")
+    one, four = scan_pictures(image_set, 1), scan_pictures(image_set, 4)
+    assert one.digests == four.digests and one.opens.all()
+    np.testing.assert_array_equal(one.looks, four.looks)
+    assert one.hws.tolist() == [[60, 80]] * 3
+
+
+def test_a_picture_that_vanished_meanwhile_does_not_open(clean: Path) -> None:
+    image_set = open_image_set(clean, "train")
+    (clean / "train" / "train1.png").unlink()
+    scan = scan_pictures(image_set, 1)
+    assert scan.opens.tolist() == [True, False, True] and scan.digests[1] == b""
+    assert twins.same_bytes([image_set, image_set], [[b"", b"a", b"b"], [b"", b"c", b"d"]]) == []
+    assert twins.quick_digests(image_set)[1] == b""
+
+
+def test_many_classes_and_odd_names_fit_on_the_page(tmp_path: Path) -> None:
+    image_set = random_set(np.random.default_rng(0), 40)
+    names = tuple(f"${number}$ a rather long name of a class" for number in range(300))
+    image_set = replace(image_set, class_names=names, labels=image_set.labels * 150)
+    sides = [input_sides(image_set, (64, 96), True)] * 2
+    lines = list(overview([image_set] * 2, sides))
+    assert "objects of 300 classes" in "\n".join(lines) and len(lines) < 50
+    assert any(line.split()[:2] == ["280", "more"] for line in lines)
+    draw_charts([image_set] * 2, sides, tmp_path / "a.png", input_hw=(64, 96), anchors=np.zeros((0, 2)))
+    assert cv2.imread(str(tmp_path / "a.png")).std() > 5
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_charts_of_no_objects(tmp_path: Path) -> None:
+    empty = random_set(np.random.default_rng(0), 0)
+    sides = [input_sides(empty, (64, 96), True)]
+    draw_charts([empty], sides, tmp_path / "a.png", input_hw=(64, 96), anchors=np.ones((2, 2)))
+    assert cv2.imread(str(tmp_path / "a.png")).std() > 5
+    assert "  median                                       -" in list(overview([empty], sides))
+
+
+def test_defects_come_first_and_more_are_counted() -> None:
+    note = Finding(kind=("b", "bs"), where="val", count=1, advice="Fine.", is_note=True)
+    defect = Finding(kind=("a", "as"), where="train", count=1200, advice="Mend it.", places=("x", "y", "z"))
+    lines = list(verdict([note, defect], every_place=True))
+    assert lines.index("train: 1,200 as") < lines.index("      and 1,197 more") < lines.index("val: 1 b")
+    assert defect.line() == "train: 1,200 as (first: x, y, z)" and note.line() == "val: 1 b"
+    assert list(verdict([note], every_place=True))[:2] == ["", "Nothing is wrong."]
+
+
+def test_bccd(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two boxes without area, and one field that was photographed twice, for training and for validation."""
+    code, said = doctor(capsys, shared / "data" / "bccd", "--out", tmp_path / "out", "--cfg", "yolov4-tiny")
+    assert code == 1
+    assert titles(said) == [
+        "train: 1 box without area dropped",
+        "val: 1 box without area dropped",
+        "train and val: 1 picture in both by its look",
+    ]
+    assert re.search(r"^objects +2,804 +1,137 +945$", said, re.MULTILINE)
+    assert re.search(r"BloodImage_00037\.jpg ~ .*BloodImage_00038\.jpg", said)
+    assert "mean 0.749" in said
+
+
+def test_coco(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = doctor(capsys, shared / "data" / "coco_tiny", "--out", tmp_path / "out")
+    assert code == 0 and all("below 2 px" in title for title in titles(said)) and len(titles(said)) == 2
