@@ -1,23 +1,19 @@
 """COCO average precision (Lin et al. 2014, arXiv:1405.0312). pycocotools is the one source of truth.
 
-Ground truth is a dictionary in COCO's instances form (`images`, `annotations`, `categories`), results are
-rows in COCO's results form (`image_id`, `category_id`, `bbox` as x, y, width, height in source pixels,
-`score`), so every data set format is measured by the same program.
+Ground truth is a dictionary in COCO's instances form (`images`, `annotations`, `categories`), results are in
+COCO's results form (`CocoResults`), so every data set format is measured by the same program.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from utils.structures import Detections, Placement
+from utils.coco_backends import run_coco_eval
+from utils.coco_results import CocoResults
 
 _CONDITIONS = {  # the twelve numbers in COCO's order, with the IoU, area and detections per image behind each
     "AP": ("0.50:0.95", "all", 100),
@@ -94,119 +90,90 @@ class CocoTable:
         return "\n".join(lines)
 
 
-def results_of(
-    detections: Detections,
-    placement: Placement,
-    image_id: int,
-    category_ids: Mapping[int, int] | Sequence[int],
-) -> list[dict[str, Any]]:
-    """One picture's detections (input pixels) as COCO result rows (source pixels), in the same order.
-
-    category_ids maps a label to the data set's category id. Numbers are rounded to 1e-3 px and 1e-6 score,
-    which halves the file; evaluate these rows, and the saved file gives the same AP. A box that lies wholly
-    outside the source picture, in the letterbox's border, holds no source pixel and yields no row.
-    """
-    found = detections.cpu()
-    boxes = placement.to_source(found.boxes.detach().double().numpy())
-    sizes = boxes[:, 2:] - boxes[:, :2]
-    bboxes = np.concatenate([boxes[:, :2], sizes], axis=1).round(3)
-    return [
-        {
-            "image_id": int(image_id),
-            "category_id": int(category_ids[label]),
-            "bbox": bbox,
-            "score": round(score, 6),
-        }
-        for bbox, score, label in zip(bboxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-        if bbox[2] > 0 and bbox[3] > 0
-    ]
-
-
 def evaluate_coco(
     ground_truth: Mapping[str, Any],
-    results: Sequence[Mapping[str, Any]],
+    results: CocoResults,
     *,
     image_ids: Sequence[int] | None = None,
+    backend: str = "auto",
 ) -> CocoTable:
     """Measure results against ground truth, on all its images or on `image_ids`; mutates neither.
 
     An annotation may lack `area` (then width x height) and `iscrowd` (then 0). Results outside `image_ids`
-    are left out. Raises ValueError for an image id, or the category id of a result, which the ground truth
-    does not have.
+    are left out. backend: of `utils.coco_backends.BACKENDS`; the numbers do not depend on it. Raises ValueError for
+    an image id, or the category id of a result, which the ground truth does not have.
     """
-    known = {image["id"] for image in ground_truth["images"]}
-    _require_known("image", known, [*(image_ids or ()), *(row["image_id"] for row in results)])
-    categories = {category["id"] for category in ground_truth["categories"]}
-    _require_known("category", categories, [row["category_id"] for row in results])
+    known = [image["id"] for image in ground_truth["images"]]
+    measured = known if image_ids is None else list(image_ids)
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    _require_known("image", known, [*np.unique(results.image_ids).tolist(), *measured])
+    _require_known("category", names, np.unique(results.category_ids).tolist())
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = _coco(ground_truth, ground_truth["annotations"])
-        evaluation = COCOeval(truth, _coco(ground_truth, results), "bbox")
-        evaluation.params.maxDets = [1, 10, 100]
-        if image_ids is not None:
-            evaluation.params.imgIds = list(image_ids)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-
-    precision = evaluation.eval["precision"][:, :, :, 0, 2]  # (IoU, recall, class): all areas, 100 detections
-    measured = known if image_ids is None else set(image_ids)
+    truth = _dataset(ground_truth, _annotations(ground_truth["annotations"]))
+    run = run_coco_eval(truth, _dataset(ground_truth, _found(results)), measured, backend=backend)
+    precision = run.precision[:, :, :, 0, 2]  # (IoU, recall, class): all areas, 100 detections
     return CocoTable(
-        **{name: float(value) for name, value in zip(_CONDITIONS, evaluation.stats, strict=True)},
-        classes=_class_rows(truth, measured, list(evaluation.params.catIds), precision),
+        **{name: float(value) for name, value in zip(_CONDITIONS, run.stats, strict=True)},
+        classes=_class_rows(truth["annotations"], set(measured), dict(sorted(names.items())), precision),
         precision=precision[0],
     )
 
 
-def _require_known(what: str, known: set[int], asked: Sequence[int]) -> None:
-    strangers = sorted(set(asked) - known)
+def _require_known(what: str, known: Iterable[int], asked: Sequence[int]) -> None:
+    strangers = sorted(set(asked).difference(known))
     if strangers:
         raise ValueError(f"{what} id {strangers[0]} is not in the ground truth ({len(strangers)} unknown)")
 
 
-def _coco(ground_truth: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> COCO:
-    """An index over fresh copies of the rows, as COCOeval writes into them.
-
-    Rows are numbered from 1, because COCOeval takes a match with annotation 0 for no match.
-    """
-    coco = COCO()
-    coco.dataset = {
-        "images": ground_truth["images"],
-        "categories": ground_truth["categories"],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": row["image_id"],
-                "category_id": row["category_id"],
-                "bbox": list(row["bbox"]),
-                "area": row.get("area", row["bbox"][2] * row["bbox"][3]),
-                "iscrowd": row.get("iscrowd", 0),
-                **({"score": row["score"]} if "score" in row else {}),
-            }
-            for number, row in enumerate(rows, start=1)
-        ],
+def _dataset(ground_truth: Mapping[str, Any], annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    """What COCOeval takes, which may write into it."""
+    return {
+        "images": [{"id": image["id"]} for image in ground_truth["images"]],
+        "categories": [dict(category) for category in ground_truth["categories"]],
+        "annotations": annotations,
     }
-    coco.createIndex()
-    return coco
+
+
+def _annotations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Numbered from 1, because COCOeval takes a match with annotation 0 for no match."""
+    return [
+        {
+            "id": number,
+            "image_id": row["image_id"],
+            "category_id": row["category_id"],
+            "bbox": list(row["bbox"]),
+            "area": row.get("area", row["bbox"][2] * row["bbox"][3]),
+            "iscrowd": row.get("iscrowd", 0),
+        }
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+def _found(results: CocoResults) -> list[dict[str, Any]]:
+    """As pycocotools' `loadRes` makes them of the saved file."""
+    areas = (results.bboxes[:, 2] * results.bboxes[:, 3]).tolist()
+    numbered = enumerate(zip(results.rows(), areas, strict=True), start=1)
+    return [row | {"id": number, "area": area, "iscrowd": 0} for number, (row, area) in numbered]
 
 
 def _class_rows(
-    truth: COCO, image_ids: set[int], category_ids: list[int], precision: np.ndarray
+    annotations: list[dict[str, Any]], image_ids: set[int], names: Mapping[int, str], precision: np.ndarray
 ) -> tuple[ClassRow, ...]:
-    images_of: dict[int, list[int]] = {category_id: [] for category_id in category_ids}
-    for row in truth.dataset["annotations"]:
+    """names: of the categories, by ascending id."""
+    images_of: dict[int, list[int]] = {category_id: [] for category_id in names}
+    for row in annotations:
         if not row["iscrowd"] and row["image_id"] in image_ids:
             images_of[row["category_id"]].append(row["image_id"])
     return tuple(
         ClassRow(
             category_id=category_id,
-            name=truth.cats[category_id]["name"],
+            name=name,
             images=len(set(images_of[category_id])),
             boxes=len(images_of[category_id]),
             AP=_mean_known(precision[:, :, column]),
             AP50=_mean_known(precision[0, :, column]),
         )
-        for column, category_id in enumerate(category_ids)
+        for column, (category_id, name) in enumerate(names.items())
     )
 
 

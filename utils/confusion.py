@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from utils.coco_results import CocoResults
+
 
 def confusion_matrix(
     ground_truth: Mapping[str, Any],
-    results: Sequence[Mapping[str, Any]],
+    results: CocoResults,
     *,
     image_ids: Sequence[int] | None = None,
     min_iou: float = 0.5,
@@ -19,73 +20,69 @@ def confusion_matrix(
 ) -> np.ndarray:
     """Counts, (C + 1, C + 1) int64: [predicted class, true class], classes by ascending category id.
 
-    The last row counts missed objects, the last column detections on background; its corner stays 0. Both
-    arguments are in COCO form. In each image the detections, best first, take the free object of any class
+    The last row counts missed objects, the last column detections on background; its corner stays 0. The ground
+    truth is in COCO form. In each image the detections, best first, take the free object of any class
     that they overlap most (at equal overlap, one of their own class). A detection that takes none, but lies
     to at least `min_iou` of its own area within a crowd, is not counted, and neither are crowds.
     """
-    order = sorted(category["id"] for category in ground_truth["categories"])
-    index = {category_id: position for position, category_id in enumerate(order)}
-    background = len(index)
+    order = np.array(sorted(category["id"] for category in ground_truth["categories"]), np.int64)
+    background = len(order)
     measured = {image["id"] for image in ground_truth["images"]} if image_ids is None else set(image_ids)
-    truths = _by_image(ground_truth["annotations"])
-    found = _by_image([row for row in results if row["score"] >= min_score])
+    truths = ground_truth["annotations"]
+    is_crowd = np.array([bool(row.get("iscrowd", 0)) for row in truths], bool)
+    truth_boxes = np.array([row["bbox"] for row in truths], np.float64).reshape(-1, 4)
+    truth_classes = np.searchsorted(order, np.array([row["category_id"] for row in truths], np.int64))
+    truths_of = _by_image(np.array([row["image_id"] for row in truths], np.int64))
+    found = results.where(np.flatnonzero(results.scores >= min_score))
+    found = found.where(np.argsort(-found.scores, kind="stable"))
+    classes, found_in = np.searchsorted(order, found.category_ids), _by_image(found.image_ids)
 
     matrix = np.zeros((background + 1, background + 1), np.int64)
-    for image_id in measured:
-        objects = [row for row in truths[image_id] if not row.get("iscrowd", 0)]
-        crowds = [row for row in truths[image_id] if row.get("iscrowd", 0)]
-        detections = sorted(found[image_id], key=lambda row: -row["score"])
-        taken, in_crowd = _match(objects, crowds, detections, min_iou)
-        for detection, position, ignored in zip(detections, taken, in_crowd, strict=True):
-            truth = index[objects[position]["category_id"]] if position >= 0 else background
-            if position >= 0 or not ignored:
-                matrix[index[detection["category_id"]], truth] += 1
-        for position in set(range(len(objects))) - set(taken):
-            matrix[background, index[objects[position]["category_id"]]] += 1
+    nothing = np.zeros(0, np.int64)
+    for image_id in measured & (truths_of.keys() | found_in.keys()):
+        here, detections = truths_of.get(image_id, nothing), found_in.get(image_id, nothing)
+        objects, crowds = here[~is_crowd[here]], here[is_crowd[here]]
+        boxes = found.bboxes[detections]
+        same_class = classes[detections][:, None] == truth_classes[objects]
+        taken = _match(_ious(boxes, truth_boxes[objects]), same_class, min_iou)
+        true = np.append(truth_classes[objects], background)[taken]  # -1 is the last one
+        counted = (taken >= 0) | ~_lie_within(boxes, truth_boxes[crowds], min_iou)
+        np.add.at(matrix, (classes[detections][counted], true[counted]), 1)
+        missed = np.delete(truth_classes[objects], taken[taken >= 0])
+        matrix[background] += np.bincount(missed, minlength=background + 1)
     return matrix
 
 
-def _match(
-    objects: list[Mapping[str, Any]],
-    crowds: list[Mapping[str, Any]],
-    detections: list[Mapping[str, Any]],
-    min_iou: float,
-) -> tuple[list[int], list[bool]]:
-    """For each detection: the position of the object it takes, or -1; and whether it lies within a crowd."""
-    boxes = _xywh(detections)
-    shared = _intersections(boxes, _xywh(objects))
-    unions = _areas(boxes)[:, None] + _areas(_xywh(objects))[None] - shared
-    ious = shared / np.maximum(unions, np.finfo(np.float64).tiny)
-    same_class = np.array(
-        [[row["category_id"] == other["category_id"] for other in objects] for row in detections], bool
-    ).reshape(ious.shape)
-
-    taken: list[int] = []
-    free = np.ones(len(objects), bool)
-    for overlaps, same in zip(ious, same_class, strict=True):
+def _match(ious: np.ndarray, same_class: np.ndarray, min_iou: float) -> np.ndarray:
+    """ious and same_class (D, M), best detection first -> (D,) int64: which object each takes, or -1."""
+    taken = np.full(len(ious), -1)
+    free = np.ones(ious.shape[1], bool)
+    for number, (overlaps, same) in enumerate(zip(ious, same_class, strict=True)):
         candidates = np.flatnonzero(free & (overlaps >= min_iou))
         if candidates.size:
             best = int(max(candidates, key=lambda position: (overlaps[position], same[position])))
             free[best] = False
-            taken.append(best)
-        else:
-            taken.append(-1)
-
-    within = _intersections(boxes, _xywh(crowds)).max(axis=1, initial=0)
-    in_crowd = within >= min_iou * np.maximum(_areas(boxes), np.finfo(np.float64).tiny)
-    return taken, in_crowd.tolist()
+            taken[number] = best
+    return taken
 
 
-def _by_image(rows: Sequence[Mapping[str, Any]]) -> defaultdict[int, list[Mapping[str, Any]]]:
-    grouped: defaultdict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
-        grouped[row["image_id"]].append(row)
-    return grouped
+def _by_image(image_ids: np.ndarray) -> dict[int, np.ndarray]:
+    """image id -> where it stands in image_ids, in order."""
+    order = np.argsort(image_ids, kind="stable")
+    ids, starts = np.unique(image_ids[order], return_index=True)
+    return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=False))
 
 
-def _xywh(rows: list[Mapping[str, Any]]) -> np.ndarray:
-    return np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
+def _ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    shared = _intersections(boxes, others)
+    unions = _areas(boxes)[:, None] + _areas(others)[None] - shared
+    return shared / np.maximum(unions, np.finfo(np.float64).tiny)
+
+
+def _lie_within(boxes: np.ndarray, crowds: np.ndarray, min_share: float) -> np.ndarray:
+    """(D,) bool: at least that share of a box's area lies within one of the crowds."""
+    within = _intersections(boxes, crowds).max(axis=1, initial=0)
+    return within >= min_share * np.maximum(_areas(boxes), np.finfo(np.float64).tiny)
 
 
 def _areas(xywh: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.coco_map import CocoTable, evaluate_coco, results_of
+from utils import ranks
+from utils.coco_map import CocoTable, evaluate_coco
+from utils.coco_results import CocoResults, joined, merged, results_of
 from utils.confusion import confusion_matrix
 from utils.draw import draw_batch, write_png
 from utils.errors import UserError
@@ -64,25 +67,35 @@ def collect_results(
     categories: Mapping[int, int],
     *,
     device: torch.device,
+    max_detections: int | None = None,
     progress: bool = False,
-) -> list[dict[str, Any]]:
-    """COCO result rows of all batches, in order; each picture must have its placement."""
-    rows: list[dict[str, Any]] = []
+) -> CocoResults:
+    """Of all batches, in order; each picture must have its placement.
+
+    max_detections: how many to keep per picture, best first, of those whose label is in `categories`; None keeps all.
+    """
+    parts: list[CocoResults] = []
     labels = torch.tensor(list(categories))
     for batch, found in detections_of(detect, batches, device=device, progress=progress):
         for detections, placement, image_id in zip(found, batch.placements, batch.image_ids, strict=True):
             assert placement is not None
             known = torch.isin(detections.labels, labels)
-            rows += results_of(detections.where(known), placement, image_id, categories)
-    return rows
+            best = known.nonzero()[:max_detections, 0]
+            parts.append(results_of(detections.where(best), placement, image_id, categories))
+    return joined(parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Examiner:
     """A detector and the pictures it is examined on.
 
-    class_names: of the detector's labels. categories: label -> category id (`category_of_label`).
-    is_coco: whether ground_truth is a file the user has.
+    detect: finds all there is, of which the best max_detections per picture are measured: of a detector that knows
+    more classes than the data set, the best of the data set's. class_names: of the detector's labels. categories:
+    label -> category id (`category_of_label`). is_coco: whether ground_truth is a file the user has. backend: of
+    `utils.coco_backends.BACKENDS`.
+
+    In a job of several ranks all of them call each method, with batches of pictures of their own; the first measures
+    and writes, and the numbers are those of a job of one.
     """
 
     detect: Detect
@@ -93,39 +106,58 @@ class Examiner:
     categories: Mapping[int, int]
     device: torch.device
     is_coco: bool
+    max_detections: int | None
+    backend: str = "auto"
 
-    def results(self, *, progress: bool = False) -> list[dict[str, Any]]:
-        """COCO result rows of all pictures."""
-        return collect_results(self.detect, self.batches, self.categories, device=self.device, progress=progress)
+    def results(self, *, progress: bool = False) -> CocoResults:
+        """Of all pictures."""
+        of_rank = collect_results(
+            self.detect,
+            self.batches,
+            self.categories,
+            device=self.device,
+            max_detections=self.max_detections,
+            progress=progress and ranks.is_first(),
+        )
+        return merged(ranks.gathered(of_rank), self.image_ids)
 
     def measure(self) -> CocoTable:
-        return evaluate_coco(self.ground_truth, self.results(), image_ids=self.image_ids)
+        return self._of_first(evaluate_coco, self.results(), backend=self.backend)
 
     def report(self, folder: Path) -> CocoTable:
         """Measure, and write tables, curves, detections and some annotated pictures into `folder`."""
-        self._draw(folder / "predictions.png")
-        return write_report(
-            folder,
-            self.ground_truth,
+        if ranks.is_first():
+            self._draw(folder / "predictions.png")
+        return self._of_first(
+            partial(write_report, folder),
             self.results(progress=True),
-            image_ids=self.image_ids,
             save_ground_truth=not self.is_coco,
+            backend=self.backend,
         )
+
+    def _of_first(self, measure: Callable[..., CocoTable], results: CocoResults, **settings: Any) -> CocoTable:
+        """The table that the first rank makes, on all of them."""
+        is_first = ranks.is_first()
+        made = measure(self.ground_truth, results, image_ids=self.image_ids, **settings) if is_first else None
+        table = ranks.from_first(made)
+        assert table is not None
+        return table
 
     def _draw(self, path: Path) -> None:
         """The first batch with what is found there at a confidence of 0.25."""
         batch, found = next(detections_of(self.detect, self.batches, device=self.device))
-        confident = [detections.where(detections.scores > 0.25) for detections in found]
+        confident = [each.where((each.scores > 0.25).nonzero()[: self.max_detections, 0]) for each in found]
         write_png(path, draw_batch(batch, self.class_names, confident))
 
 
 def write_report(
     folder: Path,
     ground_truth: Mapping[str, Any],
-    results: list[dict[str, Any]],
+    results: CocoResults,
     *,
     image_ids: Sequence[int],
     save_ground_truth: bool,
+    backend: str = "auto",
 ) -> CocoTable:
     """Measure, and write detections.json (COCO results form), metrics.json and .txt, pr_curves.png, confusion.png.
 
@@ -133,10 +165,10 @@ def write_report(
     pycocotools takes by hand.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "detections.json").write_text(json.dumps(results))
+    (folder / "detections.json").write_text(json.dumps(results.rows()))
     if save_ground_truth:
         (folder / "ground_truth.json").write_text(json.dumps(ground_truth))
-    table = evaluate_coco(ground_truth, results, image_ids=image_ids)
+    table = evaluate_coco(ground_truth, results, image_ids=image_ids, backend=backend)
     (folder / "metrics.json").write_text(json.dumps(table.stats(), indent=2))
     (folder / "metrics.txt").write_text(f"{table.summary()}\n\n{table.class_table()}\n")
     names = [category["name"] for category in sorted(ground_truth["categories"], key=lambda c: c["id"])]

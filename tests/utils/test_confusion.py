@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from utils.confusion import confusion_matrix
+from tests.reference.coco_rows import results_from
+from utils import confusion
 
 Row = dict[str, Any]
+
+
+def confusion_matrix(ground_truth: dict[str, Any], rows: list[Row], **settings: Any) -> np.ndarray:
+    return confusion.confusion_matrix(ground_truth, results_from(rows), **settings)
 
 
 def shared_area(first: list[float], second: list[float]) -> float:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.reference.coco_rows import results_from
 from utils.coco_map import evaluate_coco
 from utils.errors import UserError
 from utils.plots import plot_confusion, plot_layer_gaps, plot_pr_curves, plot_results
@@ -33,7 +34,7 @@ def test_pr_curves(tmp_path: Path, classes: int) -> None:
         "categories": [{"id": place, "name": str(place)} for place in range(max(classes, 1))],
     }
     results = [{**row, "score": 0.5} for row in ground_truth["annotations"][::2]]
-    table = evaluate_coco(ground_truth, results)
+    table = evaluate_coco(ground_truth, results_from(results))
     path = tmp_path / "new" / "pr.png"
     plot_pr_curves(table, [row.name for row in table.classes], path)
     assert ink(path) > 0.01
@@ -56,7 +57,7 @@ def test_a_class_may_have_any_name(tmp_path: Path, name: str) -> None:
         "annotations": [{"id": 0, "image_id": 0, "category_id": 0, "bbox": [0, 0, 10, 10]}],
         "categories": [{"id": 0, "name": name}],
     }
-    table = evaluate_coco(ground_truth, [{**ground_truth["annotations"][0], "score": 0.5}])
+    table = evaluate_coco(ground_truth, results_from([{**ground_truth["annotations"][0], "score": 0.5}]))
     plot_pr_curves(table, [name], tmp_path / "pr.png")
     assert ink(tmp_path / "confusion.png") > 0.01 and ink(tmp_path / "pr.png") > 0.01
 

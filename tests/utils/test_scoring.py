@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from utils import ranks
 from utils.errors import UserError
 from utils.scoring import Examiner, category_of_label, collect_results, detections_of, write_report
 from utils.structures import Batch, Detections, Placement, Targets
@@ -102,10 +104,11 @@ def perfect(images: torch.Tensor, units_px: Units) -> list[Detections]:
 
 
 CATEGORIES = category_of_label(MODEL_NAMES, NAMES, IDS)
+FIELDS = ("boxes", "scores", "labels")
 
 
 def test_perfect_detections_become_the_truth_in_source_pixels():
-    rows = collect_results(perfect, batches(), CATEGORIES, device=CPU)
+    rows = collect_results(perfect, batches(), CATEGORIES, device=CPU).rows()
     expected = truth()["annotations"]
     assert [(row["image_id"], row["category_id"]) for row in rows] == [
         (row["image_id"], row["category_id"]) for row in expected
@@ -116,14 +119,14 @@ def test_perfect_detections_become_the_truth_in_source_pixels():
 
 @pytest.mark.parametrize("save_ground_truth", [False, True])
 def test_a_perfect_detector_scores_one_and_leaves_its_files(tmp_path: Path, save_ground_truth):
-    rows = collect_results(perfect, batches(), CATEGORIES, device=CPU)
+    results = collect_results(perfect, batches(), CATEGORIES, device=CPU)
     folder = tmp_path / "new" / "folder"
-    table = write_report(folder, truth(), rows, image_ids=[5, 6, 7, 8], save_ground_truth=save_ground_truth)
+    table = write_report(folder, truth(), results, image_ids=[5, 6, 7, 8], save_ground_truth=save_ground_truth)
     assert pytest.approx(1.0) == table.AP == table.AP50
     files = {"detections.json", "metrics.json", "metrics.txt", "pr_curves.png", "confusion.png"}
     files |= {"ground_truth.json"} if save_ground_truth else set()
     assert {path.name for path in folder.iterdir()} == files
-    assert json.loads((folder / "detections.json").read_text()) == rows
+    assert json.loads((folder / "detections.json").read_text()) == results.rows()
     assert json.loads((folder / "metrics.json").read_text())["AP"] == pytest.approx(1.0)
 
 
@@ -131,8 +134,24 @@ def test_missing_objects_cost_recall():
     def lazy(images: torch.Tensor, units_px: Units) -> list[Detections]:
         return [found.where(torch.arange(len(found)) == 0) for found in perfect(images, units_px)]
 
-    rows = collect_results(lazy, batches(), CATEGORIES, device=CPU)
-    assert len(rows) == 3
+    assert len(collect_results(lazy, batches(), CATEGORIES, device=CPU)) == 3
+
+
+def test_the_best_are_taken_of_those_the_data_set_knows():
+    """Not of all, where birds push the objects out."""
+
+    def bird_watcher(images: torch.Tensor, units_px: Units) -> list[Detections]:
+        birds = Detections(boxes=torch.rand(5, 4), scores=torch.linspace(1, 0.95, 5), labels=torch.ones(5).long())
+        return [
+            Detections(**{name: torch.cat([getattr(birds, name), getattr(found, name)]) for name in FIELDS})
+            for found in perfect(images, units_px)
+        ]
+
+    best, all_known = (
+        collect_results(bird_watcher, batches(), CATEGORIES, device=CPU, max_detections=most) for most in (2, None)
+    )
+    assert len(all_known) == 9
+    assert best.rows() == [row for number, row in enumerate(all_known.rows()) if number % 3 < 2]
 
 
 def examiner() -> Examiner:
@@ -145,7 +164,12 @@ def examiner() -> Examiner:
         categories=CATEGORIES,
         device=CPU,
         is_coco=False,
+        max_detections=100,
     )
+
+
+def whole_rows() -> list[dict]:
+    return collect_results(perfect, batches(), CATEGORIES, device=CPU).rows()
 
 
 def test_the_examiner_measures_and_reports(tmp_path: Path):
@@ -154,13 +178,43 @@ def test_the_examiner_measures_and_reports(tmp_path: Path):
     assert {"predictions.png", "ground_truth.json", "detections.json"} <= {path.name for path in tmp_path.iterdir()}
 
 
+def test_ranks_measure_what_one_rank_measures(monkeypatch: pytest.MonkeyPatch):
+    """Each with every second picture, by turns, as two ranks have them; the second one has more."""
+    whole = examiner()
+    of_picture = [
+        Batch(
+            images=each.images[i : i + 1],
+            targets=each.targets,
+            image_ids=each.image_ids[i : i + 1],
+            paths=("",),
+            placements=(PLACEMENT,),
+        )
+        for each in whole.batches
+        for i in range(2)
+    ]
+    shares = [replace(whole, batches=of_picture[:1]), replace(whole, batches=of_picture[:0:-1])]
+    parts = [share.results() for share in shares]
+    assert [len(part) for part in parts] == [3, 6]
+    monkeypatch.setattr(ranks, "gathered", lambda value: parts)
+    assert shares[0].results().rows() == shares[1].results().rows() == whole_rows()
+    assert shares[1].measure().stats() == whole.measure().stats()
+
+
+def test_only_the_first_rank_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    table = examiner().measure()
+    monkeypatch.setattr(ranks, "is_first", lambda: False)
+    monkeypatch.setattr(ranks, "from_first", lambda value: table if value is None else value)
+    assert examiner().report(tmp_path) is table
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_finding_nothing_is_a_score_of_zero(tmp_path: Path):
     def blind(images: torch.Tensor, units_px: Units) -> list[Detections]:
         return [found.where(found.scores > 1) for found in perfect(images, units_px)]
 
-    rows = collect_results(blind, batches(), CATEGORIES, device=CPU)
-    assert rows == []
-    assert write_report(tmp_path, truth(), rows, image_ids=[5, 6, 7, 8], save_ground_truth=False).AP == 0
+    results = collect_results(blind, batches(), CATEGORIES, device=CPU)
+    assert len(results) == 0
+    assert write_report(tmp_path, truth(), results, image_ids=[5, 6, 7, 8], save_ground_truth=False).AP == 0
 
 
 @pytest.mark.parametrize(("relative", "unit"), [(False, (0.5, 0.5)), (True, (40.0, 30.0))])

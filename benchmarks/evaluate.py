@@ -1,0 +1,151 @@
+"""What COCO's numbers cost at the size of val2017, and whether both implementations agree on them.
+
+    python benchmarks/evaluate.py [--pictures 5000] [--detections 500000] [--rounds 2]
+
+Synthetic pictures of 80 classes, as unevenly spread over them as COCO's, with sizes and crowds like theirs. Half of
+the detections are noisy copies of the objects, scored by how well they lie, some of the wrong class; the others are
+anywhere, scored low: as a network gives them at a low confidence, at most 100 a picture. The two take turns in every
+round; a time is that of `evaluate_coco`, from arrays to the table, of this process alone. A ratio is the median over
+rounds of t(pycocotools) / t(faster-coco-eval).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from benchmarks.main_job import commit  # noqa: E402
+from utils.coco_backends import FASTER, PYCOCOTOOLS  # noqa: E402
+from utils.coco_map import CocoTable, evaluate_coco  # noqa: E402
+from utils.coco_results import CocoResults  # noqa: E402
+from utils.environment import describe  # noqa: E402
+
+WIDTH_PX, HEIGHT_PX = 640, 480
+BOXES_PER_PICTURE = 7.27  # val2017: 36,335 in 5,000
+MOST_PER_PICTURE = 100
+CROWD_SHARE = 0.012
+CLASSES = 80
+
+
+def make_truth(pictures: int, random: np.random.Generator) -> dict[str, Any]:
+    """COCO's instances form; a picture's boxes are geometrically distributed, so that some have none."""
+    counts = np.minimum(random.geometric(1 / (BOXES_PER_PICTURE + 1), pictures) - 1, 60)
+    total = int(counts.sum())
+    share = 1 / np.arange(1, CLASSES + 1)  # Zipf's law: a third of COCO's boxes are persons
+    sides = np.exp(random.normal(4, 1.1, (total, 2))).clip(4, [[WIDTH_PX, HEIGHT_PX]])
+    corners = random.random((total, 2)) * ([[WIDTH_PX, HEIGHT_PX]] - sides)
+    bboxes = np.concatenate([corners, sides], axis=1).round(2)
+    columns = (
+        np.repeat(np.arange(pictures), counts),
+        random.choice(CLASSES, total, p=share / share.sum()),
+        bboxes,
+        bboxes[:, 2] * bboxes[:, 3] * random.uniform(0.3, 1, total),  # of the mask, as in COCO
+        (random.random(total) < CROWD_SHARE).astype(int),
+    )
+    names = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return {
+        "images": [{"id": picture} for picture in range(pictures)],
+        "annotations": [{"id": number, **dict(zip(names, row, strict=True))} for number, row in enumerate(rows, 1)],
+        "categories": [{"id": label, "name": f"class {label}"} for label in range(CLASSES)],
+    }
+
+
+def make_results(truth: dict[str, Any], count: int, random: np.random.Generator) -> CocoResults:
+    """`count` detections, in the order of the pictures, those of one picture best first."""
+    pictures, rows = len(truth["images"]), truth["annotations"]
+    picture = np.repeat(np.arange(pictures), count // pictures)
+    picture = np.append(picture, np.arange(count - len(picture)))
+    objects = np.array([row["bbox"] for row in rows])
+    of_object, classes = (np.array([row[name] for row in rows]) for name in ("image_id", "category_id"))
+    starts = np.searchsorted(of_object, np.arange(pictures + 1))
+    here = np.diff(starts)[picture]
+    is_copy = (random.random(count) < 0.5) & (here > 0)
+    source = np.minimum(starts[picture] + (random.random(count) * here).astype(int), len(rows) - 1)
+    noise = np.abs(random.normal(0, 0.15, count)) * is_copy
+    sides = np.where(is_copy[:, None], objects[source, 2:], np.exp(random.normal(4, 1, (count, 2))))
+    anywhere = random.random((count, 2)) * [WIDTH_PX, HEIGHT_PX]
+    corners = np.where(is_copy[:, None], objects[source, :2], anywhere)
+    corners = corners + random.normal(0, 1, (count, 2)) * noise[:, None] * sides
+    sides = sides * np.exp(random.normal(0, 1, (count, 2)) * noise[:, None])
+    is_confused = ~is_copy | (random.random(count) < 0.1)
+    scores = np.where(is_copy, np.exp(-6 * noise) * random.beta(5, 2, count), random.beta(1, 12, count))
+    found = CocoResults(
+        image_ids=picture,
+        category_ids=np.where(is_confused, random.integers(CLASSES, size=count), classes[source]),
+        bboxes=np.concatenate([corners, sides], axis=1).round(3),
+        scores=scores.round(6),
+    )
+    return found.where(np.lexsort((-scores, picture)))
+
+
+def same(one: CocoTable, other: CocoTable) -> bool:
+    """To the last bit."""
+    return one.stats() == other.stats() and bool((one.precision == other.precision).all())
+
+
+def measure(truth: dict[str, Any], results: CocoResults, rounds: int) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {PYCOCOTOOLS: [], FASTER: []}
+    tables: dict[str, CocoTable] = {}
+    for _ in range(rounds):
+        for backend, times in seconds.items():
+            begun = time.process_time()
+            tables[backend] = evaluate_coco(truth, results, backend=backend)
+            times.append(time.process_time() - begun)
+    ratios = [slow / fast for slow, fast in zip(*seconds.values(), strict=True)]
+    return {
+        "pictures": len(truth["images"]),
+        "boxes": len(truth["annotations"]),
+        "detections": len(results),
+        "classes": len(truth["categories"]),
+        "identical": same(*tables.values()),
+        "time_ratio": round(statistics.median(ratios), 2),
+        "time_ratios": [round(ratio, 2) for ratio in ratios],
+        "seconds": {backend: [round(each, 2) for each in times] for backend, times in seconds.items()},
+        "numbers": tables[PYCOCOTOOLS].stats(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--detections", type=int, default=500_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "evaluate.json"))
+    asked = parser.parse_args()
+    if asked.detections > MOST_PER_PICTURE * asked.pictures:
+        parser.error(f"COCO counts {MOST_PER_PICTURE} detections a picture: ask for fewer or for more pictures")
+    random = np.random.default_rng(0)
+    truth = make_truth(asked.pictures, random)
+    row = measure(truth, make_results(truth, asked.detections, random), asked.rounds)
+    counts = ", ".join(f"{row[name]:,} {name}" for name in ("pictures", "boxes", "detections", "classes"))
+    print(f"{counts}: AP {row['numbers']['AP']:.3f}")
+    print(f"the twelve numbers and the precision array are {'identical' if row['identical'] else 'NOT identical'}")
+    for backend, times in row["seconds"].items():
+        print(f"{backend:<18}{statistics.median(times):>8.1f} s")
+    print(f"{'ratio':<18}{row['time_ratio']:>8.1f}")
+    versions = {name: importlib.metadata.version(name) for name in (PYCOCOTOOLS, FASTER, "numpy")}
+    machine = describe(torch.device("cpu"))
+    circumstances = {"commit": commit(), "date": datetime.date.today().isoformat(), **machine, **versions}
+    print("\n" + ", ".join(f"{name} {value}" for name, value in circumstances.items()))
+    Path(asked.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(asked.out).write_text(json.dumps({**row, "measured": circumstances}, indent=1))
+    if not row["identical"]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The synthetic val2017 is one, and the benchmark says whether numbers are the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks import evaluate as benchmark
+
+
+def test_pictures_and_detections_are_like_cocos() -> None:
+    random = np.random.default_rng(0)
+    truth = benchmark.make_truth(400, random)
+    rows = truth["annotations"]
+    assert 5 < len(rows) / 400 < 9
+    assert 0 < sum(row["iscrowd"] for row in rows) < len(rows) / 20
+    results = benchmark.make_results(truth, 4001, random)
+    assert len(results) == 4001
+    assert (np.diff(results.image_ids) >= 0).all()
+    same_picture = np.diff(results.image_ids) == 0
+    assert (np.diff(results.scores)[same_picture] <= 0).all()
+
+
+def test_a_row_of_figures() -> None:
+    pytest.importorskip("faster_coco_eval")
+    random = np.random.default_rng(1)
+    truth = benchmark.make_truth(12, random)
+    row = benchmark.measure(truth, benchmark.make_results(truth, 600, random), rounds=2)
+    assert (row["pictures"], row["detections"], row["classes"], len(row["time_ratios"])) == (12, 600, 80, 2)
+    assert row["identical"] is True
+    assert 0.01 < row["numbers"]["AP"] < 0.9
+
+
+def test_the_last_bit_counts() -> None:
+    random = np.random.default_rng(1)
+    truth = benchmark.make_truth(6, random)
+    table = benchmark.evaluate_coco(truth, benchmark.make_results(truth, 60, random), backend=benchmark.PYCOCOTOOLS)
+    assert benchmark.same(table, table)
+    assert not benchmark.same(table, replace(table, AR_M=np.nextafter(table.AR_M, 2)))
+    assert not benchmark.same(table, replace(table, precision=np.nextafter(table.precision, 2)))
