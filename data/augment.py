@@ -5,14 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from data.crop import JitteredCrop
+from data.crop import JitteredCrop, LateCrop
 from data.geometry import clip_boxes, visible
 from data.mosaic import darknet_mosaic, draw_cut, mosaic
 from data.offline import albumentations as A
-from data.photometric import photometric_transforms
+from data.photometric import HsvJitter, photometric_transforms
 from utils.errors import UserError
 from utils.knob import check_limits, knob
 from utils.structures import Sample
@@ -72,11 +74,21 @@ class Augmenter:
         self.load = load
         self.pictures = pictures
         self._pipelines: dict[tuple[tuple[int, int], tuple[int, int] | None], A.Compose] = {}
+        colour = photometric_transforms(
+            saturation=options.saturation,
+            exposure=options.exposure,
+            hue=options.hue,
+            blur=options.blur,
+            noise=options.noise,
+        )
+        # What looks at single pixels can wait until it is known which of them a mosaic shows; blur and noise cannot.
+        self._is_late = all(isinstance(each, HsvJitter) for each in colour)
+        self._colour = colour
 
     def __call__(self, index: int, input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
         if rng.random() >= self.options.mosaic:
             sample, _ = self._jittered(index, input_hw, rng)
-            sample = _within_input(sample, **self._limits)
+            sample = _within_input(replace(sample, image=sample.image[:, :]), **self._limits)
         else:
             indices = [index, *rng.integers(self.pictures, size=3).tolist()]
             make = self._darknet_mosaic if self.options.mosaic_geometry == "darknet" else self._mosaic
@@ -120,6 +132,8 @@ class Augmenter:
     ) -> tuple[Sample, np.ndarray]:
         """The picture warped to the input, and (4,) xyxy where it lies there; boxes may reach outside.
 
+        Its image may be a Warped, which only slices can be taken of.
+
         Corners travel as albumentations keypoints, because its boxes come back clipped: how much of an
         object is left could then not be told after a mosaic. Keypoints are pixel centres, so edges are
         half a pixel off.
@@ -129,12 +143,13 @@ class Augmenter:
         boxes = np.concatenate([np.array([[0, 0, width, height]], np.float32), source.boxes])
         # All transforms draw from one stream: Compose.set_random_seed would give each the same numbers.
         pipeline = self._pipeline(input_hw, corner)
-        pipeline.set_random_state(rng, random.Random(int(rng.integers(2**31))))
+        state = rng, random.Random(int(rng.integers(2**31)))
+        pipeline.set_random_state(*state)
         result = pipeline(image=source.image, keypoints=_corners(boxes) - 0.5)
         corners = result["keypoints"].reshape(-1, 4, 2) + 0.5
         boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
         sample = Sample(
-            image=result["image"],
+            image=self._late(pipeline, corners[0], state) if self._is_late else result["image"],
             boxes=boxes[1:],
             labels=source.labels,
             is_crowd=source.is_crowd,
@@ -143,11 +158,22 @@ class Augmenter:
         )
         return sample, boxes[0]
 
+    def _late(self, pipeline: A.Compose, corners: np.ndarray, state: tuple[np.random.Generator, random.Random]) -> Any:
+        """What `pipeline` has drawn for a picture, whose (4, 2) corners it has moved, and its change of colour."""
+        (crop,) = (each for each in pipeline.transforms if isinstance(each, LateCrop))
+        # A mirror before the crop is in its source already.
+        mirrored = crop is pipeline.transforms[0] and corners[0, 0] > corners[1, 0]
+        colour = None
+        for jitter in self._colour:
+            jitter.set_random_state(*state)
+            colour = partial(jitter.apply, **jitter.get_params())
+        return replace(crop.warped, mirrored=bool(mirrored), colour=colour)
+
     def _pipeline(self, input_hw: tuple[int, int], corner: tuple[int, int] | None) -> A.Compose:
         """Kept, since multi-scale training comes back to the same few input sizes."""
         if (input_hw, corner) not in self._pipelines:
             options = self.options
-            crop = JitteredCrop(
+            crop = (LateCrop if self._is_late else JitteredCrop)(
                 input_hw=input_hw,
                 jitter=options.jitter,
                 resize=options.resize,
@@ -156,16 +182,9 @@ class Augmenter:
                 corner=corner,
             )
             flip = A.HorizontalFlip(p=0.5 if options.flip else 0.0)
-            colour = photometric_transforms(
-                saturation=options.saturation,
-                exposure=options.exposure,
-                hue=options.hue,
-                blur=options.blur,
-                noise=options.noise,
-            )
             self._pipelines[input_hw, corner] = A.Compose(
                 # A corner is one of the picture as the mosaic shows it, so of a mirrored one it is another.
-                [*((crop, flip) if corner is None else (flip, crop)), *colour],
+                [*((crop, flip) if corner is None else (flip, crop)), *([] if self._is_late else self._colour)],
                 keypoint_params=A.KeypointParams("xy", remove_invisible=False, check_each_transform=False),
             )
         return self._pipelines[input_hw, corner]

@@ -13,6 +13,7 @@ import numpy as np
 
 from data.geometry import letterbox_placement
 from data.offline import albumentations as A
+from data.warped import Warped
 
 
 class JitteredCrop(A.Affine):  # type: ignore[misc]
@@ -58,8 +59,11 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
         }
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+        return self._warped(img, params["matrix"])[:, :]
+
+    def _warped(self, img: np.ndarray, matrix: np.ndarray) -> Warped:
         fill = cv2.mean(img)[:3] if self.mean_fill else self.fill
-        return cv2.warpAffine(img, params["matrix"][:2], self.input_hw[::-1], flags=cv2.INTER_LINEAR, borderValue=fill)
+        return Warped(source=img, matrix=matrix[:2], hw=self.input_hw, fill=fill)
 
     def _rectangle(self, picture_hw: tuple[int, int]) -> tuple[float, float, float, float]:
         """Left, top, width and height of the crop, in pixels of the picture."""
@@ -83,3 +87,16 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
             bar_x, bar_y = bars.left_px / bars.scale_x, bars.top_px / bars.scale_y
             margins -= np.array([bar_x, bar_x, bar_y, bar_y])
         return margins
+
+
+class LateCrop(JitteredCrop):
+    """The crop that leaves the pixels for later: they come out blank, and `warped` says how to make them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.warped: Warped | None = None
+        self._blank = np.zeros((*self.input_hw, 3), np.uint8)
+
+    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+        self.warped = self._warped(img, params["matrix"])
+        return self._blank

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from data.augment import Augmenter, AugmentOptions
 from data.geometry import GREY, as_input, resize
 from data.image_set import ImageSet, Record
 from data.picture import read_picture
+from data.picture_cache import PictureCache, file_stamp, shrunk_hws
 from utils.errors import UserError
 from utils.structures import Sample
 
@@ -19,6 +21,11 @@ log = logging.getLogger(__name__)
 
 # Training pictures are kept at up to this multiple of the input: zooming in still finds detail to show.
 _DETAIL = 1.5
+
+
+def longest_px_for(largest_hw: tuple[int, int]) -> int:
+    """The longer side at which training pictures are kept for inputs of up to this size."""
+    return int(_DETAIL * max(largest_hw))
 
 
 class Key(NamedTuple):
@@ -31,51 +38,48 @@ class Key(NamedTuple):
 
 
 class ShrunkPictures:
-    """index -> Sample, a whole picture with its longer side at most `longest_px`, boxes in its own pixels.
+    """index -> Sample, a whole picture with its longer side about `longest_px` at most, boxes in its own pixels.
 
-    Decoded pictures stay in memory until `cache_bytes` are full; the early ones are never thrown out, since
-    an epoch comes back to every picture and evicting the oldest would never find one. A picture that turns
-    out to be unreadable is replaced by the next one that is not.
+    A picture that turns out to be unreadable is replaced by the next one that is not. What comes does not depend on
+    the cache, nor on what is in it.
     """
 
-    def __init__(self, image_set: ImageSet, *, longest_px: int, cache_bytes: int) -> None:
+    def __init__(self, image_set: ImageSet, *, longest_px: int, cache: PictureCache | None = None) -> None:
         self.image_set = image_set
         self.longest_px = longest_px
-        self.cache_bytes_left = cache_bytes
-        self._images: dict[int, np.ndarray] = {}
+        self.cache = cache
         self._unreadable: set[int] = set()
 
     def __call__(self, index: int) -> Sample:
         count = len(self.image_set)
-        for candidate in (np.arange(count) + index) % count:
-            record = self.image_set[int(candidate)]
-            image = self._image(int(candidate), record)
+        for candidate in chain(range(index, count), range(index)):
+            record = self.image_set[candidate]
+            image = self._image(candidate, record)
             if image is not None:
                 return _whole(record, image)
         raise UserError(f"{self.image_set.name}: none of its {count} pictures can be read.")
 
     def _image(self, index: int, record: Record) -> np.ndarray | None:
-        if index in self._images:
-            return self._images[index]
         if index in self._unreadable:
             return None
+        image = None if self.cache is None else self.cache.get(index)
+        if image is not None:
+            return image
+        stamp = file_stamp(record.path)  # before reading: a file that is replaced meanwhile is read again
         image = read_picture(record.path, source_hw=record.hw, enough_px=self.longest_px)
         if image is None:
             self._unreadable.add(index)
             log.warning("%s: unreadable, another picture is used in its place", record.path)
             return None
-        image = _shrunk(image, self.longest_px)
-        if image.nbytes <= self.cache_bytes_left:
-            self.cache_bytes_left -= image.nbytes
-            self._images[index] = image
+        ((height, width),) = shrunk_hws(np.array([image.shape[:2]]), self.longest_px).tolist()
+        image = resize(image, (height, width))
+        if self.cache is not None:
+            self.cache.put(index, image, stamp)
         return image
 
 
 class TrainDataset(Dataset[Sample]):
-    """Key -> Sample, the same in whichever process it is asked for.
-
-    largest_hw: the largest input size to come; cache_bytes: of this process.
-    """
+    """Key -> Sample, the same in whichever process it is asked for. longest_px: as of `longest_px_for`."""
 
     def __init__(
         self,
@@ -83,11 +87,10 @@ class TrainDataset(Dataset[Sample]):
         *,
         augment: AugmentOptions,
         seed: int,
-        largest_hw: tuple[int, int],
-        cache_bytes: int,
+        longest_px: int,
+        cache: PictureCache | None = None,
     ) -> None:
-        longest_px = int(_DETAIL * max(largest_hw))
-        pictures = ShrunkPictures(image_set, longest_px=longest_px, cache_bytes=cache_bytes)
+        pictures = ShrunkPictures(image_set, longest_px=longest_px, cache=cache)
         self.augmenter = Augmenter(augment, pictures, len(image_set))
         self.seed = seed
         self.length = len(image_set)
@@ -100,32 +103,36 @@ class TrainDataset(Dataset[Sample]):
         return self.augmenter(key.picture, key.input_hw, rng)
 
 
+class EvalKey(NamedTuple):
+    """A picture of the set and the input it is laid into."""
+
+    picture: int
+    input_hw: tuple[int, int]
+
+
 class EvalDataset(Dataset[Sample]):
-    """Picture i of the set, whole, with its Placement.
+    """EvalKey -> the picture, whole, with its Placement.
 
     It is decoded at full size: reduced decoding is quick, but would change the scores a little. An
     unreadable picture comes as grey with its objects, which then count as missed. resize: of geometry.RESIZES.
     """
 
-    def __init__(
-        self, image_set: ImageSet, *, input_hw: tuple[int, int], letterbox: bool, resize: str = "opencv"
-    ) -> None:
+    def __init__(self, image_set: ImageSet, *, letterbox: bool, resize: str = "opencv") -> None:
         self.image_set = image_set
-        self.input_hw = input_hw
         self.letterbox = letterbox
         self.resize = resize
 
     def __len__(self) -> int:
         return len(self.image_set)
 
-    def __getitem__(self, index: int) -> Sample:
-        record = self.image_set[index]
+    def __getitem__(self, key: EvalKey) -> Sample:
+        record = self.image_set[key.picture]
         image = read_picture(record.path, source_hw=record.hw)
         if image is None:
             log.warning("%s: unreadable, evaluated as a grey picture", record.path)
             image = np.full((*record.hw, 3), GREY, np.uint8)
         image = resize(image, record.hw)  # the annotations' size rules; nearly always the same
-        laid, placement = as_input(image, self.input_hw, letterbox=self.letterbox, how=self.resize)
+        laid, placement = as_input(image, key.input_hw, letterbox=self.letterbox, how=self.resize)
         return Sample(
             image=laid,
             boxes=placement.to_input(record.boxes),
@@ -135,14 +142,6 @@ class EvalDataset(Dataset[Sample]):
             path=record.path,
             placement=placement,
         )
-
-
-def _shrunk(image: np.ndarray, longest_px: int) -> np.ndarray:
-    height, width = image.shape[:2]
-    scale = longest_px / max(height, width)
-    if scale >= 1:
-        return image
-    return resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
 
 
 def _whole(record: Record, image: np.ndarray) -> Sample:

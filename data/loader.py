@@ -1,46 +1,66 @@
-"""Batches in an order that depends on (seed, epoch) only, whatever the number of workers."""
+"""Batches in an order that depends on (seed, epoch) only, whatever the number of workers and of ranks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset
 
 from data.augment import AugmentOptions
 from data.batch import collate
-from data.dataset import EvalDataset, Key, TrainDataset
+from data.dataset import EvalDataset, EvalKey, Key, TrainDataset, longest_px_for
+from data.geometry import letterbox_placement
 from data.image_set import ImageSet
+from data.picture_cache import open_cache
+from data.workers import Workers
 from utils.errors import UserError
-from utils.structures import Batch
+from utils.structures import Batch, Sample
 
 _STRIDE_PX = 32
 _BATCHES_PER_SIZE = 10
-_CACHE_BYTES = 1 << 30
 
 # The last entry of a seed: shuffling and sizes must not draw the numbers of a Sample (seed, epoch, position).
 _ORDER, _SIZE = 1, 2
 
 
-class EpochKeys(Sampler[list[Key]]):
-    """The batches of one epoch as lists of Keys.
+class EpochKeys:
+    """The batches of one epoch as lists of Keys: of each batch the `rank`-th of `ranks` equal slices.
 
     Pictures that do not fill a last batch sit out the epoch; a set smaller than one batch makes one smaller
     batch. multi_scale: the input size is drawn anew every 10 batches, between size / multi_scale and
-    size * multi_scale; darknet's `random=1` is 1.4.
+    size * multi_scale; darknet's `random=1` is 1.4. batch_size counts the pictures of all ranks; UserError where it
+    cannot be dealt out evenly.
     """
 
     def __init__(
-        self, pictures: int, *, batch_size: int, input_hw: tuple[int, int], multi_scale: float, seed: int
+        self,
+        pictures: int,
+        *,
+        batch_size: int,
+        input_hw: tuple[int, int],
+        multi_scale: float,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.pictures = pictures
         self.batch_size = min(batch_size, pictures)
+        if self.batch_size % ranks:
+            whole = "" if self.batch_size == batch_size else f", all that the {pictures} pictures of the set allow,"
+            raise UserError(f"a batch of {self.batch_size} pictures{whole} is not divisible by the {ranks} ranks.")
         self.input_hw = input_hw
         self.multi_scale = multi_scale
         self.seed = seed
+        self.rank = rank
+        self.ranks = ranks
         self.epoch = 0
         self.start_batch = 0
 
@@ -51,8 +71,9 @@ class EpochKeys(Sampler[list[Key]]):
         order = np.random.default_rng([self.seed, self.epoch, 0, _ORDER]).permutation(self.pictures).tolist()
         for batch in range(self.start_batch, len(self)):
             hw = self.hw_of_batch(self.epoch * len(self) + batch)
-            start = batch * self.batch_size
-            yield [Key(self.epoch, at, order[at], hw) for at in range(start, start + self.batch_size)]
+            share = self.batch_size // self.ranks
+            start = batch * self.batch_size + self.rank * share
+            yield [Key(self.epoch, at, order[at], hw) for at in range(start, start + share)]
 
     def hw_of_batch(self, global_batch: int) -> tuple[int, int]:
         """Both sides follow the same factor, u or 1/u with u in 1..multi_scale, in steps of 32 px."""
@@ -80,39 +101,58 @@ class EpochKeys(Sampler[list[Key]]):
         return _STRIDE_PX * min(max(round(side_px * factor / _STRIDE_PX), smallest, 1), max(largest, 1))
 
 
-class TrainLoader:
-    """Iterating it gives the Batches of the announced epoch, from the announced batch on.
+class BatchKeys(Protocol):
+    """For each batch the keys of its samples, as the dataset takes them."""
 
-    Announce before iterating; the length is that of a whole epoch.
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[list[Any]]: ...
+
+
+class Loader:
+    """Iterating it gives a Batch for each list of keys, made ahead of time by `workers` processes.
+
+    One iteration at a time: a new one ends an older. On a machine with CUDA the batches lie in page-locked memory.
     """
 
-    def __init__(self, dataset: TrainDataset, keys: EpochKeys, workers: int) -> None:
+    def __init__(self, dataset: Dataset[Sample], keys: BatchKeys, workers: int) -> None:
         self.keys = keys
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=keys,
-            num_workers=workers,
-            collate_fn=collate,
-            persistent_workers=workers > 0,
-            worker_init_fn=_start_worker,
-            # Its own, or every epoch would take a number from torch's global stream.
-            generator=torch.Generator().manual_seed(keys.seed),
-        )
+        self._make = partial(_batch_of, dataset)
+        self._workers = Workers(self._make, workers) if workers else None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+        batches = self._workers.batches(self.keys) if self._workers else (self._make(keys) for keys in self.keys)
+        return _pinned(batches) if torch.cuda.is_available() else batches
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Of the processes that are running now."""
+        return self._workers.pids if self._workers else []
+
+
+class TrainLoader(Loader):
+    """The Batches of the announced epoch, from the announced batch on: this rank's slice of each.
+
+    Announce before iterating; the length is that of a whole epoch.
+    """
+
+    keys: EpochKeys
 
     @property
     def batch_size(self) -> int:
-        """Of every batch: less than was asked for where there are fewer pictures."""
+        """Of every batch, over all ranks: less than was asked for where there are fewer pictures."""
         return self.keys.batch_size
 
     @property
     def smallest_hw(self) -> tuple[int, int]:
         return self.keys.smallest_hw()
+
+    @property
+    def largest_hw(self) -> tuple[int, int]:
+        return self.keys.largest_hw()
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """start_batch: batches of this epoch that were trained on before a run was interrupted."""
@@ -129,21 +169,34 @@ def make_train_loader(
     augment: AugmentOptions,
     seed: int,
     workers: int,
-    cache_bytes: int = _CACHE_BYTES,
+    rank: int = 0,
+    ranks: int = 1,
+    cache: str = "ram",
+    cache_bytes: int | None = None,
+    cache_folder: Path | None = None,
 ) -> TrainLoader:
-    """cache_bytes: of memory for decoded pictures, shared out among the workers."""
+    """batch_size: over all ranks. cache, cache_bytes, cache_folder: of decoded pictures, as of `open_cache`."""
     if batch_size < 1 or workers < 0 or multi_scale < 1:
         raise UserError(
             f"batch_size={batch_size} must be at least 1, workers={workers} at least 0 "
             f"and multi_scale={multi_scale} at least 1."
         )
-    keys = EpochKeys(len(image_set), batch_size=batch_size, input_hw=input_hw, multi_scale=multi_scale, seed=seed)
+    keys = EpochKeys(
+        len(image_set),
+        batch_size=batch_size,
+        input_hw=input_hw,
+        multi_scale=multi_scale,
+        seed=seed,
+        rank=rank,
+        ranks=ranks,
+    )
+    longest_px = longest_px_for(keys.largest_hw())
     dataset = TrainDataset(
         image_set,
         augment=augment,
         seed=seed,
-        largest_hw=keys.largest_hw(),
-        cache_bytes=cache_bytes // max(1, workers),
+        longest_px=longest_px,
+        cache=open_cache(cache, image_set, longest_px=longest_px, limit_bytes=cache_bytes, folder=cache_folder),
     )
     return TrainLoader(dataset, keys, workers)
 
@@ -156,20 +209,48 @@ def make_eval_loader(
     letterbox: bool,
     workers: int,
     resize: str = "opencv",
-) -> DataLoader[Batch]:
-    """Every picture once, in the order of the set; the last batch may be smaller. resize: of geometry.RESIZES."""
-    return DataLoader(
-        EvalDataset(image_set, input_hw=input_hw, letterbox=letterbox, resize=resize),  # type: ignore[arg-type]
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=collate,
-        persistent_workers=workers > 0,
-        worker_init_fn=_start_worker,
-        generator=torch.Generator().manual_seed(0),
-    )
+    rank: int = 0,
+    ranks: int = 1,
+    rect: bool = False,
+) -> Loader:
+    """Each picture once, in the order of the set; the last batch may be smaller. resize: of geometry.RESIZES.
+
+    Of several ranks each takes every `ranks`-th picture, from `rank` on: none, where there are fewer of them.
+    rect: pictures are sorted by their aspect ratio, and a batch's input is cut to what they take of `input_hw`:
+    the same pictures with less grey around. UserError where they are not letterboxed.
+    """
+    if rect and not letterbox:
+        raise UserError("rectangular batches are for letterboxed pictures; these are stretched to fill the input.")
+    pictures = np.arange(rank, len(image_set), ranks)
+    if rect:
+        height, width = image_set.hws[pictures].T
+        pictures = pictures[np.argsort(height / width, kind="stable")]
+    keys = []
+    for start in range(0, len(pictures), batch_size):
+        batch = pictures[start : start + batch_size]
+        hw = rect_hw(image_set.hws[batch], input_hw) if rect else input_hw
+        keys.append([EvalKey(picture, hw) for picture in batch.tolist()])
+    return Loader(EvalDataset(image_set, letterbox=letterbox, resize=resize), keys, workers)
 
 
-def _start_worker(worker: int) -> None:
-    """One thread each: workers are the parallelism."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
+def rect_hw(hws: np.ndarray, input_hw: tuple[int, int]) -> tuple[int, int]:
+    """The smallest input, in steps of 32 px, that shows letterboxed pictures (N, 2) as large as `input_hw` does."""
+    inner = np.array([letterbox_placement((h, w), input_hw).picture_px[::-1] for h, w in hws.tolist()]).max(axis=0)
+    steps = np.ceil(np.round(inner) / _STRIDE_PX).astype(int)
+    height, width = np.minimum(_STRIDE_PX * steps, input_hw).tolist()
+    return height, width
+
+
+def _batch_of(dataset: Dataset[Sample], keys: Sequence[Any]) -> Batch:
+    return collate([dataset[key] for key in keys])
+
+
+def _pinned(batches: Generator[Batch, None, None]) -> Iterator[Batch]:
+    """The same in page-locked memory, copied there by a thread that is one batch ahead."""
+    device = torch.cuda.current_device()  # or the thread would wake the first GPU for every rank
+    source = (batch.pin_memory() for batch in batches)
+    with closing(batches), ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,)) as thread:
+        ahead = thread.submit(next, source, None)
+        while (batch := ahead.result()) is not None:
+            ahead = thread.submit(next, source, None)
+            yield batch

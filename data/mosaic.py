@@ -131,7 +131,7 @@ def _joined(
     samples: Sequence[Sample], tiles: Sequence[_Tile], boxes: Sequence[np.ndarray], kept: Sequence[np.ndarray]
 ) -> Sample:
     """boxes, kept: of each sample, (M, 4) in the mosaic and (M,) bool."""
-    canvas = np.empty_like(samples[0].image)
+    canvas = np.empty(samples[0].image.shape, samples[0].image.dtype)
     for sample, ((left, top, right, bottom), (x, y)) in zip(samples, tiles, strict=True):
         canvas[top:bottom, left:right] = sample.image[y : y + bottom - top, x : x + right - left]
     keep = np.concatenate(kept)

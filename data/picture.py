@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from io import BytesIO
 from typing import BinaryIO
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+_JPEG_START = b"\xff\xd8"
 # JPEG start-of-frame markers; C4, C8 and CC lie among them but are tables.
 _JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -26,12 +28,12 @@ def picture_hw(path: str) -> tuple[int, int] | None:
             if start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR":
                 width, height = struct.unpack(">II", start[16:24])
                 return height, width
-            if start[:2] == b"\xff\xd8":
+            if start[:2] == _JPEG_START:
                 file.seek(2)
                 return _jpeg_hw(file)
     except (OSError, struct.error):
         return None
-    image = _decode(path, cv2.IMREAD_COLOR)
+    image = _decode(_content(path), cv2.IMREAD_COLOR)
     return None if image is None else image.shape[:2]
 
 
@@ -41,26 +43,41 @@ def read_picture(
     """(H, W, 3) uint8 RGB, upright as its EXIF tag says, grey or transparent ones too; None if unreadable.
 
     source_hw: the size its annotations assume; where that is the picture lying on its side, the EXIF tag
-    is ignored. enough_px: the longer side may come back smaller than on disk, but no smaller than this.
+    is ignored. enough_px: the longer side may come back smaller than on disk, but no smaller than this. Only a JPEG
+    does: its decoder makes a half, a quarter or an eighth, sides rounded up, out of fewer frequencies, in less time.
     """
-    flag = cv2.IMREAD_COLOR
-    if enough_px is not None:
-        hw = source_hw or picture_hw(path)
-        factor = max(hw) // enough_px if hw else 1
-        flag = next((_REDUCED[step] for step in (8, 4, 2) if factor >= step), flag)
-    image = _decode(path, flag)
+    content = _content(path)
+    flag = cv2.IMREAD_COLOR if enough_px is None else _reduced(content, enough_px)
+    image = _decode(content, flag)
     if image is not None and source_hw is not None and _lies_on_its_side(image.shape[:2], source_hw):
-        image = _decode(path, flag | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = _decode(content, flag | cv2.IMREAD_IGNORE_ORIENTATION)
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _decode(path: str, flag: int) -> np.ndarray | None:
-    """cv2.imread, but for any file name on any system."""
+def _content(path: str) -> np.ndarray:
+    """The file's bytes, (0,) uint8 where it cannot be read; unlike cv2.imread for any file name on any system."""
     try:
-        data = np.fromfile(path, np.uint8)
-        return cv2.imdecode(data, flag) if len(data) else None
-    except (OSError, cv2.error):
+        return np.fromfile(path, np.uint8)
+    except OSError:
+        return np.empty(0, np.uint8)
+
+
+def _decode(content: np.ndarray, flag: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(content, flag) if len(content) else None
+    except cv2.error:
         return None
+
+
+def _reduced(content: np.ndarray, enough_px: int) -> int:
+    """OpenCV's flag for the smallest that is enough, by the size in the file itself: annotations may mean another."""
+    file = BytesIO(content)
+    try:
+        hw = _jpeg_hw(file) if file.read(2) == _JPEG_START else None
+    except struct.error:  # cut off
+        hw = None
+    factor = max(hw) // enough_px if hw else 1
+    return next((_REDUCED[step] for step in (8, 4, 2) if factor >= step), cv2.IMREAD_COLOR)
 
 
 def _lies_on_its_side(hw: tuple[int, int], source_hw: tuple[int, int]) -> bool:

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from data.augment import AugmentOptions
-from data.dataset import EvalDataset, Key, ShrunkPictures, TrainDataset
+from data.dataset import EvalDataset, EvalKey, Key, ShrunkPictures, TrainDataset
 from data.image_set import ImageSet
 from tests.data.sets import picture_set, write_picture
 from utils.errors import UserError
 
 
 def test_pictures_are_shrunk_with_their_boxes(tmp_path: Path) -> None:
-    pictures = ShrunkPictures(picture_set(tmp_path, 3, hw=(120, 160)), longest_px=40, cache_bytes=0)
+    pictures = ShrunkPictures(picture_set(tmp_path, 3, hw=(120, 160)), longest_px=40)
     sample = pictures(2)
     assert sample.image.shape == (30, 40, 3)
     np.testing.assert_allclose(sample.boxes, [[2.5, 2.5, 10, 10], [7.5, 1.25, 17.5, 12.5]])
@@ -21,24 +21,13 @@ def test_pictures_are_shrunk_with_their_boxes(tmp_path: Path) -> None:
 def test_annotations_of_another_size_are_scaled(tmp_path: Path) -> None:
     image_set = picture_set(tmp_path, 2, hw=(60, 80))
     write_picture(tmp_path / "001.png", (30, 40))
-    np.testing.assert_allclose(ShrunkPictures(image_set, longest_px=500, cache_bytes=0)(1).boxes, [[5, 5, 20, 20]])
-
-
-def test_cache_keeps_to_its_budget_and_spares_the_disk(noise_set: ImageSet) -> None:
-    nbytes = 60 * 80 * 3
-    pictures = ShrunkPictures(noise_set, longest_px=500, cache_bytes=3 * nbytes + 1)
-    images = [pictures(i).image for i in range(len(noise_set))]
-    assert pictures.cache_bytes_left == 1
-    for path in Path(noise_set[0].path).parent.iterdir():
-        path.unlink()
-    np.testing.assert_array_equal(pictures(2).image, images[2])
-    assert pictures(3).image_id == noise_set[0].image_id  # 3 to 10 are gone: the next readable is 0
+    np.testing.assert_allclose(ShrunkPictures(image_set, longest_px=500)(1).boxes, [[5, 5, 20, 20]])
 
 
 def test_unreadable_picture_is_replaced_and_named_once(noise_set: ImageSet, caplog: pytest.LogCaptureFixture) -> None:
     for broken in (4, 5, 10):
         Path(noise_set[broken].path).write_bytes(b"no picture")
-    pictures = ShrunkPictures(noise_set, longest_px=500, cache_bytes=0)
+    pictures = ShrunkPictures(noise_set, longest_px=500)
     with caplog.at_level(logging.WARNING):
         assert [pictures(i).image_id for i in (4, 4, 10)] == [106, 106, 100]
     assert [Path(record.getMessage().split(":")[0]).name for record in caplog.records] == [
@@ -52,11 +41,11 @@ def test_nothing_readable(noise_set: ImageSet) -> None:
     for i in range(len(noise_set)):
         Path(noise_set[i].path).unlink()
     with pytest.raises(UserError, match="none of its 11 pictures can be read"):
-        ShrunkPictures(noise_set, longest_px=500, cache_bytes=0)(0)
+        ShrunkPictures(noise_set, longest_px=500)(0)
 
 
 def test_a_key_makes_its_sample_whatever_was_made_before(noise_set: ImageSet) -> None:
-    knobs = {"augment": AugmentOptions(), "largest_hw": (64, 64), "cache_bytes": 1 << 20}
+    knobs = {"augment": AugmentOptions(), "longest_px": 96}
     one, other = TrainDataset(noise_set, seed=3, **knobs), TrainDataset(noise_set, seed=3, **knobs)
     key = Key(epoch=2, position=5, picture=7, input_hw=(64, 64))
     other[Key(epoch=0, position=0, picture=1, input_hw=(32, 32))]
@@ -69,10 +58,10 @@ def test_a_key_makes_its_sample_whatever_was_made_before(noise_set: ImageSet) ->
 
 @pytest.mark.parametrize("letterbox", [False, True])
 def test_evaluation_shows_the_whole_picture(noise_set: ImageSet, letterbox: bool) -> None:
-    dataset = EvalDataset(noise_set, input_hw=(96, 96), letterbox=letterbox)
+    dataset = EvalDataset(noise_set, letterbox=letterbox)
     assert len(dataset) == len(noise_set)
     for i in range(len(dataset)):
-        sample = dataset[i]
+        sample = dataset[EvalKey(i, (96, 96))]
         assert sample.image.shape == (96, 96, 3)
         assert sample.image_id == noise_set[i].image_id
         assert sample.placement is not None
@@ -81,7 +70,7 @@ def test_evaluation_shows_the_whole_picture(noise_set: ImageSet, letterbox: bool
 
 def test_unreadable_picture_is_evaluated_as_grey(noise_set: ImageSet, caplog: pytest.LogCaptureFixture) -> None:
     Path(noise_set[2].path).write_bytes(b"")
-    sample = EvalDataset(noise_set, input_hw=(64, 64), letterbox=False)[2]
+    sample = EvalDataset(noise_set, letterbox=False)[EvalKey(2, (64, 64))]
     assert (sample.image == 127).all()
     assert (sample.image_id, len(sample.labels)) == (102, 2)
     assert "002.png" in caplog.text

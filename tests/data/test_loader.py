@@ -1,11 +1,18 @@
+import logging
+import os
+import signal
+import threading
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from data.augment import AugmentOptions
-from data.image_set import ImageSet
-from data.loader import EpochKeys, TrainLoader, make_eval_loader, make_train_loader
+from data.image_set import ImageSet, pack
+from data.loader import EpochKeys, Loader, TrainLoader, make_eval_loader, make_train_loader, rect_hw
+from data.problems import Problems
 from tests.data.sets import picture_set
 from utils.errors import UserError
 from utils.structures import Batch
@@ -33,7 +40,8 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(noise_set: ImageSet) -> None:
-    alone, helped = loader(noise_set, workers=0), loader(noise_set, workers=2)
+    augment = AugmentOptions(blur=0.5, noise=0.5)
+    alone, helped = (loader(noise_set, workers, augment=augment) for workers in (0, 2))
     epochs = []
     for epoch in range(2):
         alone.set_epoch(epoch)
@@ -45,9 +53,76 @@ def test_batches_do_not_depend_on_the_number_of_workers(noise_set: ImageSet) -> 
     # Resumed within an epoch, which has been announced to workers that are already running.
     helped.set_epoch(0, start_batch=1)
     assert same(list(helped), epochs[0][1:])
-    fresh = loader(noise_set)
+    fresh = loader(noise_set, augment=augment)
     fresh.set_epoch(1, start_batch=2)
     assert same(list(fresh), epochs[1][2:])
+
+
+@pytest.mark.parametrize(("cache", "workers"), [("ram", 0), ("ram", 2), ("disk", 0), ("disk", 2)])
+def test_batches_do_not_depend_on_the_cache(tmp_path: Path, cache: str, workers: int) -> None:
+    image_set = picture_set(tmp_path / "large", 7, hw=(150, 200))  # larger than they are kept
+    plain = loader(image_set, cache="off")
+    kept = [loader(image_set, workers, cache=cache, cache_folder=tmp_path / "cache") for _ in range(2)]
+    for epoch in range(2):
+        for each in (plain, *kept):
+            each.set_epoch(epoch)
+        expected = list(plain)
+        assert len(expected) == 2
+        assert all(same(list(each), expected) for each in kept)  # the first one cold in epoch 0
+
+
+@pytest.mark.parametrize("kind", ["train", "eval"])
+def test_a_killed_worker_changes_no_batch(noise_set: ImageSet, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    def made(workers: int) -> Loader:
+        if kind == "train":
+            return loader(noise_set, workers, batch_size=2)
+        return make_eval_loader(noise_set, batch_size=2, input_hw=(64, 64), letterbox=True, workers=workers)
+
+    helped, batches = made(2), []
+    with caplog.at_level(logging.WARNING):
+        for batch in helped:
+            batches.append(batch)
+            if len(batches) == 1:
+                os.kill(helped.worker_pids[1], signal.SIGKILL)
+    assert same(batches, list(made(0)))
+    assert [record.getMessage() for record in caplog.records] == [
+        "a worker that loads pictures died (SIGKILL), another takes its place"
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pinning_a_batch_ahead_changes_none(noise_set: ImageSet, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With CUDA's part played by stand-ins, where there is none."""
+    expected = list(loader(noise_set, batch_size=2))
+    pinned_in, devices = set(), []
+
+    def pinned(batch: Batch) -> Batch:
+        pinned_in.add(threading.current_thread())
+        return batch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    monkeypatch.setattr(Batch, "pin_memory", pinned)
+    helped = loader(noise_set, workers, batch_size=2)
+    assert same(list(helped), expected)
+    for _ in helped:  # left early
+        break
+    assert helped.worker_pids == []
+    assert same(list(helped), expected)
+    assert threading.current_thread() not in pinned_in
+    assert devices == [3] * len(pinned_in) == [3] * 3
+
+
+def test_an_error_comes_through_the_thread_that_pins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_set = picture_set(tmp_path, 2)
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    with pytest.raises(UserError, match="none of its 2 pictures can be read"):
+        list(loader(image_set, 1))
 
 
 def test_loading_leaves_the_global_stream_of_torch_alone(noise_set: ImageSet) -> None:
@@ -106,6 +181,87 @@ def test_input_sizes_change_every_ten_batches_within_their_bounds() -> None:
 def test_without_multi_scale_the_size_stays() -> None:
     assert {key.input_hw for batch in keys(multi_scale=1.0) for key in batch} == {(128, 192)}
     assert keys(multi_scale=1.0, input_hw=(112, 80)).smallest_hw() == (112, 80)  # no multiples of 32
+
+
+def test_ranks_share_each_batch_of_one_rank(noise_set: ImageSet) -> None:
+    alone = loader(noise_set, batch_size=4)
+    ranks = [loader(noise_set, batch_size=4, rank=rank, ranks=2) for rank in range(2)]
+    for each in (alone, *ranks):
+        each.set_epoch(1)
+    assert [each.batch_size for each in ranks] == [4, 4]
+    assert [len(each) for each in ranks] == [len(alone)] * 2
+    for whole, *shares in zip(alone, *ranks, strict=True):
+        assert [len(share) for share in shares] == [2, 2]
+        assert same(shares, list(whole.split(2)))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "batch_size", "said"),
+    [
+        (11, 4, "a batch of 4 pictures is not divisible by the 3 ranks"),
+        (5, 6, "a batch of 5 pictures, all that the 5 pictures of the set allow, is not divisible by the 3 ranks"),
+    ],
+)
+def test_a_batch_that_ranks_cannot_share(pictures: int, batch_size: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        keys(pictures, batch_size=batch_size, ranks=3)
+
+
+def test_ranks_evaluate_each_picture_once(noise_set: ImageSet) -> None:
+    def ids(rank: int, ranks: int) -> list[int]:
+        share = make_eval_loader(
+            noise_set, batch_size=2, input_hw=(64, 64), letterbox=True, workers=0, rank=rank, ranks=ranks
+        )
+        batches = list(share)
+        assert len(share) == len(batches)
+        return [image_id for batch in batches for image_id in batch.image_ids]
+
+    assert [ids(rank, 3) for rank in range(3)] == [list(noise_set.image_ids[rank::3]) for rank in range(3)]
+    assert ids(11, 12) == []
+
+
+def mixed_set(folder: Path) -> ImageSet:
+    """Seven pictures of 120x160, five of 160x120, five of 80x160, alternating."""
+    sets = [
+        picture_set(folder / str(hw), count, hw) for count, hw in ((7, (120, 160)), (5, (160, 120)), (5, (80, 160)))
+    ]
+    records = [each[i] for i in range(7) for each in sets if i < len(each)]
+    records = [replace(record, image_id=number) for number, record in enumerate(records)]
+    fields = {"name": "mixed", "split": "val", "problems": Problems(), "source": ""}
+    return pack(records, class_names=sets[0].class_names, category_ids=(1, 2, 3), **fields)  # type: ignore[arg-type]
+
+
+def test_rectangular_batches_are_the_square_ones_with_less_grey(tmp_path: Path) -> None:
+    image_set = mixed_set(tmp_path)
+    square, rect = (
+        make_eval_loader(image_set, batch_size=5, input_hw=(128, 128), letterbox=True, workers=0, rect=rect)
+        for rect in (False, True)
+    )
+    whole = {batch.image_ids[i]: (batch.images[i], batch.placements[i]) for batch in square for i in range(len(batch))}
+    batches = list(rect)
+    assert [tuple(batch.images.shape[2:]) for batch in batches] == [(64, 128), (96, 128), (128, 128), (128, 96)]
+    assert sorted(image_id for batch in batches for image_id in batch.image_ids) == list(range(17))
+    for batch in batches:
+        for image, image_id, placement in zip(batch.images, batch.image_ids, batch.placements, strict=True):
+            assert placement is not None
+            at, inside = whole[image_id]
+            assert inside is not None
+            assert (placement.scale_x, placement.scale_y) == (inside.scale_x, inside.scale_y)
+            width, height = (round(side) for side in placement.picture_px)
+            (x, y), (left, top) = ((int(p.left_px), int(p.top_px)) for p in (placement, inside))
+            assert torch.equal(image[:, y : y + height, x : x + width], at[:, top : top + height, left : left + width])
+
+
+def test_a_rectangle_reaches_from_the_input_to_the_pictures() -> None:
+    assert rect_hw(np.array([[480, 640]]), (416, 416)) == (320, 416)
+    assert rect_hw(np.array([[480, 640], [640, 480]]), (416, 416)) == (416, 416)
+    assert rect_hw(np.array([[10, 1000]]), (416, 416)) == (32, 416)
+    assert rect_hw(np.array([[500, 500]]), (100, 120)) == (100, 120)  # no multiples of 32
+
+
+def test_stretched_pictures_are_never_in_rectangular_batches(noise_set: ImageSet) -> None:
+    with pytest.raises(UserError, match="for letterboxed pictures"):
+        make_eval_loader(noise_set, batch_size=4, input_hw=(64, 64), letterbox=False, workers=0, rect=True)
 
 
 @pytest.mark.parametrize("knob", [{"batch_size": 0}, {"workers": -1}, {"multi_scale": 0.5}])

@@ -65,6 +65,36 @@ def test_reduced_decoding_never_gives_less_than_asked(tmp_path: Path, enough_px:
     assert image.shape[:2] == (expected // 2, expected)
 
 
+@pytest.mark.parametrize(("hw", "step"), [((397, 803), 2), ((401, 799), 4), ((800, 403), 8)])
+def test_reduced_decoding_is_the_picture_averaged(tmp_path: Path, hw: tuple[int, int], step: int) -> None:
+    """Against full decoding and then averaging; the picture is smooth, so that the methods must agree."""
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "a.jpg"), cv2.resize(coarse, hw[::-1], interpolation=cv2.INTER_CUBIC))
+    whole, reduced = (read_picture(str(tmp_path / "a.jpg"), enough_px=enough) for enough in (None, max(hw) // step))
+    assert whole is not None and reduced is not None
+    assert reduced.shape[:2] == tuple(-(-side // step) for side in hw)
+    inside = tuple(side // step for side in hw)  # blocks that are full
+    blocks = whole[: inside[0] * step, : inside[1] * step].reshape(inside[0], step, inside[1], step, 3)
+    difference = np.abs(blocks.mean(axis=(1, 3)) - reduced[: inside[0], : inside[1]])
+    assert difference.mean() < 1
+    assert difference.max() < 12
+
+
+def test_only_a_jpeg_is_decoded_reduced(tmp_path: Path) -> None:
+    """Of other formats OpenCV would decode all and then leave pixels out."""
+    write_picture(tmp_path / "a.png", (200, 400))
+    np.testing.assert_array_equal(
+        read_picture(str(tmp_path / "a.png"), enough_px=50), read_picture(str(tmp_path / "a.png"))
+    )
+
+
+def test_reduced_decoding_goes_by_the_file_not_by_its_annotations(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.jpg", (200, 400))
+    image = read_picture(str(tmp_path / "a.jpg"), source_hw=(1600, 3200), enough_px=300)
+    assert image is not None
+    assert image.shape == (200, 400, 3)
+
+
 def test_orientation_tag(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.jpg", (30, 50))
     path = tmp_path / "turned.jpg"

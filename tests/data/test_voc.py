@@ -65,13 +65,14 @@ def test_malformed_objects_are_dropped_and_named(tmp_path: Path) -> None:
         voc_object("cat", (1, 1, 20, 20))
         + "<object><name>dog</name></object>"
         + voc_object("", (1, 1, 20, 20))
+        + voc_object("owl", ("nan", 1, 20, 20))
         + voc_object("owl", ("one", 1, 20, 20))
     )
     (tmp_path / "Annotations" / "a.xml").write_text(f"<annotation>{objects}</annotation>")
     image_set = open_image_set(tmp_path, "train")
     assert len(image_set[0].labels) == 1
     assert image_set.problems.summary() == [
-        "3 malformed labels dropped (first: Annotations/a.xml object 2, Annotations/a.xml object 3, "
+        "4 malformed labels dropped (first: Annotations/a.xml object 2, Annotations/a.xml object 3, "
         "Annotations/a.xml object 4)"
     ]
 

@@ -1,0 +1,175 @@
+"""Workers answer in order, whatever happens to them. Requests and answers are plain values here."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.workers import Workers
+from utils.errors import UserError
+
+FORK = multiprocessing.get_context("fork")
+
+
+def told(request: Any) -> Any:
+    """The number and who answered; an error for an error; a function is called first."""
+    if isinstance(request, Exception):
+        raise request
+    if callable(request):
+        request = request()
+    return request, os.getpid()
+
+
+def die(left: Path | None = None, by: int = signal.SIGKILL) -> str:
+    """Each time, or only while the folder `left` has a file: of these one goes each time."""
+    files = [None] if left is None else sorted(left.iterdir())
+    if files:
+        if files[0] is not None:
+            files[0].unlink()
+        os.kill(os.getpid(), by)
+    return "done"
+
+
+@contextmanager
+def workers(count: int = 2) -> Iterator[Workers]:
+    made = Workers(told, count)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def answers(made: Workers, requests: Any) -> list[Any]:
+    return [answer for answer, _ in made.batches(requests)]  # type: ignore[misc]
+
+
+def is_gone(pid: int) -> bool:
+    """Ended; a zombie that nobody has waited for is, too."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def soon(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 20])
+def test_answers_come_in_order_from_all_workers_again_and_again(count: int) -> None:
+    with workers(3) as made:
+        for _ in range(2):
+            got = list(made.batches(iter(range(count))))
+            assert [answer for answer, _ in got] == list(range(count))  # type: ignore[misc]
+            assert {pid for _, pid in got} == set(made.pids[:count])  # type: ignore[misc]
+            assert os.getpid() not in made.pids
+
+
+def test_no_more_is_asked_than_two_each_ahead() -> None:
+    asked = []
+    with workers(2) as made:
+        batches = made.batches(asked.append(number) or number for number in range(100))  # type: ignore[func-returns-value]
+        for taken in range(1, 4):
+            next(batches)
+            assert len(asked) == taken + 4
+
+
+def test_an_iteration_left_early_leaves_nothing_to_the_next() -> None:
+    with workers() as made:
+        for _ in made.batches(range(9)):
+            pids = made.pids
+            break
+        assert all(is_gone(pid) for pid in pids)
+        assert made.pids == []
+        older = made.batches(range(9))
+        next(older)
+        assert answers(made, range(10, 15)) == [10, 11, 12, 13, 14]  # while somebody still holds the older one
+        newer = made.batches(range(3))
+        next(newer)
+        with pytest.raises(AssertionError, match="newer iteration"):
+            next(older)
+        assert [answer for answer, _ in newer] == [1, 2]  # type: ignore[misc]
+
+
+def test_errors_are_raised_where_the_answer_was_due() -> None:
+    with workers() as made:
+        batches = made.batches([1, UserError("no such picture"), 3])
+        next(batches)
+        with pytest.raises(UserError, match=r"^no such picture$"):
+            next(batches)
+        with pytest.raises(RuntimeError, match=r"raise request\nKeyError: 'x'"):
+            answers(made, [KeyError("x")])
+        assert answers(made, [4]) == [4]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_the_whole_group_are_the_main_process_s(number: int) -> None:
+    with workers() as made:
+        batches = made.batches(range(12))
+        got = [next(batches)[0]]  # type: ignore[index]
+        pids = made.pids
+        for pid in pids:
+            os.kill(pid, number)
+        assert [*got, *(answer for answer, _ in batches)] == list(range(12))  # type: ignore[misc]
+        assert made.pids == pids
+
+
+@pytest.mark.parametrize("deaths", [1, 3])
+def test_a_worker_that_dies_is_replaced(tmp_path: Path, deaths: int, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(deaths):
+        (tmp_path / str(number)).touch()
+    with workers() as made, caplog.at_level(logging.WARNING):
+        assert answers(made, [0, 1, partial(die, tmp_path), 3, 4, 5, 6]) == [0, 1, "done", 3, 4, 5, 6]
+    assert len(caplog.records) == deaths
+
+
+def test_a_worker_that_always_dies_is_an_error() -> None:
+    with workers() as made:
+        with pytest.raises(UserError, match=r"died 4 times in a row \(SIGALRM\)"):
+            answers(made, [0, partial(die, by=signal.SIGALRM), 2])
+        assert answers(made, [1]) == [1]
+
+
+def test_a_worker_that_is_killed_between_two_iterations_is_replaced() -> None:
+    with workers() as made:
+        assert answers(made, range(4)) == [0, 1, 2, 3]
+        for pid in made.pids:
+            os.kill(pid, signal.SIGKILL)
+        assert answers(made, range(4)) == [0, 1, 2, 3]
+
+
+def leave(pipe: Any, wait: bool) -> None:
+    """A main process that ends, or is killed, in the middle of an iteration."""
+    made = Workers(told, 3)
+    batches = made.batches(range(100))
+    next(batches)
+    pipe.send(made.pids)
+    if wait:
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_workers_end_with_their_main_process(killed: bool) -> None:
+    ours, theirs = FORK.Pipe()
+    main = FORK.Process(target=leave, args=(theirs, killed))
+    main.start()
+    pids = ours.recv()
+    if killed:
+        main.kill()
+    main.join(20)
+    assert main.exitcode == (-signal.SIGKILL if killed else 0)
+    assert len(pids) == 3
+    assert soon(lambda: all(is_gone(pid) for pid in pids))
