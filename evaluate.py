@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_metric(given)
     loading = {"batch_size": options.batch_size, "workers": options.workers}
     image_set = open_image_set(options.data, options.split)
-    examiner = make_examiner(detector, image_set, **loading)
+    examiner = make_examiner(detector, image_set, **loading, rect=options.rect, backend=options.eval_backend)
     domain = open_image_set(options.recalibrate_on, "train") if options.recalibrate_on else None
     folder = free_folder(options.run, default=f"eval-{image_set.name}-{image_set.split}")
     for line in origin:

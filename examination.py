@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from data.image_set import ImageSet
 from data.loader import make_eval_loader
 from models.detector import Detector
 from models.norms.recalibrate import recalibrate
+from utils import ranks
+from utils.coco_backends import choose_backend
 from utils.darknet_map import CONFIDENCE, NMS_IOU, DarknetTable, evaluate_darknet
 from utils.scoring import Examiner, category_of_label, detections_of
+from utils.stop import Stop
 from utils.structures import Batch, Detections
 
 TRAINED_ON_VAL2017 = (
@@ -24,17 +26,37 @@ TRAINED_ON_VAL2017 = (
 )
 
 
-def make_examiner(detector: Detector, image_set: ImageSet, *, batch_size: int, workers: int) -> Examiner:
-    """UserError where the classes do not fit (`category_of_label`)."""
+def make_examiner(
+    detector: Detector,
+    image_set: ImageSet,
+    *,
+    batch_size: int,
+    workers: int,
+    rect: bool = False,
+    backend: str = "auto",
+    stop: Stop | None = None,
+) -> Examiner:
+    """rect: of `make_eval_loader`. backend: of utils.coco_backends.BACKENDS. stop: is heeded between batches, of a job
+    of one process.
+
+    UserError where it is not installed, or the classes do not fit (`category_of_label`).
+    """
+    batches: Iterable[Batch] = _pictures_for(
+        detector, image_set, batch_size=batch_size, workers=workers, is_shared=True, rect=rect
+    )
+    if stop is not None and ranks.count() == 1:
+        batches = stop.heeding(batches)
     return Examiner(
-        detect=detector,
-        batches=_pictures_for(detector, image_set, batch_size=batch_size, workers=workers),
+        detect=replace(detector, max_detections=None),
+        batches=batches,
         class_names=detector.class_names,
         ground_truth=image_set.ground_truth(),
         image_ids=image_set.image_ids,
         categories=category_of_label(detector.class_names, image_set.class_names, image_set.category_ids),
         device=detector.device,
         is_coco=image_set.coco_json is not None,
+        max_detections=detector.max_detections,
+        backend=choose_backend(backend),
     )
 
 
@@ -65,7 +87,7 @@ def may_have_trained_on(cfg_name: str, classes: int, places: Sequence[str]) -> b
 
     places: names and paths of the data set. Official YOLOv4 weights are trained on darknet's COCO list trainvalno5k.
     """
-    return cfg_name.startswith("yolov4") and classes == 80 and any("val2017" in place for place in places)
+    return "yolov4" in cfg_name and classes == 80 and any("val2017" in place for place in places)
 
 
 def places_of(image_set: ImageSet) -> tuple[str, ...]:
@@ -84,12 +106,22 @@ def sample_images(
 def recalibrate_on(image_set: ImageSet, detector: Detector, *, pictures: int, batch_size: int, workers: int) -> str:
     """The detector's norms take the statistics of a sample of pictures -> what they are of, in words."""
     images = sample_images(image_set, detector, pictures=pictures, batch_size=batch_size, workers=workers)
-    recalibrate(detector.network, images)
+    network = detector.network
+    recalibrate(network, images, but=network.layers[: network.frozen_layers])
     return f"statistics of {sum(map(len, images))} pictures of {image_set.name} {image_set.split}"
 
 
-def _pictures_for(detector: Detector, image_set: ImageSet, *, batch_size: int, workers: int) -> DataLoader[Batch]:
-    """All pictures, as `detector` sees them."""
+def _pictures_for(
+    detector: Detector,
+    image_set: ImageSet,
+    *,
+    batch_size: int,
+    workers: int,
+    is_shared: bool = False,
+    rect: bool = False,
+) -> Iterable[Batch]:
+    """All pictures, as `detector` sees them; is_shared: this rank's share of them."""
+    share = {"rank": ranks.rank(), "ranks": ranks.count()} if is_shared else {}
     return make_eval_loader(
         image_set,
         batch_size=batch_size,
@@ -97,4 +129,6 @@ def _pictures_for(detector: Detector, image_set: ImageSet, *, batch_size: int, w
         letterbox=detector.letterbox,
         workers=workers,
         resize=detector.resize,
+        rect=rect,
+        **share,
     )

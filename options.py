@@ -32,8 +32,10 @@ from cfg.plan import Plan  # noqa: E402
 from cfg.yolo import NMS_KINDS  # noqa: E402
 from data.augment import AugmentOptions  # noqa: E402
 from data.geometry import RESIZES  # noqa: E402
+from data.picture_cache import CACHES  # noqa: E402
 from models.norms.table import NormOptions  # noqa: E402
 from models.yolo.loss import LossOptions  # noqa: E402
+from utils.coco_backends import BACKENDS  # noqa: E402
 from utils.darknet_map import POINTS  # noqa: E402
 from utils.schedule import POLICIES  # noqa: E402
 
@@ -46,6 +48,7 @@ GROUP_TITLES = {
     "norm": "normalisation",
     "augment": "augmentation (training pictures)",
     "loss": "loss",
+    "speed": "memory and speed",
 }
 
 
@@ -57,6 +60,12 @@ def parse_image_hw(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
+def parse_subdivisions(text: str) -> int | str:
+    if text != "auto" and not (text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text} must be a number of at least 1, or auto")
+    return text if text == "auto" else int(text)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimOptions:
     """Batches, learning rate and what else makes an optimizer step."""
@@ -64,7 +73,12 @@ class OptimOptions:
     epochs: int | None = knob(None, "passes over the pictures (default: as many as make max_steps)", low=1)
     max_steps: int = knob(2000, "optimizer steps, if epochs is not given (cfg: max_batches)", unit="STEPS", low=1)
     batch_size: int = knob(16, "pictures per optimizer step (cfg: batch)", unit="PICTURES", low=1)
-    subdivisions: int = knob(1, "mini-batches a batch is cut into: one forward each", unit="MINI_BATCHES", low=1)
+    subdivisions: int | str = knob(
+        1,
+        "mini-batches a batch is cut into, one forward each; auto: as few as fit into the GPU's memory",
+        unit="N",
+        parse=parse_subdivisions,
+    )
     learning_rate: float = knob(0.01, "rate after burn-in", low=1e-12)
     final_learning_rate: float = knob(1e-5, "where cosine and sgdr end (cfg: learning_rate_min)", low=0)
     lr_policy: str = knob(
@@ -79,6 +93,20 @@ class OptimOptions:
     burn_in_steps: int = knob(0, "steps in which the rate rises as a power (cfg: burn_in)", unit="STEPS", low=0)
     momentum: float = knob(0.9, "of SGD", low=0, high=0.9999)
     weight_decay: float = knob(5e-4, "on convolution weights only (cfg: decay)", low=0, high=1)
+    freeze: int = knob(
+        0,
+        "first layers of the cfg that do not learn, nor do the statistics of their norms (cfg: those before the last "
+        "stopbackward=1)",
+        unit="LAYERS",
+        low=0,
+    )
+    backbone_rate: float = knob(
+        1.0,
+        "rate of all but the convolutions that feed the [yolo] layers, as a share of theirs: 0.1 keeps more of what "
+        "--weights brings",
+        unit="FACTOR",
+        low=0,
+    )
     clip_norm: float | None = knob(None, "clip the norm of the whole gradient to this", unit="NORM", low=1e-12)
     ema_decay: float | None = knob(
         None,
@@ -87,6 +115,26 @@ class OptimOptions:
         high=0.99999,
     )
     amp: str = knob("auto", "mixed precision; auto = bf16 or fp16 on CUDA, off elsewhere", choices=AMP_KINDS)
+
+
+def eval_backend_knob() -> Any:
+    return knob(
+        "auto",
+        "what computes COCO's numbers, which do not depend on it; auto = faster-coco-eval where it is installed",
+        choices=BACKENDS,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedOptions:
+    """What a step takes, and not what comes out of it, but for rounding."""
+
+    checkpoint_activations: bool = knob(
+        False, "keep few activations and compute the rest again in the backward: less memory, more time"
+    )
+    channels_last: bool = knob(False, "lay pictures out channel by channel in memory; often faster, with amp above all")
+    compile: bool = knob(False, "compile the network with torch.compile, once for each input size")
+    profile: bool = knob(False, "time the first steps by operation: profile.json for a trace viewer, and a table")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,15 +168,31 @@ class TrainOptions:
         high=4,
     )
     run: str | None = knob(None, "folder for everything this run writes (default: runs/DATA-CFG-NORM)", unit="DIR")
-    resume: str | None = knob(None, "go on from a run's folder or its last.pt, with its settings", unit="RUN")
+    resume: str | None = knob(
+        None,
+        "go on from a run's folder or its last.pt, with its settings; alone, from the newest run",
+        unit="RUN",
+        alone="",
+    )
+    save_minutes: float = knob(
+        10, "write last.pt at least this often within an epoch; at its end anyway", unit="MINUTES", low=0
+    )
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
     workers: int = knob(2, "processes that load pictures; 0 = the main one", unit="N", low=0)
+    cache: str = knob(
+        "ram",
+        "where decoded training pictures are kept: in up to a quarter of the free memory, shared by the workers, or on "
+        "up to half of the free disk, in ~/.cache/yolov4-norms (to be deleted at will), for later runs too",
+        choices=CACHES,
+    )
     seed: int = knob(0, "fixes initial weights, picture order and augmentation", low=0, high=2**32 - 1)
     evals: int = knob(10, "evaluations over the run; the last epoch always gets one", unit="N", low=1)
+    eval_backend: str = eval_backend_knob()
     optim: OptimOptions = field(default_factory=OptimOptions)
     norm: NormOptions = field(default_factory=NormOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
     loss: LossOptions = field(default_factory=LossOptions)
+    speed: SpeedOptions = field(default_factory=SpeedOptions)
 
 
 def resize_knob() -> Any:
@@ -163,6 +227,11 @@ class EvaluateOptions:
         None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
     )
     batch_size: int = knob(16, "pictures per forward", unit="PICTURES", low=1)
+    rect: bool = knob(
+        False,
+        "of a network with letterboxed pictures, batches of pictures of one shape without most of the grey: quicker, "
+        "and AP may differ a little",
+    )
     norm_stats: str = knob(
         "population",
         "what norms normalise by: their population statistics, or each batch's own",
@@ -180,6 +249,7 @@ class EvaluateOptions:
     recalibrate_pictures: int = knob(
         200, "pictures that recalibrate_on takes, and norm_report of the split", unit="PICTURES", low=1
     )
+    eval_backend: str = eval_backend_knob()
     metric: str = knob("coco", "COCO's AP, or darknet's beside it", choices=METRICS)
     map_points: str = knob(
         "0", "metric darknet: recall points; 0 is the area under the curve", choices=tuple(map(str, POINTS))
@@ -250,6 +320,7 @@ def cfg_settings(plan: Plan, mosaic_geometry: str = "content") -> dict[str, Any]
         "burn_in_steps": net.burn_in_steps,
         "momentum": net.momentum,
         "weight_decay": net.decay,
+        "freeze": plan.frozen_layers or None,
         "max_steps": net.max_batches or None,
         "ema_decay": net.ema_alpha or None,
         "multi_scale": 1.4 if head.random == 1 else head.random or None,
@@ -364,6 +435,8 @@ def _add_flags(group: Any, kind: type) -> None:
                 wanted.pop("metavar")
             if is_tuple and not f.metadata["parse"]:
                 wanted["nargs"] = "+"
+            if f.metadata["alone"] is not None:
+                wanted |= {"nargs": "?", "const": f.metadata["alone"]}
         if required and is_tuple:
             group.add_argument(f.name, **wanted)
         else:

@@ -101,7 +101,7 @@ def detector_of(
     device: torch.device,
     confidence: float,
     nms_iou: float,
-    max_detections: int,
+    max_detections: int | None,
     nms: str = "cfg",
     resize: str = "opencv",
     input_hw: tuple[int, int] | None = None,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,7 @@ from models.blocks import (
     WeightedShortcut,
 )
 from models.norms.table import NormFactory
+from models.recompute import checkpointed, spans_of
 from models.yolo.head import RawHead
 
 OBJECTNESS_PRIOR = 0.01  # Focal loss (Lin et al. 2017, section 4.1): start by calling nearly every cell empty
@@ -56,17 +59,34 @@ class Network(nn.Module):
 
     `layers` has one module per layer of the cfg, so darknet's layer indices are names here. An output is dropped
     as soon as its last reader has run. A network without [yolo] has no heads, but a `last_output`.
+
+    After `recompute_activations`, training keeps only what passes between spans of layers, and makes the rest again in
+    the backward.
     """
 
     def __init__(self, plan: Plan, norm: NormFactory) -> None:
         super().__init__()
         self.plan = plan
         self.layers = nn.ModuleList(BUILDERS[type(node.spec)](plan, node, norm) for node in plan.nodes)
-        readers = plan.consumers
-        self._read_last_by = [
-            tuple({s for s in node.inputs if s >= 0 and readers[s][-1] == node.index}) for node in plan.nodes
-        ]
+        # The network's input counts as layer -1.
+        readers = {-1: [n.index for n in plan.nodes if -1 in n.inputs], **dict(enumerate(plan.consumers))}
+        self._last = max((n.index for n in plan.nodes if not isinstance(n.spec, YoloSpec)), default=-1)
+        for index in (self._last, *(source for head in plan.heads for source in plan.nodes[head].inputs)):
+            readers[index] = [len(plan.nodes)]
+        # Per layer, until which layer its output is held.
+        self._held_until = {index: max(by, default=index) for index, by in readers.items()}
+        self._spans: Sequence[range] = [range(len(plan.nodes))]
+        self.frozen_layers = 0  # so many first ones (`models/freeze.py`)
         init_weights(self)
+
+    def train(self, mode: bool = True) -> Network:
+        """Frozen layers stay in eval mode."""
+        super().train(mode)
+        self.layers[: self.frozen_layers].eval()
+        return self
+
+    def recompute_activations(self) -> None:
+        self._spans = spans_of(self.plan)
 
     def forward(self, images: Tensor) -> tuple[RawHead, ...]:
         return self._run(images)[0]
@@ -78,18 +98,33 @@ class Network(nn.Module):
 
     def _run(self, images: Tensor) -> tuple[tuple[RawHead, ...], Tensor]:
         """The heads, and the output of the last layer that has one."""
-        last = images
         outputs: dict[int, Tensor] = {-1: images}
-        heads: list[RawHead] = []
-        for node, layer, finished in zip(self.plan.nodes, self.layers, self._read_last_by, strict=True):
-            inputs = [outputs[source] for source in node.inputs]
-            if isinstance(node.spec, YoloSpec):
-                heads.append(as_head(inputs[0], node.spec, images.shape[-2:]))
+        spans = self._spans if self.training else [range(len(self.layers))]
+        for span in spans:
+            reads = tuple(outputs)
+            forward = partial(self._run_span, span, reads)
+            if len(spans) > 1:
+                made = checkpointed(forward, *outputs.values(), layers=self.layers[span.start : span.stop])
             else:
-                last = outputs[node.index] = layer(*inputs)
-            for source in finished:
-                outputs.pop(source, None)
-        return tuple(heads), last
+                made = forward(*outputs.values())
+            outputs = dict(zip(self._left_after(span), made, strict=True))
+        nodes = self.plan.nodes
+        heads = (as_head(outputs[nodes[i].inputs[0]], nodes[i].spec, images.shape[-2:]) for i in self.plan.heads)
+        return tuple(heads), outputs[self._last]
+
+    def _run_span(self, span: range, reads: tuple[int, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """inputs: outputs of the layers `reads` -> what is left after the span, of `_left_after`."""
+        outputs = dict(zip(reads, inputs, strict=True))
+        for index in span:
+            node = self.plan.nodes[index]
+            if not isinstance(node.spec, YoloSpec):
+                outputs[index] = self.layers[index](*(outputs[source] for source in node.inputs))
+            outputs = {source: output for source, output in outputs.items() if self._held_until[source] > index}
+        return tuple(outputs[index] for index in self._left_after(span))
+
+    def _left_after(self, span: range) -> tuple[int, ...]:
+        """Layers up to the end of the span whose outputs are still asked for."""
+        return tuple(index for index in range(-1, span.stop) if self._held_until[index] >= span.stop)
 
 
 def as_head(output: Tensor, spec: YoloSpec, input_hw: torch.Size) -> RawHead:
@@ -198,11 +233,23 @@ def init_weights(network: Network) -> None:
         biases.zero_()[:, 4] = math.log(OBJECTNESS_PRIOR / (1 - OBJECTNESS_PRIOR))
 
 
-def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
-    """Decay on convolution weights only: not on biases, gamma or beta (darknet convolutional_layer.c)."""
-    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d)}
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def parameter_groups(network: Network, *, weight_decay: float, backbone_rate: float = 1.0) -> list[dict[str, Any]]:
+    """Of the parameters that learn, for an optimizer; each group's rate is the schedule's times its `lr_scale`.
+
+    That is a convolution's own learning_rate in the cfg, times backbone_rate in all layers but those that feed a
+    [yolo]. Decay on convolution weights only: not on biases, gamma or beta (darknet convolutional_layer.c).
+    """
+    decayed = {id(m.weight) for m in network.modules() if isinstance(m, nn.Conv2d)}
+    feeding = {source for index in network.plan.heads for source in network.plan.nodes[index].inputs}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for node, layer in zip(network.plan.nodes, network.layers, strict=True):
+        scale = node.spec.learning_rate if isinstance(node.spec, ConvSpec) else 1.0
+        scale *= 1.0 if node.index in feeding else backbone_rate
+        for parameter in layer.parameters():
+            if parameter.requires_grad:
+                decay = weight_decay if id(parameter) in decayed else 0.0
+                groups.setdefault((scale, decay), []).append(parameter)
     return [
-        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (scale, decay), parameters in groups.items()
     ]

@@ -6,14 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import evaluate
-import train
+import preparation
 from cfg.plan import parse_plan
 from data.image_set import ImageSet
 from data.source import open_image_set
@@ -89,7 +88,10 @@ def test_measuring_as_darknet(pictures: ImageSet) -> None:
 
 def test_coco_takes_the_detector_as_it_is_and_source_pixels(pictures: ImageSet) -> None:
     assert make_examiner(Knowing(), pictures, **LOADING).measure().AP50 > 0.4  # type: ignore[arg-type]
-    assert asked == [((3.0, 2.0), 0.1, 0.6, 100)] * 5
+    best = make_examiner(Knowing(max_detections=1), pictures, **LOADING)  # type: ignore[arg-type]
+    assert len(best.results()) == 5
+    # The detector is asked for all; the best are chosen of those the data set knows.
+    assert asked == [((3.0, 2.0), 0.1, 0.6, None)] * 10
 
 
 def test_classes_must_fit(pictures: ImageSet) -> None:
@@ -110,8 +112,7 @@ def test_pictures_are_resized_as_the_detector_wants(pictures: ImageSet) -> None:
 
 
 def test_the_trainer_suppresses_as_evaluate_does() -> None:
-    average = SimpleNamespace(model=None)
-    detector = train.make_detector(TrainOptions(), average, CLASSES)  # type: ignore[arg-type]
+    detector = preparation.make_detector(TrainOptions(), None, CLASSES)  # type: ignore[arg-type]
     default = EvaluateOptions(weights="")
     for rule in ("nms", "resize", "nms_iou", "confidence", "max_detections"):
         assert getattr(detector, rule) == getattr(default, rule)
@@ -125,6 +126,7 @@ def test_the_trainer_suppresses_as_evaluate_does() -> None:
     [
         ("yolov4", 80, ("coco", "/coco/annotations/instances_val2017.json", "/coco/val2017"), True),
         ("yolov4-tiny", 80, ("val2017", "", "/pictures"), True),
+        ("my-yolov4", 80, ("val2017", "", "/pictures"), True),
         ("yolov4", 80, ("coco", "/coco/annotations/instances_val2014.json", "/coco/val2014"), False),
         ("yolov4", 20, ("coco", "", "/coco/val2017"), False),
         ("yolov3", 80, ("coco", "", "/coco/val2017"), False),

@@ -114,9 +114,10 @@ def test_two_lengths_of_training_contradict(capsys):
 # --- limits --------------------------------------------------------------------------------------------------
 
 ABSURD = {
-    "train.py": """epochs -3 0; max-steps 0; batch-size 0; subdivisions 0; learning-rate 0 -1 nan inf; workers -1
-        final-learning-rate -1; momentum -1 1; weight-decay -1; clip-norm 0; ema-decay 1 -0.1 0.999999; seed -1
-        seed 4294967296; evals 0 -2; multi-scale 0.5 nan 100; burn-in-steps -1; lr-steps 0; lr-scales -1 nan
+    "train.py": """epochs -3 0; max-steps 0; batch-size 0; learning-rate 0 -1 nan inf; workers -1
+        final-learning-rate -1; momentum -1 1; weight-decay -1; freeze -1; backbone-rate -1 nan; clip-norm 0
+        ema-decay 1 -0.1 0.999999; seed -1; seed 4294967296; evals 0 -2; save-minutes -1; multi-scale 0.5 nan 100
+        burn-in-steps -1; lr-steps 0; lr-scales -1 nan
         norm-window -1; norm-groups 0; norm-burn-in-steps -1; norm-eps 0; norm-momentum 2; box-gain -1 inf
         norm-growth-steps -1; norm-refresh-steps 0; norm-positions -1; norm-average-images 0; norm-r-max 0.5 inf
         norm-d-max -1; norm-ramp-steps -1; norm-freeze-after 1.1 -0.1 nan; precise-bn -1
@@ -288,6 +289,15 @@ def test_a_cfg_may_ask_for_cmbn(line, norm):
     settings = cfg_settings(plan)
     assert settings.get("norm") == norm
     assert settle(TrainOptions, {"norm": "gn"}, settings).norm.norm == "gn"
+
+
+def test_a_cfgs_stopbackward_freezes_unless_something_else_is_typed():
+    text = "[net]\nwidth=32\nheight=32\n[maxpool]\n[convolutional]\nfilters=6\nactivation=linear\nstopbackward={}\n"
+    text += "[yolo]\nclasses=1\nanchors=4,4\n"
+    frozen, none = (cfg_settings(parse_plan(text.format(value), path="some.cfg")) for value in (1, 0))
+    assert settle(TrainOptions, {}, frozen).optim.freeze == 1
+    assert settle(TrainOptions, {"freeze": 0}, frozen).optim.freeze == 0
+    assert settle(TrainOptions, {}, none).optim.freeze == 0
 
 
 def test_darknets_mosaic_hears_more_of_the_cfg():

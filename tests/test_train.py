@@ -8,7 +8,7 @@ import pytest
 
 from cfg.plan import Plan, load_plan, parse_plan
 from options import TrainOptions, cfg_settings, settle
-from train import make_schedule
+from preparation import make_schedule
 from utils.errors import UserError
 from utils.schedule import Schedule
 
@@ -35,9 +35,20 @@ POLICY_LINES = {
 }
 
 
+@pytest.mark.parametrize(("total_steps", "steps"), [(1000, 200), (2000, 200), (500, 100), (40, 8)])
+def test_burn_in_keeps_its_proportion_to_a_shorter_run_and_is_not_longer_in_a_longer_one(total_steps, steps):
+    plan = plan_with("policy=constant", "burn_in=200")
+    assert schedule_of(plan, total_steps=total_steps).burn_in_steps == steps
+
+
+def test_of_a_much_shorter_run_burn_in_may_take_a_tenth():
+    plan = plan_with("policy=constant", "burn_in=10")
+    assert schedule_of(plan, total_steps=50).burn_in_steps == 5
+
+
 @pytest.mark.parametrize("policy", POLICY_LINES)
 def test_each_policy_of_a_cfg_is_used_with_its_numbers(policy):
-    """At half of the training, by FACTS 4."""
+    """At half of the training: darknet network.c, get_current_rate."""
     schedule = schedule_of(plan_with(f"policy={policy}", *POLICY_LINES[policy]))
     assert schedule.policy == policy
     half = {

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import nn
 
+from utils import ranks
+
 
 class WeightAverage:
     """`model` is the averaged copy, in eval mode, frozen.
@@ -38,3 +40,9 @@ class WeightAverage:
             else:
                 mean.copy_(current[name])
         torch._foreach_lerp_(averaged, fresh, 1 - decay)
+
+    def agree(self) -> None:
+        """Of all ranks, whose weights are the same, the mean of running statistics: a collective."""
+        parameters = {id(parameter) for parameter in self.model.parameters()}
+        own = [t for t in self.model.state_dict(keep_vars=True).values() if id(t) not in parameters]
+        ranks.averaged([tensor for tensor in own if tensor.is_floating_point()])

@@ -22,14 +22,17 @@ def knob(
     parse: Callable[[str], Any] | None = None,
     low: float | None = None,
     high: float | None = None,
+    alone: Any = None,
 ) -> Any:
     """A dataclass field: `text` is its help, `unit` stands for its value there.
 
     `parse` turns the flag's string into the value; without it the annotation decides (bool, int, float, str).
     `choices` may be a callable when the names are defined later in the file. `low` and `high` are the limits of a
-    number, or of each in a tuple, both inclusive; a number that is not finite is outside any limits.
+    number, or of each in a tuple, both inclusive; a number that is not finite is outside any limits. `alone` is the
+    value where the flag is given without one.
     """
     metadata = {"text": text, "unit": unit, "choices": choices, "parse": parse, "low": low, "high": high}
+    metadata |= {"alone": alone}
     return field(default=default, metadata=metadata)
 
 

@@ -6,18 +6,29 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from utils import ranks
+from utils.checkpoint import write_checkpoint
+from utils.draw import write_png
 from utils.errors import UserError
+from utils.pace import Pace
+from utils.structures import Batch
 
 COLUMNS = ("step", "epoch", "lr", "loss", "box", "objectness", "class", "AP", "AP50", "seconds")
+RUNS = Path("runs")
+_SHARE_FOR_SAVING = 0.05  # of the time, at most, for checkpoints at the ends of short epochs
+_PACE_AFTER_STEPS = 5  # the first ones allocate, start workers and choose algorithms
 
 
 def free_folder(wanted: str | None, *, default: str) -> Path:
@@ -27,9 +38,17 @@ def free_folder(wanted: str | None, *, default: str) -> Path:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder}: is there already; name another folder (a training goes on with --resume)")
         return _made(folder)
-    first = Path("runs") / default
+    first = RUNS / default
     taken = (first.with_name(f"{first.name}-{number}") if number > 1 else first for number in range(1, 10_000))
     return _made(next(folder for folder in taken if not folder.exists()))
+
+
+def newest_run() -> Path:
+    """The folder under runs/ whose last.pt is the newest. UserError where there is none."""
+    saved = sorted(RUNS.glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
+    if not saved:
+        raise UserError(f"{RUNS.absolute()}: no run to go on with; name its folder after --resume")
+    return saved[-1].parent
 
 
 def _made(folder: Path) -> Path:
@@ -41,15 +60,27 @@ def _made(folder: Path) -> Path:
 
 
 class RunLog:
-    """settings.json, results.csv (a row per epoch), TensorBoard scalars, and one progress bar over all steps."""
+    """Checkpoints, settings.json, results.csv (a row per epoch), TensorBoard, and one progress bar over all steps.
 
-    def __init__(self, folder: Path, *, total_steps: int, first_step: int = 0) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+    Of several ranks the first one writes and prints; the others keep quiet. What a full disk does not take is left
+    out with a line, and the training goes on.
+
+    epochs_done: rows of later ones, which a run that was killed had written, are dropped.
+    """
+
+    def __init__(
+        self, folder: Path, *, total_steps: int, first_step: int = 0, epochs_done: int = 0, save_every_s: float = 600
+    ) -> None:
+        self.folder, self.total_steps, self.save_every_s = folder, total_steps, save_every_s
+        self._speaks = ranks.is_first()
+        self._board: SummaryWriter | None = None
+        if self._speaks:
+            with self._writing("what was logged before"):
+                folder.mkdir(parents=True, exist_ok=True)
+                self._drop_rows_after(epochs_done)
+                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         # Into a file or a pipe, a line every half minute is plenty.
         interval_s = 0.2 if sys.stderr.isatty() else 30
-        self._epoch_losses: list[Tensor] = []
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
@@ -57,47 +88,128 @@ class RunLog:
             mininterval=interval_s,
             maxinterval=max(10, interval_s),
             dynamic_ncols=True,
+            disable=not self._speaks,
         )
+        self._sum, self._count = torch.zeros(3, dtype=torch.float64), 0
+        self._earlier_s = 0.0  # of this epoch, before the run was resumed
+        self._pace, self._is_pace_said = Pace(), False
+        self._saved_at, self._save_took_s = time.monotonic(), 0.0
 
     def settings(self, settings: Mapping[str, Any]) -> None:
-        (self.folder / "settings.json").write_text(json.dumps(settings, indent=2) + os.linesep)
+        if not self._speaks:
+            return
+        with self._writing("settings.json"):
+            (self.folder / "settings.json").write_text(json.dumps(settings, indent=2) + os.linesep)
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of an epoch; after the first few, a line that says how long it all will take."""
+        for batch in self._pace.watch(batches):
+            if not self._is_pace_said and self._pace.steps == _PACE_AFTER_STEPS:
+                self.say(f"speed     {self._pace}; {self._pace.hours_for(self.total_steps - self._bar.n)} h to go")
+                self._is_pace_said = True
+            yield batch
 
     def losses(self, step: int, terms: Tensor, *, rate: float, epoch: str) -> None:
         """terms: (3,) box, objectness, class of optimizer step number `step` (from 1), per picture."""
         named = _named(terms)
-        for name, value in (*named.items(), ("lr", rate)):
-            self._board.add_scalar(f"train/{name}", value, step)
+        self._sum += terms.double().cpu()
+        self._count += 1
+        with self._writing("TensorBoard"):
+            for name, value in (*named.items(), ("lr", rate)):
+                self._scalar(f"train/{name}", value, step)
+            if self._pace.steps:
+                self._scalar("speed/pictures_per_s", self._pace.pictures_per_s, step)
+                self._scalar("speed/share_waiting_for_data", self._pace.share_waiting, step)
         self._bar.set_description(f"epoch {epoch}", refresh=False)
-        self._bar.set_postfix_str(f"loss {named['loss']:.3f}", refresh=False)
+        parts = " ".join(f"{name} {value:.3f}" for name, value in named.items())
+        self._bar.set_postfix_str(f"{parts}, {self._pace}", refresh=False)
         self._bar.update()
-        self._epoch_losses.append(terms)
 
-    def take_mean_losses(self) -> dict[str, float]:
-        """Mean over the steps since the last call."""
-        mean = torch.stack(self._epoch_losses).mean(0)
-        self._epoch_losses.clear()
-        return _named(mean)
+    def end_epoch(self, row: Mapping[str, float | int]) -> None:
+        """A row of results.csv, with the epoch's mean losses and its seconds in training; absent columns stay empty."""
+        seconds = self._earlier_s + self._pace.took_s
+        row = {**row, **_named(self._sum / max(1, self._count)), "seconds": seconds}
+        self._sum, self._count, self._earlier_s = torch.zeros(3, dtype=torch.float64), 0, 0.0
+        if not self._speaks:
+            return
+        with self._writing("results.csv"):
+            path = self.folder / "results.csv"
+            fresh = not path.exists()
+            with open(path, "a", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                if fresh:
+                    writer.writeheader()
+                writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        with self._writing("TensorBoard"):
+            for name in ("AP", "AP50"):
+                if name in row:
+                    self._scalar(f"val/{name}", row[name], int(row["step"]))
 
-    def epoch(self, row: Mapping[str, float | int]) -> None:
-        """A row of results.csv; columns that are absent stay empty."""
-        path = self.folder / "results.csv"
-        fresh = not path.exists()
-        with open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if fresh:
-                writer.writeheader()
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-        for name in ("AP", "AP50"):
-            if name in row:
-                self._board.add_scalar(f"val/{name}", row[name], row["step"])
+    def picture(self, name: str, rgb: np.ndarray, step: int = 0) -> None:
+        """(H, W, 3) uint8, as NAME.png and in TensorBoard."""
+        if not self._speaks:
+            return
+        with self._writing(f"{name}.png"):
+            write_png(self.folder / f"{name}.png", rgb)
+            if self._board is not None:
+                self._board.add_image(name, rgb, step, dataformats="HWC")
+
+    def keep(self, name: str, content: dict[str, Any]) -> bool:
+        """Write a checkpoint into the folder -> whether it is there now; if not, an earlier one still is."""
+        if not self._speaks:
+            return True
+        begun, is_kept = time.monotonic(), False
+        with self._writing(name):
+            write_checkpoint(self.folder / name, content)
+            is_kept = True
+        # After an error, too: what failed now will fail again at once.
+        self._saved_at = time.monotonic()
+        self._save_took_s = self._saved_at - begun
+        return is_kept
+
+    def is_save_due(self, *, at_epoch_end: bool = False) -> bool:
+        """Whether a last.pt would be worth its time now: after minutes, and at the end of an epoch."""
+        if not self._speaks:
+            return False
+        passed_s = time.monotonic() - self._saved_at
+        return passed_s > self.save_every_s or (at_epoch_end and passed_s * _SHARE_FOR_SAVING > self._save_took_s)
 
     def say(self, line: str) -> None:
         """Print without breaking the bar."""
-        self._bar.write(line)
+        if self._speaks:
+            self._bar.write(line)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the epoch that is not over."""
+        return {"sum": self._sum.clone(), "count": self._count, "seconds": self._earlier_s + self._pace.took_s}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sum, self._count, self._earlier_s = state["sum"].clone(), state["count"], state["seconds"]
 
     def close(self) -> None:
         self._bar.close()
-        self._board.close()
+        with self._writing("TensorBoard"):
+            if self._board is not None:
+                self._board.close()
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        if self._board is not None:
+            self._board.add_scalar(name, value, step)
+
+    def _drop_rows_after(self, epochs_done: int) -> None:
+        path = self.folder / "results.csv"
+        if path.exists():
+            head, *rows = path.read_text().splitlines(keepends=True)
+            path.write_text("".join([head, *rows[:epochs_done]]))
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """An error of the disk is a line, and the rest of the block is left out."""
+        try:
+            yield
+        except OSError as error:
+            self._board = None if what == "TensorBoard" else self._board
+            print(f"error: {self.folder / what} was not written ({error.strerror or error})", file=sys.stderr)
 
 
 def _named(terms: Tensor) -> dict[str, float]:

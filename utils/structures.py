@@ -97,6 +97,14 @@ class Targets:
             is_crowd=self.is_crowd.to(device, non_blocking=non_blocking),
         )
 
+    def pin_memory(self) -> Targets:
+        return Targets(
+            boxes=self.boxes.pin_memory(),
+            labels=self.labels.pin_memory(),
+            image_index=self.image_index.pin_memory(),
+            is_crowd=self.is_crowd.pin_memory(),
+        )
+
     def of_images(self, start: int, stop: int) -> Targets:
         """The objects of images start..stop-1, renumbered from 0."""
         keep = (self.image_index >= start) & (self.image_index < stop)
@@ -129,6 +137,16 @@ class Batch:
         return Batch(
             images=self.images.to(device, non_blocking=non_blocking),
             targets=self.targets.to(device, non_blocking=non_blocking),
+            image_ids=self.image_ids,
+            paths=self.paths,
+            placements=self.placements,
+        )
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory, from which a GPU fetches it while the program goes on."""
+        return Batch(
+            images=self.images.pin_memory(),
+            targets=self.targets.pin_memory(),
             image_ids=self.image_ids,
             paths=self.paths,
             placements=self.placements,

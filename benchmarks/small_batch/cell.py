@@ -32,6 +32,8 @@ from models.network import Network
 from models.norms.effective import effective_pictures
 from models.norms.report import measure_norms
 from models.norms.table import NormOptions, has_batch_statistics, norm_factory, resolve_norm
+from preparation import Job, check_batch, choose_plan, open_sets
+from utils.batch_step import NotFinite
 from utils.clock import BatchClock
 from utils.environment import describe, pick_device
 from utils.errors import UserError
@@ -57,7 +59,8 @@ def run_cell(
     scores = {"val_AP": 0.0, "val_AP50": 0.0, "test_AP": None, "test_AP50": None}
     is_tested = cell.role == "main" and source.test is not None
     try:
-        table = train.train(options, plan, train_set, val_set, folder)
+        job = Job(options=options, plan=plan, train_set=train_set, val_set=val_set, folder=folder)
+        table = train.train(job)
         scores |= {"val_AP": table.AP, "val_AP50": table.AP50}
         detector = load_detector(str(folder / "best.pt"), device=pick_device(device), **_as_evaluated())
         if is_tested:
@@ -66,9 +69,7 @@ def run_cell(
             table = make_examiner(detector, test_set, batch_size=BATCH, workers=workers).measure()
             scores |= {"test_AP": table.AP, "test_AP50": table.AP50}
         row |= trained(folder) | gaps(detector, val_set, cell, options.norm, workers=workers)
-    except UserError as error:
-        if "not finite" not in str(error):
-            raise
+    except NotFinite:
         row["diverged"] = True  # a result: it scores nothing
         scores |= {"test_AP": 0.0, "test_AP50": 0.0} if is_tested else {}
     row |= {name: value if value is None else round(value, 5) for name, value in scores.items()}
@@ -101,14 +102,14 @@ def prepared(cell: Cell, source: Source, *, device: str, workers: int) -> tuple[
         "mosaic": 0.5 if cell.mosaic else 0.0,
         **settings_of(cell.recipe, steps=cell.steps),
     }
-    train_set, val_set = train.open_sets(given)
-    plan = train.choose_plan(given, None, train_set.class_names)
+    train_set, val_set = open_sets(given)
+    plan = choose_plan(given, None, train_set.class_names)
     said_by_files = cfg_settings(plan)
     if not train_set.mirror_safe:
         said_by_files["flip"] = False
     options = settle(TrainOptions, given, said_by_files)
     options = replace(options, norm=resolve_norm(options.norm))
-    train.check_batch(options)
+    check_batch(options)
     return options, plan, train_set, val_set
 
 

@@ -49,7 +49,7 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
     """CBN over `window` mini-batches, the current one counted; 0 means as many as a batch has.
 
     The history is a ring of slots. The forward writes the slot of its own mini-batch, so that a second forward
-    within a tick overwrites the same slot; an announcement moves on. It is allocated at the first announcement:
+    within a tick overwrites the same slot; an announcement moves on. It is allocated by announcements:
     (window, C, K) + (window, G, K) numbers, about window copies of the conv's weights. Within a batch the weights
     stand still, so that the past is compensated once per batch.
     """
@@ -83,8 +83,9 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
 
     @torch.no_grad()
     def announce(self, tick: Tick) -> None:
-        if self.ring_count.numel() == 0:
-            self._allocate(self.window or tick.count)
+        window = self.window or tick.count
+        if len(self.ring_count) < window:  # at first, and where batches are cut finer from here on
+            self._allocate(window)
         super().announce(tick)
         kept = len(self.ring_count)
         self.slot.add_(self.ring_count[self.slot] > 0).remainder_(kept)
@@ -105,6 +106,7 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
         return self.by_moments(y, window, rest=self._rest(weight, count, window, view))
 
     def _allocate(self, window: int) -> None:
+        self.slot.zero_()
         self.ring_count.resize_(window).zero_()
         for name in _OF_A_CHANNEL:
             getattr(self, name).resize_(window, self.channels).zero_()

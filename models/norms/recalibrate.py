@@ -25,14 +25,16 @@ from utils.structures import pixels_of
 
 
 @torch.no_grad()
-def recalibrate(network: nn.Module, batches: Sequence[Tensor]) -> None:
+def recalibrate(network: nn.Module, batches: Sequence[Tensor], *, but: nn.Module | None = None) -> None:
     """Replace the statistics of every norm that has some by the pictures'; nothing else of the network changes.
 
     batches: images (N, 3, H, W), uint8 or float in 0..1, on any device; sizes may differ, each position counts the
     same. In a `torchrun` job every rank calls it, with one batch at least, and all get the union's statistics.
-    UserError for a network without batch statistics, and where there is no picture.
+    but: whose norms keep theirs, such as layers that were frozen with them. UserError for a network without batch
+    statistics, and where there is no picture.
     """
-    norms = list(norms_with_statistics(network).values())
+    kept = set(but.modules()) if but is not None else set()
+    norms = [norm for norm in norms_with_statistics(network).values() if norm not in kept]
     if not batches:
         raise UserError("there is no picture to take statistics from")
     with eval_mode(network):

@@ -16,11 +16,12 @@ from models.norms.table import NormOptions, has_batch_statistics
 class NormRegime:
     """Keeps the batch-statistics norms of a training in the mode they shall be in: no flag to store or to resume.
 
-    In eval mode they use their running statistics, which stay; nobody announces mini-batches to them.
+    In eval mode they use their running statistics, which stay; nobody announces mini-batches to them. Those that are
+    in eval mode to begin with, because their layer is frozen (`models/freeze.py`), are left there.
     """
 
     def __init__(self, network: nn.Module, options: NormOptions, total_steps: int) -> None:
-        self._norms = [module for module in network.modules() if has_batch_statistics(module)]
+        self._norms = [norm for norm in network.modules() if has_batch_statistics(norm) and norm.training]
         fraction = 1.0 if options.norm_freeze_after is None else options.norm_freeze_after
         self._frozen_from_step = 0.0 if options.norm_eval else fraction * total_steps
 

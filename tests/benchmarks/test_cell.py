@@ -14,6 +14,7 @@ import torch
 import benchmarks.small_batch.sources as sources
 import data.dataset
 import train
+import training as parts
 import utils.scoring
 from benchmarks.small_batch.cell import check_apart, run_cell
 from benchmarks.small_batch.grid import BUDGETS, Cell
@@ -43,9 +44,9 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.weights: bytes = b""
         self.batches: list[tuple[tuple[str, ...], bytes, bytes]] = []
-        make_loader, make_clock = train.make_train_loader, train.BatchClock
-        monkeypatch.setattr(train, "make_train_loader", lambda *a, **k: self._watch(make_loader(*a, **k)))
-        monkeypatch.setattr(train, "BatchClock", lambda network: make_clock(self._look(network)))
+        make_loader, make_clock = parts.make_train_loader, parts.BatchClock
+        monkeypatch.setattr(parts, "make_train_loader", lambda *a, **k: self._watch(make_loader(*a, **k)))
+        monkeypatch.setattr(parts, "BatchClock", lambda network: make_clock(self._look(network)))
 
     def _look(self, network: torch.nn.Module) -> torch.nn.Module:
         convs = [m.weight.detach().flatten() for m in network.modules() if isinstance(m, torch.nn.Conv2d)]

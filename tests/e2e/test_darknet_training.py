@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import preparation
 import train
 from cfg.plan import parse_plan
 from models.blocks import ConvNormAct
@@ -28,13 +29,14 @@ from models.yolo.loss import LossOptions
 from options import TrainOptions, cfg_settings, settle
 from tests.models.yolo.recorded import GOLDEN, targets_of, truths_of
 from utils.clock import BatchClock
+from utils.errors import UserError
 from utils.structures import Batch
 
 STEPS = 3
 
 
 def arrays_of(network: Network) -> Iterator[Tensor]:
-    """In the order of a .weights file (FACTS 2): bias or beta, gamma, running mean and variance, weight."""
+    """In the order of a .weights file: bias or beta, gamma, running mean and variance, weight."""
     for block in network.layers:
         if not isinstance(block, ConvNormAct):
             continue
@@ -54,7 +56,7 @@ def train_as_recorded(cfg: str, recorded: Mapping[str, np.ndarray]) -> tuple[Net
     """Three steps with the project's own parts: the network, the rate of each step, the cost of each mini-batch."""
     plan = parse_plan(cfg, path="recorded.cfg")
     options = settle(TrainOptions, {"norm_momentum": 0.01, "loss": "darknet"}, cfg_settings(plan))
-    schedule = train.make_schedule(options, plan, total_steps=plan.net.max_batches)
+    schedule = preparation.make_schedule(options, plan, total_steps=plan.net.max_batches)
     network = Network(plan, norm_factory(options.norm)).train()
     with torch.no_grad():
         for array, values in zip(arrays_of(network), cut_as(network, recorded["weights0"]), strict=True):
@@ -141,5 +143,5 @@ def test_train_py_trains_with_darknets_loss(scenes: Path, toy_cfg: str, tmp_path
 
 def test_the_gain_of_the_other_loss_is_refused_before_training(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
     flags = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--run", str(tmp_path / "run")]
-    with pytest.raises(train.UserError, match="--box-gain is read by --loss autograd"):
+    with pytest.raises(UserError, match="--box-gain is read by --loss autograd"):
         train.main([*flags, "--loss", "darknet", "--box-gain", "8"])

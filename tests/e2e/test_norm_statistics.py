@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -17,8 +16,10 @@ import evaluate
 import train
 from options import run_page
 from tests.e2e.conftest import TOY_CFG
+from utils.batch_step import BatchStep
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
+from utils.structures import Batch
 
 NORM = "layers.1.norm"
 
@@ -77,7 +78,7 @@ def test_statistics_frozen_from_the_start_stay_as_loaded(flags, trained, tmp_pat
     content = read_checkpoint(run / "last.pt")
     before, after = weights_of(trained), content["training"]["network"]
     assert differing(before, after) == {"weight", "bias"}
-    histories = content["training"]["norm_histories"]
+    histories = content["training"]["ranks"][0]["norm_histories"]
     assert not any("ring" in name for name in histories)  # a window that nobody looks through is not allocated
     assert all(buffer == 0 for name, buffer in histories.items() if name.endswith("_count"))
 
@@ -87,14 +88,14 @@ def test_statistics_frozen_in_the_middle_survive_a_resume(flags, tmp_path, monke
     common = [*flags, "--norm", "cmbn", "--epochs", "3", "--evals", "3", "--ema-decay", "0.9"]
     common += ["--norm-freeze-after", "0.4", "--learning-rate", "0.0005"]
     train.main([*common, "--run", str(tmp_path / "whole")])
-    check, stop = train.check_finite, 9
+    gradients, stop = BatchStep.gradients, 9
 
-    def interrupted(terms: torch.Tensor, step: int, paths: Sequence[str]) -> None:
-        if step == stop:
+    def interrupted(step: BatchStep, batch: Batch) -> torch.Tensor:
+        if step.clock.step == stop:
             raise KeyboardInterrupt
-        check(terms, step, paths)
+        return gradients(step, batch)
 
-    monkeypatch.setattr(train, "check_finite", interrupted)
+    monkeypatch.setattr(BatchStep, "gradients", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.main([*common, "--run", str(tmp_path / "parts")])
     monkeypatch.undo()

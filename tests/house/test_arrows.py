@@ -12,6 +12,10 @@ import pytest
 PAGES = {"train", "evaluate", "detect", "options"}
 ARROWS = {  # room or page -> what of ours it may import
     **{page: {"options", "examination", "models", "data", "cfg", "utils"} for page in PAGES},
+    "train": {"options", "preparation", "fitting", "training", "examination", "models", "data", "cfg", "utils"},
+    "fitting": {"options", "preparation", "training", "models", "data", "utils"},
+    "training": {"options", "preparation", "examination", "models", "data", "cfg", "utils"},
+    "preparation": {"options", "models", "data", "cfg", "utils"},
     "examination": {"models", "data", "utils"},
     "models": {"models", "cfg", "utils"},
     "data": {"data", "utils"},
@@ -19,9 +23,12 @@ ARROWS = {  # room or page -> what of ours it may import
     "cfg": {"cfg"},
 }
 STANDARD_LIBRARY_ONLY = {"cfg"}
-# The one page that stands in a room: anchors are made of a data set's boxes for a cfg, so it has to know both, and
-# `python -m data.anchors` says where it belongs. Like any page it is imported by nobody.
-PAGES_IN_ROOMS = {"data/anchors.py": {"options", "data", "cfg", "utils"}}
+# The pages that stand in a room: both look at a data set's boxes for a cfg, so they have to know both, and
+# `python -m data.anchors` says where it belongs. Like any page they are imported by nobody.
+PAGES_IN_ROOMS = {
+    "data/anchors.py": {"options", "data", "cfg", "utils"},
+    "data/doctor/__main__.py": {"options", "data", "cfg", "utils"},
+}
 
 
 def imported(tree: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
@@ -85,6 +92,8 @@ def test_the_house_keeps_its_arrows(root: Path) -> None:
         ("data/loader.py", "from .anchors import deal_masks", "data.anchors"),
         ("train.py", "from data.anchors import deal_masks", "data.anchors"),
         ("data/other.py", "import cfg.plan", "cfg"),
+        ("data/doctor/charts.py", "import cfg.plan", "cfg"),
+        ("data/doctor/charts.py", "from .__main__ import main", "data.doctor.__main__"),
     ],
 )
 def test_a_planted_import_is_found(tmp_path: Path, place: str, source: str, name: str) -> None:
@@ -104,6 +113,7 @@ def test_a_planted_import_is_found(tmp_path: Path, place: str, source: str, name
         ("cfg/plan.py", "from . import spec\nimport dataclasses"),
         ("utils/draw.py", "from utils.errors import UserError\nimport cv2"),
         ("data/anchors.py", "import options, cfg.plan, utils.errors\nfrom data import clusters"),
+        ("data/doctor/__main__.py", "import options, cfg.plan, utils.errors\nfrom data.doctor import charts"),
     ],
 )
 def test_an_import_to_the_right_passes(tmp_path: Path, place: str, source: str) -> None:

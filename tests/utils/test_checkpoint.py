@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
+import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,10 +24,12 @@ from utils.checkpoint import (
     norm_histories,
     read_checkpoint,
     write_checkpoint,
+    write_weights,
 )
 from utils.clock import BatchClock
 from utils.ema import WeightAverage
 from utils.errors import UserError
+from utils.seed import random_state, set_random_state
 
 
 def test_what_is_written_is_read(tmp_path: Path):
@@ -40,6 +45,25 @@ def test_what_is_written_is_read(tmp_path: Path):
         assert torch.equal(read["weights"][name], tensor) and read["weights"][name].dtype == tensor.dtype
     assert {key: read[key] for key in ("names", "settings")} == {key: content[key] for key in ("names", "settings")}
     assert os.listdir(tmp_path) == ["x.pt"]
+
+
+def test_weights_are_read_back_from_safetensors_and_training_is_left_out(tmp_path: Path):
+    weights = {"a": torch.randn(3, 4), "wide": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)}
+    weights |= {"half": torch.randn(2).bfloat16(), "count": torch.tensor(7)}
+    content = {"weights": weights, "training": {"x": 1}, "log": {}, "class_names": ["a", "ü"], "best_ap": 0.25}
+    write_weights(tmp_path / "x.safetensors", content)
+    read = read_checkpoint(tmp_path / "x.safetensors")
+    assert read.keys() == {"format", "weights", "class_names", "best_ap"}
+    assert (read["class_names"], read["best_ap"]) == (["a", "ü"], 0.25)
+    for name, tensor in weights.items():
+        assert torch.equal(read["weights"][name], tensor) and read["weights"][name].dtype == tensor.dtype
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 9, (5).to_bytes(8, "little") + b"{}   ", b"\xff" * 64])
+def test_another_safetensors_file_is_the_users_error(tmp_path: Path, content: bytes):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.safetensors: not a checkpoint of this project"):
+        read_checkpoint(tmp_path / "x.safetensors")
 
 
 def test_a_failing_write_leaves_the_old_file(tmp_path: Path):
@@ -61,6 +85,35 @@ def test_a_crash_before_the_renaming_leaves_the_old_file(tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="no space"):
         write_checkpoint(path, {"value": 2})
     assert read_checkpoint(path)["value"] == 1
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_half_of_the_new_one(tmp_path: Path):
+    path = tmp_path / "x.pt"
+    write_checkpoint(path, {"value": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_checkpoint(path, {"value": 2, "weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_checkpoint(path)["value"] == 1 and os.listdir(tmp_path) == ["x.pt"]
+
+
+def test_what_does_not_read_back_does_not_replace_the_old_file(tmp_path: Path, monkeypatch):
+    path = tmp_path / "x.pt"
+    write_checkpoint(path, {"value": 1})
+    fsync = os.fsync
+
+    def corrupt(descriptor: int) -> None:
+        """A disk that says yes and writes something else."""
+        os.pwrite(descriptor, b"garbage", 3000)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", corrupt)
+    with pytest.raises(OSError, match="was not written as it should be"):
+        write_checkpoint(path, {"value": 2, "weights": torch.zeros(10_000)})
+    assert read_checkpoint(path)["value"] == 1 and os.listdir(tmp_path) == ["x.pt"]
 
 
 def test_a_missing_file_is_the_users_error(tmp_path: Path):
@@ -184,12 +237,23 @@ def test_training_goes_on_as_if_never_stopped(tmp_path: Path, norm):
         assert torch.equal(a, b)
 
 
+def test_random_numbers_go_on_too(tmp_path: Path):
+    draws = []
+    write_checkpoint(tmp_path / "x.pt", {"random": random_state()})
+    for _ in range(2):
+        set_random_state(read_checkpoint(tmp_path / "x.pt")["random"])
+        draws.append((random.random(), np.random.random(), np.random.standard_normal(), torch.rand(3).tolist()))
+    assert draws[0] == draws[1]
+
+
 def test_without_its_histories_cbn_would_go_on_differently():
     """Else the test above would see nothing."""
     batches = list(torch.randn(6, 4, 3, 5, 5))
     first = state_of("cbn")
     train(first, batches[:5])
-    whole, partial = first.state_dict(), {**first.state_dict(), "norm_histories": {}}
+    whole = first.state_dict()
+    (own,) = whole["ranks"]
+    partial = {**whole, "ranks": [{**own, "norm_histories": {}}]}
     goes_on = []
     for saved in (whole, partial):
         state = state_of("cbn")

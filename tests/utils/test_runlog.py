@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
 from utils.runlog import COLUMNS, RunLog, free_folder
 
@@ -49,30 +52,85 @@ def rows_of(log: RunLog) -> list[dict[str, str]]:
 
 
 def test_results_have_their_header_once_and_absent_columns_stay_empty(log, tmp_path: Path):
-    log.epoch({"step": 10, "epoch": 1, "lr": 0.1234567891, "loss": 3.0})
-    log.epoch({"step": 20, "epoch": 2, "lr": 0.1, "loss": 2.0, "AP": 0.25, "AP50": 0.5})
-    resumed = RunLog(log.folder, total_steps=4, first_step=2)
-    resumed.epoch({"step": 30, "epoch": 3})
+    log.end_epoch({"step": 10, "epoch": 1, "lr": 0.1234567891})
+    log.end_epoch({"step": 20, "epoch": 2, "lr": 0.1, "AP": 0.25, "AP50": 0.5})
+    resumed = RunLog(log.folder, total_steps=4, first_step=2, epochs_done=2)
+    resumed.end_epoch({"step": 30, "epoch": 3})
     resumed.close()
     lines = (log.folder / "results.csv").read_text().splitlines()
     assert lines[0] == ",".join(COLUMNS) and len(lines) == 4
     first, second, third = rows_of(log)
-    assert (first["step"], first["lr"], first["AP"], first["box"]) == ("10", "0.123457", "", "")
+    assert (first["step"], first["lr"], first["AP"]) == ("10", "0.123457", "")
     assert (second["AP"], second["AP50"]) == ("0.25", "0.5")
-    assert third["epoch"] == "3" and third["loss"] == ""
+    assert third["epoch"] == "3" and third["lr"] == ""
+
+
+def test_rows_of_epochs_that_are_trained_again_are_dropped(log):
+    for epoch in (1, 2, 3):
+        log.end_epoch({"step": epoch, "epoch": epoch})
+    RunLog(log.folder, total_steps=4, first_step=1, epochs_done=1).close()
+    assert [row["epoch"] for row in rows_of(log)] == ["1"]
 
 
 def test_a_column_nobody_knows_is_our_error(log):
     with pytest.raises(ValueError, match="colour"):
-        log.epoch({"step": 1, "colour": 3})
+        log.end_epoch({"step": 1, "colour": 3})
 
 
-def test_mean_losses_are_over_the_steps_since_the_last_call(log):
+def losses_in(row: dict[str, str]) -> dict[str, float]:
+    return {name: float(row[name]) for name in ("loss", "box", "objectness", "class")}
+
+
+def test_losses_of_an_epoch_are_means_over_its_steps(log):
     log.losses(1, torch.tensor([1.0, 2.0, 3.0]), rate=0.1, epoch="1/2")
     log.losses(2, torch.tensor([3.0, 2.0, 1.0]), rate=0.1, epoch="1/2")
-    assert log.take_mean_losses() == {"loss": 6.0, "box": 2.0, "objectness": 2.0, "class": 2.0}
+    log.end_epoch({"step": 2, "epoch": 1})
     log.losses(3, torch.tensor([0.0, 0.0, 5.0]), rate=0.1, epoch="2/2")
-    assert log.take_mean_losses() == {"loss": 5.0, "box": 0.0, "objectness": 0.0, "class": 5.0}
+    log.end_epoch({"step": 3, "epoch": 2})
+    first, second = rows_of(log)
+    assert losses_in(first) == {"loss": 6.0, "box": 2.0, "objectness": 2.0, "class": 2.0}
+    assert losses_in(second) == {"loss": 5.0, "box": 0.0, "objectness": 0.0, "class": 5.0}
+
+
+def test_an_epoch_that_was_interrupted_has_the_losses_of_all_its_steps(log):
+    log.losses(1, torch.tensor([1.0, 2.0, 3.0]), rate=0.1, epoch="1/2")
+    resumed = RunLog(log.folder, total_steps=4, first_step=1)
+    resumed.load_state_dict(log.state_dict())
+    resumed.losses(2, torch.tensor([3.0, 2.0, 1.0]), rate=0.1, epoch="1/2")
+    resumed.end_epoch({"step": 2, "epoch": 1})
+    resumed.close()
+    assert losses_in(rows_of(log)[0]) == {"loss": 6.0, "box": 2.0, "objectness": 2.0, "class": 2.0}
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_line(log, monkeypatch, capsys):
+    assert log.keep("last.pt", {"value": 1})
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert not log.keep("last.pt", {"value": 2})
+    assert f"error: {log.folder / 'last.pt'} was not written (No space left on device)" in capsys.readouterr().err
+    assert read_checkpoint(log.folder / "last.pt")["value"] == 1
+
+
+def test_time_makes_a_save_due_and_so_does_the_end_of_an_epoch_that_took_longer_than_saving(tmp_path: Path):
+    always, seldom = (RunLog(tmp_path / "run", total_steps=4, save_every_s=s) for s in (0, 3600))
+    assert always.is_save_due() and not seldom.is_save_due()
+    assert seldom.is_save_due(at_epoch_end=True)
+    seldom._save_took_s = 10.0
+    assert not seldom.is_save_due(at_epoch_end=True)
+    for each in (always, seldom):
+        each.close()
+
+
+def test_waiting_for_data_is_told_from_training(log, capsys):
+    def slow() -> Iterator[list[int]]:
+        for _ in range(6):
+            time.sleep(0.03)
+            yield [0, 0]
+
+    for _ in log.watch(slow()):
+        time.sleep(0.01)
+    assert log._pace.pictures == 12
+    assert 0.5 < log._pace.share_waiting < 0.9
+    assert "pictures/s" in capsys.readouterr().out
 
 
 def test_settings_are_json(log):

@@ -11,7 +11,7 @@ from utils.errors import UserError
 AUTO = NormOptions(norm="auto")
 
 
-@pytest.mark.parametrize("mini_batch", [1, 2, 15])
+@pytest.mark.parametrize("mini_batch", [1, 2, 3])
 def test_few_pictures_get_cmbn(mini_batch):
     norm, why = choose_norm(AUTO, mini_batch=mini_batch)
     assert norm == resolve_norm(NormOptions(norm="cmbn", norm_gradient="weights"))
@@ -22,7 +22,7 @@ def test_few_pictures_get_cmbn(mini_batch):
 def test_many_pictures_get_batch_norm():
     norm, why = choose_norm(AUTO, mini_batch=ENOUGH)
     assert norm == resolve_norm(NormOptions(norm="bn"))
-    assert why == "bn, because 16 pictures in a forward are enough for it"
+    assert why == "bn, because 4 pictures in a forward are enough for it"
 
 
 @pytest.mark.parametrize("mini_batch", [1, 16])

@@ -110,7 +110,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     return [read_verdicts(folder / f"{rank}.json", out) for rank, out in enumerate(said)]
 
 
-def wait_for(processes: list[subprocess.Popen], *, at_most_seconds: float = 120) -> None:
+def wait_for(processes: list[subprocess.Popen], *, at_most_seconds: float = 540) -> None:
     """Until all are done, or one has died: the other would wait for it in vain."""
     end = time.monotonic() + at_most_seconds
     while time.monotonic() < end and any(process.poll() is None for process in processes):

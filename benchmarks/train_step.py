@@ -1,0 +1,243 @@
+"""What a training step takes, by the way it is computed: time and memory, relative to plain eager PyTorch.
+
+    python benchmarks/train_step.py [--nets yolov4-tiny yolov4] [--device cpu] [--pictures 1] [--rounds 5] [--only ...]
+
+A step is one forward, the loss and backward of a mini-batch, and SGD, at 416 px through the project's own BatchStep.
+"eager" is stock nn.BatchNorm2d with an activation of its own behind it, in float32. All ways take turns in every round,
+so that a machine's moods hit them alike; a ratio is the median over rounds of t(way) / t(eager) of the same round.
+
+Memory: on CUDA the peak of a step beyond what lay there before. On a CPU, where no such counter exists, what autograd
+saves for the backward and what crosses the spans of a network that recomputes; a compiled network is not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+# Before torch: options checks that torchvision fits it.
+import options  # noqa: E402, F401, I001
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from benchmarks.main_job import commit  # noqa: E402
+from cfg.plan import load_plan  # noqa: E402
+from models.network import Network, parameter_groups  # noqa: E402
+from models.norms.table import NormOptions, norm_factory  # noqa: E402
+from models.yolo.loss import LossOptions, YoloLoss  # noqa: E402
+from utils.amp import MixedPrecision  # noqa: E402
+from utils.batch_step import BatchStep  # noqa: E402
+from utils.clock import BatchClock  # noqa: E402
+from utils.environment import describe, pick_device  # noqa: E402
+from utils.structures import Batch, Targets  # noqa: E402
+
+SIDE_PX = 416
+BOXES = 12  # in each picture
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Way:
+    fused: bool = False  # batch norm with its activation in one (`--norm-running pooled`)
+    channels_last: bool = False
+    bf16: bool = False
+    compiled: bool = False
+    recomputes: bool = False
+
+
+WAYS = {
+    "eager": Way(),
+    "fused": Way(fused=True),
+    "channels last": Way(channels_last=True),
+    "fused, channels last": Way(fused=True, channels_last=True),
+    "bf16": Way(bf16=True),
+    "fused, channels last, bf16": Way(fused=True, channels_last=True, bf16=True),
+    "compiled": Way(compiled=True),
+    "compiled, channels last, bf16": Way(compiled=True, channels_last=True, bf16=True),
+    "recomputed": Way(recomputes=True),
+}
+
+
+class Contestant:
+    def __init__(self, net: str, way: Way, device: torch.device) -> None:
+        torch.manual_seed(0)
+        norm = NormOptions(norm="bn", norm_running="pooled" if way.fused else "ema")
+        self.way, self.device = way, device
+        self.network = Network(load_plan(net, input_hw=(SIDE_PX, SIDE_PX)), norm_factory(norm)).to(device).train()
+        if way.recomputes:
+            self.network.recompute_activations()
+        if way.channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        if way.compiled:
+            self.network.compile(dynamic=False)
+        self.step = BatchStep(
+            network=self.network,
+            forward=self.network,
+            criterion=YoloLoss(LossOptions()),
+            optimizer=torch.optim.SGD(parameter_groups(self.network, weight_decay=5e-4), lr=1e-4, momentum=0.9),
+            precision=MixedPrecision("bf16" if way.bf16 else "off", device),
+            clock=BatchClock(self.network),
+            subdivisions=1,
+            clip_norm=None,
+        )
+
+    def timed(self, batch: Batch) -> tuple[float, int]:
+        """Seconds of a step, and on CUDA its peak of memory in bytes."""
+        on_cuda = self.device.type == "cuda"
+        if on_cuda:
+            torch.cuda.synchronize(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        begun = time.perf_counter()
+        self.step(batch)
+        if on_cuda:
+            torch.cuda.synchronize(self.device)
+            return time.perf_counter() - begun, torch.cuda.max_memory_allocated(self.device) - before
+        return time.perf_counter() - begun, 0
+
+    def saved_bytes(self, batch: Batch) -> int:
+        """What waits for the backward; where the network recomputes, with the largest span when its turn comes."""
+        if not self.way.recomputes:
+            return self._saved_by(lambda: self.network.forward(batch.pixels()))
+        outputs, within, between = {-1: batch.pixels()}, 0, {}
+        for span in self.network._spans:
+            made: list[Tensor] = []
+            run = partial(self.network._run_span, span, tuple(outputs), *outputs.values())
+            within = max(within, self._saved_by(lambda run=run, made=made: made.extend(run())))
+            outputs = dict(zip(self.network._left_after(span), made, strict=True))
+            between |= {index: output.nbytes for index, output in outputs.items() if index >= 0}
+        return within + sum(between.values())
+
+    def _saved_by(self, run: Callable[[], object]) -> int:
+        """By autograd, each storage once, parameters left out."""
+        known = {p.untyped_storage().data_ptr() for p in (*self.network.parameters(), *self.network.buffers())}
+        saved: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), self.step.precision.autocast():
+            made = run()
+        del made
+        return sum(saved.values())
+
+
+def batch_of(pictures: int, device: torch.device) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(pictures * BOXES, 2, generator=generator) * SIDE_PX * 0.7
+    sides = 8 + torch.rand(pictures * BOXES, 2, generator=generator) * SIDE_PX * 0.25
+    targets = Targets(
+        boxes=torch.cat((corners, corners + sides), 1),
+        labels=torch.randint(80, (pictures * BOXES,), generator=generator),
+        image_index=torch.arange(pictures).repeat_interleave(BOXES),
+        is_crowd=torch.zeros(pictures * BOXES, dtype=torch.bool),
+    )
+    images = torch.randint(256, (pictures, 3, SIDE_PX, SIDE_PX), dtype=torch.uint8, generator=generator)
+    batch = Batch(
+        images=images,
+        targets=targets,
+        image_ids=(0,) * pictures,
+        paths=("",) * pictures,
+        placements=(None,) * pictures,
+    )
+    return batch.to(device)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """In hardware: emulated it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported()) or bool(torch.cpu._is_amx_tile_supported())
+
+
+def measure(net: str, ways: list[str], pictures: int, rounds: int, device: torch.device) -> list[dict]:
+    batch = batch_of(pictures, device)
+    contestants = {name: Contestant(net, WAYS[name], device) for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    peaks = dict.fromkeys(ways, 0)
+    for turn in range(rounds + 2):
+        for name, contestant in contestants.items():
+            took_s, peak = contestant.timed(batch)
+            if turn > 1:  # the first rounds compile, allocate and choose algorithms
+                seconds[name].append(took_s)
+                peaks[name] = max(peaks[name], peak)
+    if device.type != "cuda":
+        peaks = {name: 0 if WAYS[name].compiled else c.saved_bytes(batch) for name, c in contestants.items()}
+    rows = []
+    for name in ways:
+        ratios = [t / eager for t, eager in zip(seconds[name], seconds["eager"], strict=True)]
+        step_s = statistics.median(seconds[name])
+        rows.append(
+            {
+                "net": net,
+                "way": name,
+                **asdict(WAYS[name]),
+                "pictures": pictures,
+                "step_s": round(step_s, 4),
+                "pictures_per_s": round(pictures / step_s, 2),
+                "time_ratio": round(statistics.median(ratios), 3),
+                "time_ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+                "memory_MB": round(peaks[name] / 2**20, 1) or None,
+                "memory_ratio": round(peaks[name] / peaks["eager"], 3) or None,
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    head = f"{'net':<14}{'way':<32}{'pictures/s':>11}{'time':>7}{'range':>14}{'memory MB':>11}{'memory':>8}"
+    lines = ["time and memory relative to eager", head]
+    for row in rows:
+        low, high = row["time_ratio_range"]
+        memory = f"{row['memory_MB']:>11.0f}{row['memory_ratio']:>8.2f}" if row["memory_MB"] else f"{'-':>11}{'-':>8}"
+        lines.append(
+            f"{row['net']:<14}{row['way']:<32}{row['pictures_per_s']:>11.2f}{row['time_ratio']:>7.2f}"
+            f"{f'{low:.2f}-{high:.2f}':>14}{memory}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", default=["yolov4-tiny", "yolov4"])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--pictures", type=int, help="of a mini-batch (default 1, on CUDA 8)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
+    parser.add_argument("--only", nargs="+", choices=WAYS, help="these ways and eager")
+    parser.add_argument("--out", help="(default benchmarks/results/train_step.json, on CUDA with the device's name)")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    device = pick_device(asked.device)
+    ways = [name for name in WAYS if not asked.only or name in asked.only or name == "eager"]
+    if not has_bf16(device):
+        print("bf16 left out: this device has none in hardware")
+        ways = [name for name in ways if not WAYS[name].bf16]
+    pictures = asked.pictures or (8 if device.type == "cuda" else 1)
+    rows: list[dict] = []
+    for net in asked.nets:
+        rows += measure(net, ways, pictures, asked.rounds, device)
+        print(table(rows[-len(ways) :]), flush=True)
+    circumstances = {"commit": commit(), "date": datetime.date.today().isoformat(), **describe(device)}
+    print("\n" + ", ".join(f"{name} {value}" for name, value in circumstances.items()))
+    name = "train_step" + (f"-{circumstances['device'].replace(' ', '-')}" if device.type == "cuda" else "")
+    out = Path(asked.out or ROOT / "benchmarks" / "results" / f"{name}.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"rows": rows, "measured": circumstances}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

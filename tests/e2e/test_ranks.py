@@ -1,0 +1,143 @@
+"""Two processes under `torchrun` train as one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+import train
+from tests.e2e import children
+from utils.checkpoint import read_checkpoint
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def start_two(flags: list[str], log: Path, **more: str) -> list[int]:
+    """Both ranks, as torchrun starts them -> process ids."""
+    port = str(free_port())
+
+    def joins(rank: int) -> None:
+        os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), **more}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+    return [children.start(flags, log=log, before=lambda rank=rank: joins(rank)) for rank in range(2)]
+
+
+def flags(scenes: Path, cfg: str, run: Path, *more: str) -> list[str]:
+    common = ["--data", str(scenes), "--cfg", cfg, "--workers", "0", "--epochs", "2", "--evals", "2"]
+    common += ["--device", "cpu"]
+    return [*common, "--ema-decay", "0.5", "--run", str(run), *more]
+
+
+def differences(one: Path, other: Path) -> dict[str, float]:
+    """Largest of each tensor of the network and of the averaged weights."""
+    a, b = (read_checkpoint(run / "last.pt") for run in (one, other))
+    assert a["step"] == b["step"] > 0
+    pairs = [(a["weights"], b["weights"]), (a["training"]["network"], b["training"]["network"])]
+    return {name: (s[name] - t[name]).abs().max().item() for s, t in pairs for name in s}
+
+
+@pytest.mark.parametrize(("norm", "subdivisions"), [("gn", "1"), ("gn", "2"), ("syncbn", "1")])
+def test_two_ranks_are_one_with_the_same_batch(
+    scenes: Path, toy_cfg: str, tmp_path: Path, norm: str, subdivisions: str
+) -> None:
+    """With synchronised statistics and several mini-batches, other pictures would meet in each than in one process."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    cut = ("--norm", norm, "--batch-size", "4", "--subdivisions", subdivisions)
+    train.main(flags(scenes, toy_cfg, alone, *cut))
+    pids = start_two(flags(scenes, toy_cfg, together, *cut), tmp_path / "log")
+    assert [children.ended(pid) for pid in pids] == [0, 0], (tmp_path / "log").read_text()[-3000:]
+    found = differences(alone, together)
+    assert max(found.values()) < 1e-6, {name: value for name, value in found.items() if value >= 1e-6}
+    losses = [
+        [row.split(",")[3:7] for row in (run / "results.csv").read_text().splitlines()[1:]] for run in (alone, together)
+    ]
+    for ours, theirs in zip(*losses, strict=True):
+        assert [float(x) for x in ours] == pytest.approx([float(x) for x in theirs], rel=1e-5)
+
+
+def test_what_two_ranks_measure_is_what_one_measures(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pids = start_two(flags(scenes, toy_cfg, run, "--norm", "cmbn"), tmp_path / "log")
+    assert [children.ended(pid) for pid in pids] == [0, 0], (tmp_path / "log").read_text()[-3000:]
+    said = (tmp_path / "log").read_text()
+    assert said.count("processes 2, with 2 pictures of each batch on each") == 1  # the first one speaks
+    assert said.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") == 1
+    report = ["--weights", str(run / "best.pt"), "--data", str(scenes), "--batch-size", "1", "--workers", "0"]
+    evaluate.main([*report, "--run", str(tmp_path / "report")])
+    for name in ("detections.json", "metrics.json"):
+        assert json.loads((tmp_path / "report" / name).read_text()) == json.loads((run / name).read_text())
+
+
+def test_histories_of_both_ranks_are_saved_and_the_job_goes_on_to_the_bit(
+    scenes: Path, toy_cfg: str, tmp_path: Path
+) -> None:
+    """Stopped by a signal to one of them, as a job manager may do."""
+    whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
+    common = ("--norm", "cbn", "--norm-burn-in-steps", "1", "--save-minutes", "0")
+    for pid in start_two(flags(scenes, toy_cfg, whole, *common), log):
+        assert children.ended(pid) == 0, log.read_text()[-3000:]
+    pids = start_two(flags(scenes, toy_cfg, parts, *common), log)
+    children.wait_for_step(parts, 2)
+    os.kill(pids[1], signal.SIGTERM)
+    assert [children.ended(pid) for pid in pids] == [0, 0], log.read_text()[-3000:]
+    halfway = read_checkpoint(parts / "last.pt")["training"]["ranks"]
+    assert len(halfway) == 2
+    rings = [state["norm_histories"]["layers.1.norm.ring_mean"] for state in halfway]
+    assert not torch.equal(*rings)
+    for pid in start_two(["--resume", str(parts), "--workers", "0"], log):
+        assert children.ended(pid) == 0, log.read_text()[-3000:]
+    children.assert_same_training(whole, parts)
+
+
+def test_a_job_that_torchrun_starts_again_goes_on(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
+    """The same command with the count of restarts in the environment."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = flags(scenes, toy_cfg, run, "--save-minutes", "0")
+    pids = start_two(command, log)
+    children.wait_for_step(run, 2)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        children.ended(pid)
+    assert read_checkpoint(run / "last.pt")["step"] < 8
+    pids = start_two(command, log, TORCHELASTIC_RESTART_COUNT="1")
+    assert [children.ended(pid) for pid in pids] == [0, 0], log.read_text()[-3000:]
+    assert read_checkpoint(run / "last.pt")["step"] == 8
+
+
+def test_a_batch_that_ranks_cannot_share_is_a_sentence(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
+    pids = start_two(
+        flags(scenes, toy_cfg, tmp_path / "run", "--batch-size", "3", "--subdivisions", "1"), tmp_path / "log"
+    )
+    assert [children.ended(pid) for pid in pids] == [2, 2]
+    assert "error: --batch-size 3, which all processes share, is not divisible by 2" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_job_whose_rank_was_killed(root: Path, scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command = flags(scenes, toy_cfg, run, "--epochs", "12", "--save-minutes", "0")
+    job = subprocess.Popen(
+        [*torchrun, "train.py", *command], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    children.wait_for_step(run, 3, patience_s=300)
+    ranks = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(ranks[0]), signal.SIGKILL)
+    said, _ = job.communicate(timeout=600)
+    assert job.returncode == 0, said[-3000:]
+    assert "Signal 9 (SIGKILL)" in said or "exitcode: -9" in said
+    assert read_checkpoint(run / "last.pt")["step"] == 48

@@ -1,0 +1,159 @@
+"""Nothing that happens to a training may cost more than time: kills, signals, a full disk."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import train
+from tests.e2e import children
+from utils.checkpoint import read_checkpoint
+from utils.errors import UserError
+
+NORMS = ("bn", "cmbn", "cbn")
+
+
+def flags(scenes: Path, cfg: str, norm: str, run: Path, *more: str) -> list[str]:
+    common = ["--data", str(scenes), "--cfg", cfg, "--norm", norm, "--epochs", "3", "--evals", "2", "--workers", "1"]
+    common += ["--device", "cpu"]
+    common += ["--norm-burn-in-steps", "2"] if norm == "cbn" else []
+    return [*common, "--save-minutes", "0", "--mosaic", "0.5", "--run", str(run), *more]
+
+
+def kill_until_done(start: list[str], run: Path, log: Path, *, kills: int, rng: random.Random, typical_s: float) -> int:
+    """How often it was killed. After each kill, last.pt is readable or not there yet."""
+    killed = 0
+    while True:
+        resumable = (run / "last.pt").exists()
+        if not resumable and run.exists():
+            for left in run.rglob("*"):
+                left.unlink() if left.is_file() else None
+            for left in sorted(run.rglob("*"), reverse=True):
+                left.rmdir()
+        again = ["--resume", str(run), "--workers", "1", "--save-minutes", "0"]
+        child = children.start(again if resumable else start, log=log)
+        if killed == kills:
+            assert children.ended(child) == 0, log.read_text()[-3000:]
+            return killed
+        if not children.killed_after(child, rng.uniform(0, typical_s)):
+            return killed
+        killed += 1
+        if (run / "last.pt").exists():
+            assert "training" in read_checkpoint(run / "last.pt")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_killed_training_ends_like_one_that_was_not(scenes: Path, toy_cfg: str, tmp_path: Path, norm: str) -> None:
+    begun = time.monotonic()
+    assert children.ended(children.start(flags(scenes, toy_cfg, norm, tmp_path / "whole"), log=tmp_path / "log")) == 0
+    took_s = time.monotonic() - begun
+    start = flags(scenes, toy_cfg, norm, tmp_path / "parts")
+    rng = random.Random(norm)
+    killed = kill_until_done(start, tmp_path / "parts", tmp_path / "log", kills=3, rng=rng, typical_s=took_s)
+    assert killed > 0
+    children.assert_same_training(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", NORMS)
+def test_twenty_kills_change_nothing(scenes: Path, toy_cfg: str, tmp_path: Path, norm: str) -> None:
+    more = ("--epochs", "20")
+    begun = time.monotonic()
+    whole = flags(scenes, toy_cfg, norm, tmp_path / "whole", *more)
+    assert children.ended(children.start(whole, log=tmp_path / "log")) == 0
+    took_s = time.monotonic() - begun
+    rng, killed, round_ = random.Random(norm), 0, 0
+    while killed < 20:
+        run = tmp_path / f"parts{round_}"
+        start = flags(scenes, toy_cfg, norm, run, *more)
+        killed += kill_until_done(start, run, tmp_path / "log", kills=20 - killed, rng=rng, typical_s=took_s / 3)
+        children.assert_same_training(tmp_path / "whole", run)
+        round_ += 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_the_step_and_nothing_is_lost(
+    scenes: Path, toy_cfg: str, tmp_path: Path, number: int
+) -> None:
+    whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
+    train.main(flags(scenes, toy_cfg, "cmbn", whole))
+    child = children.start(flags(scenes, toy_cfg, "cmbn", parts), log=log)
+    children.wait_for_step(parts, 2)
+    os.killpg(child, number)  # as a terminal does: the loader's workers hear it, too
+    assert children.ended(child) == 0, log.read_text()[-3000:]
+    assert f"go on with: python train.py --resume {parts}" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    train.main(["--resume", str(parts), "--workers", "1", "--save-minutes", "0"])
+    children.assert_same_training(whole, parts)
+
+
+def test_the_second_signal_ends_it_at_once(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
+    def hang() -> None:
+        """A step that takes an hour."""
+        train.Training.keep_last = lambda *_: time.sleep(3600)  # type: ignore[method-assign]
+
+    child = children.start(flags(scenes, toy_cfg, "bn", tmp_path / "run"), log=tmp_path / "log", before=hang)
+    until = time.monotonic() + 60
+    while not (tmp_path / "run" / "settings.json").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.kill(child, signal.SIGINT)
+    time.sleep(0.3)
+    os.kill(child, signal.SIGINT)
+    assert children.ended(child) == 128 + signal.SIGINT
+
+
+def test_a_full_disk_costs_checkpoints_but_not_the_training(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
+    """No file may grow beyond 2 kB after the first last.pt: real writes that fail half-way."""
+    whole, run, log = tmp_path / "whole", tmp_path / "run", tmp_path / "log"
+    train.main(flags(scenes, toy_cfg, "cmbn", whole))
+
+    def fill_disk() -> None:
+        keep, calls = train.Training.keep_last, []
+
+        def keep_last(training: train.Training) -> None:
+            calls.append(1)
+            full = 2 < len(calls) < 8
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (2000 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            )
+            keep(training)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            left = read_checkpoint(run / "last.pt")
+            assert left["step"] == (training.steps_done if not full else 1), left["step"]
+
+        train.Training.keep_last = keep_last  # type: ignore[method-assign]
+
+    child = children.start(flags(scenes, toy_cfg, "cmbn", run), log=log, before=fill_disk)
+    assert children.ended(child) == 0, log.read_text()[-3000:]
+    said = log.read_text()
+    assert said.count(f"error: {run / 'last.pt'} was not written (File too large)") == 5
+    assert not list(run.glob("*.part"))
+    children.assert_same_training(whole, run)
+
+
+def test_resume_alone_goes_on_with_the_newest_run(scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no run to go on with"):
+        train.main(["--resume"])
+    for epochs in ("1", "2"):
+        train.main(["--data", str(scenes), "--cfg", toy_cfg, "--epochs", epochs, "--workers", "0"])
+    newest = tmp_path / "runs" / "scenes-toy-bn-2"
+    assert read_checkpoint(newest / "last.pt")["step"] == 8
+    train.main(["--resume", "--epochs", "3", "--workers", "0"])
+    assert read_checkpoint(newest / "last.pt")["step"] == 12
+
+
+def test_a_training_of_an_earlier_format_is_refused(scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch) -> None:
+    train.main(
+        ["--data", str(scenes), "--cfg", toy_cfg, "--epochs", "1", "--workers", "0", "--run", str(tmp_path / "a")]
+    )
+    monkeypatch.setattr("preparation.RESUMABLE_FROM", 1000)
+    with pytest.raises(UserError, match=r"earlier version .* start a new run from its weights"):
+        train.main(["--resume", str(tmp_path / "a")])

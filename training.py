@@ -1,0 +1,195 @@
+"""The parts of one training: built from a Job, saved together, and put back together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+
+from data.loader import make_train_loader
+from examination import make_examiner
+from models.detector import describe_network
+from models.freeze import freeze
+from models.network import Network, parameter_groups
+from models.norms.effective import check_values
+from models.norms.regime import NormRegime
+from models.norms.table import norm_factory
+from models.weights.start import start_from
+from models.yolo.criterion import make_criterion
+from options import flatten
+from preparation import Job, make_detector, make_schedule
+from utils import ranks
+from utils.amp import MixedPrecision
+from utils.batch_step import BatchStep
+from utils.checkpoint import TrainingState
+from utils.clock import BatchClock
+from utils.ema import WeightAverage
+from utils.environment import describe, leave_a_core_to_loaders, pick_device
+from utils.profiling import profiled
+from utils.runlog import RunLog
+from utils.seed import seed_everything
+from utils.stop import Stop
+from utils.structures import Batch
+
+
+def say(line: str) -> None:
+    """Once, of several ranks."""
+    if ranks.is_first():
+        print(line)
+
+
+def make_network(job: Job, device: torch.device) -> Network:
+    """In training mode, with random weights; frozen layers are."""
+    options = job.options
+    network = Network(job.plan, norm_factory(options.norm)).to(device)
+    if options.speed.checkpoint_activations:
+        network.recompute_activations()
+    if options.speed.channels_last:
+        network.to(memory_format=torch.channels_last)
+    if options.optim.freeze:
+        say(freeze(network, options.optim.freeze))
+    return network
+
+
+def make_optimizer(job: Job, network: Network) -> torch.optim.Optimizer:
+    optim = job.options.optim
+    groups = parameter_groups(network, weight_decay=optim.weight_decay, backbone_rate=optim.backbone_rate)
+    return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum)
+
+
+class Training:
+    """Network, optimizer, loader and the rest, as the job's settings want them, at the step of its checkpoint."""
+
+    def __init__(self, job: Job, stop: Stop) -> None:
+        options, optim, plan = job.options, job.options.optim, job.plan
+        self.job, self.device = job, ranks.local_device(pick_device(options.device))
+        leave_a_core_to_loaders(self.device, options.workers)
+        seed_everything(options.seed)
+        self.network = make_network(job, self.device)
+        if options.weights is not None and job.checkpoint is None:
+            say(start_from(options.weights, options.cfg, self.network))
+        self.optimizer = make_optimizer(job, self.network)
+        self.loader = make_train_loader(
+            job.train_set,
+            batch_size=optim.batch_size,
+            input_hw=plan.net.input_hw,
+            multi_scale=options.multi_scale,
+            augment=options.augment,
+            seed=options.seed,
+            workers=options.workers,
+            cache=options.cache,
+            rank=ranks.rank(),
+            ranks=ranks.count(),
+        )
+        check_values(plan.with_input_hw(self.loader.smallest_hw), options.norm, mini_batch=self._mini_batch())
+        self.total_steps = optim.epochs * len(self.loader) if optim.epochs else optim.max_steps
+        self.epochs = -(-self.total_steps // len(self.loader))
+        self.schedule = make_schedule(options, plan, total_steps=self.total_steps)
+        decay = self.schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
+        self.average = WeightAverage(self.network, decay=decay, warm_up_steps=100)
+        self.examiner = make_examiner(
+            make_detector(options, self.average.model, job.train_set.class_names),
+            job.val_set,
+            batch_size=job.mini_batch,  # what fits in training fits here
+            workers=options.workers,
+            backend=options.eval_backend,
+            stop=stop,
+        )
+        self.regime = NormRegime(self.network, options.norm, self.total_steps)
+        first_step, self.epochs_done = self._place_of(job.checkpoint)
+        self.log = RunLog(
+            job.folder,
+            total_steps=self.total_steps,
+            first_step=first_step,
+            epochs_done=self.epochs_done,
+            save_every_s=60 * options.save_minutes,
+        )
+        if options.speed.compile:
+            self.network.compile(dynamic=False)
+        self.step = BatchStep(
+            network=self.network,
+            forward=ranks.parallel(self.network),
+            criterion=make_criterion(options.loss),
+            optimizer=self.optimizer,
+            precision=MixedPrecision(optim.amp, self.device),
+            clock=BatchClock(self.network),
+            subdivisions=optim.subdivisions,
+            clip_norm=optim.clip_norm,
+            say=self.log.say,
+        )
+        self.best_ap = float("-inf")
+        if job.checkpoint is not None:
+            self._go_on_from(job.checkpoint)
+        resolved = {"cfg": plan.path, "image_size": plan.net.input_hw, "amp": self.step.precision.kind}
+        resolved |= {"ema_decay": decay, "total_steps": self.total_steps, "environment": describe(self.device)}
+        self.log.settings({**flatten(options), **resolved})
+
+    @property
+    def steps_done(self) -> int:
+        return self.step.clock.step
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Of one epoch, those that were not trained on yet, on the device."""
+        self.network.train()
+        self.loader.set_epoch(epoch, self.steps_done - epoch * len(self.loader))
+        batches: Iterable[Batch] = islice(self.loader, self.total_steps - self.steps_done)
+        if self.job.options.speed.profile and epoch == self.epochs_done and ranks.is_first():
+            batches = profiled(batches, self.job.folder / "profile.json", say=self.log.say)
+        for batch in self.log.watch(batches):
+            yield batch.to(self.device, non_blocking=True)
+
+    def is_evaluation_due(self, epoch: int) -> bool:
+        """After about `--evals` of the epochs, and after the last."""
+        evals, last = self.job.options.evals, self.epochs
+        return epoch + 1 == last or (epoch + 1) * evals // last > epoch * evals // last
+
+    def keep_best(self, ap: float) -> None:
+        """Write the averaged weights as best.pt; those that could not be written are not the best."""
+        before, self.best_ap = self.best_ap, ap
+        if not self.log.keep("best.pt", self._content()):
+            self.best_ap = before
+
+    def keep_last(self) -> None:
+        """Write last.pt, from which training goes on as if nothing had happened. At a batch boundary, by all ranks."""
+        state = {"training": self._state().state_dict(), "log": self.log.state_dict()}
+        self.log.keep("last.pt", {**self._content(), **state, "subdivisions": self.step.subdivisions})
+
+    def _state(self) -> TrainingState:
+        return TrainingState(
+            network=self.network,
+            average=self.average,
+            optimizer=self.optimizer,
+            precision=self.step.precision,
+            clock=self.step.clock,
+        )
+
+    def _content(self) -> dict[str, Any]:
+        options = self.job.options
+        return {
+            **describe_network(self.job.plan, options.norm, self.job.train_set.class_names, options.augment.letterbox),
+            "weights": self.average.model.state_dict(),
+            "step": self.steps_done,
+            "epochs_done": self.epochs_done,
+            "best_ap": self.best_ap,
+            "settings": flatten(options),
+        }
+
+    def _go_on_from(self, checkpoint: dict[str, Any]) -> None:
+        self._state().load_state_dict(checkpoint["training"], weights=checkpoint["weights"])
+        self.log.load_state_dict(checkpoint["log"])
+        self.step.subdivisions = checkpoint["subdivisions"]
+        self.best_ap = checkpoint["best_ap"]
+
+    def _place_of(self, checkpoint: dict[str, Any] | None) -> tuple[int, int]:
+        """Steps and epochs that are done. A last epoch that the run's end cut short is not, where there is more now."""
+        if checkpoint is None:
+            return 0, 0
+        step, epochs_done = checkpoint["step"], checkpoint["epochs_done"]
+        return step, min(epochs_done, step // len(self.loader)) if step < self.total_steps else epochs_done
+
+    def _mini_batch(self) -> int:
+        """Pictures of a forward, where the data set may be smaller than a batch."""
+        share = self.loader.batch_size // ranks.count()
+        return share // min(self.job.options.optim.subdivisions, share)

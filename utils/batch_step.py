@@ -1,0 +1,198 @@
+"""One optimizer step: from a Batch to updated weights, through whatever happens on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils import ranks
+from utils.amp import MixedPrecision
+from utils.clock import BatchClock
+from utils.errors import UserError
+from utils.not_finite import first_gradient_not_finite, first_not_finite
+from utils.structures import Batch
+
+MENDS = "set a smaller --image-size, --checkpoint-activations or, on a GPU, --amp bf16"
+
+
+class NotFinite(UserError):
+    """A loss or a gradient is not a number any more: a training that diverged, or bad data."""
+
+
+class BatchStep:
+    """Call it with a Batch on the network's device; it returns the (3,) losses box, objectness, class per picture.
+
+    Every rank calls it with its own share of the batch: the gradient and the losses are those of all.
+
+    Where a mini-batch does not fit into memory, the batch begins again with twice the subdivisions, which then stay:
+    `subdivisions` says how many there are. The weights are updated as if there had been so many from the start.
+
+    forward: the network, or what wraps it for several ranks. criterion: (heads, Targets) -> LossTerms. say: takes a
+    line for the user. NotFinite, before anything is updated, where a loss or a gradient is not; UserError where a
+    single picture does not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        forward: nn.Module,
+        criterion: Callable[[Any, Any], Any],
+        optimizer: torch.optim.Optimizer,
+        precision: MixedPrecision,
+        clock: BatchClock,
+        subdivisions: int,
+        clip_norm: float | None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.network, self.forward, self.criterion = network, forward, criterion
+        self.optimizer, self.precision, self.clock = optimizer, precision, clock
+        self.subdivisions, self.clip_norm, self.say = subdivisions, clip_norm, say
+        self._undo = _Undo(network)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        losses = self.gradients(batch)
+        self._check_finite(losses, batch)
+        self.precision.step(self.optimizer, self.network.parameters(), clip_norm=self.clip_norm)
+        self.clock.stepped()
+        return losses
+
+    def gradients(self, batch: Batch) -> Tensor:
+        """Into `grad` of the parameters, with as many subdivisions as it takes; returns the losses."""
+        self._undo.keep()
+        while True:
+            losses = self._try_gradients(batch)
+            if losses is not None:
+                return ranks.summed(losses)
+            self._undo.restore()
+            self.optimizer.zero_grad(set_to_none=True)
+            self._cut_finer(len(batch))
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether there is memory for the batch with these subdivisions; nothing else is left of the try."""
+        self._undo.keep()
+        losses = self._try_gradients(batch)
+        self._undo.restore()
+        self.optimizer.zero_grad(set_to_none=True)
+        return losses is not None
+
+    def _try_gradients(self, batch: Batch) -> Tensor | None:
+        """None where memory ran out. By then nothing that was computed is held any more: not even a traceback."""
+        try:
+            return self._all_minibatches(batch)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _all_minibatches(self, batch: Batch) -> Tensor:
+        parts = list(batch.split(self.subdivisions))
+        pictures = len(batch) * ranks.count()
+        losses = torch.zeros(3, device=batch.images.device)
+        for index, part in enumerate(self.clock.minibatches(parts)):
+            if index + 1 < len(parts):
+                with ranks.unsynchronised(self.forward):
+                    losses += self._minibatch(part, pictures)
+            else:
+                losses += self._minibatch(part, pictures)
+        return losses
+
+    def _minibatch(self, part: Batch, pictures: int) -> Tensor:
+        with self.precision.autocast():
+            heads = self.forward(part.pixels())
+        loss = self.criterion(heads, part.targets)
+        # Divided by the pictures of the whole batch: the gradient does not depend on how it was cut. Ranks average
+        # their gradients, which are to be added.
+        self.precision.backward(loss.total * (ranks.count() / pictures))
+        return loss.detached() / pictures
+
+    def _cut_finer(self, pictures: int) -> None:
+        size = -(-pictures // self.subdivisions)
+        if self.forward is not self.network and ranks.count() > 1:
+            # The other ranks wait in their backward for gradients that will not come.
+            raise UserError(
+                f"out of memory with {size} pictures per forward on rank {ranks.rank()}: "
+                f"set --subdivisions {2 * self.subdivisions}"
+            )
+        if size == 1:
+            raise UserError(f"out of memory with one picture per forward: {MENDS}")
+        self.subdivisions = min(2 * self.subdivisions, pictures)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what is cached in large pieces does not help small ones
+        left = -(-pictures // self.subdivisions)
+        self.say(
+            f"out of memory with {size} pictures per forward: going on with --subdivisions {self.subdivisions}, "
+            f"{left} pictures each"
+        )
+
+    def _check_finite(self, losses: Tensor, batch: Batch) -> None:
+        if not torch.isfinite(losses).all():
+            parts = batch.split(self.subdivisions)
+            found = first_not_finite(self.network, self.criterion, parts, autocast=self.precision.autocast)
+        elif self.precision.kind != "fp16" and not self._gradient_is_finite():  # the scaler skips those of fp16
+            found = first_gradient_not_finite(self.network)
+        else:
+            return
+        found = "; ".join(dict.fromkeys(filter(None, ranks.gathered(found))))
+        raise NotFinite(
+            f"step {self.clock.step + 1}: {found} (pictures of this batch: {names_of(batch.paths)}): mend those, lower "
+            "--learning-rate or set --clip-norm; last.pt holds the weights from before"
+        )
+
+    def _gradient_is_finite(self) -> bool:
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        return bool(torch.isfinite(nn.utils.get_total_norm(gradients)))
+
+
+class _Undo:
+    """What a half-seen batch leaves behind, taken back: statistics and histories of norms, random numbers drawn.
+
+    Large buffers of a GPU, which only a CBN has, are kept in the host's memory: they are kept for when the GPU's
+    runs out.
+    """
+
+    LARGE = 1 << 16
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._kept: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        now = dict(self._buffers())
+        for name, buffer in now.items():
+            if name not in self._kept or self._kept[name].shape != buffer.shape:
+                device = torch.device("cpu") if buffer.numel() > self.LARGE else buffer.device
+                self._kept[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+        self._kept = {name: self._kept[name] for name in now}
+        if now:
+            torch._foreach_copy_(list(self._kept.values()), list(now.values()))
+        self._random = torch.get_rng_state()
+        self._random_on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for name, buffer in self._buffers():
+            if name in self._kept:
+                buffer.resize_(self._kept[name].shape).copy_(self._kept[name])
+        torch.set_rng_state(self._random)
+        if self._random_on_gpu is not None:
+            torch.cuda.set_rng_state(self._random_on_gpu)
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """But for those that are one number seen many times: norms make them to have forgotten a batch."""
+        for name, buffer in self._network.named_buffers():
+            if not any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True)):
+                yield name, buffer
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """On a GPU, or on the CPU, whose allocator has no error of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def names_of(pictures: Sequence[str], most: int = 16) -> str:
+    return ", ".join(pictures[:most]) + (f" and {len(pictures) - most} more" if len(pictures) > most else "")

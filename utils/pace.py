@@ -1,0 +1,71 @@
+"""How fast a training goes, what it waits for, and the memory it takes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from utils import ranks
+from utils.structures import Batch
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
+
+
+class Pace:
+    """Of the batches since the last `watch`: of all ranks together, waiting as this one sees it."""
+
+    waited_s: float
+    took_s: float
+    pictures: int
+    steps: int
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; what happens until the next one is asked for is the training, the rest is waiting."""
+        self._clear()
+        arriving = iter(batches)
+        asked_at = time.monotonic()
+        while (batch := next(arriving, None)) is not None:
+            self.waited_s += time.monotonic() - asked_at
+            yield batch
+            now = time.monotonic()
+            self.took_s, asked_at = self.took_s + now - asked_at, now
+            self.pictures += len(batch) * ranks.count()
+            self.steps += 1
+
+    def _clear(self) -> None:
+        self.waited_s, self.took_s, self.pictures, self.steps = 0.0, 0.0, 0, 0
+
+    @property
+    def pictures_per_s(self) -> float:
+        return self.pictures / self.took_s if self.took_s else 0.0
+
+    @property
+    def share_waiting(self) -> float:
+        return self.waited_s / self.took_s if self.took_s else 0.0
+
+    def hours_for(self, steps: int) -> str:
+        """As 3:05, at this pace."""
+        hours, minutes = divmod(round(steps * self.took_s / self.steps / 60), 60)
+        return f"{hours}:{minutes:02d}"
+
+    def __str__(self) -> str:
+        return f"{self.pictures_per_s:.1f} pictures/s, {self.share_waiting:.0%} waiting for data{peak_memory()}"
+
+
+def peak_memory() -> str:
+    """Of this process so far: on a GPU what tensors took there, elsewhere all of it; "" where nobody counts."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of GPU memory"
+    if resource is None:
+        return ""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f", {peak / 2**30:.2f} GiB of memory"

@@ -1,0 +1,128 @@
+"""The processes of one `torchrun` job, called ranks; a program that was started plainly is a job of one.
+
+`gathered`, `from_first`, `summed` and `averaged` are collectives: every rank must call them, in the same order.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Value = TypeVar("Value")
+
+# A rank that waits for the others this long takes them for dead: longer than any evaluation or file write.
+PATIENCE = timedelta(minutes=30)
+
+
+def count() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """From 0 to count() - 1, over all machines."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this is the rank that prints and writes files."""
+    return rank() == 0
+
+
+def restarts() -> int:
+    """How often `torchrun --max-restarts` has started this job anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """The job that torchrun has put this process into, for as long as the block runs; nothing without torchrun."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    # Plain values travel over gloo, so that they need no place on a GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device(device: torch.device) -> torch.device:
+    """This rank's own of the GPUs of its machine, where `device` is a GPU without a number."""
+    if device.type != "cuda" or device.index is not None or count() == 1:
+        return device
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def parallel(network: nn.Module) -> nn.Module:
+    """What to forward with, so that backward ends in the same gradient on all ranks: the mean of theirs.
+
+    Buffers are not broadcast: each rank's norms remember their own mini-batches, which the first rank's would
+    overwrite.
+    """
+    if count() == 1:
+        return network
+    # torch 2.15 warns of the second name, which earlier ones know alone.
+    named = inspect.signature(DistributedDataParallel).parameters
+    off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers": False}
+    return DistributedDataParallel(network, **off)
+
+
+def unsynchronised(forward: nn.Module) -> AbstractContextManager[None]:
+    """Gradients stay on their ranks: for all mini-batches of a batch but the last, whose backward sums up."""
+    return forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()
+
+
+def gathered(value: Value) -> list[Value]:
+    """Every rank's value, in rank order, on every rank. Plain values and tensors on the CPU."""
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: Value) -> Value:
+    """The first rank's value."""
+    if count() == 1:
+        return value
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """Over the ranks, in place."""
+    if count() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+@torch.no_grad()
+def averaged(tensors: Sequence[Tensor]) -> None:
+    """Each becomes its mean over the ranks, in place, in one message."""
+    if count() == 1 or not tensors:
+        return
+    flat = summed(torch.cat([tensor.flatten() for tensor in tensors]))
+    flat /= count()
+    for tensor, mean in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def agreed(*wishes: bool) -> tuple[bool, ...]:
+    """For each, whether any rank wishes it: so that all of them do it, or none."""
+    if count() == 1:
+        return wishes
+    votes = summed(torch.tensor(wishes, dtype=torch.int32))
+    return tuple(bool(vote) for vote in votes.tolist())
