@@ -59,7 +59,7 @@ def train(job: Job, stop: Stop | None = None) -> CocoTable:
             is_measured = run.is_evaluation_due(epoch)
             if is_measured:
                 run.average.agree()
-                table = run.examiner.measure()
+                table = run.examiner.measure(show=run.show_predictions)
                 row |= {"AP": table.AP, "AP50": table.AP50}
                 run.log.say(f"epoch {epoch + 1}: AP {table.AP:.3f}  AP50 {table.AP50:.3f}")
             run.log.end_epoch(row)

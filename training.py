@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
 from data.loader import make_train_loader
@@ -144,6 +145,10 @@ class Training:
         """After about `--evals` of the epochs, and after the last."""
         evals, last = self.job.options.evals, self.epochs
         return epoch + 1 == last or (epoch + 1) * evals // last > epoch * evals // last
+
+    def show_predictions(self, rgb: np.ndarray) -> None:
+        """What the averaged weights find in the first pictures of the validation split."""
+        self.log.picture("predictions", rgb, self.steps_done)
 
     def keep_best(self, ap: float) -> None:
         """Write the averaged weights as best.pt; those that could not be written are not the best."""

@@ -76,7 +76,7 @@ def _in_layers(
     ]
     try:
         with autocast():
-            heads = network(part.pixels())
+            heads = network.forward(part.pixels())  # past torch.compile, which would not call the hooks
     finally:
         for handle in handles:
             handle.remove()

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -24,6 +25,7 @@ from utils.structures import Batch, Detections
 
 # (images, units_px) -> Detections in input pixels. units_px: per image, the unit in which NMS measures distances
 Detect = Callable[[Tensor, Sequence[tuple[float, float]]], list[Detections]]
+Show = Callable[[np.ndarray], None]  # (H, W, 3) uint8
 
 
 def category_of_label(
@@ -69,14 +71,18 @@ def collect_results(
     device: torch.device,
     max_detections: int | None = None,
     progress: bool = False,
+    look: Callable[[Batch, list[Detections]], None] | None = None,
 ) -> CocoResults:
     """Of all batches, in order; each picture must have its placement.
 
     max_detections: how many to keep per picture, best first, of those whose label is in `categories`; None keeps all.
+    look: is shown the first batch and what is found there.
     """
     parts: list[CocoResults] = []
     labels = torch.tensor(list(categories))
     for batch, found in detections_of(detect, batches, device=device, progress=progress):
+        if look is not None and not parts:
+            look(batch, found)
         for detections, placement, image_id in zip(found, batch.placements, batch.image_ids, strict=True):
             assert placement is not None
             known = torch.isin(detections.labels, labels)
@@ -109,8 +115,8 @@ class Examiner:
     max_detections: int | None
     backend: str = "auto"
 
-    def results(self, *, progress: bool = False) -> CocoResults:
-        """Of all pictures."""
+    def results(self, *, progress: bool = False, show: Show | None = None) -> CocoResults:
+        """Of all pictures. show: gets the first rank's first batch, drawn with what is found at a score of 0.25."""
         of_rank = collect_results(
             self.detect,
             self.batches,
@@ -118,19 +124,19 @@ class Examiner:
             device=self.device,
             max_detections=self.max_detections,
             progress=progress and ranks.is_first(),
+            look=partial(self._draw, show) if show is not None and ranks.is_first() else None,
         )
         return merged(ranks.gathered(of_rank), self.image_ids)
 
-    def measure(self) -> CocoTable:
-        return self._of_first(evaluate_coco, self.results(), backend=self.backend)
+    def measure(self, *, show: Show | None = None) -> CocoTable:
+        """show: as `results`."""
+        return self._of_first(evaluate_coco, self.results(show=show), backend=self.backend)
 
     def report(self, folder: Path) -> CocoTable:
         """Measure, and write tables, curves, detections and some annotated pictures into `folder`."""
-        if ranks.is_first():
-            self._draw(folder / "predictions.png")
         return self._of_first(
             partial(write_report, folder),
-            self.results(progress=True),
+            self.results(progress=True, show=partial(write_png, folder / "predictions.png")),
             save_ground_truth=not self.is_coco,
             backend=self.backend,
         )
@@ -143,11 +149,9 @@ class Examiner:
         assert table is not None
         return table
 
-    def _draw(self, path: Path) -> None:
-        """The first batch with what is found there at a confidence of 0.25."""
-        batch, found = next(detections_of(self.detect, self.batches, device=self.device))
+    def _draw(self, show: Show, batch: Batch, found: list[Detections]) -> None:
         confident = [each.where((each.scores > 0.25).nonzero()[: self.max_detections, 0]) for each in found]
-        write_png(path, draw_batch(batch, self.class_names, confident))
+        show(draw_batch(batch, self.class_names, confident))
 
 
 def write_report(
