@@ -129,10 +129,18 @@ def test_a_batch_that_ranks_cannot_share_is_a_sentence(scenes: Path, toy_cfg: st
 @pytest.mark.slow
 def test_torchrun_restarts_a_job_whose_rank_was_killed(root: Path, scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+    ]  # without the -- below it takes our --run for its --run-path
     command = flags(scenes, toy_cfg, run, "--epochs", "12", "--save-minutes", "0")
     job = subprocess.Popen(
-        [*torchrun, "train.py", *command], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*torchrun, "--", "train.py", *command], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     children.wait_for_step(run, 3, patience_s=300)
     ranks = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
