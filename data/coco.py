@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def read(path: Path, split: str) -> ImageSet:
     objects = _objects_by_image(content, category_ids, file.name, problems)
     folder = _picture_folder(file, split, [image["file_name"] for image in content["images"][:20]])
     trusted = len(content["images"]) > _OPENED_PICTURES
-    records = []
+    pictures: list[tuple[Path, int, tuple[int, int]]] = []
     for image in content["images"]:
         picture = folder / image["file_name"]
         if not picture.exists():
@@ -55,9 +56,8 @@ def read(path: Path, split: str) -> ImageSet:
         if hw is None:
             problems.add(BROKEN_PICTURE, str(picture))
             continue
-        records.append(
-            _record(picture, image["id"], written_hw or hw, objects.get(image["id"], []), file.name, problems)
-        )
+        pictures.append((picture, image["id"], written_hw or hw))
+    records = _records(pictures, objects, problems)
     return pack(
         records,
         name=_root(file).name,
@@ -138,22 +138,28 @@ def _written_hw(image: dict[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def _record(
-    picture: Path,
-    image_id: int,
-    hw: tuple[int, int],
-    objects: list[tuple[list[float], int, bool, str]],
-    file_name: str,
+def _records(
+    pictures: list[tuple[Path, int, tuple[int, int]]],
+    objects: dict[int, list[tuple[list[float], int, bool, str]]],
     problems: Problems,
-) -> Record:
-    boxes = np.array([box for box, _, _, _ in objects], np.float32).reshape(-1, 4)
+) -> list[Record]:
+    """pictures: path, id, (height, width). All boxes are judged at once: COCO has 860,000."""
+    of_each = [objects.get(image_id, []) for _, image_id, _ in pictures]
+    counts = [len(rows) for rows in of_each]
+    rows = list(chain.from_iterable(of_each))
+    boxes = np.array([box for box, *_ in rows], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    boxes, keep = usable_boxes(boxes, hw, [place for *_, place in objects], problems)
-    return Record(
-        path=str(picture),
-        image_id=image_id,
-        boxes=boxes[keep],
-        labels=np.array([label for _, label, _, _ in objects], np.int64)[keep],
-        is_crowd=np.array([is_crowd for _, _, is_crowd, _ in objects], bool)[keep],
-        hw=hw,
-    )
+    hws = np.repeat(np.array([hw for *_, hw in pictures], np.float32).reshape(-1, 2), counts, axis=0)
+    boxes, keep = usable_boxes(boxes, hws, [place for *_, place in rows], problems)
+    labels = np.array([label for _, label, _, _ in rows], np.int64)
+    is_crowd = np.array([is_crowd for _, _, is_crowd, _ in rows], bool)
+    records, start = [], 0
+    for (path, image_id, hw), count in zip(pictures, counts, strict=True):
+        own = start + np.flatnonzero(keep[start : start + count])
+        start += count
+        records.append(
+            Record(
+                path=str(path), image_id=image_id, boxes=boxes[own], labels=labels[own], is_crowd=is_crowd[own], hw=hw
+            )
+        )
+    return records

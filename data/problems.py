@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-
-from data.geometry import clip_boxes
 
 # Kinds, in singular and plural, as they stand in the summary.
 MISSING_PICTURE = ("missing picture skipped", "missing pictures skipped")
@@ -60,19 +59,21 @@ class Problems:
 
 
 def usable_boxes(
-    boxes: np.ndarray, hw: tuple[int, int], places: list[str], problems: Problems
+    boxes: np.ndarray, hw: tuple[int, int] | np.ndarray, places: Sequence[str], problems: Problems
 ) -> tuple[np.ndarray, np.ndarray]:
     """Clip (M, 4) xyxy boxes to their picture -> the clipped (M, 4), and (M,) bool: which are to be kept.
 
-    A box needs 1 px of both sides within the picture. places: M of them, for the messages.
+    A box needs 1 px of both sides within the picture. hw: its height and width, or (M, 2) those of each box's.
+    places: M of them, for the messages.
     """
-    clipped = clip_boxes(boxes, (0, 0, hw[1], hw[0]))
+    limits = np.broadcast_to(np.asarray(hw, boxes.dtype)[..., [1, 0, 1, 0]], boxes.shape)
+    clipped = boxes.clip(np.zeros_like(boxes), limits)
     keep = ((clipped[:, 2:] - clipped[:, :2]) >= 1).all(axis=1)
     had_area = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(axis=1)
     moved = (np.abs(clipped - boxes) > 1).any(axis=1)  # less is rounding
-    for place, kept, area, cut in zip(places, keep, had_area, moved, strict=True):
-        if not kept:
-            problems.add(OUTSIDE if area else NO_AREA, place)
-        elif cut:
-            problems.add(CLIPPED, place)
+    for row in np.flatnonzero(~keep | moved):
+        if keep[row]:
+            problems.add(CLIPPED, places[row])
+        else:
+            problems.add(OUTSIDE if had_area[row] else NO_AREA, places[row])
     return clipped, keep

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -28,7 +31,20 @@ def open_image_set(path: str | Path, split: str) -> ImageSet:
     splits = found.splits(path)
     if splits and split not in splits:
         raise UserError(f"{path}: has no split '{split}'; it has {', '.join(splits)}.")
-    return found.read(path, split)
+    with _without_collection():
+        return found.read(path, split)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Python's garbage collector would look again and again through a large set's millions of objects, in vain."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def splits_of(path: str | Path) -> tuple[str, ...]:

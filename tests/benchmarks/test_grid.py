@@ -79,8 +79,20 @@ def test_a_recipe_waits_for_its_tuning() -> None:
     assert {cell.data for cell in TOY.main_cells(rows[:-1])} == {"digits-0.4"}
 
 
-def test_without_a_tuning_the_middle_rate_holds() -> None:
-    assert {cell.rate for cell in BUDGETS["quick"].main_cells(())} == {0.01}
+def test_without_a_tuning_a_known_rate_holds_or_the_middle_one() -> None:
+    quick = BUDGETS["quick"].main_cells(())
+    assert {(cell.recipe, cell.mini_batch) for cell in quick if cell.rate == 0.02} == {("cmbn-weights", 1)}
+    assert {cell.rate for cell in quick} == {0.01, 0.02}
+
+
+def test_the_quick_trainings_are_among_the_standard_ones() -> None:
+    standard = BUDGETS["standard"]
+    best = {("cmbn-weights", 1): 0.02}
+    rows = [
+        tuned(cell, 0.9 if cell.rate == best.get((cell.recipe, cell.mini_batch), 0.01) else 0.1)
+        for cell in standard.tune_cells()
+    ]
+    assert {cell.key for cell in BUDGETS["quick"].main_cells(())} <= {cell.key for cell in standard.main_cells(rows)}
 
 
 @pytest.mark.parametrize(("mini_batch", "choice"), [(1, 1), (2, 2), (4, 2), (8, 16), (16, 16)])
