@@ -36,15 +36,14 @@ def make_examiner(
     backend: str = "auto",
     stop: Stop | None = None,
 ) -> Examiner:
-    """rect: of `make_eval_loader`. backend: of utils.coco_backends.BACKENDS. stop: is heeded between batches, of a job
-    of one process.
+    """rect: of `make_eval_loader`. backend: of utils.coco_backends.BACKENDS. stop: is heeded between batches.
 
     UserError where it is not installed, or the classes do not fit (`category_of_label`).
     """
     batches: Iterable[Batch] = _pictures_for(
         detector, image_set, batch_size=batch_size, workers=workers, is_shared=True, rect=rect
     )
-    if stop is not None and ranks.count() == 1:
+    if stop is not None:
         batches = stop.heeding(batches)
     return Examiner(
         detect=replace(detector, max_detections=None),

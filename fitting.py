@@ -17,6 +17,7 @@ from utils.clock import BatchClock
 from utils.ema import WeightAverage
 from utils.environment import pick_device
 from utils.errors import UserError
+from utils.memory import empty_cache
 from utils.structures import Batch, Targets
 
 _BOXES = 32  # of each picture of the dry run: more than most have, as the loss keeps a little for each
@@ -66,20 +67,15 @@ def subdivisions_that_fit(job: Job, device: torch.device) -> int:
     for step.subdivisions in (n for n in range(1, len(batch) + 1) if len(batch) % n == 0):
         if step.fits(batch):
             break
-        empty_cache(device)
+        empty_cache()
     else:
         raise UserError(f"out of memory with one picture of {largest_hw(job)} per forward: {MENDS}")
     found = step.subdivisions
     del network, optimizer, kept, average, step, batch
-    empty_cache(device)
-    return found
-
-
-def empty_cache(device: torch.device) -> None:
-    """What is cached in large pieces does not help small ones."""
+    empty_cache()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
+    return found
 
 
 def grey_batch(job: Job) -> Batch:

@@ -175,7 +175,10 @@ class TrainOptions:
         alone="",
     )
     save_minutes: float = knob(
-        10, "write last.pt at least this often within an epoch; at its end anyway", unit="MINUTES", low=0
+        10,
+        "write last.pt at least this often, and at an epoch's end, unless that were more than 5 % of the time",
+        unit="MINUTES",
+        low=0,
     )
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
     workers: int = knob(2, "processes that load pictures; 0 = the main one", unit="N", low=0)

@@ -33,12 +33,15 @@ from utils import ranks
 from utils.checkpoint import RESUMABLE_FROM, read_checkpoint
 from utils.environment import describe, pick_device
 from utils.errors import UserError
-from utils.runlog import free_folder, newest_run
+from utils.runlog import folder_of_job, free_folder, mark_folder, newest_run
 from utils.schedule import Schedule
+from utils.whole_file import unless_full
 
-# What may be typed beside --resume: where to compute and for how long, and nothing that the numbers depend on.
+# What may be typed beside --resume: where to compute and for how long, which the numbers do not depend on, and what
+# helps a training over a crisis.
 RESUMABLE = {
     *("resume", "epochs", "save_minutes"),
+    *("subdivisions", "learning_rate", "clip_norm", "amp"),
     *("device", "workers", "cache", "eval_backend", "checkpoint_activations", "profile"),
 }
 
@@ -56,9 +59,10 @@ class Job:
 
     @property
     def mini_batch(self) -> int:
-        """Pictures of one forward on one rank."""
+        """Pictures of one forward on one rank; a data set smaller than a batch makes a smaller one."""
         optim = self.options.optim
-        return optim.batch_size // (int(optim.subdivisions) * ranks.count())
+        share = max(1, min(optim.batch_size, len(self.train_set)) // ranks.count())
+        return share // min(int(optim.subdivisions), share)
 
 
 def prepare(argv: Sequence[str] | None = None) -> Job:
@@ -92,7 +96,14 @@ def begun(job: Job) -> Job:
         folder = folder if folder.is_dir() else folder.parent
     else:
         default = f"{job.train_set.name}-{job.plan.name}-{norm.norm}"
-        folder = ranks.from_first(free_folder(job.options.run, default=default) if ranks.is_first() else Path())
+        name, job_name = job.options.run, ranks.job()
+        folder = Path()
+        if ranks.is_first():
+            # Started anew, it may have died before its first last.pt.
+            is_own = ranks.restarts() > 0 and folder_of_job(job_name, name) is not None
+            folder = free_folder(name, default=default, may_hold_files=is_own)
+            mark_folder(folder, job_name)
+        folder = ranks.from_first(folder)
     job = replace(job, folder=folder)
     if ranks.is_first():
         announce(job, why)
@@ -105,11 +116,12 @@ def with_options(job: Job, **changed: Any) -> Job:
 
 
 def goes_on_after_restart(given: dict[str, Any]) -> dict[str, Any]:
-    """A job that `torchrun --max-restarts` has started again goes on where it was: same command, nothing lost."""
+    """A job that `torchrun --max-restarts` has started again goes on in its folder: same command, nothing lost."""
     if not ranks.restarts() or "resume" in given:
         return given
-    folder = Path(given["run"]) if "run" in given else newest_run()
-    if not (folder / "last.pt").exists():
+    job = ranks.job()
+    folder = ranks.from_first(folder_of_job(job, given.get("run")) if ranks.is_first() else None)
+    if folder is None or not ranks.from_first((folder / "last.pt").exists()):
         return given
     return {name: value for name, value in given.items() if name in RESUMABLE} | {"resume": str(folder)}
 
@@ -129,7 +141,9 @@ def resumed(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{path}: its training was saved by an earlier version (format {checkpoint['format']}) and cannot go on; "
             "start a new run from its weights with --weights"
         )
-    return checkpoint, {**checkpoint["settings"], **given, "resume": str(path)}
+    # Memory may have run out since the settings were made.
+    settings = {**checkpoint["settings"], "subdivisions": checkpoint["subdivisions"]}
+    return checkpoint, {**settings, **given, "resume": str(path)}
 
 
 def choose_plan(given: dict[str, Any], checkpoint: dict[str, Any] | None, class_names: Sequence[str]) -> Plan:
@@ -239,7 +253,8 @@ def announce(job: Job, why_norm: str = "") -> None:
             print(f"warning: {line}")
         print(f"          python -m data.doctor {options.data}  says more, and what to do")
     if problems := [line for image_set in (job.train_set, job.val_set) for line in image_set.problems.lines()]:
-        (job.folder / "data_problems.txt").write_text("\n".join(problems) + "\n")
+        with unless_full(job.folder / "data_problems.txt"):
+            (job.folder / "data_problems.txt").write_text("\n".join(problems) + "\n")
     height, width = plan.net.input_hw
     parameters = f"{plan.parameter_count() / 1e6:.2f} M parameters"
     print(f"network   {plan.name} {height}x{width}, {plan.classes} classes, {parameters}")

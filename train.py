@@ -26,6 +26,7 @@ from utils.draw import draw_batch
 from utils.environment import pick_device
 from utils.plots import plot_results
 from utils.stop import Stop, Stopped
+from utils.whole_file import unless_full
 
 
 def train(job: Job, stop: Stop | None = None) -> CocoTable:
@@ -58,6 +59,7 @@ def train(job: Job, stop: Stop | None = None) -> CocoTable:
             row = {"step": run.steps_done, "epoch": epoch + 1, "lr": run.schedule.rate(run.steps_done - 1)}
             is_measured = run.is_evaluation_due(epoch)
             if is_measured:
+                run.keep_last()  # an evaluation can take long, and run out of memory
                 run.average.agree()
                 table = run.examiner.measure(show=run.show_predictions)
                 row |= {"AP": table.AP, "AP50": table.AP50}
@@ -69,8 +71,8 @@ def train(job: Job, stop: Stop | None = None) -> CocoTable:
             (is_save_due,) = ranks.agreed(run.log.is_save_due(at_epoch_end=True))
             if is_measured or is_save_due:
                 run.keep_last()
-    except Stopped:
-        run.keep_last()
+    except Stopped as stopped:
+        stopped.is_kept = run.is_kept or run.keep_last()
         raise
     finally:
         run.log.close()
@@ -95,7 +97,8 @@ def finish(job: Job, stop: Stop) -> CocoTable:
     after = examiner.report(job.folder)
     if ranks.is_first():
         best |= {"weights": network.state_dict(), "best_ap": after.AP, "is_precise": True}
-        write_checkpoint(path, best)
+        with unless_full(path):
+            write_checkpoint(path, best)
         keep_weights(job, best)
         print(f"AP {before.AP:.3f} with running averages, {after.AP:.3f} with {source}, which best.pt now has")
     return after
@@ -104,21 +107,25 @@ def finish(job: Job, stop: Stop) -> CocoTable:
 def keep_weights(job: Job, best: dict[str, Any]) -> None:
     """best.pt as best.safetensors."""
     if ranks.is_first():
-        write_weights(job.folder / "best.safetensors", best)
+        with unless_full(job.folder / "best.safetensors"):
+            write_weights(job.folder / "best.safetensors", best)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with ranks.joined(), Stop() as stop:
+    with ranks.joined():
         job = begun(fitted(prepare(argv)))
         try:
-            table = train(job, stop)
-        except Stopped:
+            with Stop() as stop:
+                table = train(job, stop)
+        except Stopped as stopped:
             if ranks.is_first():
-                print(f"\nstopped, nothing is lost; go on with: python train.py --resume {job.folder}")
+                what = "nothing is lost" if stopped.is_kept else "but last.pt could not be written and is older"
+                print(f"\nstopped, {what}; go on with: python train.py --resume {job.folder}")
             return
         if not ranks.is_first():
             return
-        plot_results(job.folder / "results.csv", job.folder / "results.png")
+        with unless_full(job.folder / "results.png"):
+            plot_results(job.folder / "results.csv", job.folder / "results.png")
         best = job.folder / "best.pt"
         print(f"\n{best} on {job.val_set.name} {job.val_set.split}:")
         print(table.summary(), table.class_table(), sep="\n\n")

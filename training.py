@@ -60,6 +60,12 @@ def make_optimizer(job: Job, network: Network) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum)
 
 
+def compile_for_all_sizes(network: Network) -> None:
+    """Once for each input size and kind of mini-batch, of which multi-scale makes more than torch's limit of 8."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    network.compile(dynamic=False)
+
+
 class Training:
     """Network, optimizer, loader and the rest, as the job's settings want them, at the step of its checkpoint."""
 
@@ -84,7 +90,7 @@ class Training:
             rank=ranks.rank(),
             ranks=ranks.count(),
         )
-        check_values(plan.with_input_hw(self.loader.smallest_hw), options.norm, mini_batch=self._mini_batch())
+        check_values(plan.with_input_hw(self.loader.smallest_hw), options.norm, mini_batch=job.mini_batch)
         self.total_steps = optim.epochs * len(self.loader) if optim.epochs else optim.max_steps
         self.epochs = -(-self.total_steps // len(self.loader))
         self.schedule = make_schedule(options, plan, total_steps=self.total_steps)
@@ -108,7 +114,7 @@ class Training:
             save_every_s=60 * options.save_minutes,
         )
         if options.speed.compile:
-            self.network.compile(dynamic=False)
+            compile_for_all_sizes(self.network)
         self.step = BatchStep(
             network=self.network,
             forward=ranks.parallel(self.network),
@@ -121,6 +127,7 @@ class Training:
             say=self.log.say,
         )
         self.best_ap = float("-inf")
+        self._kept_step: int | None = None
         if job.checkpoint is not None:
             self._go_on_from(job.checkpoint)
         resolved = {"cfg": plan.path, "image_size": plan.net.input_hw, "amp": self.step.precision.kind}
@@ -156,10 +163,17 @@ class Training:
         if not self.log.keep("best.pt", self._content()):
             self.best_ap = before
 
-    def keep_last(self) -> None:
+    def keep_last(self) -> bool:
         """Write last.pt, from which training goes on as if nothing had happened. At a batch boundary, by all ranks."""
         state = {"training": self._state().state_dict(), "log": self.log.state_dict()}
-        self.log.keep("last.pt", {**self._content(), **state, "subdivisions": self.step.subdivisions})
+        is_written = self.log.keep("last.pt", {**self._content(), **state, "subdivisions": self.step.subdivisions})
+        self._kept_step = self.steps_done if is_written else None
+        return is_written
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether last.pt holds all that was trained."""
+        return self._kept_step == self.steps_done
 
     def _state(self) -> TrainingState:
         return TrainingState(
@@ -184,7 +198,6 @@ class Training:
     def _go_on_from(self, checkpoint: dict[str, Any]) -> None:
         self._state().load_state_dict(checkpoint["training"], weights=checkpoint["weights"])
         self.log.load_state_dict(checkpoint["log"])
-        self.step.subdivisions = checkpoint["subdivisions"]
         self.best_ap = checkpoint["best_ap"]
 
     def _place_of(self, checkpoint: dict[str, Any] | None) -> tuple[int, int]:
@@ -193,8 +206,3 @@ class Training:
             return 0, 0
         step, epochs_done = checkpoint["step"], checkpoint["epochs_done"]
         return step, min(epochs_done, step // len(self.loader)) if step < self.total_steps else epochs_done
-
-    def _mini_batch(self) -> int:
-        """Pictures of a forward, where the data set may be smaller than a batch."""
-        share = self.loader.batch_size // ranks.count()
-        return share // min(self.job.options.optim.subdivisions, share)

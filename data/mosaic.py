@@ -141,7 +141,7 @@ def _joined(
         labels=np.concatenate([sample.labels for sample in samples])[keep],
         is_crowd=np.concatenate([sample.is_crowd for sample in samples])[keep],
         image_id=samples[0].image_id,
-        path=samples[0].path,
+        path=" + ".join(dict.fromkeys(sample.path for sample in samples)),
     )
 
 

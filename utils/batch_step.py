@@ -12,10 +12,11 @@ from utils import ranks
 from utils.amp import MixedPrecision
 from utils.clock import BatchClock
 from utils.errors import UserError
-from utils.not_finite import first_gradient_not_finite, first_not_finite
+from utils.memory import empty_cache, is_out_of_memory
+from utils.not_finite import in_gradients, in_inputs, in_layers
 from utils.structures import Batch
 
-MENDS = "set a smaller --image-size, --checkpoint-activations or, on a GPU, --amp bf16"
+MENDS = "set --checkpoint-activations, --amp bf16 on a GPU, or in a new run a smaller --image-size"
 
 
 class NotFinite(UserError):
@@ -83,7 +84,7 @@ class BatchStep:
         """None where memory ran out. By then nothing that was computed is held any more: not even a traceback."""
         try:
             return self._all_minibatches(batch)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not is_out_of_memory(error):
                 raise
             return None
@@ -111,36 +112,46 @@ class BatchStep:
 
     def _cut_finer(self, pictures: int) -> None:
         size = -(-pictures // self.subdivisions)
+        if 2 * self.subdivisions > pictures:
+            raise UserError(f"out of memory with one picture per forward: {MENDS}")
         if self.forward is not self.network and ranks.count() > 1:
             # The other ranks wait in their backward for gradients that will not come.
             raise UserError(
-                f"out of memory with {size} pictures per forward on rank {ranks.rank()}: "
-                f"set --subdivisions {2 * self.subdivisions}"
+                f"out of memory with {size} pictures per forward on rank {ranks.rank()}: go on with --resume and "
+                f"--subdivisions {self._finer(pictures)}"
             )
-        if size == 1:
-            raise UserError(f"out of memory with one picture per forward: {MENDS}")
-        self.subdivisions = min(2 * self.subdivisions, pictures)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what is cached in large pieces does not help small ones
-        left = -(-pictures // self.subdivisions)
+        self.subdivisions = self._finer(pictures)
+        empty_cache()
+        left = pictures // self.subdivisions
         self.say(
             f"out of memory with {size} pictures per forward: going on with --subdivisions {self.subdivisions}, "
-            f"{left} pictures each"
+            f"{left} picture{'s' * (left != 1)} each"
         )
 
+    def _finer(self, pictures: int) -> int:
+        """Twice as many, or the next number that divides the batch."""
+        return next(n for n in range(2 * self.subdivisions, pictures + 1) if pictures % n == 0)
+
     def _check_finite(self, losses: Tensor, batch: Batch) -> None:
+        """All ranks look for what is wrong in the same order, because a norm may ask the others in its forward."""
         if not torch.isfinite(losses).all():
-            parts = batch.split(self.subdivisions)
-            found = first_not_finite(self.network, self.criterion, parts, autocast=self.precision.autocast)
+            parts = list(batch.split(self.subdivisions))
+            found = self._agreed_on(in_inputs(self.network, parts)) or self._agreed_on(
+                in_layers(self.network, self.criterion, parts, autocast=self.precision.autocast)
+            )
         elif self.precision.kind != "fp16" and not self._gradient_is_finite():  # the scaler skips those of fp16
-            found = first_gradient_not_finite(self.network)
+            found = self._agreed_on(in_gradients(self.network))
         else:
             return
-        found = "; ".join(dict.fromkeys(filter(None, ranks.gathered(found))))
         raise NotFinite(
-            f"step {self.clock.step + 1}: {found} (pictures of this batch: {names_of(batch.paths)}): mend those, lower "
-            "--learning-rate or set --clip-norm; last.pt holds the weights from before"
+            f"step {self.clock.step + 1}: {found or 'the loss is not finite'} (pictures of this batch: "
+            f"{names_of(batch.paths)}): mend those, or go on from last.pt, which holds the weights from before, with "
+            "--resume and a lower --learning-rate or --clip-norm"
         )
+
+    def _agreed_on(self, found: str) -> str:
+        """What any rank has found."""
+        return "; ".join(dict.fromkeys(filter(None, ranks.gathered(found))))
 
     def _gradient_is_finite(self) -> bool:
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
@@ -187,11 +198,6 @@ class _Undo:
         for name, buffer in self._network.named_buffers():
             if not any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True)):
                 yield name, buffer
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """On a GPU, or on the CPU, whose allocator has no error of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def names_of(pictures: Sequence[str], most: int = 16) -> str:

@@ -11,9 +11,11 @@ class UserError(ValueError):
 
 
 def exit_on_error(page: Callable[[], None], kinds: tuple[type[Exception], ...] = (UserError,)) -> None:
-    """Run `page`; an error of these kinds becomes one line on stderr and exit code 2."""
+    """Run `page`; an error of these kinds becomes one line on stderr and exit code 2. Ctrl-C is 130, as in shells."""
     try:
         page()
     except kinds as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

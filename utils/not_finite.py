@@ -13,28 +13,31 @@ from torch.utils.hooks import RemovableHandle
 from utils.structures import Batch
 
 
+def in_inputs(network: nn.Module, parts: Iterable[Batch]) -> str:
+    """Which weight, label or pixel is not finite; "" where none is."""
+    for name, parameter in network.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"the weights {name} are not finite"
+    return next((found for part in parts if (found := _in_labels(part) or _in_pixels(part))), "")
+
+
 @torch.no_grad()
-def first_not_finite(
+def in_layers(
     network: nn.Module,
     criterion: Callable[[Any, Any], Any],
     parts: Iterable[Batch],
     *,
     autocast: Callable[[], AbstractContextManager[None]],
 ) -> str:
-    """What is wrong and in which picture, found by forwarding the mini-batches again; "" where nothing is.
+    """The first layer whose output is not finite, or the loss, found by forwarding all mini-batches again.
 
     To be asked when a loss was not finite, before the weights are updated. It leaves traces in the norms.
     """
-    for name, parameter in network.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"the weights {name} are not finite"
-    for part in parts:
-        if found := _in_labels(part) or _in_pixels(part) or _in_layers(network, part, criterion, autocast):
-            return found
-    return ""
+    found = [_in_forward(network, part, criterion, autocast) for part in parts]
+    return next(filter(None, found), "")
 
 
-def first_gradient_not_finite(network: nn.Module) -> str:
+def in_gradients(network: nn.Module) -> str:
     """Of the layer nearest to the loss, where a backward arrives first."""
     for name, parameter in reversed(list(network.named_parameters())):
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
@@ -53,7 +56,7 @@ def _in_pixels(part: Batch) -> str:
     return f"a pixel of {part.paths[bad[0]]} is not finite" if bad else ""
 
 
-def _in_layers(
+def _in_forward(
     network: nn.Module,
     part: Batch,
     criterion: Callable[[Any, Any], Any],

@@ -1,24 +1,17 @@
-"""How fast a training goes, what it waits for, and the memory it takes."""
+"""How fast a training goes, and what it waits for."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 
-import torch
-
 from utils import ranks
+from utils.memory import peak_memory
 from utils.structures import Batch
-
-try:
-    import resource
-except ImportError:  # Windows has none
-    resource = None  # type: ignore[assignment]
 
 
 class Pace:
-    """Of the batches since the last `watch`: of all ranks together, waiting as this one sees it."""
+    """Of the batches watched since the last `clear`: of all ranks together, waiting as this one sees it."""
 
     waited_s: float
     took_s: float
@@ -26,11 +19,10 @@ class Pace:
     steps: int
 
     def __init__(self) -> None:
-        self._clear()
+        self.clear()
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches; what happens until the next one is asked for is the training, the rest is waiting."""
-        self._clear()
         arriving = iter(batches)
         asked_at = time.monotonic()
         while (batch := next(arriving, None)) is not None:
@@ -41,7 +33,7 @@ class Pace:
             self.pictures += len(batch) * ranks.count()
             self.steps += 1
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         self.waited_s, self.took_s, self.pictures, self.steps = 0.0, 0.0, 0, 0
 
     @property
@@ -59,13 +51,3 @@ class Pace:
 
     def __str__(self) -> str:
         return f"{self.pictures_per_s:.1f} pictures/s, {self.share_waiting:.0%} waiting for data{peak_memory()}"
-
-
-def peak_memory() -> str:
-    """Of this process so far: on a GPU what tensors took there, elsewhere all of it; "" where nobody counts."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of GPU memory"
-    if resource is None:
-        return ""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f", {peak / 2**30:.2f} GiB of memory"

@@ -17,7 +17,7 @@ _SKIPPED, _WARM_UP, _TIMED = 2, 2, 8  # steps
 def profiled(batches: Iterable[Batch], path: Path, *, say: Callable[[str], None]) -> Iterator[Batch]:
     """The batches; after the first dozen, the trace of some of their steps is in `path` and a table is said.
 
-    A set that has fewer gives what it has. UserError never: a profile is not worth a training.
+    With fewer, what there is; with next to none, a line.
     """
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     timed = schedule(wait=_SKIPPED, warmup=_WARM_UP, active=_TIMED, repeat=1)
@@ -30,7 +30,9 @@ def profiled(batches: Iterable[Batch], path: Path, *, say: Callable[[str], None]
             steps += 1
             if steps == _SKIPPED + _WARM_UP + _TIMED:
                 break
-    if steps > _SKIPPED + _WARM_UP:
+    if steps <= _SKIPPED + _WARM_UP:
+        say(f"profile   needs more than {_SKIPPED + _WARM_UP} steps in an epoch")
+    else:
         by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         say(profiler.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=48))
         profiler.export_chrome_trace(str(path))

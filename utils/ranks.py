@@ -42,6 +42,13 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def job() -> str:
+    """What tells this job of several ranks from others, and stays when it is started anew; "" for a job of one."""
+    if count() == 1:
+        return ""
+    return from_first(f"{os.environ.get('TORCHELASTIC_RUN_ID', 'none')} of process {os.getppid()}")
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """The job that torchrun has put this process into, for as long as the block runs; nothing without torchrun."""

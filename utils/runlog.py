@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,24 +23,40 @@ from utils.checkpoint import write_checkpoint
 from utils.draw import write_png
 from utils.errors import UserError
 from utils.pace import Pace
+from utils.results import add_row, drop_rows_after
 from utils.structures import Batch
+from utils.whole_file import unless_full
 
-COLUMNS = ("step", "epoch", "lr", "loss", "box", "objectness", "class", "AP", "AP50", "seconds")
 RUNS = Path("runs")
+_JOB = "torchrun_job.txt"
 _SHARE_FOR_SAVING = 0.05  # of the time, at most, for checkpoints at the ends of short epochs
-_PACE_AFTER_STEPS = 5  # the first ones allocate, start workers and choose algorithms
+_WARM_UP_STEPS, _PACE_STEPS = 3, 5
 
 
-def free_folder(wanted: str | None, *, default: str) -> Path:
+def free_folder(wanted: str | None, *, default: str, may_hold_files: bool = False) -> Path:
     """Make the folder of a new run. A typed one must not hold anything; the default one gets a number if taken."""
     if wanted is not None:
         folder = Path(wanted)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not may_hold_files)):
             raise UserError(f"{folder}: is there already; name another folder (a training goes on with --resume)")
         return _made(folder)
     first = RUNS / default
     taken = (first.with_name(f"{first.name}-{number}") if number > 1 else first for number in range(1, 10_000))
     return _made(next(folder for folder in taken if not folder.exists()))
+
+
+def folder_of_job(job: str, wanted: str | None) -> Path | None:
+    """Where this job had begun before torchrun started it anew; None where it has not come so far."""
+    folders = [Path(wanted)] if wanted is not None else sorted(RUNS.glob("*"))
+    begun = (folder for folder in folders if (folder / _JOB).is_file() and (folder / _JOB).read_text() == job)
+    return next(begun, None)
+
+
+def mark_folder(folder: Path, job: str) -> None:
+    """As that of a job of several ranks, for `folder_of_job`."""
+    if job:
+        with unless_full(folder / _JOB):
+            (folder / _JOB).write_text(job)
 
 
 def newest_run() -> Path:
@@ -56,6 +72,10 @@ def _made(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made, {error.strerror}") from error
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to, {error.strerror}") from error
     return folder
 
 
@@ -75,9 +95,10 @@ class RunLog:
         self._speaks = ranks.is_first()
         self._board: SummaryWriter | None = None
         if self._speaks:
-            with self._writing("what was logged before"):
-                folder.mkdir(parents=True, exist_ok=True)
-                self._drop_rows_after(epochs_done)
+            folder.mkdir(parents=True, exist_ok=True)
+            with unless_full(folder / "results.csv"):
+                drop_rows_after(folder / "results.csv", epochs_done)
+            with unless_full(folder / "tensorboard"):
                 self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         # Into a file or a pipe, a line every half minute is plenty.
         interval_s = 0.2 if sys.stderr.isatty() else 30
@@ -92,20 +113,31 @@ class RunLog:
         )
         self._sum, self._count = torch.zeros(3, dtype=torch.float64), 0
         self._earlier_s = 0.0  # of this epoch, before the run was resumed
-        self._pace, self._is_pace_said = Pace(), False
+        self._pace, self._first_pace = Pace(), Pace()
+        self._is_warm = self._is_pace_said = False
         self._saved_at, self._save_took_s = time.monotonic(), 0.0
 
     def settings(self, settings: Mapping[str, Any]) -> None:
         if not self._speaks:
             return
-        with self._writing("settings.json"):
+        with unless_full(self.folder / "settings.json"):
             (self.folder / "settings.json").write_text(json.dumps(settings, indent=2) + os.linesep)
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches of an epoch; after the first few, a line that says how long it all will take."""
-        for batch in self._pace.watch(batches):
-            if not self._is_pace_said and self._pace.steps == _PACE_AFTER_STEPS:
-                self.say(f"speed     {self._pace}; {self._pace.hours_for(self.total_steps - self._bar.n)} h to go")
+        """The batches of an epoch; after the first few of all, a line that says how long it will take."""
+        self._pace.clear()
+        watched = self._pace.watch(batches)
+        return watched if self._is_pace_said else self._saying_pace(watched)
+
+    def _saying_pace(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The first steps allocate, start workers, compile and choose algorithms: they do not count."""
+        pace = self._first_pace
+        for batch in pace.watch(batches):
+            if pace.steps == _WARM_UP_STEPS and not self._is_warm:
+                pace.clear()
+                self._is_warm = True
+            if self._is_warm and pace.steps == _PACE_STEPS and not self._is_pace_said:
+                self.say(f"speed     {pace}; {pace.hours_for(self.total_steps - self._bar.n)} h to go")
                 self._is_pace_said = True
             yield batch
 
@@ -114,7 +146,7 @@ class RunLog:
         named = _named(terms)
         self._sum += terms.double().cpu()
         self._count += 1
-        with self._writing("TensorBoard"):
+        with self._on_board():
             for name, value in (*named.items(), ("lr", rate)):
                 self._scalar(f"train/{name}", value, step)
             if self._pace.steps:
@@ -132,15 +164,9 @@ class RunLog:
         self._sum, self._count, self._earlier_s = torch.zeros(3, dtype=torch.float64), 0, 0.0
         if not self._speaks:
             return
-        with self._writing("results.csv"):
-            path = self.folder / "results.csv"
-            fresh = not path.exists()
-            with open(path, "a", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                if fresh:
-                    writer.writeheader()
-                writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-        with self._writing("TensorBoard"):
+        with unless_full(self.folder / "results.csv"):
+            add_row(self.folder / "results.csv", row)
+        with self._on_board():
             for name in ("AP", "AP50"):
                 if name in row:
                     self._scalar(f"val/{name}", row[name], int(row["step"]))
@@ -149,7 +175,7 @@ class RunLog:
         """(H, W, 3) uint8, as NAME.png and in TensorBoard."""
         if not self._speaks:
             return
-        with self._writing(f"{name}.png"):
+        with unless_full(self.folder / f"{name}.png"):
             write_png(self.folder / f"{name}.png", rgb)
             if self._board is not None:
                 self._board.add_image(name, rgb, step, dataformats="HWC")
@@ -159,7 +185,7 @@ class RunLog:
         if not self._speaks:
             return True
         begun, is_kept = time.monotonic(), False
-        with self._writing(name):
+        with unless_full(self.folder / name):
             write_checkpoint(self.folder / name, content)
             is_kept = True
         # After an error, too: what failed now will fail again at once.
@@ -188,28 +214,22 @@ class RunLog:
 
     def close(self) -> None:
         self._bar.close()
-        with self._writing("TensorBoard"):
+        with self._on_board():
             if self._board is not None:
                 self._board.close()
+
+    @contextmanager
+    def _on_board(self) -> Iterator[None]:
+        """Its writer, once it has failed, fails for ever."""
+        try:
+            yield
+        except OSError as error:
+            self._board = None
+            print(f"error: TensorBoard has nothing more from here on ({error.strerror or error})", file=sys.stderr)
 
     def _scalar(self, name: str, value: float, step: int) -> None:
         if self._board is not None:
             self._board.add_scalar(name, value, step)
-
-    def _drop_rows_after(self, epochs_done: int) -> None:
-        path = self.folder / "results.csv"
-        if path.exists():
-            head, *rows = path.read_text().splitlines(keepends=True)
-            path.write_text("".join([head, *rows[:epochs_done]]))
-
-    @contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
-        """An error of the disk is a line, and the rest of the block is left out."""
-        try:
-            yield
-        except OSError as error:
-            self._board = None if what == "TensorBoard" else self._board
-            print(f"error: {self.folder / what} was not written ({error.strerror or error})", file=sys.stderr)
 
 
 def _named(terms: Tensor) -> dict[str, float]:

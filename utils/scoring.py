@@ -20,8 +20,10 @@ from utils.coco_results import CocoResults, joined, merged, results_of
 from utils.confusion import confusion_matrix
 from utils.draw import draw_batch, write_png
 from utils.errors import UserError
+from utils.memory import empty_cache, is_out_of_memory
 from utils.plots import plot_confusion, plot_pr_curves
 from utils.structures import Batch, Detections
+from utils.whole_file import unless_full
 
 # (images, units_px) -> Detections in input pixels. units_px: per image, the unit in which NMS measures distances
 Detect = Callable[[Tensor, Sequence[tuple[float, float]]], list[Detections]]
@@ -60,7 +62,23 @@ def detections_of(
         assert len(placements) == len(batch), "only whole pictures can be evaluated"
         units_px = [each.picture_px if relative else each.pixel_px for each in placements]
         images = batch.to(device, non_blocking=True).pixels()
-        yield batch, [found.cpu() for found in detect(images, units_px)]
+        yield batch, [found.cpu() for found in _detect_in_parts(detect, images, units_px)]
+
+
+def _detect_in_parts(detect: Detect, images: Tensor, units_px: Sequence[tuple[float, float]]) -> list[Detections]:
+    """All at once, or where memory runs out in halves."""
+    try:
+        return detect(images, units_px)
+    except RuntimeError as error:
+        if len(images) == 1 or not is_out_of_memory(error):
+            raise
+    empty_cache()
+    half = len(images) // 2
+    first, second = slice(None, half), slice(half, None)
+    return [
+        *_detect_in_parts(detect, images[first], units_px[first]),
+        *_detect_in_parts(detect, images[second], units_px[second]),
+    ]
 
 
 def collect_results(
@@ -136,7 +154,7 @@ class Examiner:
         """Measure, and write tables, curves, detections and some annotated pictures into `folder`."""
         return self._of_first(
             partial(write_report, folder),
-            self.results(progress=True, show=partial(write_png, folder / "predictions.png")),
+            self.results(progress=True, show=partial(_write_picture, folder / "predictions.png")),
             save_ground_truth=not self.is_coco,
             backend=self.backend,
         )
@@ -154,6 +172,11 @@ class Examiner:
         show(draw_batch(batch, self.class_names, confident))
 
 
+def _write_picture(path: Path, rgb: np.ndarray) -> None:
+    with unless_full(path):
+        write_png(path, rgb)
+
+
 def write_report(
     folder: Path,
     ground_truth: Mapping[str, Any],
@@ -165,17 +188,19 @@ def write_report(
 ) -> CocoTable:
     """Measure, and write detections.json (COCO results form), metrics.json and .txt, pr_curves.png, confusion.png.
 
-    With save_ground_truth also ground_truth.json, for a data set that is not COCO: the two files are what
-    pycocotools takes by hand.
+    What the disk does not take is said, and the table returned. With save_ground_truth also ground_truth.json, for a
+    data set that is not COCO: the two files are what pycocotools takes by hand.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "detections.json").write_text(json.dumps(results.rows()))
-    if save_ground_truth:
-        (folder / "ground_truth.json").write_text(json.dumps(ground_truth))
     table = evaluate_coco(ground_truth, results, image_ids=image_ids, backend=backend)
-    (folder / "metrics.json").write_text(json.dumps(table.stats(), indent=2))
-    (folder / "metrics.txt").write_text(f"{table.summary()}\n\n{table.class_table()}\n")
     names = [category["name"] for category in sorted(ground_truth["categories"], key=lambda c: c["id"])]
-    plot_pr_curves(table, names, folder / "pr_curves.png")
-    plot_confusion(confusion_matrix(ground_truth, results, image_ids=image_ids), names, folder / "confusion.png")
+    confusion = confusion_matrix(ground_truth, results, image_ids=image_ids)
+    with unless_full(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "detections.json").write_text(json.dumps(results.rows()))
+        if save_ground_truth:
+            (folder / "ground_truth.json").write_text(json.dumps(ground_truth))
+        (folder / "metrics.json").write_text(json.dumps(table.stats(), indent=2))
+        (folder / "metrics.txt").write_text(f"{table.summary()}\n\n{table.class_table()}\n")
+        plot_pr_curves(table, names, folder / "pr_curves.png")
+        plot_confusion(confusion, names, folder / "confusion.png")
     return table

@@ -12,7 +12,9 @@ Item = TypeVar("Item")
 
 
 class Stopped(Exception):
-    """The work was left at a user's wish, at a place from which it can go on."""
+    """The work was left at a user's wish. is_kept: at a place from which it can go on."""
+
+    is_kept = True
 
 
 class Stop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,15 @@ def whole_file(path: Path, *, verify: Callable[[Path], None] | None = None) -> I
         temporary.unlink(missing_ok=True)  # on a full disk it takes the place that others need
         raise
     _flush_name(path.parent)
+
+
+@contextmanager
+def unless_full(path: Path) -> Iterator[None]:
+    """An error of the disk becomes a line, and the rest of the block is left out: for what is not worth a training."""
+    try:
+        yield
+    except OSError as error:
+        print(f"error: {path} was not written ({error.strerror or error})", file=sys.stderr)
 
 
 def _flush_name(folder: Path) -> None:

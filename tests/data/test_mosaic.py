@@ -104,7 +104,7 @@ def test_of_a_crowd_any_remainder_is_kept() -> None:
         )
         result = mosaic([first, empty, empty, empty], cut_xy=(40, 32), **LIMITS)
         assert result.is_crowd.tolist() == [True] * is_crowd
-        assert (result.image_id, result.path, result.placement) == (9, "p", None)
+        assert (result.image_id, result.path, result.placement) == (9, f"p + {empty.path}", None)
 
 
 def test_four_empty_pictures() -> None:

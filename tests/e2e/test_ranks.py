@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,10 @@ import torch
 import evaluate
 import train
 from tests.e2e import children
+from utils import ranks, scoring
+from utils.batch_step import BatchStep
 from utils.checkpoint import read_checkpoint
+from utils.structures import Batch
 
 
 def free_port() -> int:
@@ -25,13 +30,14 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start_two(flags: list[str], log: Path, **more: str) -> list[int]:
-    """Both ranks, as torchrun starts them -> process ids."""
+def start_two(flags: list[str], log: Path, *, before: Callable[[], None] = lambda: None, **more: str) -> list[int]:
+    """Both ranks, as torchrun starts them -> process ids. before: what each does first."""
     port = str(free_port())
 
     def joins(rank: int) -> None:
         os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), **more}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        before()
 
     return [children.start(flags, log=log, before=lambda rank=rank: joins(rank)) for rank in range(2)]
 
@@ -103,6 +109,31 @@ def test_histories_of_both_ranks_are_saved_and_the_job_goes_on_to_the_bit(
     children.assert_same_training(whole, parts)
 
 
+def test_a_signal_in_a_long_evaluation_is_heeded_and_nothing_is_lost(
+    scenes: Path, toy_cfg: str, tmp_path: Path
+) -> None:
+    """As when a job manager ends a job: to both ranks, and it would not wait."""
+    whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
+    for pid in start_two(flags(scenes, toy_cfg, whole), log):
+        assert children.ended(pid) == 0, log.read_text()[-3000:]
+
+    def slow() -> None:
+        detect = scoring._detect_in_parts
+        scoring._detect_in_parts = lambda *given: (time.sleep(1), detect(*given))[1]  # type: ignore[assignment]
+
+    pids = start_two(flags(scenes, toy_cfg, parts), log, before=slow)
+    children.wait_for_step(parts, 4)  # the first epoch's last: it is being evaluated now
+    time.sleep(0.3)
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    assert [children.ended(pid) for pid in pids] == [0, 0], log.read_text()[-3000:]
+    assert f"nothing is lost; go on with: python train.py --resume {parts}" in log.read_text()
+    assert read_checkpoint(parts / "last.pt")["epochs_done"] == 0
+    for pid in start_two(["--resume", str(parts), "--workers", "0"], log):
+        assert children.ended(pid) == 0, log.read_text()[-3000:]
+    children.assert_same_training(whole, parts)
+
+
 def test_a_job_that_torchrun_starts_again_goes_on(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
     """The same command with the count of restarts in the environment."""
     run, log = tmp_path / "run", tmp_path / "log"
@@ -116,6 +147,50 @@ def test_a_job_that_torchrun_starts_again_goes_on(scenes: Path, toy_cfg: str, tm
     pids = start_two(command, log, TORCHELASTIC_RESTART_COUNT="1")
     assert [children.ended(pid) for pid in pids] == [0, 0], log.read_text()[-3000:]
     assert read_checkpoint(run / "last.pt")["step"] == 8
+
+
+def test_a_job_that_died_before_its_first_checkpoint_begins_anew_and_leaves_other_runs_alone(
+    scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--epochs", "1"]
+    train.main(plain)  # somebody's, finished, and the newest
+    other = tmp_path / "runs" / "scenes-toy-bn"
+    before = (other / "last.pt").read_bytes()
+    log = tmp_path / "log"
+    for command in (plain, [*plain, "--run", str(tmp_path / "typed")]):
+        pids = start_two(command, log, TORCHELASTIC_RESTART_COUNT="1")
+        assert [children.ended(pid) for pid in pids] == [0, 0], log.read_text()[-3000:]
+    assert (other / "last.pt").read_bytes() == before
+    for made in (tmp_path / "runs" / "scenes-toy-bn-2", tmp_path / "typed"):
+        assert read_checkpoint(made / "last.pt")["step"] == 4
+        (made / "last.pt").unlink()  # as if it had died before the first one
+    pids = start_two([*plain, "--run", str(tmp_path / "typed")], log, TORCHELASTIC_RESTART_COUNT="2")
+    assert [children.ended(pid) for pid in pids] == [0, 0], log.read_text()[-3000:]
+    assert read_checkpoint(tmp_path / "typed" / "last.pt")["step"] == 4
+
+
+@pytest.mark.parametrize("norm", ["syncbn", "gn"])
+def test_what_is_not_finite_on_one_rank_is_named_and_ends_both(
+    scenes: Path, toy_cfg: str, tmp_path: Path, norm: str
+) -> None:
+    """syncbn asks the other rank in each forward, in which nobody may be missing."""
+
+    def plant() -> None:
+        whole = BatchStep.gradients
+
+        def spoiled(step: BatchStep, batch: Batch) -> torch.Tensor:
+            if ranks.rank() == 1 and step.clock.step == 2:
+                batch.targets.boxes[:, 0] = float("nan")
+            return whole(step, batch)
+
+        BatchStep.gradients = spoiled  # type: ignore[method-assign]
+
+    log = tmp_path / "log"
+    pids = start_two(flags(scenes, toy_cfg, tmp_path / "run", "--norm", norm), log, before=plant)
+    assert [children.ended(pid) for pid in pids] == [2, 2], log.read_text()[-3000:]
+    assert log.read_text().count("error: step 3: a box of ") == 2
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["step"] == 0
 
 
 def test_a_batch_that_ranks_cannot_share_is_a_sentence(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:

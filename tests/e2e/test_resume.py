@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import train
+from models.network import Network
 from tests.e2e import children
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
@@ -136,6 +138,52 @@ def test_a_full_disk_costs_checkpoints_but_not_the_training(scenes: Path, toy_cf
     assert said.count(f"error: {run / 'last.pt'} was not written (File too large)") == 5
     assert not list(run.glob("*.part"))
     children.assert_same_training(whole, run)
+
+
+def test_memory_that_ran_out_in_training_and_in_evaluation_costs_only_time(
+    scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 4 pictures 2 fit; the run goes on, evaluates, and after --resume still knows."""
+    forward = Network.forward
+
+    def limited(network: Network, images: torch.Tensor) -> object:
+        if len(images) > 2:
+            raise RuntimeError("CUDA error: out of memory")
+        return forward(network, images)
+
+    monkeypatch.setattr(Network, "forward", limited)
+    common = flags(scenes, toy_cfg, "gn", tmp_path / "run", "--subdivisions", "1", "--workers", "0")
+    train.main([*common, "--epochs", "1"])
+    assert "going on with --subdivisions 2, 2 pictures each" in capsys.readouterr().out
+    train.main(["--resume", str(tmp_path / "run"), "--epochs", "2", "--workers", "0"])
+    assert "out of memory" not in capsys.readouterr().out
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["subdivisions"] == 2
+    train.main(["--resume", str(tmp_path / "run"), "--epochs", "3", "--workers", "0", "--subdivisions", "4"])
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["subdivisions"] == 4
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_the_table(
+    scenes: Path, toy_cfg: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+
+    def fill_disk() -> None:
+        finish = train.finish
+
+        def on_a_full_disk(*given: object) -> object:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
+            table = finish(*given)  # type: ignore[arg-type]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            return table
+
+        train.finish = on_a_full_disk  # type: ignore[assignment]
+
+    # Without workers, whose shared memory is files, too.
+    child = children.start(flags(scenes, toy_cfg, "bn", run, "--workers", "0"), log=log, before=fill_disk)
+    assert children.ended(child) == 0, log.read_text()[-3000:]
+    said = log.read_text()
+    assert f"error: {run / 'best.safetensors'} was not written (File too large)" in said
+    assert "Average Precision" in said and read_checkpoint(run / "best.pt")["step"] > 0
 
 
 def test_resume_alone_goes_on_with_the_newest_run(scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch) -> None:

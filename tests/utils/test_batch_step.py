@@ -109,7 +109,9 @@ def test_after_running_out_of_memory_the_update_is_that_of_finer_mini_batches(no
         assert torch.equal(got[name], wanted[name]), name
 
 
-def test_it_tries_until_single_pictures_and_then_says_what_to_do() -> None:
+@pytest.mark.parametrize(("pictures", "tries"), [(8, 3), (6, 2), (5, 1)])
+def test_it_tries_until_single_pictures_and_then_says_what_to_do(pictures: int, tries: int) -> None:
+    """Each time twice as many mini-batches, or the next number that divides the batch."""
     said: list[str] = []
     step = step_of("cmbn", subdivisions=1, said=said)
     before = copy.deepcopy(step.network.state_dict())
@@ -118,8 +120,8 @@ def test_it_tries_until_single_pictures_and_then_says_what_to_do() -> None:
     )
     run_out_of_memory(step, at_mini_batch=1, most_pictures=0, error=cpu_error)
     with pytest.raises(UserError, match="one picture per forward"):
-        step(batch_of(5))
-    assert step.subdivisions == 5 and len([line for line in said if "going on" in line]) == 3
+        step(batch_of(pictures))
+    assert step.subdivisions == pictures and len([line for line in said if "going on" in line]) == tries
     assert step.clock.step == 0
     for name, tensor in step.network.state_dict().items():
         assert torch.equal(tensor, before[name]), name
