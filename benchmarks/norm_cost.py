@@ -27,6 +27,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from benchmarks.main_job import commit  # noqa: E402
+from benchmarks.saved_bytes import saved_bytes  # noqa: E402
 from cfg.plan import Plan, load_plan, parse_plan  # noqa: E402
 from models.network import Network  # noqa: E402
 from models.norms.table import NormOptions, norm_factory  # noqa: E402
@@ -98,19 +99,9 @@ class Contestant:
 
     def saved_bytes(self, images: torch.Tensor) -> int:
         """Of the tensors that autograd keeps for the backward of one mini-batch, weights left out."""
-        known = {p.untyped_storage().data_ptr() for p in (*self.network.parameters(), *self.network.buffers())}
-        seen: dict[int, int] = {}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:
-                seen[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            self.network(images)
+        saved = saved_bytes(lambda: self.network(images), self.network)
         self.output = None
-        return sum(seen.values())
+        return saved
 
 
 def state_bytes(network: nn.Module) -> int:

@@ -32,6 +32,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.main_job import commit  # noqa: E402
+from benchmarks.saved_bytes import saved_bytes  # noqa: E402
 from cfg.plan import load_plan  # noqa: E402
 from models.network import Network, parameter_groups  # noqa: E402
 from models.norms.table import NormOptions, norm_factory  # noqa: E402
@@ -119,20 +120,9 @@ class Contestant:
         return within + sum(between.values())
 
     def _saved_by(self, run: Callable[[], object]) -> int:
-        """By autograd, each storage once, parameters left out."""
-        known = {p.untyped_storage().data_ptr() for p in (*self.network.parameters(), *self.network.buffers())}
-        saved: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:
-                saved[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), self.step.precision.autocast():
-            made = run()
-        del made
-        return sum(saved.values())
+        """By autograd, in the precision of the step."""
+        with self.step.precision.autocast():
+            return saved_bytes(run, self.network)
 
 
 def batch_of(pictures: int, device: torch.device) -> Batch:

@@ -20,6 +20,7 @@ from options import EvaluateOptions, TrainOptions, cfg_settings, settle
 import torch
 
 from benchmarks import main_job
+from benchmarks.saved_bytes import saved_bytes
 from benchmarks.small_batch.grid import BATCH, Cell
 from benchmarks.small_batch.recipes import settings_of, spoken
 from benchmarks.small_batch.sources import Source, prepare
@@ -171,25 +172,14 @@ def memory(options: TrainOptions, plan: Plan) -> dict[str, Any]:
     network = Network(plan, norm_factory(options.norm)).to(device).train()
     parts = options.optim.subdivisions
     images = torch.rand(options.optim.batch_size // parts, 3, *plan.net.input_hw, device=device)
-    known = {p.untyped_storage().data_ptr() for p in (*network.parameters(), *network.buffers())}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
+    saved = 0
     for _ in BatchClock(network).minibatches(range(min(parts, 2))):
-        saved.clear()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            heads = network(images)
-        del heads
+        saved = saved_bytes(lambda: network(images), network)
     persistent = sum(
         network.state_dict()[name].nbytes for name, _ in network.named_buffers() if name in network.state_dict()
     )
     history = sum(buffer.nbytes for buffer in network.buffers()) - persistent
-    total = sum(saved.values()) + history
+    total = saved + history
     return {"memory_MB": round(total / 2**20, 2), "memory_of": "saved for a mini-batch's backward, and history"}
 
 

@@ -10,10 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.norms.moments import Moments
+from utils.ranks import count
 
 
 def is_parallel() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return count() > 1
 
 
 def summed(*vectors: Tensor) -> tuple[Tensor, ...]:

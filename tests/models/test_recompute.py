@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from itertools import combinations, pairwise
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.saved_bytes import saved_bytes
 from cfg.layers import ConvSpec
 from cfg.plan import Plan, load_plan, parse_plan
 from models.network import Network
@@ -86,23 +86,6 @@ def test_a_network_that_recomputes_trains_to_the_same_bits(norm: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
     assert_same_bits(state_of(plain), state_of(recomputed))
     assert_same_bits(norm_histories(plain), norm_histories(recomputed))
-
-
-def saved_bytes(run: Callable[[], object], network: Network) -> int:
-    """What autograd keeps for the backward, each storage once, without the parameters."""
-    known = {p.untyped_storage().data_ptr() for p in (*network.parameters(), *network.buffers())}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        made = run()
-    del made
-    return sum(saved.values())
 
 
 def test_it_keeps_less_for_the_backward(plan: Plan) -> None:
