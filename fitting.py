@@ -9,7 +9,7 @@ from models.norms.auto import choose_norm
 from models.yolo.criterion import make_criterion
 from options import flatten
 from preparation import Job, with_options
-from training import make_network, make_optimizer
+from training import make_network, make_optimizer, say
 from utils import ranks
 from utils.amp import MixedPrecision
 from utils.batch_step import MENDS, BatchStep
@@ -33,13 +33,11 @@ def fitted(job: Job) -> Job:
         return job
     device = ranks.local_device(pick_device(job.options.device))
     if device.type != "cuda":
-        if ranks.is_first():
-            print("memory    --subdivisions auto is for GPUs: a batch is not cut here")
+        say("memory    --subdivisions auto is for GPUs: a batch is not cut here")
         return with_options(job, subdivisions=1)
     found = max(ranks.gathered(subdivisions_that_fit(with_options(job, subdivisions=1), device)))
-    if ranks.is_first():
-        total = torch.cuda.mem_get_info(device)[1]
-        print(f"memory    --subdivisions {found} fits into {total / 2**30:.1f} GiB, by a dry run")
+    total = torch.cuda.mem_get_info(device)[1]
+    say(f"memory    --subdivisions {found} fits into {total / 2**30:.1f} GiB, by a dry run")
     return with_options(job, subdivisions=found)
 
 

@@ -13,7 +13,7 @@ from itertools import count as numbers
 from pathlib import Path
 
 # First, because it checks that torchvision fits torch before anything else imports it.
-from options import parse_image_hw, run_page
+from options import parse_image_hw, positive_number, run_page
 
 # isort: split
 import numpy as np
@@ -87,7 +87,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="whether pictures keep their aspect ratio (default: the cfg's letter_box)",
     )
     parser.add_argument(
-        "--clusters", type=_positive, metavar="N", help="anchors to make (default: as many as the cfg's heads have)"
+        "--clusters",
+        type=positive_number,
+        metavar="N",
+        help="anchors to make (default: as many as the cfg's heads have)",
     )
     parser.add_argument("--out", metavar="CFG", help="the copy to write (default: CFG-DATA.cfg, here)")
     parser.add_argument("--force", action="store_true", help="write it even if the new anchors are not clearly better")
@@ -229,13 +232,6 @@ def write_copy(text: str, wanted: str | None, default: str) -> Path:
 
 def _cell(anchors: Sequence[tuple[float, float]], boxes: int) -> str:
     return f"{boxes:6} " + " ".join(f"{width:g},{height:g}" for width, height in anchors)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
 
 
 if __name__ == "__main__":

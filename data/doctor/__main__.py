@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # First, because it checks that torchvision fits torch before anything else imports it.
-from options import parse_image_hw, run_page
+from options import parse_image_hw, positive_number, run_page
 
 # isort: split
 import numpy as np
@@ -96,7 +96,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="print every place, not only the first of each kind")
     parser.add_argument("--out", metavar="FOLDER", help="for doctor.txt and doctor.png (default: runs/doctor-NAME)")
     parser.add_argument(
-        "--threads", type=_positive, default=os.cpu_count() or 1, metavar="N", help="that decode (default: all cores)"
+        "--threads",
+        type=positive_number,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="that decode (default: all cores)",
     )
     return parser.parse_args(argv)
 
@@ -108,13 +112,6 @@ def open_splits(data: str | Path, wanted: Sequence[str] | None) -> list[ImageSet
         # A json that stands for any split is one set of pictures.
         wanted = [split for split in _SPLITS if split in there] or there or ["train"]
     return [open_image_set(data, split) for split in dict.fromkeys(wanted)]
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
 
 
 if __name__ == "__main__":
