@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import islice
 
 # First, because it checks that torchvision fits torch before anything else imports it.
-from options import DetectOptions, given_flags, run_page, settle
+from options import DetectOptions, run_page
 
 # isort: split
 import numpy as np
@@ -23,6 +23,7 @@ from models.norms.fold import can_fold, fold
 from models.weights.trained import read_trained
 from utils.annotated import AnnotatedFiles
 from utils.environment import pick_device
+from utils.flags import given_flags, settle
 from utils.runlog import free_folder
 from utils.structures import Detections, pixels_of
 

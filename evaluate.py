@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 # First, because it checks that torchvision fits torch before anything else imports it.
-from options import EvaluateOptions, given_flags, run_page, settle
+from options import EvaluateOptions, run_page
 
 # isort: split
 import numpy as np
@@ -35,6 +35,7 @@ from utils.checkpoint import write_checkpoint
 from utils.darknet_map import WHY_NOT_COCO
 from utils.environment import pick_device
 from utils.errors import UserError
+from utils.flags import given_flags, settle
 from utils.plots import plot_layer_gaps
 from utils.runlog import free_folder
 

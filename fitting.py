@@ -7,7 +7,6 @@ import torch
 from data.loader import EpochKeys
 from models.norms.auto import choose_norm
 from models.yolo.criterion import make_criterion
-from options import flatten
 from preparation import Job, with_options
 from training import make_network, make_optimizer, say
 from utils import ranks
@@ -17,6 +16,7 @@ from utils.clock import BatchClock
 from utils.ema import WeightAverage
 from utils.environment import pick_device
 from utils.errors import UserError
+from utils.flags import flatten
 from utils.memory import empty_cache
 from utils.structures import Batch, Targets
 

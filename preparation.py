@@ -8,18 +8,11 @@ from pathlib import Path
 from typing import Any
 
 # First, because it checks that torchvision fits torch before anything else imports it.
-from options import (
-    EvaluateOptions,
-    TrainOptions,
-    cfg_settings,
-    flatten,
-    given_flags,
-    settle,
-    unread_settings,
-)
+from options import EvaluateOptions, TrainOptions
 
 # isort: split
 from cfg.plan import Plan, load_plan, parse_plan
+from cfg.settings import cfg_settings, unread_settings
 from data.doctor.checkup import quick_findings
 from data.image_set import ImageSet
 from data.source import open_image_set
@@ -33,6 +26,7 @@ from utils import ranks
 from utils.checkpoint import RESUMABLE_FROM, read_checkpoint
 from utils.environment import describe, pick_device
 from utils.errors import UserError
+from utils.flags import flatten, given_flags, settle
 from utils.runlog import folder_of_job, free_folder, mark_folder, newest_run
 from utils.schedule import Schedule
 from utils.whole_file import unless_full
@@ -70,7 +64,10 @@ def prepare(argv: Sequence[str] | None = None) -> Job:
 
     `auto` is still to be chosen, the folder of a new run to be made: `begun`.
     """
-    given = goes_on_after_restart(given_flags(TrainOptions, argv))
+    given = given_flags(TrainOptions, argv)
+    if given.keys() >= {"epochs", "max_steps"}:
+        raise UserError("--epochs and --max-steps both say how long to train: give one of them")
+    given = goes_on_after_restart(given)
     checkpoint, given = resumed(given) if "resume" in given else (None, given)
     start = read_start(given["weights"], given.get("cfg")) if checkpoint is None and "weights" in given else None
     train_set, val_set = open_sets(given)

@@ -19,7 +19,6 @@ from models.norms.regime import NormRegime
 from models.norms.table import norm_factory
 from models.weights.start import start_from
 from models.yolo.criterion import make_criterion
-from options import flatten
 from preparation import Job, make_detector, make_schedule
 from utils import ranks
 from utils.amp import MixedPrecision
@@ -28,6 +27,7 @@ from utils.checkpoint import TrainingState
 from utils.clock import BatchClock
 from utils.ema import WeightAverage
 from utils.environment import describe, leave_a_core_to_loaders, pick_device
+from utils.flags import flatten
 from utils.profiling import profiled
 from utils.runlog import RunLog
 from utils.seed import seed_everything

@@ -21,11 +21,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from options import cfg_settings  # noqa: E402, I001 - checks torchvision before the others import it
+import options  # noqa: E402, F401, I001 - checks torchvision before the others import it
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from benchmarks.main_job import commit, page  # noqa: E402
+from cfg.settings import cfg_settings  # noqa: E402
 from data.augment import AugmentOptions  # noqa: E402
 from data.loader import TrainLoader, make_train_loader  # noqa: E402
 from data.source import open_image_set  # noqa: E402

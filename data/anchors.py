@@ -13,7 +13,7 @@ from itertools import count as numbers
 from pathlib import Path
 
 # First, because it checks that torchvision fits torch before anything else imports it.
-from options import parse_image_hw, positive_number, run_page
+from options import run_page
 
 # isort: split
 import numpy as np
@@ -28,6 +28,7 @@ from data.image_set import ImageSet
 from data.shapes import input_sides, owners
 from data.source import open_image_set
 from utils.errors import UserError
+from utils.flags import parse_image_hw, positive_number
 
 # What mean best IoU must gain on pictures that the clustering has not seen. Other halves of the same data move that
 # figure by 0.002 (BCCD, 2,804 boxes) to 0.012 (700 boxes of COCO); and who changes the anchors gives up heads that

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from cfg.plan import Plan, load_plan, parse_plan
-from options import TrainOptions, cfg_settings, settle
-from preparation import make_schedule
+from cfg.settings import cfg_settings
+from options import TrainOptions
+from preparation import make_schedule, prepare
 from utils.errors import UserError
+from utils.flags import settle
 from utils.schedule import Schedule
 
 LAYERS = "[convolutional]\nfilters=18\nactivation=linear\n[yolo]\nclasses=1\nanchors=4,4,8,8,9,9\n"
@@ -22,6 +24,11 @@ def plan_with(*lines: str) -> Plan:
 
 def schedule_of(plan: Plan, *, total_steps: int = 1000, **given: Any) -> Schedule:
     return make_schedule(settle(TrainOptions, given, cfg_settings(plan)), plan, total_steps=total_steps)
+
+
+def test_two_lengths_of_training_contradict():
+    with pytest.raises(UserError, match="--epochs and --max-steps"):
+        prepare(["--epochs", "2", "--max-steps", "10"])
 
 
 POLICY_LINES = {

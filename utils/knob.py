@@ -1,6 +1,6 @@
 """A setting the user can turn: a dataclass field that carries its own help text.
 
-The dataclass lives with the part it turns; `options.py` composes them and makes the flags.
+The dataclass lives with the part it turns; `options.py` composes them, `flags.py` makes flags of them.
 """
 
 from __future__ import annotations

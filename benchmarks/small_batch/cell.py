@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import train
-from options import EvaluateOptions, TrainOptions, cfg_settings, settle
+from options import EvaluateOptions, TrainOptions
 
 # isort: split
 import torch
@@ -25,6 +25,7 @@ from benchmarks.small_batch.grid import BATCH, Cell
 from benchmarks.small_batch.recipes import settings_of, spoken
 from benchmarks.small_batch.sources import Source, prepare
 from cfg.plan import Plan
+from cfg.settings import cfg_settings
 from data.image_set import ImageSet
 from data.source import open_image_set
 from examination import make_examiner, sample_images
@@ -38,6 +39,7 @@ from utils.batch_step import NotFinite
 from utils.clock import BatchClock
 from utils.environment import describe, pick_device
 from utils.errors import UserError
+from utils.flags import settle
 
 EVALS = 4
 _REPORT_PICTURES = 128

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # First, because it checks that torchvision fits torch before anything else imports it.
-from options import parse_image_hw, positive_number, run_page
+from options import run_page
 
 # isort: split
 import numpy as np
@@ -26,6 +26,7 @@ from data.doctor.report import anchor_line, overview, verdict
 from data.image_set import ImageSet
 from data.shapes import input_sides
 from data.source import open_image_set, splits_of
+from utils.flags import parse_image_hw, positive_number
 from utils.runlog import free_folder
 
 _SPLITS = ("train", "val", "test")

@@ -21,15 +21,17 @@ from torch import Tensor
 import preparation
 import train
 from cfg.plan import parse_plan
+from cfg.settings import cfg_settings
 from models.blocks import ConvNormAct
 from models.network import Network, parameter_groups
 from models.norms.table import NormOptions, norm_factory
 from models.yolo.criterion import make_criterion
 from models.yolo.loss import LossOptions
-from options import TrainOptions, cfg_settings, settle
+from options import TrainOptions
 from tests.models.yolo.recorded import GOLDEN, targets_of, truths_of
 from utils.clock import BatchClock
 from utils.errors import UserError
+from utils.flags import settle
 from utils.structures import Batch
 
 STEPS = 3

@@ -12,9 +12,10 @@ from torch import Tensor
 import fitting
 from fitting import fitted, grey_batch, subdivisions_that_fit
 from models.network import Network
-from options import TrainOptions, given_flags
+from options import TrainOptions
 from preparation import Job, prepare
 from utils.errors import UserError
+from utils.flags import given_flags
 
 CPU = torch.device("cpu")
 
