@@ -30,26 +30,41 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._open()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """One write, then to the disk: a reader sees the whole line, or one without an end, which does not count."""
+        earlier = self.rows
+        if self._is_replaced():
+            os.close(self._file)
+            self._open()
+        missing = [each for each in (*earlier, dict(row)) if each not in self.rows]
+        os.write(self._file, b"".join(json.dumps(each).encode() + b"\n" for each in missing))
+        os.fsync(self._file)
+        self.rows += missing
+
+    def _open(self) -> None:
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             if fcntl is not None:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            content = path.read_bytes()
-            self.rows = _parsed(path, content)
+            content = self.path.read_bytes()
+            self.rows = _parsed(self.path, content)
             # The beginning of a line that was never finished would run into the next one.
             os.ftruncate(self._file, content.rfind(b"\n") + 1)
         except BlockingIOError as error:
             os.close(self._file)
-            raise UserError(f"{path}: another grid is writing there") from error
+            raise UserError(f"{self.path}: another grid is writing there") from error
         except UserError:
             os.close(self._file)
             raise
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """One write, then to the disk: a reader sees the whole line, or one without an end, which does not count."""
-        os.write(self._file, json.dumps(row).encode() + b"\n")
-        os.fsync(self._file)
-        self.rows.append(dict(row))
+    def _is_replaced(self) -> bool:
+        """Whether another file has its name by now: `git stash` and `git pull` do that to files they know."""
+        try:
+            return not os.path.samestat(os.stat(self.path), os.fstat(self._file))
+        except FileNotFoundError:
+            return True
 
     def __enter__(self) -> RowFile:
         return self

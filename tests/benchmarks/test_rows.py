@@ -65,6 +65,24 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         RowFile(path)
 
 
+@pytest.mark.parametrize("new", [None, '{"a": 1}\n', '{"a": 7}\n{"a": 1}\n'])
+def test_a_file_that_was_replaced_gets_the_rows_that_it_lacks(new: str | None, tmp_path: Path) -> None:
+    """As by `git stash` while a grid runs, and by `git pull`, which may bring rows of another machine."""
+    path = tmp_path / "rows.jsonl"
+    with RowFile(path) as file:
+        file.append({"a": 1})
+        file.append({"a": 2})
+        path.unlink()
+        if new is not None:
+            path.write_text(new)
+        file.append({"a": 3})
+        kept = [json.loads(line) for line in (new or "").splitlines()]
+        rows = kept + [row for row in ({"a": 1}, {"a": 2}, {"a": 3}) if row not in kept]
+        assert read_rows(path) == file.rows == rows
+        file.append({"a": 4})
+        assert read_rows(path) == [*rows, {"a": 4}]
+
+
 def test_two_grids_do_not_share_a_file(tmp_path: Path) -> None:
     with RowFile(tmp_path / "rows.jsonl"), pytest.raises(UserError, match="another grid"):
         RowFile(tmp_path / "rows.jsonl")
