@@ -28,6 +28,10 @@ class MixedPrecision:
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self._device, dtype=self._dtype, enabled=self.kind != "off")
 
+    def may_overflow(self) -> bool:
+        """Whether a gradient that is not finite may be due to the loss scale, which `step` then lowers."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+
     def backward(self, loss: Tensor) -> None:
         torch.autograd.backward(self.scaler.scale(loss))
 

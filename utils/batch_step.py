@@ -139,7 +139,7 @@ class BatchStep:
             found = self._agreed_on(in_inputs(self.network, parts)) or self._agreed_on(
                 in_layers(self.network, self.criterion, parts, autocast=self.precision.autocast)
             )
-        elif self.precision.kind != "fp16" and not self._gradient_is_finite():  # the scaler skips those of fp16
+        elif not self.precision.may_overflow() and not self._gradient_is_finite():
             found = self._agreed_on(in_gradients(self.network))
         else:
             return

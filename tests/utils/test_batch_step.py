@@ -188,6 +188,21 @@ def test_a_number_that_is_none_is_named_before_it_spoils_the_weights(
         assert torch.equal(now.nan_to_num(), then.nan_to_num())
 
 
+def test_a_loss_scale_is_lowered_but_not_for_ever() -> None:
+    """An overflow of float16 ends with a lower scale, a gradient that is not finite at any scale does not."""
+    step, batch = step_of("bn", subdivisions=1), batch_of(2)
+    step.precision.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)  # what fp16 has on a GPU
+    nan_in_gradient(step, batch)
+    before = copy.deepcopy(list(step.network.parameters()))
+    for scale in (2, 1, 0.5):
+        step(batch)
+        assert step.precision.scaler.get_scale() == scale
+    with pytest.raises(NotFinite, match=r"step 4: the gradient of layers.1.conv.weight is not finite"):
+        step(batch)
+    for now, then in zip(step.network.parameters(), before, strict=True):
+        assert torch.equal(now, then)
+
+
 def test_the_gradient_does_not_depend_on_how_the_batch_is_cut() -> None:
     whole, parts = step_of("gn", subdivisions=1), step_of("gn", subdivisions=3)
     for step in (whole, parts):
