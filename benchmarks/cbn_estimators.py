@@ -12,8 +12,6 @@ leaves out of its window and which are left out here; and the root mean square e
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -25,7 +23,8 @@ import options  # noqa: E402, F401, I001 - checks torchvision before the others 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from benchmarks.main_job import commit, page  # noqa: E402
+from benchmarks.main_job import page  # noqa: E402
+from benchmarks.measured import RESULTS, circumstances, write  # noqa: E402
 from cfg.settings import cfg_settings  # noqa: E402
 from data.augment import AugmentOptions  # noqa: E402
 from data.loader import TrainLoader, make_train_loader  # noqa: E402
@@ -38,7 +37,6 @@ from models.norms.contract import ConvView  # noqa: E402
 from models.yolo.loss import LossOptions, YoloLoss  # noqa: E402
 from utils.checkpoint import read_checkpoint  # noqa: E402
 from utils.clock import Tick  # noqa: E402
-from utils.environment import describe  # noqa: E402
 from utils.structures import Batch  # noqa: E402
 
 ESTIMATES = {
@@ -102,7 +100,7 @@ def main() -> None:
     parser.add_argument("--lag", type=int, default=3, help="optimizer steps between memory and use (default 3)")
     parser.add_argument("--steps", type=int, default=100, help="of training before anything is measured (default 100)")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "cbn_estimators.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "cbn_estimators.json")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         page("train.py", "--data", asked.data, "--norm", "bn", "--max-steps", str(asked.steps), "--evals", "1",
@@ -127,10 +125,8 @@ def main() -> None:
     for row in rows:
         figures = f"{row['rms']:>10.1e}{row['p99']:>10.1e}{row['negative']:>10.2%}{row['mean_rms']:>11.1e}"
         print(f"{row['estimator']:<24}{row['learning_rate']:>6}{figures}")
-    circumstances = {"data": Path(asked.data).name, "lag": asked.lag, "trained_steps": asked.steps}
-    circumstances |= {"commit": commit(), "date": datetime.date.today().isoformat(), **describe(torch.device("cpu"))}
-    print("\n" + ", ".join(f"{name} {value}" for name, value in circumstances.items()))
-    Path(asked.out).write_text(json.dumps({"rows": rows, "measured": circumstances}, indent=1))
+    setting = {"data": Path(asked.data).name, "lag": asked.lag, "trained_steps": asked.steps}
+    write(asked.out, {"rows": rows}, circumstances(torch.device("cpu"), **setting))
 
 
 def measure(

@@ -12,9 +12,7 @@ rounds of t(pycocotools) / t(faster-coco-eval).
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.metadata
-import json
 import statistics
 import sys
 import time
@@ -27,11 +25,10 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from benchmarks.main_job import commit  # noqa: E402
+from benchmarks.measured import RESULTS, circumstances, write  # noqa: E402
 from utils.coco_backends import FASTER, PYCOCOTOOLS  # noqa: E402
 from utils.coco_map import CocoTable, evaluate_coco  # noqa: E402
 from utils.coco_results import CocoResults  # noqa: E402
-from utils.environment import describe  # noqa: E402
 
 WIDTH_PX, HEIGHT_PX = 640, 480
 BOXES_PER_PICTURE = 7.27  # val2017: 36,335 in 5,000
@@ -124,7 +121,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=500_000)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "evaluate.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "evaluate.json")
     asked = parser.parse_args()
     if asked.detections > MOST_PER_PICTURE * asked.pictures:
         parser.error(f"COCO counts {MOST_PER_PICTURE} detections a picture: ask for fewer or for more pictures")
@@ -138,11 +135,7 @@ def main() -> None:
         print(f"{backend:<18}{statistics.median(times):>8.1f} s")
     print(f"{'ratio':<18}{row['time_ratio']:>8.1f}")
     versions = {name: importlib.metadata.version(name) for name in (PYCOCOTOOLS, FASTER, "numpy")}
-    machine = describe(torch.device("cpu"))
-    circumstances = {"commit": commit(), "date": datetime.date.today().isoformat(), **machine, **versions}
-    print("\n" + ", ".join(f"{name} {value}" for name, value in circumstances.items()))
-    Path(asked.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(asked.out).write_text(json.dumps({**row, "measured": circumstances}, indent=1))
+    write(asked.out, row, circumstances(torch.device("cpu"), **versions))
     if not row["identical"]:
         raise SystemExit(1)
 

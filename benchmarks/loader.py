@@ -16,8 +16,6 @@ small pictures, by /proc/PID/smaps_rollup: of memory that processes share, each 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import statistics
 import sys
@@ -37,7 +35,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
-from benchmarks.main_job import commit  # noqa: E402
+from benchmarks.measured import RESULTS, against, circumstances, write  # noqa: E402
 from data.augment import AugmentOptions  # noqa: E402
 from data.image_set import ImageSet, Record, pack  # noqa: E402
 from data.loader import TrainLoader, make_train_loader  # noqa: E402
@@ -45,7 +43,6 @@ from data.offline import albumentations as A  # noqa: E402
 from data.picture_cache import CACHES  # noqa: E402
 from data.problems import Problems  # noqa: E402
 from data.source import open_image_set  # noqa: E402
-from utils.environment import describe  # noqa: E402
 
 BATCH = 8
 NAMES = ("baseline", "cold", "ram", "disk")
@@ -151,7 +148,6 @@ def measure(image_set: ImageSet, *, size: int, workers: int, rounds: int, batche
         made.close()
     rows = []
     for name, of_rounds in rates.items():
-        ratios = [rate / base for rate, base in zip(of_rounds, rates["baseline"], strict=True)]
         rows.append(
             {
                 "data": image_set.name,
@@ -160,8 +156,7 @@ def measure(image_set: ImageSet, *, size: int, workers: int, rounds: int, batche
                 "workers": workers,
                 "size": size,
                 "samples_per_s": round(statistics.median(of_rounds), 1),
-                "ratio": round(statistics.median(ratios), 2),
-                "ratio_quartiles": [round(q, 2) for q in statistics.quantiles(ratios, n=4)[::2]],
+                **against(rates["baseline"], of_rounds, name="ratio"),
             }
         )
     return rows
@@ -272,19 +267,18 @@ def main() -> None:
     parser.add_argument("--cache", default="ram", choices=CACHES, help="of --memory")
     parser.add_argument("--entries", type=int, default=100_000)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "loader.json")
+    parser.add_argument("--out", type=Path, help="(default: loader.json or loader_memory.json in benchmarks/results)")
     asked = parser.parse_args()
     if not asked.memory and not (asked.bccd or asked.coco):
         parser.error("name a data set, --bccd or --coco, or ask for --memory")
     cv2.setNumThreads(0)
-    found = json.loads(asked.out.read_text()) if asked.out.exists() else {}
-    circumstances = {"commit": commit(), "date": datetime.date.today().isoformat(), **describe(torch.device("cpu"))}
     rows: list[dict] = []
+    found: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as scratch:
         if asked.memory:
             image_set = synthetic_set(Path(scratch), asked.entries)
             rows = memory_by_epoch(image_set, epochs=asked.epochs, workers=asked.workers, cache=asked.cache)
-            found["memory"] = {"rows": rows, "entries": asked.entries, "measured": circumstances}
+            found["entries"] = asked.entries
             print(memory_table(rows))
         else:
             for path in filter(None, (asked.bccd, asked.coco)):
@@ -296,11 +290,9 @@ def main() -> None:
                     batches=asked.batches,
                     folder=Path(scratch),
                 )
-            found |= {"rows": rows, "measured": circumstances}
             print(table(rows))
-    print("\n" + ", ".join(f"{name} {value}" for name, value in circumstances.items()))
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(found, indent=1))
+    path = asked.out or RESULTS / ("loader_memory.json" if asked.memory else "loader.json")
+    write(path, {"rows": rows, **found}, circumstances(torch.device("cpu")))
 
 
 if __name__ == "__main__":

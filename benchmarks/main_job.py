@@ -8,7 +8,6 @@ Prints the figures the README quotes and adds them to benchmarks/results/main_jo
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import subprocess
 import sys
@@ -19,7 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.environment import describe  # noqa: E402
+from benchmarks.measured import RESULTS, circumstances  # noqa: E402
+from utils.environment import pick_device  # noqa: E402
 
 
 def main() -> None:
@@ -47,13 +47,10 @@ def main() -> None:
         "AP50": round(metrics["AP50"], 3),
         "training minutes": round(minutes, 1),
         "steps": steps,
-        "commit": commit(),
-        "date": datetime.date.today().isoformat(),
-        **describe(),
+        **circumstances(pick_device("auto")),
     }
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    with open(results / "main_job.jsonl", "a") as file:
+    RESULTS.mkdir(exist_ok=True)
+    with open(RESULTS / "main_job.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
     width = max(map(len, row))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in row.items()))
@@ -61,11 +58,6 @@ def main() -> None:
 
 def page(name: str, *flags: str) -> None:
     subprocess.run([sys.executable, str(ROOT / name), *flags], cwd=ROOT, check=True)
-
-
-def commit() -> str:
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

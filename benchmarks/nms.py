@@ -11,8 +11,6 @@ up to 1,000 candidates. `default` suppresses by IoU as batched_nms does, the two
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
 import sys
 import time
@@ -27,10 +25,10 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torchvision.ops import batched_nms  # noqa: E402
 
-from benchmarks.main_job import commit  # noqa: E402
+from benchmarks.measured import against, circumstances, results_path, write  # noqa: E402
 from cfg.yolo import NMS_KINDS  # noqa: E402
 from models.yolo.nms import NmsRule, survivors  # noqa: E402
-from utils.environment import describe, pick_device  # noqa: E402
+from utils.environment import pick_device  # noqa: E402
 
 IOU = 0.45
 MAX_LOOP = 1000  # candidates
@@ -94,7 +92,6 @@ def measure(candidates: int, classes: int, rounds: int, device: torch.device) ->
             seconds[name].append(seconds_of(run, repeats[name], device))
     rows = []
     for name, times in seconds.items():
-        ratios = [t / base for t, base in zip(times, seconds["batched_nms"], strict=True)]
         rows.append(
             {
                 "nms": name,
@@ -102,8 +99,7 @@ def measure(candidates: int, classes: int, rounds: int, device: torch.device) ->
                 "classes": classes,
                 "kept": len(kept[name]),
                 "ms": round(1000 * statistics.median(times), 3),
-                "time_ratio": round(statistics.median(ratios), 2),
-                "time_ratio_quartiles": [round(q, 2) for q in statistics.quantiles(ratios, n=4)[::2]],
+                **against(seconds["batched_nms"], times),
             }
         )
     return rows
@@ -146,7 +142,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[80, 1])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
-    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "nms.json"))
+    parser.add_argument("--out", type=Path, help="(default: in benchmarks/results, with the name of a GPU)")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     device = pick_device(asked.device)
@@ -155,10 +151,7 @@ def main() -> None:
         for candidates in asked.candidates:
             rows += measure(candidates, classes, asked.rounds, device)
     print(table(rows))
-    circumstances = {"commit": commit(), "date": datetime.date.today().isoformat(), **describe(device)}
-    print("\n" + ", ".join(f"{name} {value}" for name, value in circumstances.items()))
-    Path(asked.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(asked.out).write_text(json.dumps({"rows": rows, "measured": circumstances}, indent=1))
+    write(asked.out or results_path("nms", device), {"rows": rows}, circumstances(device))
 
 
 if __name__ == "__main__":

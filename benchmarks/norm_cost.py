@@ -13,8 +13,6 @@ autograd saves for the backward of one mini-batch. "history": what the norm keep
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
 import sys
 import time
@@ -26,13 +24,13 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from benchmarks.main_job import commit  # noqa: E402
+from benchmarks.measured import against, circumstances, results_path, write  # noqa: E402
 from benchmarks.saved_bytes import saved_bytes  # noqa: E402
 from cfg.plan import Plan, load_plan, parse_plan  # noqa: E402
 from models.network import Network  # noqa: E402
 from models.norms.table import NormOptions, norm_factory  # noqa: E402
 from utils.clock import BatchClock  # noqa: E402
-from utils.environment import describe, pick_device  # noqa: E402
+from utils.environment import pick_device  # noqa: E402
 
 PARTS = 4  # mini-batches in a batch
 KINDS = {
@@ -150,7 +148,6 @@ def measure(
     rows = []
     for contestant in contestants:
         kind = contestant.kind
-        ratios = [t / bn for t, bn in zip(seconds[kind], seconds["bn"], strict=True)]
         rows.append(
             {
                 "norm": kind,
@@ -158,8 +155,7 @@ def measure(
                 "size_px": side_px,
                 "mini_batch": pictures,
                 "step_s": round(statistics.median(seconds[kind]), 4),
-                "time_ratio": round(statistics.median(ratios), 3),
-                "time_ratio_quartiles": [round(q, 3) for q in statistics.quantiles(ratios, n=4)[::2]],
+                **against(seconds["bn"], seconds[kind]),
                 "memory_MB": round(peaks[kind] / 2**20, 1),
                 "memory_ratio": round(peaks[kind] / peaks["bn"], 3),
                 "history_MB": round(contestant.history_bytes() / 2**20, 2),
@@ -198,7 +194,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
     parser.add_argument("--only", nargs="+", choices=KINDS, help="these norms and bn")
-    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "norm_cost.json"))
+    parser.add_argument("--out", type=Path, help="(default: in benchmarks/results, with the name of a GPU)")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     device = pick_device(asked.device)
@@ -209,10 +205,7 @@ def main() -> None:
             rows += measure(kinds, asked.activation, side_px, pictures, asked.rounds, device)
             print(f"{side_px} px, mini-batch {pictures}: bn takes {rows[-len(kinds)]['step_s']} s a step", flush=True)
     print("\n" + table(rows))
-    circumstances = {"commit": commit(), "date": datetime.date.today().isoformat(), **describe(device)}
-    print("\n" + ", ".join(f"{name} {value}" for name, value in circumstances.items()))
-    Path(asked.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(asked.out).write_text(json.dumps({"rows": rows, "measured": circumstances}, indent=1))
+    write(asked.out or results_path("norm_cost", device), {"rows": rows}, circumstances(device))
 
 
 if __name__ == "__main__":

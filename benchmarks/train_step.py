@@ -13,8 +13,6 @@ saves for the backward and what crosses the spans of a network that recomputes; 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
 import sys
 import time
@@ -31,7 +29,7 @@ import options  # noqa: E402, F401, I001
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks.main_job import commit  # noqa: E402
+from benchmarks.measured import circumstances, results_path, write, against  # noqa: E402
 from benchmarks.saved_bytes import saved_bytes  # noqa: E402
 from cfg.plan import load_plan  # noqa: E402
 from models.network import Network, parameter_groups  # noqa: E402
@@ -40,7 +38,7 @@ from models.yolo.loss import LossOptions, YoloLoss  # noqa: E402
 from utils.amp import MixedPrecision  # noqa: E402
 from utils.batch_step import BatchStep  # noqa: E402
 from utils.clock import BatchClock  # noqa: E402
-from utils.environment import describe, pick_device  # noqa: E402
+from utils.environment import pick_device  # noqa: E402
 from utils.structures import Batch, Targets  # noqa: E402
 
 SIDE_PX = 416
@@ -168,7 +166,6 @@ def measure(net: str, ways: list[str], pictures: int, rounds: int, device: torch
         peaks = {name: 0 if WAYS[name].compiled else c.saved_bytes(batch) for name, c in contestants.items()}
     rows = []
     for name in ways:
-        ratios = [t / eager for t, eager in zip(seconds[name], seconds["eager"], strict=True)]
         step_s = statistics.median(seconds[name])
         rows.append(
             {
@@ -178,8 +175,7 @@ def measure(net: str, ways: list[str], pictures: int, rounds: int, device: torch
                 "pictures": pictures,
                 "step_s": round(step_s, 4),
                 "pictures_per_s": round(pictures / step_s, 2),
-                "time_ratio": round(statistics.median(ratios), 3),
-                "time_ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+                **against(seconds["eager"], seconds[name]),
                 "memory_MB": round(peaks[name] / 2**20, 1) or None,
                 "memory_ratio": round(peaks[name] / peaks["eager"], 3) or None,
             }
@@ -188,10 +184,10 @@ def measure(net: str, ways: list[str], pictures: int, rounds: int, device: torch
 
 
 def table(rows: list[dict]) -> str:
-    head = f"{'net':<14}{'way':<32}{'pictures/s':>11}{'time':>7}{'range':>14}{'memory MB':>11}{'memory':>8}"
+    head = f"{'net':<14}{'way':<32}{'pictures/s':>11}{'time':>7}{'quartiles':>14}{'memory MB':>11}{'memory':>8}"
     lines = ["time and memory relative to eager", head]
     for row in rows:
-        low, high = row["time_ratio_range"]
+        low, high = row["time_ratio_quartiles"]
         memory = f"{row['memory_MB']:>11.0f}{row['memory_ratio']:>8.2f}" if row["memory_MB"] else f"{'-':>11}{'-':>8}"
         lines.append(
             f"{row['net']:<14}{row['way']:<32}{row['pictures_per_s']:>11.2f}{row['time_ratio']:>7.2f}"
@@ -208,7 +204,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
     parser.add_argument("--only", nargs="+", choices=WAYS, help="these ways and eager")
-    parser.add_argument("--out", help="(default benchmarks/results/train_step.json, on CUDA with the device's name)")
+    parser.add_argument("--out", type=Path, help="(default: in benchmarks/results, with the name of a GPU)")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     device = pick_device(asked.device)
@@ -221,12 +217,7 @@ def main() -> None:
     for net in asked.nets:
         rows += measure(net, ways, pictures, asked.rounds, device)
         print(table(rows[-len(ways) :]), flush=True)
-    circumstances = {"commit": commit(), "date": datetime.date.today().isoformat(), **describe(device)}
-    print("\n" + ", ".join(f"{name} {value}" for name, value in circumstances.items()))
-    name = "train_step" + (f"-{circumstances['device'].replace(' ', '-')}" if device.type == "cuda" else "")
-    out = Path(asked.out or ROOT / "benchmarks" / "results" / f"{name}.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"rows": rows, "measured": circumstances}, indent=1))
+    write(asked.out or results_path("train_step", device), {"rows": rows}, circumstances(device))
 
 
 if __name__ == "__main__":

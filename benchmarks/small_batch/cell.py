@@ -19,7 +19,7 @@ from options import EvaluateOptions, TrainOptions
 # isort: split
 import torch
 
-from benchmarks import main_job
+from benchmarks import measured
 from benchmarks.saved_bytes import saved_bytes
 from benchmarks.small_batch.grid import BATCH, Cell
 from benchmarks.small_batch.recipes import settings_of, spoken
@@ -189,7 +189,7 @@ def code_version() -> str:
     """The commit, and whether code was changed since."""
     asked = ["git", "status", "--porcelain", "--", "*.py", "*.cfg"]
     changed = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return main_job.commit() + ("+changes" if changed else "")
+    return measured.commit() + ("+changes" if changed else "")
 
 
 def _as_evaluated() -> dict[str, Any]:
