@@ -7,7 +7,7 @@ the field. Normalised centre boxes exist only in the darknet label reader and in
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -89,22 +89,6 @@ class Targets:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Targets:
-        return Targets(
-            boxes=self.boxes.to(device, non_blocking=non_blocking),
-            labels=self.labels.to(device, non_blocking=non_blocking),
-            image_index=self.image_index.to(device, non_blocking=non_blocking),
-            is_crowd=self.is_crowd.to(device, non_blocking=non_blocking),
-        )
-
-    def pin_memory(self) -> Targets:
-        return Targets(
-            boxes=self.boxes.pin_memory(),
-            labels=self.labels.pin_memory(),
-            image_index=self.image_index.pin_memory(),
-            is_crowd=self.is_crowd.pin_memory(),
-        )
-
     def of_images(self, start: int, stop: int) -> Targets:
         """The objects of images start..stop-1, renumbered from 0."""
         keep = (self.image_index >= start) & (self.image_index < stop)
@@ -134,23 +118,13 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        return Batch(
-            images=self.images.to(device, non_blocking=non_blocking),
-            targets=self.targets.to(device, non_blocking=non_blocking),
-            image_ids=self.image_ids,
-            paths=self.paths,
-            placements=self.placements,
-        )
+        """The pictures. The targets stay: how many there are, and who answers for them, is asked all the time, and a
+        GPU would have to be waited for."""
+        return replace(self, images=self.images.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory, from which a GPU fetches it while the program goes on."""
-        return Batch(
-            images=self.images.pin_memory(),
-            targets=self.targets.pin_memory(),
-            image_ids=self.image_ids,
-            paths=self.paths,
-            placements=self.placements,
-        )
+        """With the pictures in page-locked memory, from which a GPU fetches them while the program goes on."""
+        return replace(self, images=self.images.pin_memory())
 
     def pixels(self) -> Tensor:
         """(N, 3, H, W) float32 in 0..1: what the network takes. uint8 travels, because it is a quarter."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from utils.transfer import constant
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Pairs:
@@ -81,7 +83,7 @@ def _overlap_ascent(pairs: _Pairs, *, with_hull: bool) -> Tensor:
     """(P, 4) of IoU, or with the enclosing box's area (the hull) of GIoU."""
     intersection, union = pairs.intersection, pairs.union
     # (2, P, 2), to each edge. An edge that moves outward sweeps the other side.
-    outward = pairs.size.new_tensor((-1.0, 1.0)).view(2, 1, 1)
+    outward = constant((-1.0, 1.0), like=pairs.size).view(2, 1, 1)
     d_intersection = outward * pairs.inside.flip(1) * pairs.within
     d_union = outward * pairs.size.flip(1) - d_intersection
     to_edges = (union * d_intersection - intersection * d_union) / union.square()
@@ -109,5 +111,5 @@ def _distance_ascent(pairs: _Pairs, *, with_aspect: bool) -> Tensor:
         v = 4 / math.pi**2 * lean.square()
         alpha = v / (1 - pairs.intersection / pairs.union + v + 1e-6)
         turn = 8 / math.pi**2 * alpha * lean * pairs.size.flip(1)
-        to_size = to_size + turn * turn.new_tensor((1.0, -1.0))
+        to_size = to_size + turn * constant((1.0, -1.0), like=turn)
     return torch.cat((to_centre, to_size), dim=1)

@@ -17,11 +17,13 @@ from torchvision.ops import box_iou
 
 from cfg.layers import YoloSpec
 from utils.structures import Targets
+from utils.transfer import constant, sent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment:
-    """P pairs of a cell's anchor and an object. All (P,) int64; `anchor` counts within the head's own anchors."""
+    """P pairs of a cell's anchor and an object. All (P,) int64 on the targets' device, which is the host for a GPU,
+    too; `anchor` counts within the head's own anchors."""
 
     image: Tensor
     anchor: Tensor
@@ -67,9 +69,9 @@ def assign(targets: Targets, spec: YoloSpec, grid_hw: tuple[int, int], stride_px
     """The head's share of the objects. Crowd regions are nobody's. No objects: an empty Assignment."""
     boxes = targets.boxes
     sizes = boxes[:, 2:] - boxes[:, :2]
-    anchors = boxes.new_tensor(spec.anchors)
-    own = torch.tensor(spec.mask, device=boxes.device)
-    extent = boxes.new_tensor((grid_hw[1] * stride_px[1], grid_hw[0] * stride_px[0]))
+    anchors = constant(spec.anchors, like=boxes)
+    own = sent(torch.tensor(spec.mask), like=boxes)
+    extent = constant((grid_hw[1] * stride_px[1], grid_hw[0] * stride_px[0]), like=boxes)
     chosen = shape_overlap(sizes / extent, anchors[own] / extent, spec.iou_thresh_kind) > spec.iou_thresh
     if len(boxes):
         chosen |= own[None] == shape_iou(sizes, anchors).argmax(1)[:, None]
@@ -90,11 +92,11 @@ def best_overlap(boxes: Tensor, targets: Targets) -> Tensor:
     """
     best = boxes.new_zeros(boxes.shape[:-1])
     for index, here in _images_with(targets):
-        predicted = boxes[index].reshape(-1, 4)
-        overlap = box_iou(predicted, targets.boxes[here])
+        predicted, objects = boxes[index].reshape(-1, 4), sent(targets.boxes[here], like=boxes)
+        overlap = box_iou(predicted, objects)
         crowd = targets.is_crowd[here]
         if crowd.any():
-            overlap[:, crowd] = _share_inside(predicted, targets.boxes[here][crowd])
+            overlap = torch.where(sent(crowd, like=boxes), _share_inside(predicted, objects), overlap)
         best[index] = overlap.amax(1).view(best.shape[1:])
     return best
 
@@ -108,9 +110,9 @@ def best_object(boxes: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
     for index, here in _images_with(targets):
         objects = (here & ~targets.is_crowd).nonzero()[:, 0]
         if len(objects):
-            overlap, which = box_iou(boxes[index].reshape(-1, 4), targets.boxes[objects]).max(1)
+            overlap, which = box_iou(boxes[index].reshape(-1, 4), sent(targets.boxes[objects], like=boxes)).max(1)
             best[index] = overlap.view(best.shape[1:])
-            target[index] = objects[which].view(best.shape[1:])
+            target[index] = sent(objects, like=boxes)[which].view(best.shape[1:])
     return best, target
 
 

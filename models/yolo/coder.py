@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cfg.layers import YoloSpec
 from models.yolo.head import RawHead
+from utils.transfer import constant
 
 # exp(8) is 2981 anchors wide: no real box, but finite, so that one wild logit cannot poison a loss.
 MAX_LOG_SIZE = 8.0
@@ -23,7 +24,7 @@ MIN_SIZE = math.exp(-MAX_LOG_SIZE)
 
 def decode(raw: Tensor, cells: Tensor, anchors_px: Tensor, stride_px: tuple[float, float], spec: YoloSpec) -> Tensor:
     """raw (..., 4), cells (..., 2) as column and row, anchors (..., 2) -> (..., 4) xyxy in input pixels."""
-    stride = raw.new_tensor((stride_px[1], stride_px[0]))
+    stride = constant((stride_px[1], stride_px[0]), like=raw)
     offset = raw[..., :2].sigmoid() * spec.scale_x_y - (spec.scale_x_y - 1) / 2
     centre = (cells + offset) * stride
     extent = raw[..., 2:4]
@@ -38,7 +39,7 @@ def encode(boxes: Tensor, cells: Tensor, anchors_px: Tensor, stride_px: tuple[fl
     Where no finite logit exists (a centre on the edge of what the cell can reach, a size of 4 anchors or more
     with new_coords) the nearest reachable box is encoded.
     """
-    stride = boxes.new_tensor((stride_px[1], stride_px[0]))
+    stride = constant((stride_px[1], stride_px[0]), like=boxes)
     centre, size = (boxes[..., :2] + boxes[..., 2:4]) / 2, boxes[..., 2:4] - boxes[..., :2]
     offset = (centre / stride - cells + (spec.scale_x_y - 1) / 2) / spec.scale_x_y
     tiny = 1e-6

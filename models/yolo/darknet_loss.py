@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -27,9 +26,11 @@ from models.yolo.ascent import iou_ascent
 from models.yolo.assign import Assignment, assign, best_object, best_overlap
 from models.yolo.coder import cell_grid
 from models.yolo.head import RawHead
-from models.yolo.loss import IOU_LOSSES, LossOptions, LossTerms
+from models.yolo.iou_loss import iou_loss
+from models.yolo.loss import LossOptions, LossTerms
 from utils.errors import UserError
 from utils.structures import Targets
+from utils.transfer import constant, sent
 
 CLASS_SURE = 0.25
 MAX_SIDE = 1e15  # pictures; of larger boxes IoU and GIoU are the same to float32, but their areas overflow it
@@ -67,9 +68,12 @@ def head_deltas(head: RawHead, targets: Targets, *, label_smooth_eps: float) -> 
     cells = _Cells(head, targets, label_smooth_eps)
     cells.background()
     assignment = assign(targets, head.spec, head.grid_hw, head.stride_px)
-    cells.answer(assignment)
+    rows = cells.rows_of(assignment)
+    for turn in _turns(rows):
+        cells.answer(sent(rows[turn], like=cells.said), sent(assignment.target[turn], like=cells.said))
     cells.average()
-    delta, cost = cells.delta.view(head.logits.shape), cells.cost(assignment)
+    rows, target = (sent(each, like=cells.said) for each in (rows, assignment.target))
+    delta, cost = cells.delta.view(head.logits.shape), cells.cost(rows, target)
     if head.spec.new_coords:
         # darknet's delta is to the output of the convolution's logistic, RawHead holds what goes into it.
         p = head.logits.to(delta.dtype).sigmoid()
@@ -120,18 +124,19 @@ class _Cells:
             said[..., 2:4] = logits[..., 2:4]
         said[..., :2] = said[..., :2] * self.spec.scale_x_y - (self.spec.scale_x_y - 1) / 2
         height, width = self.head.grid_hw
-        self.grid = said.new_tensor((width, height))
-        self.input = self.grid * said.new_tensor(head.stride_px[::-1])  # width and height in pixels
+        self.grid = constant((width, height), like=said)
+        self.input = self.grid * constant(head.stride_px[::-1], like=said)  # width and height in pixels
         sides = 4 * said[..., 2:4].square() if self.spec.new_coords else said[..., 2:4].exp()
         sides = sides * head.anchors_px().to(said.dtype)[:, None, None] / self.input
         centres = (cell_grid(height, width, like=said).to(said.dtype) + said[..., :2]) / self.grid
         self.boxes = torch.cat((centres, sides), dim=-1).flatten(0, 3)
         self.said = said.flatten(0, 3)
         self.delta = torch.zeros_like(self.said)
-        corners = targets.boxes.to(said.dtype)
+        self.wanted = corners = sent(targets.boxes, like=said).to(said.dtype)
         sides = corners[:, 2:] - corners[:, :2]
         self.truths = torch.cat(((corners[:, :2] + corners[:, 2:]) / 2, sides), dim=1) / self.input.repeat(2)
-        self.importance = said.new_tensor(class_multipliers(self.spec))[targets.labels]
+        self.labels = sent(targets.labels, like=said)
+        self.importance = constant(class_multipliers(self.spec), like=said)[self.labels]
         self.eps = label_smooth_eps
 
     def background(self) -> None:
@@ -155,21 +160,19 @@ class _Cells:
         wanted = torch.ones_like(overlap[rows])
         if self.spec.objectness_smooth:
             wanted = overlap[rows].square()
-            entry = rows, 5 + self.targets.labels[target]
+            entry = rows, 5 + self.labels[target]
             self.delta[entry] = self.importance[target] * (wanted - self.said[entry])
         self.delta[rows, 4] = self.spec.obj_normalizer * (wanted - self.said[rows, 4])
 
-    def answer(self, assignment: Assignment) -> None:
-        """The objects of a place one after the other, because each changes what the next one finds there."""
-        every_row = self._rows_of(assignment)
-        for turn in _turns(every_row):
-            rows, target = every_row[turn], assignment.target[turn]
-            self._pull_box(rows, target)
-            self._ask_class(rows, target)
-            something = self.importance[target] * self.spec.obj_normalizer * (1 - self.said[rows, 4])
-            if self.spec.objectness_smooth:
-                something = torch.where(self.delta[rows, 4] == 0, something, self.delta[rows, 4])
-            self.delta[rows, 4] = something
+    def answer(self, rows: Tensor, target: Tensor) -> None:
+        """rows (P,), each once: the objects of a place come one after the other, because each changes what the next
+        one finds there."""
+        self._pull_box(rows, target)
+        self._ask_class(rows, target)
+        something = self.importance[target] * self.spec.obj_normalizer * (1 - self.said[rows, 4])
+        if self.spec.objectness_smooth:
+            something = torch.where(self.delta[rows, 4] == 0, something, self.delta[rows, 4])
+        self.delta[rows, 4] = something
 
     def average(self) -> None:
         """Where several classes are wanted, their boxes have been added up."""
@@ -177,22 +180,22 @@ class _Cells:
             classes = (self.delta[:, 5:] > 0).sum(1, keepdim=True).clamp(min=1)
             self.delta[:, :4] /= torch.where(self.delta[:, 4:5] != 0, classes, 1)
 
-    def cost(self, assignment: Assignment) -> Tensor:
-        """(3,) box, objectness, classes"""
+    def cost(self, rows: Tensor, target: Tensor) -> Tensor:
+        """(3,) box, objectness, classes; rows (P,) answer for `target`."""
         squares = self.delta.square().sum(0)
         cost = torch.stack((squares[:4].sum(), squares[4], squares[5:].sum()))
         if self.spec.iou_loss == "mse":
             return cost
         cost = cost * self.spec.obj_normalizer
         cost[0] = 0
-        if len(assignment):
-            loss = IOU_LOSSES["giou" if self.spec.iou_loss == "giou" else "iou"]
-            wanted = self.targets.boxes[assignment.target].to(cost.dtype)
-            boxes = self._corners_px(self.boxes[self._rows_of(assignment)].clamp(max=MAX_SIDE))
-            cost[0] = self.spec.iou_normalizer * loss(boxes, wanted, reduction="none").mean()
+        if len(rows):
+            kind = "giou" if self.spec.iou_loss == "giou" else "iou"
+            boxes = self._corners_px(self.boxes[rows].clamp(max=MAX_SIDE))
+            cost[0] = self.spec.iou_normalizer * iou_loss(boxes, self.wanted[target], kind).mean()
         return cost
 
-    def _rows_of(self, assignment: Assignment) -> Tensor:
+    def rows_of(self, assignment: Assignment) -> Tensor:
+        """(P,), as `assignment` on the targets' device"""
         _, anchors, height, width = self.head.logits.shape[:4]
         image, anchor, row, column = assignment.place
         return ((image * anchors + anchor) * height + row) * width + column
@@ -205,9 +208,9 @@ class _Cells:
     def _ask_class(self, rows: Tensor, target: Tensor) -> None:
         """delta_yolo_class: rows (P,), each once, say class `labels[target]`; the first to ask says what the others
         are not."""
-        spec, label = self.spec, self.targets.labels[target]
+        spec, label = self.spec, self.labels[target]
         p, delta, importance = self.said[rows, 5:], self.delta[rows, 5:], self.importance[target][:, None]
-        own = F.one_hot(label, spec.classes).bool()
+        own = label[:, None] == torch.arange(spec.classes, device=label.device)
         asked = delta.gather(1, label[:, None]) != 0
         if spec.focal_loss:
             pt = p.gather(1, label[:, None]) + 1e-15

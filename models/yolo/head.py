@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cfg.layers import YoloSpec
+from utils.transfer import sent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,4 +25,4 @@ class RawHead:
 
     def anchors_px(self) -> Tensor:
         """(A, 2) width and height of this head's anchors, in input pixels."""
-        return self.logits.new_tensor(self.spec.head_anchors, dtype=torch.float32)
+        return sent(torch.tensor(self.spec.head_anchors, dtype=torch.float32), self.logits)

@@ -10,19 +10,20 @@ is far too small: `box_gain` makes up for that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from models.yolo.assign import Assignment, assign, best_overlap
 from models.yolo.coder import decode_head, encode
 from models.yolo.head import RawHead
+from models.yolo.iou_loss import iou_loss
 from utils.knob import knob
 from utils.structures import Targets
+from utils.transfer import sent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,22 +62,7 @@ class LossTerms:
         return torch.stack((self.box, self.objectness, self.classes)).detach()
 
 
-def plain_iou_loss(boxes: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
-    """(P, 4), (P, 4) -> (P,) 1 - IoU."""
-    inside = torch.minimum(boxes[:, 2:], targets[:, 2:]) - torch.maximum(boxes[:, :2], targets[:, :2])
-    intersection = inside.clamp(min=0).prod(-1)
-    union = (boxes[:, 2:] - boxes[:, :2]).prod(-1) + (targets[:, 2:] - targets[:, :2]).prod(-1) - intersection
-    return 1 - intersection / (union + 1e-7)
-
-
-# torchvision's losses are finite with finite gradients wherever both boxes have positive sides, which the
-# decoder and the readers guarantee.
-IOU_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "iou": plain_iou_loss,
-    "giou": generalized_box_iou_loss,
-    "diou": distance_box_iou_loss,
-    "ciou": complete_box_iou_loss,
-}
+Place = tuple[Tensor, ...]  # image, anchor, row, column: the cells' anchors that answer for the objects, in order
 
 
 class YoloLoss:
@@ -98,36 +84,36 @@ class YoloLoss:
         logits = head.logits.to(torch.promote_types(head.logits.dtype, torch.float32))
         boxes = decode_head(head)
         assignment = assign(targets, spec, head.grid_hw, head.stride_px)
-        objectness = self._objectness(logits[..., 4], boxes, assignment, head, targets)
+        place = tuple(sent(torch.stack(assignment.place), like=logits))
+        objectness = self._objectness(logits[..., 4], boxes, place, head, targets)
         if len(assignment) == 0:
             # Keeps every logit in the graph: a parameter without a gradient stalls DDP.
             nothing = logits.sum() * 0
             return LossTerms(box=nothing, objectness=objectness, classes=nothing)
         return LossTerms(
-            box=self._box(logits, boxes, assignment, head, targets),
+            box=self._box(logits, boxes, place, sent(targets.boxes[assignment.target], like=boxes), head),
             objectness=objectness,
             classes=self._classes(logits, assignment, head, targets),
         )
 
-    def _box(self, logits: Tensor, boxes: Tensor, assignment: Assignment, head: RawHead, targets: Targets) -> Tensor:
+    def _box(self, logits: Tensor, boxes: Tensor, place: Place, wanted: Tensor, head: RawHead) -> Tensor:
         spec = head.spec
-        wanted = targets.boxes[assignment.target].to(boxes.dtype)
+        wanted = wanted.to(boxes.dtype)
         if spec.iou_loss != "mse":
-            per_pair = IOU_LOSSES[spec.iou_loss](boxes[assignment.place], wanted, reduction="none")
+            per_pair = iou_loss(boxes[place], wanted, spec.iou_loss)
             return self.options.box_gain * spec.iou_normalizer * per_pair.sum()
         # YOLOv3's squared error on offsets and log sizes, small boxes weighted up by 2 - area.
-        cells = torch.stack((assignment.column, assignment.row), dim=-1).to(boxes.dtype)
-        anchors = head.anchors_px().to(boxes.dtype)[assignment.anchor]
+        _, anchor, row, column = place
+        cells = torch.stack((column, row), dim=-1).to(boxes.dtype)
+        anchors = head.anchors_px().to(boxes.dtype)[anchor]
         goal = encode(wanted, cells, anchors, head.stride_px, spec)
-        raw = logits[assignment.place][:, :4]
+        raw = logits[place][:, :4]
         error = torch.cat((raw[:, :2].sigmoid() - goal[:, :2].sigmoid(), raw[:, 2:] - goal[:, 2:]), dim=1)
         height, width = (cell * stride for cell, stride in zip(head.grid_hw, head.stride_px, strict=True))
         area = (wanted[:, 2:] - wanted[:, :2]).prod(-1) / (height * width)
         return spec.iou_normalizer * (0.5 * (2 - area)[:, None] * error.square()).sum()
 
-    def _objectness(
-        self, logits: Tensor, boxes: Tensor, assignment: Assignment, head: RawHead, targets: Targets
-    ) -> Tensor:
+    def _objectness(self, logits: Tensor, boxes: Tensor, place: Place, head: RawHead, targets: Targets) -> Tensor:
         """Anchors that answer for an object say 1, others 0; those that cover one well anyway may say anything
         (or, with objectness_smooth, at least how well they cover it)."""
         spec = head.spec
@@ -138,20 +124,19 @@ class YoloLoss:
         if spec.objectness_smooth:
             wanted = torch.where(covers, overlap, wanted)
             weight = torch.where(covers & (overlap > logits.detach().sigmoid()), 1, weight)
-        wanted[assignment.place] = 1
-        weight[assignment.place] = 1
+        wanted[place] = 1
+        weight[place] = 1
         loss = F.binary_cross_entropy_with_logits(logits, wanted, weight, reduction="sum")
         return spec.obj_normalizer * loss
 
     def _classes(self, logits: Tensor, assignment: Assignment, head: RawHead, targets: Targets) -> Tensor:
         """An anchor that answers for several objects is asked for all their classes, once."""
         spec = head.spec
-        place = torch.stack(assignment.place, dim=1)
-        places, of_pair = place.unique(dim=0, return_inverse=True)
-        said = logits[tuple(places.unbind(1))][:, 5:]
-        wanted = torch.zeros_like(said)
+        places, of_pair = torch.stack(assignment.place).unique(dim=1, return_inverse=True)
+        said = logits[tuple(sent(places, like=logits))][:, 5:]
+        wanted = torch.zeros(said.shape, dtype=said.dtype, device=places.device)
         wanted[of_pair, targets.labels[assignment.target]] = 1
         smoothing = self.options.label_smoothing
         smoothing = spec.label_smooth_eps if smoothing is None else smoothing
         wanted = wanted * (1 - smoothing) + smoothing / 2
-        return spec.cls_normalizer * F.binary_cross_entropy_with_logits(said, wanted, reduction="sum")
+        return spec.cls_normalizer * F.binary_cross_entropy_with_logits(said, sent(wanted, like=said), reduction="sum")

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from utils.transfer import constant
+
 GREEDY_BETA = 0.6  # fixed in darknet, whatever beta_nms says
 
 # Measured on a CPU: up to so many pairs a class, but for its first classes, `_by_pairs` is quicker than a call a class
@@ -65,7 +67,7 @@ def survivors(
     boxes, labels = boxes[order], labels[order]
     sizes = labels.unique_consecutive(return_counts=True)[1]
     if rule.kind != "default":
-        boxes = boxes / boxes.new_tensor(unit * 2)
+        boxes = boxes / constant(unit * 2, like=boxes)
     return order[_quickest(rule.kind, sizes)(boxes, sizes, rule)]
 
 
@@ -86,7 +88,7 @@ def _by_kernel(boxes: Tensor, sizes: Tensor, rule: NmsRule) -> Tensor:
     others.
     """
     # Compared in double there: an IoU of 0.6, rounded, must not exceed 0.6.
-    threshold = boxes.new_tensor(rule.iou).item()
+    threshold = torch.tensor(rule.iou, dtype=boxes.dtype).item()
     falling = torch.arange(len(boxes), 0, -1, device=boxes.device, dtype=boxes.dtype)
     kept, start = [sizes[:0]], 0
     for count in sizes.tolist():

@@ -1,0 +1,41 @@
+"""1 - IoU and its kin for pairs of boxes, which never wait for a GPU: torchvision's, whose values these are, select by
+booleans.
+
+GIoU: Rezatofighi et al. 2019, section 3. DIoU and CIoU: Zheng et al. 2020, sections 3.2 and 3.3.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_EPS = 1e-7
+
+
+def iou_loss(boxes: Tensor, targets: Tensor, kind: str) -> Tensor:
+    """(P, 4), (P, 4) xyxy -> (P,). kind: iou, giou, diou or ciou.
+
+    Finite with finite gradients wherever both boxes have positive sides, which the decoder and the readers guarantee.
+    """
+    sides, target_sides = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
+    inside = torch.minimum(boxes[:, 2:], targets[:, 2:]) - torch.maximum(boxes[:, :2], targets[:, :2])
+    intersection = torch.where((inside > 0).all(-1), inside.prod(-1), 0)
+    union = sides.prod(-1) + target_sides.prod(-1) - intersection
+    iou = intersection / (union + _EPS)
+    if kind == "iou":
+        return 1 - iou
+    hull = torch.maximum(boxes[:, 2:], targets[:, 2:]) - torch.minimum(boxes[:, :2], targets[:, :2])
+    if kind == "giou":
+        area = hull.prod(-1)
+        return 1 - iou + (area - union) / (area + _EPS)
+    apart = (boxes[:, :2] + boxes[:, 2:] - targets[:, :2] - targets[:, 2:]) / 2
+    loss = 1 - iou + apart.square().sum(-1) / (hull.square().sum(-1) + _EPS)
+    if kind == "diou":
+        return loss
+    lean = torch.atan(target_sides[:, 0] / target_sides[:, 1]) - torch.atan(sides[:, 0] / sides[:, 1])
+    aspect = 4 / math.pi**2 * lean.square()
+    with torch.no_grad():
+        weight = aspect / (1 - iou + aspect + _EPS)
+    return loss + weight * aspect

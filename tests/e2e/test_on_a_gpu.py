@@ -1,0 +1,129 @@
+"""The pages on a GPU, as far as a machine without one can tell: see tests/pretend_gpu.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import detect
+import evaluate
+import train
+from cfg.plan import parse_plan
+from models.network import Network, parameter_groups
+from models.norms.table import NORMS, NormOptions, norm_factory
+from models.yolo.criterion import make_criterion
+from models.yolo.loss import LossOptions
+from tests.e2e.conftest import TOY_CFG
+from tests.pretend_gpu import CPU, GPU, OnGpu, pretend_gpu, waits
+from tests.utils.test_batch_step import batch_of
+from utils.amp import MixedPrecision
+from utils.batch_step import BatchStep
+from utils.clock import BatchClock
+
+NORM_OPTIONS = {
+    **{name: NormOptions(norm=name) for name in NORMS},
+    **{f"cmbn {kind}": NormOptions(norm="cmbn", norm_gradient=kind) for kind in ("share", "renorm", "darknet")},
+    **{f"{name} opened": NormOptions(norm=name, norm_burn_in_steps=0) for name in ("cbn", "cbn-lite", "brn")},
+    "cbn taylor": NormOptions(norm="cbn", norm_estimator="taylor", norm_gradient="weights", norm_burn_in_steps=0),
+    "cbn none": NormOptions(norm="cbn", norm_estimator="none", norm_burn_in_steps=0),
+    "bn pooled": NormOptions(norm="bn", norm_running="pooled"),
+    "cmbn centred": NormOptions(norm="cmbn", weight_centralization=True),
+}
+
+
+def trained(norm: NormOptions, loss: str, device: torch.device) -> tuple[list[float], dict[str, Tensor], int]:
+    """Three steps of two mini-batches -> their losses, the network's state, and the waits of the third step."""
+    torch.manual_seed(0)
+    network = Network(parse_plan(TOY_CFG, path="toy.cfg"), norm_factory(norm)).train().to(device)
+    step = BatchStep(
+        network=network,
+        forward=network,
+        criterion=make_criterion(LossOptions(loss=loss)),
+        optimizer=torch.optim.SGD(parameter_groups(network, weight_decay=5e-4), lr=0.001, momentum=0.9),
+        precision=MixedPrecision("off", CPU),
+        clock=BatchClock(network),
+        subdivisions=2,
+        clip_norm=None,
+    )
+    losses = []
+    for seed in range(3):
+        waits.clear()
+        found = step(batch_of(4, seed=seed).to(device, non_blocking=True))
+        waited = waits.total()
+        losses += found.tolist()
+    return losses, {n: v._host if isinstance(v, OnGpu) else v for n, v in network.state_dict().items()}, waited
+
+
+@pytest.mark.parametrize("loss", ["autograd", "darknet"])
+@pytest.mark.parametrize("norm", NORM_OPTIONS)
+def test_a_step_is_the_cpus_and_waits_twice_for_the_gpu(norm: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice: whether the losses are finite, and the gradient. Never in a norm, nor once a mini-batch."""
+    expected, state, _ = trained(NORM_OPTIONS[norm], loss, CPU)
+    with pretend_gpu(monkeypatch) as device:
+        made, on_gpu, waited = trained(NORM_OPTIONS[norm], loss, device)
+    assert made == pytest.approx(expected, rel=1e-4)
+    for name, value in state.items():
+        torch.testing.assert_close(on_gpu[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    assert waited == 2
+
+
+FLAGS = {
+    "cmbn": ["--norm", "cmbn", "--checkpoint-activations", "--channels-last", "--precise-bn", "8"],
+    "cbn": ["--norm", "cbn", "--loss", "darknet", "--mosaic", "1", "--multi-scale", "1.4", "--clip-norm", "1"],
+    "mabn": ["--norm", "mabn", "--subdivisions", "auto", "--freeze", "1", "--ema-decay", "0.9"],
+    "bn": ["--norm", "bn", "--norm-freeze-after", "0.5", "--workers", "1", "--cache", "disk"],
+}
+
+
+@pytest.mark.parametrize("norm", FLAGS)
+def test_all_pages_run(
+    norm: str, scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    run, best = tmp_path / "run", str(tmp_path / "run" / "best.pt")
+    common = ["--device", str(GPU), "--workers", "0"]
+    with pretend_gpu(monkeypatch):
+        flags = ["--cfg", toy_cfg, "--data", str(scenes), "--amp", "off", "--max-steps", "4"]
+        train.main([*common, *flags, "--run", str(run), *FLAGS[norm]])
+        train.main([*common, "--resume", str(run), "--epochs", "2"])
+        evaluate.main(
+            [*common, "--weights", best, "--data", str(scenes), "--run", str(tmp_path / "report"), "--nms", "diounms",
+             "--norm-report", "--recalibrate-on", str(scenes), "--metric", "darknet"]
+        )  # fmt: skip
+        picture = str(next((scenes / "val").glob("*")))
+        flags = ["--weights", best, "--confidence", "0.001", "--run", str(tmp_path / "found")]
+        detect.main(["--device", str(GPU), *flags, picture])
+    said = capsys.readouterr().out
+    assert "pretended" in said and "1 pictures annotated" in said
+
+
+def test_a_forgotten_device_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pretend_gpu(monkeypatch) as device:
+        here, there = torch.ones(3), torch.ones(3).to(device)
+        assert there.device == device and (2 * there + torch.tensor(1.0)).tolist() == [3, 3, 3]
+        with pytest.raises(RuntimeError, match="one device"):
+            here + there
+        with pytest.raises(RuntimeError, match="one device"):
+            torch.stack((torch.zeros(3), there))
+
+
+def test_waiting_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pretend_gpu(monkeypatch) as device:
+        there = torch.ones(3).to(device, non_blocking=True)
+        there[torch.tensor([0, 2]).to(device, non_blocking=True)].sum().sqrt()
+        assert waits.total() == 0
+        for wait in (
+            lambda: there.sum().item(),
+            lambda: there[there > 0],
+            lambda: there[torch.tensor([0, 2])],
+            lambda: there.nonzero(),
+            lambda: there.cpu(),
+            lambda: torch.ones(3).to(device),
+            lambda: there.new_tensor([1.0, 2.0]),
+            lambda: bool((there > 0).all()),
+        ):
+            waits.clear()
+            wait()
+            assert waits.total() == 1
