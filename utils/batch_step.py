@@ -24,7 +24,8 @@ class NotFinite(UserError):
 
 
 class BatchStep:
-    """Call it with a Batch on the network's device; it returns the (3,) losses box, objectness, class per picture.
+    """Call it with a Batch whose pictures are on the network's device; it returns, on the host, the (3,) losses box,
+    objectness, class per picture.
 
     Every rank calls it with its own share of the batch: the gradient and the losses are those of all.
 
@@ -56,7 +57,9 @@ class BatchStep:
 
     def __call__(self, batch: Batch) -> Tensor:
         losses = self.gradients(batch)
-        self._check_finite(losses, batch)
+        # All at once: this is where the host waits for a GPU.
+        losses, gradient_norm = torch.cat((losses, self._gradient_norm().to(losses).view(1))).cpu().split((3, 1))
+        self._check_finite(losses, gradient_norm, batch)
         self.precision.step(self.optimizer, self.network.parameters(), clip_norm=self.clip_norm)
         self.clock.stepped()
         return losses
@@ -132,14 +135,14 @@ class BatchStep:
         """Twice as many, or the next number that divides the batch."""
         return next(n for n in range(2 * self.subdivisions, pictures + 1) if pictures % n == 0)
 
-    def _check_finite(self, losses: Tensor, batch: Batch) -> None:
+    def _check_finite(self, losses: Tensor, gradient_norm: Tensor, batch: Batch) -> None:
         """All ranks look for what is wrong in the same order, because a norm may ask the others in its forward."""
         if not torch.isfinite(losses).all():
             parts = list(batch.split(self.subdivisions))
             found = self._agreed_on(in_inputs(self.network, parts)) or self._agreed_on(
                 in_layers(self.network, self.criterion, parts, autocast=self.precision.autocast)
             )
-        elif not self.precision.may_overflow() and not self._gradient_is_finite():
+        elif not torch.isfinite(gradient_norm) and not self.precision.may_overflow():
             found = self._agreed_on(in_gradients(self.network))
         else:
             return
@@ -153,9 +156,8 @@ class BatchStep:
         """What any rank has found."""
         return "; ".join(dict.fromkeys(filter(None, ranks.gathered(found))))
 
-    def _gradient_is_finite(self) -> bool:
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        return bool(torch.isfinite(nn.utils.get_total_norm(gradients)))
+    def _gradient_norm(self) -> Tensor:
+        return nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
 
 
 class _Undo:
