@@ -58,7 +58,8 @@ class BatchStep:
     def __call__(self, batch: Batch) -> Tensor:
         losses = self.gradients(batch)
         # All at once: this is where the host waits for a GPU.
-        losses, gradient_norm = torch.cat((losses, self._gradient_norm().to(losses).view(1))).cpu().split((3, 1))
+        numbers = torch.cat((losses, self._gradient_norm().to(losses).view(1))).cpu()
+        losses, gradient_norm = numbers[:3], numbers[3]
         self._check_finite(losses, gradient_norm, batch)
         self.precision.step(self.optimizer, self.network.parameters(), clip_norm=self.clip_norm)
         self.clock.stepped()
