@@ -87,6 +87,7 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             raise RuntimeError(f"{func}: expected all tensors on one device, found cuda:0 and, on cpu, {others}")
     if _waits(func, args, kwargs, bool(on_gpu)):
         waits[str(func)] += 1
+    kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
     asked = kwargs.get("device")
     if asked is None:
         to_gpu = isinstance(args[0], OnGpu) if func is _aten.copy_.default else bool(on_gpu)

@@ -164,8 +164,8 @@ class BatchStep:
 class _Undo:
     """What a half-seen batch leaves behind, taken back: statistics and histories of norms, random numbers drawn.
 
-    Large buffers of a GPU, which only a CBN has, are kept in the host's memory: they are kept for when the GPU's
-    runs out.
+    Large buffers of a GPU, which only a CBN has, are kept in the host's memory, page-locked, so that nobody waits for
+    the copy: they are kept for when the GPU's runs out.
     """
 
     LARGE = 1 << 16
@@ -179,11 +179,13 @@ class _Undo:
         now = dict(self._buffers())
         for name, buffer in now.items():
             if name not in self._kept or self._kept[name].shape != buffer.shape:
-                device = torch.device("cpu") if buffer.numel() > self.LARGE else buffer.device
-                self._kept[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+                self._kept[name] = self._room_for(buffer)
         self._kept = {name: self._kept[name] for name in now}
-        if now:
-            torch._foreach_copy_(list(self._kept.values()), list(now.values()))
+        here = [name for name in now if self._kept[name].device == now[name].device]
+        if here:
+            torch._foreach_copy_([self._kept[name] for name in here], [now[name] for name in here])
+        for name in now.keys() - here:
+            self._kept[name].copy_(now[name], non_blocking=True)
         self._random = torch.get_rng_state()
         self._random_on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
@@ -195,6 +197,11 @@ class _Undo:
         torch.set_rng_state(self._random)
         if self._random_on_gpu is not None:
             torch.cuda.set_rng_state(self._random_on_gpu)
+
+    def _room_for(self, buffer: Tensor) -> Tensor:
+        if buffer.device.type == "cuda" and buffer.numel() > self.LARGE:
+            return torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
+        return torch.empty_like(buffer)
 
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         """But for those that are one number seen many times: norms make them to have forgotten a batch."""

@@ -20,7 +20,7 @@ from tests.e2e.conftest import TOY_CFG
 from tests.pretend_gpu import CPU, GPU, OnGpu, pretend_gpu, waits
 from tests.utils.test_batch_step import batch_of
 from utils.amp import MixedPrecision
-from utils.batch_step import BatchStep
+from utils.batch_step import BatchStep, _Undo
 from utils.clock import BatchClock
 
 NORM_OPTIONS = {
@@ -67,6 +67,13 @@ def test_a_step_is_the_cpus_and_waits_once_for_the_gpu(norm: str, loss: str, mon
     assert made == pytest.approx(expected, rel=1e-4)
     for name, value in state.items():
         torch.testing.assert_close(on_gpu[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    assert waited == 1
+
+
+def test_nobody_waits_for_large_histories_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Undo, "LARGE", 100)
+    with pretend_gpu(monkeypatch) as device:
+        *_, waited = trained(NORM_OPTIONS["cbn opened"], "autograd", device)
     assert waited == 1
 
 
