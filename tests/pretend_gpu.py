@@ -92,10 +92,7 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if asked is None:
         to_gpu = isinstance(args[0], OnGpu) if func is _aten.copy_.default else bool(on_gpu)
     else:
-        to_gpu = torch.device(asked).type in (
-            "cuda",
-            "meta",
-        )  # meta: zeros that autograd makes
+        to_gpu = _is_gpu(asked)
         kwargs = {**kwargs, "device": CPU}
     host_args, host_kwargs = tree_map(lambda each: each._host if isinstance(each, OnGpu) else each, (args, kwargs))
     made = func(*host_args, **host_kwargs)
@@ -116,12 +113,16 @@ def _waits(func: Any, args: Any, kwargs: dict[str, Any], on_gpu: bool) -> bool:
         indices = [each for each in args[1] if each is not None]
         return on_gpu and any(each.dtype == torch.bool or not isinstance(each, OnGpu) for each in indices)
     if func is _aten._to_copy.default and kwargs.get("device") is not None:
-        crosses = on_gpu != (torch.device(kwargs["device"]).type == "cuda")
+        crosses = on_gpu != _is_gpu(kwargs["device"])
         return crosses and (on_gpu or not kwargs.get("non_blocking"))
     if func is _aten.copy_.default:
         crosses = isinstance(args[0], OnGpu) != isinstance(args[1], OnGpu)
         return crosses and not any(args[2:]) and args[1].ndim > 0
     return on_gpu and func in _SIZE_DEPENDS
+
+
+def _is_gpu(asked: torch.device | str) -> bool:
+    return torch.device(asked).type in ("cuda", "meta")  # meta: what C++ takes an OnGpu's device for
 
 
 class _Operators(TorchDispatchMode):

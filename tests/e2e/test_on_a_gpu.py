@@ -1,7 +1,10 @@
-"""The pages on a GPU, as far as a machine without one can tell: see tests/pretend_gpu.py."""
+"""The pages on a GPU: a real one where there is one, and a pretended one everywhere (tests/pretend_gpu.py)."""
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,10 +37,38 @@ NORM_OPTIONS = {
 }
 
 
-def trained(norm: NormOptions, loss: str, device: torch.device) -> tuple[list[float], dict[str, Tensor], int]:
+@pytest.fixture(params=["pretended", "real"])
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    if request.param == "pretended":
+        with pretend_gpu(monkeypatch):
+            yield GPU
+    elif torch.cuda.is_available():
+        yield GPU
+    else:
+        pytest.skip("there is no CUDA GPU here")
+
+
+@contextlib.contextmanager
+def counted_waits(found: list[int]) -> Iterator[None]:
+    """Append how often the host waited for the GPU: as torch says of a real one, or as the pretended one counts."""
+    waits.clear()
+    is_real = torch.cuda.is_initialized()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if is_real:
+            torch.cuda.set_sync_debug_mode("warn")
+        yield
+        if is_real:
+            torch.cuda.set_sync_debug_mode("default")
+    found.append(waits.total() + sum("synchronizing CUDA operation" in str(each.message) for each in said))
+
+
+def trained(
+    norm: NormOptions, loss: str, device: torch.device, dtype: torch.dtype = torch.float64
+) -> tuple[list[float], dict[str, Tensor], int]:
     """Three steps of two mini-batches -> their losses, the network's state, and the waits of the third step."""
     torch.manual_seed(0)
-    network = Network(parse_plan(TOY_CFG, path="toy.cfg"), norm_factory(norm)).train().to(device)
+    network = Network(parse_plan(TOY_CFG, path="toy.cfg"), norm_factory(norm)).train().to(device, dtype)
     step = BatchStep(
         network=network,
         forward=network,
@@ -48,32 +79,42 @@ def trained(norm: NormOptions, loss: str, device: torch.device) -> tuple[list[fl
         subdivisions=2,
         clip_norm=None,
     )
-    losses = []
+    losses: list[float] = []
+    waited: list[int] = []
     for seed in range(3):
-        waits.clear()
-        found = step(batch_of(4, seed=seed).to(device, non_blocking=True))
-        waited = waits.total()
+        batch = batch_of(4, seed=seed)
+        batch.images.data = batch.images.to(dtype)
+        with counted_waits(waited):
+            found = step(batch.to(device, non_blocking=True))
         losses += found.tolist()
-    return losses, {n: v._host if isinstance(v, OnGpu) else v for n, v in network.state_dict().items()}, waited
+    state = {name: value._host if isinstance(value, OnGpu) else value for name, value in network.state_dict().items()}
+    return losses, {name: value.cpu() for name, value in state.items()}, waited[-1]
 
 
 @pytest.mark.parametrize("loss", ["autograd", "darknet"])
 @pytest.mark.parametrize("norm", NORM_OPTIONS)
-def test_a_step_is_the_cpus_and_waits_once_for_the_gpu(norm: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_the_cpus_and_waits_once(norm: str, loss: str, gpu: torch.device) -> None:
     """Once: for the losses and whether the gradient is finite. Never in a norm, nor in a mini-batch."""
     expected, state, _ = trained(NORM_OPTIONS[norm], loss, CPU)
-    with pretend_gpu(monkeypatch) as device:
-        made, on_gpu, waited = trained(NORM_OPTIONS[norm], loss, device)
-    assert made == pytest.approx(expected, rel=1e-4)
+    made, on_gpu, waited = trained(NORM_OPTIONS[norm], loss, gpu)
+    assert made == pytest.approx(expected, rel=1e-9)
     for name, value in state.items():
-        torch.testing.assert_close(on_gpu[name], value, rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(on_gpu[name], value, rtol=1e-7, atol=1e-10, msg=name)
     assert waited == 1
 
 
-def test_nobody_waits_for_large_histories_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("norm", NORM_OPTIONS)
+def test_single_precision_is_near_the_cpus_double(norm: str, gpu: torch.device) -> None:
+    expected, state, _ = trained(NORM_OPTIONS[norm], "autograd", CPU)
+    made, on_gpu, _ = trained(NORM_OPTIONS[norm], "autograd", gpu, torch.float32)
+    assert made == pytest.approx(expected, rel=1e-4)
+    for name, value in state.items():
+        torch.testing.assert_close(on_gpu[name].to(value), value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_nobody_waits_for_large_histories_to_be_kept(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Undo, "LARGE", 100)
-    with pretend_gpu(monkeypatch) as device:
-        *_, waited = trained(NORM_OPTIONS["cbn opened"], "autograd", device)
+    *_, waited = trained(NORM_OPTIONS["cbn opened"], "autograd", gpu)
     assert waited == 1
 
 
@@ -86,24 +127,29 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("norm", FLAGS)
-def test_all_pages_run(
-    norm: str, scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    run, best = tmp_path / "run", str(tmp_path / "run" / "best.pt")
+def test_all_pages_run(norm: str, scenes: Path, toy_cfg: str, tmp_path: Path, gpu: torch.device, capsys) -> None:
+    run_all_pages(["--amp", "off", *FLAGS[norm]], scenes, toy_cfg, tmp_path)
+    assert "1 pictures annotated" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("norm", FLAGS)
+def test_all_pages_run_in_mixed_precision(norm: str, amp: str, scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
+    run_all_pages(["--amp", amp, *FLAGS[norm]], scenes, toy_cfg, tmp_path)
+
+
+def run_all_pages(flags: list[str], scenes: Path, toy_cfg: str, folder: Path) -> None:
+    run, best = folder / "run", str(folder / "run" / "best.pt")
     common = ["--device", str(GPU), "--workers", "0"]
-    with pretend_gpu(monkeypatch):
-        flags = ["--cfg", toy_cfg, "--data", str(scenes), "--amp", "off", "--max-steps", "4"]
-        train.main([*common, *flags, "--run", str(run), *FLAGS[norm]])
-        train.main([*common, "--resume", str(run), "--epochs", "2"])
-        evaluate.main(
-            [*common, "--weights", best, "--data", str(scenes), "--run", str(tmp_path / "report"), "--nms", "diounms",
-             "--norm-report", "--recalibrate-on", str(scenes), "--metric", "darknet"]
-        )  # fmt: skip
-        picture = str(next((scenes / "val").glob("*")))
-        flags = ["--weights", best, "--confidence", "0.001", "--run", str(tmp_path / "found")]
-        detect.main(["--device", str(GPU), *flags, picture])
-    said = capsys.readouterr().out
-    assert "pretended" in said and "1 pictures annotated" in said
+    train.main([*common, "--cfg", toy_cfg, "--data", str(scenes), "--max-steps", "4", "--run", str(run), *flags])
+    train.main([*common, "--resume", str(run), "--epochs", "2"])
+    reports = ["--norm-report", "--recalibrate-on", str(scenes), "--metric", "darknet", "--nms", "diounms"]
+    evaluate.main([*common, "--weights", best, "--data", str(scenes), "--run", str(folder / "report"), *reports])
+    picture = str(next((scenes / "val").glob("*")))
+    detect.main(
+        ["--device", str(GPU), "--weights", best, "--confidence", "0.001", "--run", str(folder / "found"), picture]
+    )
 
 
 def test_a_forgotten_device_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
