@@ -21,7 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 def against(base: Sequence[float], values: Sequence[float], name: str = "time_ratio") -> dict[str, Any]:
     """Median and quartiles of the turns' ratios: what slows a whole turn down is in both."""
     ratios = [value / other for value, other in zip(values, base, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else 3 * ratios
     return {name: round(statistics.median(ratios), 3), f"{name}_quartiles": [round(low, 3), round(high, 3)]}
 
 

@@ -1,9 +1,12 @@
 """A GPU that is none: tensors that say they are on `cuda:0` and are computed on the CPU.
 
 Every operator is checked as CUDA would check it: with a tensor of the GPU it takes no tensor of the CPU, but for single
-numbers, indices and copies. So code that forgets `device=` fails here as it would there, and whatever branches on the
-device takes the GPU's way. `waits` counts where the host would wait for the GPU to finish what it was told before.
-What this cannot show: CUDA's own kernels, their rounding, speed, memory, and autocast.
+numbers, copies, and a GPU tensor's indices. So code that forgets `device=` fails here as it would there, and whatever
+branches on the device takes the GPU's way. `waits` counts where the host would wait for the GPU to finish what it was
+told before.
+
+What this cannot show: CUDA's own kernels, their rounding, speed, memory, and autocast; and what autograd's formulas do
+for real data alone, which takes an OnGpu for a tensor without any: the gradient of `prod` looks for zeros, and waits.
 """
 
 from __future__ import annotations
@@ -20,20 +23,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 _aten = torch.ops.aten
-_TAKE_BOTH = {
-    _aten.copy_.default,
-    _aten._to_copy.default,
-    _aten.index.Tensor,
-    _aten.index_put.default,
-    _aten.index_put_.default,
-    _aten._index_put_impl_.default,
-}
-
-
 _INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
+_COPIES = {_aten.copy_.default, _aten._to_copy.default}
+
+
 _SIZE_DEPENDS = {
     _aten._local_scalar_dense.default,
     _aten.equal.default,
@@ -45,6 +42,7 @@ _SIZE_DEPENDS = {
 }
 
 waits: Counter[str] = Counter()  # by operator
+_page_locked = WeakIdKeyDictionary()
 
 
 class OnGpu(Tensor):
@@ -71,6 +69,7 @@ class OnGpu(Tensor):
     is_meta = property(lambda self: False)
 
     def tolist(self) -> Any:
+        waits["tolist"] += 1
         return self._host.detach().tolist()
 
     @classmethod
@@ -81,13 +80,14 @@ class OnGpu(Tensor):
 def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
     on_gpu = {id(each._host): each for each in tensors if isinstance(each, OnGpu)}
-    if on_gpu and func not in _TAKE_BOTH:
-        others = [tuple(each.shape) for each in tensors if not isinstance(each, OnGpu) and each.ndim]
-        if others:
-            raise RuntimeError(f"{func}: expected all tensors on one device, found cuda:0 and, on cpu, {others}")
+    # Indices may be on the CPU, of what is on the GPU; not the other way round.
+    checked = [args[0], *args[2:3]] if func in _INDEXED and isinstance(args[0], OnGpu) else tensors
+    others = [tuple(each.shape) for each in checked if not isinstance(each, OnGpu) and each.ndim]
+    if on_gpu and others and func not in _COPIES:
+        raise RuntimeError(f"{func}: expected all tensors on one device, found cuda:0 and, on cpu, {others}")
     if _waits(func, args, kwargs, bool(on_gpu)):
         waits[str(func)] += 1
-    kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
+    is_pinned, kwargs = kwargs.get("pin_memory"), {n: value for n, value in kwargs.items() if n != "pin_memory"}
     asked = kwargs.get("device")
     if asked is None:
         to_gpu = isinstance(args[0], OnGpu) if func is _aten.copy_.default else bool(on_gpu)
@@ -96,6 +96,8 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         kwargs = {**kwargs, "device": CPU}
     host_args, host_kwargs = tree_map(lambda each: each._host if isinstance(each, OnGpu) else each, (args, kwargs))
     made = func(*host_args, **host_kwargs)
+    if is_pinned:
+        _page_locked[made] = True
     if func is _aten.resize_.default and on_gpu:
         with no_dispatch():
             args[0].resize_(args[1])
@@ -114,10 +116,10 @@ def _waits(func: Any, args: Any, kwargs: dict[str, Any], on_gpu: bool) -> bool:
         return on_gpu and any(each.dtype == torch.bool or not isinstance(each, OnGpu) for each in indices)
     if func is _aten._to_copy.default and kwargs.get("device") is not None:
         crosses = on_gpu != _is_gpu(kwargs["device"])
-        return crosses and (on_gpu or not kwargs.get("non_blocking"))
+        return crosses and not (kwargs.get("non_blocking") and args[0] in _page_locked)
     if func is _aten.copy_.default:
         crosses = isinstance(args[0], OnGpu) != isinstance(args[1], OnGpu)
-        return crosses and not any(args[2:]) and args[1].ndim > 0
+        return crosses and not (any(args[2:]) and (args[0] in _page_locked or args[1] in _page_locked))
     return on_gpu and func in _SIZE_DEPENDS
 
 
@@ -144,6 +146,12 @@ class _Makers(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _pinned(host: Tensor) -> Tensor:
+    made = host.clone()
+    _page_locked[made] = True
+    return made
+
+
 @contextlib.contextmanager
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """The GPU's device; `torch.cuda` says that it is there, with 8 GiB."""
@@ -166,7 +174,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     with monkeypatch.context() as patch:
         for name, function in patched.items():
             patch.setattr(torch.cuda, name, function)
-        patch.setattr(Tensor, "pin_memory", Tensor.clone)  # not above: a thread does it
+        patch.setattr(Tensor, "pin_memory", _pinned)  # not above: a thread does it
         before = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         waits.clear()

@@ -57,7 +57,7 @@ class BatchStep:
 
     def __call__(self, batch: Batch) -> Tensor:
         losses = self.gradients(batch)
-        # All at once: this is where the host waits for a GPU.
+        # All at once: this is where the host waits for a GPU. (With fp16 the loss scale lets it wait once more.)
         numbers = torch.cat((losses, self._gradient_norm().to(losses).view(1))).cpu()
         losses, gradient_norm = numbers[:3], numbers[3]
         self._check_finite(losses, gradient_norm, batch)
@@ -199,9 +199,12 @@ class _Undo:
             torch.cuda.set_rng_state(self._random_on_gpu)
 
     def _room_for(self, buffer: Tensor) -> Tensor:
-        if buffer.device.type == "cuda" and buffer.numel() > self.LARGE:
+        if buffer.device.type != "cuda" or buffer.numel() <= self.LARGE:
+            return torch.empty_like(buffer)
+        try:
             return torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
-        return torch.empty_like(buffer)
+        except RuntimeError:  # no more memory can be page-locked
+            return torch.empty(buffer.shape, dtype=buffer.dtype)
 
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         """But for those that are one number seen many times: norms make them to have forgotten a batch."""

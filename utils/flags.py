@@ -1,4 +1,4 @@
-"""A command line made of dataclasses of knobs, and the settings that come of it: argparse, for the three pages.
+"""A command line made of dataclasses of knobs, and the settings that come of it: argparse, for the pages.
 
 `given_flags` returns only what was typed, `settle` lays it over what files say and the defaults, once; the result is
 printed, saved and never changed.

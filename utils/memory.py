@@ -28,8 +28,8 @@ def empty_cache() -> None:
 
 def peak_memory() -> str:
     """Of this process so far: on a GPU what tensors took there, elsewhere all of it; "" where nobody counts."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of GPU memory so far"
+    if torch.cuda.is_available() and (on_gpu := torch.cuda.max_memory_allocated()):
+        return f", {on_gpu / 2**30:.2f} GiB of GPU memory so far"
     if resource is None:
         return ""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

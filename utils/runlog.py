@@ -144,7 +144,7 @@ class RunLog:
     def losses(self, step: int, terms: Tensor, *, rate: float, epoch: str) -> None:
         """terms: (3,) box, objectness, class of optimizer step number `step` (from 1), per picture."""
         named = _named(terms)
-        self._sum += terms.double().cpu()
+        self._sum += terms.double()
         self._count += 1
         with self._on_board():
             for name, value in (*named.items(), ("lr", rate)):

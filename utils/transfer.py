@@ -9,8 +9,11 @@ from torch import Tensor
 
 
 def sent(host: Tensor, like: Tensor) -> Tensor:
-    """`host` on `like`'s device. A plain `.to` returns only when a GPU has done all that it was told before."""
-    return host.to(like.device, non_blocking=like.device.type == "cuda")
+    """`host` on `like`'s device. A plain `.to` returns only when a GPU has done all that it was told before, and so may
+    any from memory that is not page-locked."""
+    if like.device.type != "cuda" or host.device.type != "cpu":
+        return host.to(like.device)
+    return host.pin_memory().to(like.device, non_blocking=True)
 
 
 def constant(values: Any, like: Tensor) -> Tensor:

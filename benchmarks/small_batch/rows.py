@@ -30,34 +30,25 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._open()
+        self._file, self.rows = _opened(path)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """One write, then to the disk: a reader sees the whole line, or one without an end, which does not count."""
-        earlier = self.rows
+        """One write, then to the disk: a reader sees the whole line, or one without an end, which does not count.
+
+        UserError with the row in it where another file has the name by now, and cannot be written either.
+        """
+        missing = [json.loads(json.dumps(row))]  # as it will be read again
         if self._is_replaced():
+            try:
+                file, rows = _opened(self.path)
+            except UserError as error:
+                raise UserError(f"{error}; this row is not in it: {json.dumps(row)}") from error
+            missing = [each for each in (*self.rows, *missing) if each not in rows]
             os.close(self._file)
-            self._open()
-        missing = [each for each in (*earlier, dict(row)) if each not in self.rows]
+            self._file, self.rows = file, rows
         os.write(self._file, b"".join(json.dumps(each).encode() + b"\n" for each in missing))
         os.fsync(self._file)
         self.rows += missing
-
-    def _open(self) -> None:
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            content = self.path.read_bytes()
-            self.rows = _parsed(self.path, content)
-            # The beginning of a line that was never finished would run into the next one.
-            os.ftruncate(self._file, content.rfind(b"\n") + 1)
-        except BlockingIOError as error:
-            os.close(self._file)
-            raise UserError(f"{self.path}: another grid is writing there") from error
-        except UserError:
-            os.close(self._file)
-            raise
 
     def _is_replaced(self) -> bool:
         """Whether another file has its name by now: `git stash` and `git pull` do that to files they know."""
@@ -73,6 +64,25 @@ class RowFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._file)
+
+
+def _opened(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """Locked, with its rows. UserError where another grid has it, or a line is damaged."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        content = path.read_bytes()
+        rows = _parsed(path, content)
+        # The beginning of a line that was never finished would run into the next one.
+        os.ftruncate(file, content.rfind(b"\n") + 1)
+    except BlockingIOError as error:
+        os.close(file)
+        raise UserError(f"{path}: another grid is writing there") from error
+    except UserError:
+        os.close(file)
+        raise
+    return file, rows
 
 
 def _parsed(path: Path, content: bytes) -> list[dict[str, Any]]:

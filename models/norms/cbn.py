@@ -89,7 +89,7 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
         super().announce(tick)
         kept = len(self.ring_count)
         self.slot.add_(self.ring_count[self.slot] > 0).remainder_(kept)
-        self.ring_count[self.slot] = 0
+        self.ring_count.index_fill_(0, self.slot, 0)
         self.reach.fill_(self.growth.reach(tick.step, kept))
         self.weights_moved = tick.index == 0
 

@@ -17,13 +17,13 @@ from torchvision.ops import box_iou
 
 from cfg.layers import YoloSpec
 from utils.structures import Targets
-from utils.transfer import constant, sent
+from utils.transfer import sent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment:
-    """P pairs of a cell's anchor and an object. All (P,) int64 on the targets' device, which is the host for a GPU,
-    too; `anchor` counts within the head's own anchors."""
+    """P pairs of a cell's anchor and an object. All (P,) int64 and on the host, as targets are; `anchor` counts within
+    the head's own anchors."""
 
     image: Tensor
     anchor: Tensor
@@ -66,12 +66,12 @@ def shape_overlap(sizes: Tensor, anchors: Tensor, kind: str) -> Tensor:
 
 @torch.no_grad()
 def assign(targets: Targets, spec: YoloSpec, grid_hw: tuple[int, int], stride_px: tuple[float, float]) -> Assignment:
-    """The head's share of the objects. Crowd regions are nobody's. No objects: an empty Assignment."""
+    """The head's share of the objects, on the host. Crowd regions are nobody's. No objects: an empty Assignment."""
     boxes = targets.boxes
     sizes = boxes[:, 2:] - boxes[:, :2]
-    anchors = constant(spec.anchors, like=boxes)
-    own = sent(torch.tensor(spec.mask), like=boxes)
-    extent = constant((grid_hw[1] * stride_px[1], grid_hw[0] * stride_px[0]), like=boxes)
+    anchors = torch.tensor(spec.anchors, dtype=boxes.dtype)
+    own = torch.tensor(spec.mask)
+    extent = torch.tensor((grid_hw[1] * stride_px[1], grid_hw[0] * stride_px[0]), dtype=boxes.dtype)
     chosen = shape_overlap(sizes / extent, anchors[own] / extent, spec.iou_thresh_kind) > spec.iou_thresh
     if len(boxes):
         chosen |= own[None] == shape_iou(sizes, anchors).argmax(1)[:, None]

@@ -132,7 +132,7 @@ class _Cells:
         self.boxes = torch.cat((centres, sides), dim=-1).flatten(0, 3)
         self.said = said.flatten(0, 3)
         self.delta = torch.zeros_like(self.said)
-        self.wanted = corners = sent(targets.boxes, like=said).to(said.dtype)
+        self.corners_px = corners = sent(targets.boxes, like=said).to(said.dtype)  # of the objects
         sides = corners[:, 2:] - corners[:, :2]
         self.truths = torch.cat(((corners[:, :2] + corners[:, 2:]) / 2, sides), dim=1) / self.input.repeat(2)
         self.labels = sent(targets.labels, like=said)
@@ -187,15 +187,15 @@ class _Cells:
         if self.spec.iou_loss == "mse":
             return cost
         cost = cost * self.spec.obj_normalizer
-        cost[0] = 0
+        cost[:1] = 0
         if len(rows):
             kind = "giou" if self.spec.iou_loss == "giou" else "iou"
             boxes = self._corners_px(self.boxes[rows].clamp(max=MAX_SIDE))
-            cost[0] = self.spec.iou_normalizer * iou_loss(boxes, self.wanted[target], kind).mean()
+            cost[0] = self.spec.iou_normalizer * iou_loss(boxes, self.corners_px[target], kind).mean()
         return cost
 
     def rows_of(self, assignment: Assignment) -> Tensor:
-        """(P,), as `assignment` on the targets' device"""
+        """(P,), on the host"""
         _, anchors, height, width = self.head.logits.shape[:4]
         image, anchor, row, column = assignment.place
         return ((image * anchors + anchor) * height + row) * width + column

@@ -1,5 +1,5 @@
 """1 - IoU and its kin for pairs of boxes, which never wait for a GPU: torchvision's, whose values these are, select by
-booleans.
+booleans, and the gradient of `prod` looks for zeros.
 
 GIoU: Rezatofighi et al. 2019, section 3. DIoU and CIoU: Zheng et al. 2020, sections 3.2 and 3.3.
 """
@@ -21,15 +21,14 @@ def iou_loss(boxes: Tensor, targets: Tensor, kind: str) -> Tensor:
     """
     sides, target_sides = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
     inside = torch.minimum(boxes[:, 2:], targets[:, 2:]) - torch.maximum(boxes[:, :2], targets[:, :2])
-    intersection = torch.where((inside > 0).all(-1), inside.prod(-1), 0)
-    union = sides.prod(-1) + target_sides.prod(-1) - intersection
+    intersection = torch.where((inside > 0).all(-1), _area(inside), 0)
+    union = _area(sides) + _area(target_sides) - intersection
     iou = intersection / (union + _EPS)
     if kind == "iou":
         return 1 - iou
     hull = torch.maximum(boxes[:, 2:], targets[:, 2:]) - torch.minimum(boxes[:, :2], targets[:, :2])
     if kind == "giou":
-        area = hull.prod(-1)
-        return 1 - iou + (area - union) / (area + _EPS)
+        return 1 - iou + (_area(hull) - union) / (_area(hull) + _EPS)
     apart = (boxes[:, :2] + boxes[:, 2:] - targets[:, :2] - targets[:, 2:]) / 2
     loss = 1 - iou + apart.square().sum(-1) / (hull.square().sum(-1) + _EPS)
     if kind == "diou":
@@ -39,3 +38,7 @@ def iou_loss(boxes: Tensor, targets: Tensor, kind: str) -> Tensor:
     with torch.no_grad():
         weight = aspect / (1 - iou + aspect + _EPS)
     return loss + weight * aspect
+
+
+def _area(sides: Tensor) -> Tensor:
+    return sides[:, 0] * sides[:, 1]

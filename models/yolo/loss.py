@@ -124,8 +124,7 @@ class YoloLoss:
         if spec.objectness_smooth:
             wanted = torch.where(covers, overlap, wanted)
             weight = torch.where(covers & (overlap > logits.detach().sigmoid()), 1, weight)
-        wanted[place] = 1
-        weight[place] = 1
+        wanted[place] = weight[place] = wanted.new_ones(())  # a number would be sent, in older versions of torch
         loss = F.binary_cross_entropy_with_logits(logits, wanted, weight, reduction="sum")
         return spec.obj_normalizer * loss
 
@@ -134,9 +133,10 @@ class YoloLoss:
         spec = head.spec
         places, of_pair = torch.stack(assignment.place).unique(dim=1, return_inverse=True)
         said = logits[tuple(sent(places, like=logits))][:, 5:]
-        wanted = torch.zeros(said.shape, dtype=said.dtype, device=places.device)
-        wanted[of_pair, targets.labels[assignment.target]] = 1
+        wanted = torch.zeros_like(said)
+        asked = torch.stack((of_pair, targets.labels[assignment.target]))
+        wanted[tuple(sent(asked, like=logits))] = wanted.new_ones(())
         smoothing = self.options.label_smoothing
         smoothing = spec.label_smooth_eps if smoothing is None else smoothing
         wanted = wanted * (1 - smoothing) + smoothing / 2
-        return spec.cls_normalizer * F.binary_cross_entropy_with_logits(said, sent(wanted, like=said), reduction="sum")
+        return spec.cls_normalizer * F.binary_cross_entropy_with_logits(said, wanted, reduction="sum")

@@ -83,6 +83,20 @@ def test_a_file_that_was_replaced_gets_the_rows_that_it_lacks(new: str | None, t
         assert read_rows(path) == [*rows, {"a": 4}]
 
 
+def test_a_row_for_a_file_that_was_spoilt_is_not_lost(tmp_path: Path) -> None:
+    """As by conflict markers of `git stash pop`."""
+    path = tmp_path / "rows.jsonl"
+    with RowFile(path) as file:
+        file.append({"a": 1})
+        path.unlink()
+        path.write_text("<<<<<<< Updated upstream\n")
+        with pytest.raises(UserError, match=r'rows.jsonl:1: .*this row is not in it: {"a": 2}'):
+            file.append({"a": 2})
+        path.write_text("")
+        file.append({"a": 2})
+    assert read_rows(path) == [{"a": 1}, {"a": 2}]
+
+
 def test_two_grids_do_not_share_a_file(tmp_path: Path) -> None:
     with RowFile(tmp_path / "rows.jsonl"), pytest.raises(UserError, match="another grid"):
         RowFile(tmp_path / "rows.jsonl")

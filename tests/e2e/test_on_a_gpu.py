@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 import detect
 import evaluate
@@ -84,6 +85,8 @@ def trained(
     for seed in range(3):
         batch = batch_of(4, seed=seed)
         batch.images.data = batch.images.to(dtype)
+        if device.type == "cuda":
+            batch = batch.pin_memory()
         with counted_waits(waited):
             found = step(batch.to(device, non_blocking=True))
         losses += found.tolist()
@@ -112,6 +115,21 @@ def test_single_precision_is_near_the_cpus_double(norm: str, gpu: torch.device) 
         torch.testing.assert_close(on_gpu[name].to(value), value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("loss", ["autograd", "darknet"])
+@pytest.mark.parametrize("norm", NORM_OPTIONS)
+def test_the_backward_asks_for_no_number(norm: str, loss: str) -> None:
+    """Autograd's own formulas may, as `prod`'s does, and a pretended GPU does not see them."""
+    network = Network(parse_plan(TOY_CFG, path="toy.cfg"), norm_factory(NORM_OPTIONS[norm])).train()
+    batch = batch_of(4)
+    for part in BatchClock(network).minibatches(batch.split(2)):
+        terms = make_criterion(LossOptions(loss=loss))(network(part.pixels()), part.targets)
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            terms.total.backward()
+        called = {event.key for event in profiled.key_averages()}
+        assert "aten::convolution_backward" in called
+        assert not called & {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
+
+
 def test_nobody_waits_for_large_histories_to_be_kept(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Undo, "LARGE", 100)
     *_, waited = trained(NORM_OPTIONS["cbn opened"], "autograd", gpu)
@@ -135,8 +153,11 @@ def test_all_pages_run(norm: str, scenes: Path, toy_cfg: str, tmp_path: Path, gp
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 @pytest.mark.parametrize("norm", FLAGS)
-def test_all_pages_run_in_mixed_precision(norm: str, amp: str, scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
+def test_all_pages_run_in_mixed_precision(
+    norm: str, amp: str, scenes: Path, toy_cfg: str, tmp_path: Path, capsys
+) -> None:
     run_all_pages(["--amp", amp, *FLAGS[norm]], scenes, toy_cfg, tmp_path)
+    assert "1 pictures annotated" in capsys.readouterr().out
 
 
 def run_all_pages(flags: list[str], scenes: Path, toy_cfg: str, folder: Path) -> None:
@@ -158,14 +179,24 @@ def test_a_forgotten_device_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         assert there.device == device and (2 * there + torch.tensor(1.0)).tolist() == [3, 3, 3]
         with pytest.raises(RuntimeError, match="one device"):
             here + there
+        index = torch.tensor([0, 2])
+        assert there[index].tolist() == [1, 1]
+        there[index] = torch.tensor(2.0)
         with pytest.raises(RuntimeError, match="one device"):
             torch.stack((torch.zeros(3), there))
+        with pytest.raises(RuntimeError, match="one device"):
+            here[index.to(device)]
+        with pytest.raises(RuntimeError, match="one device"):
+            here[index.to(device)] = 1
+        with pytest.raises(RuntimeError, match="one device"):
+            there[index.to(device)] = torch.zeros(2)
 
 
 def test_waiting_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     with pretend_gpu(monkeypatch) as device:
-        there = torch.ones(3).to(device, non_blocking=True)
-        there[torch.tensor([0, 2]).to(device, non_blocking=True)].sum().sqrt()
+        there = torch.ones(3).pin_memory().to(device, non_blocking=True)
+        there[torch.tensor([0, 2]).pin_memory().to(device, non_blocking=True)].sum().sqrt()
+        torch.empty(3, pin_memory=True).copy_(there, non_blocking=True)
         assert waits.total() == 0
         for wait in (
             lambda: there.sum().item(),
@@ -174,6 +205,10 @@ def test_waiting_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
             lambda: there.nonzero(),
             lambda: there.cpu(),
             lambda: torch.ones(3).to(device),
+            lambda: torch.ones(3).to(device, non_blocking=True),
+            lambda: torch.empty(3).copy_(there, non_blocking=True),
+            lambda: there[0].copy_(torch.tensor(1.0)),
+            lambda: there.tolist(),
             lambda: there.new_tensor([1.0, 2.0]),
             lambda: bool((there > 0).all()),
         ):

@@ -13,8 +13,8 @@ PAGES = {"train", "evaluate", "detect", "options"}
 ARROWS = {  # room or page -> what of ours it may import
     **{page: {"options", "examination", "models", "data", "cfg", "utils"} for page in PAGES},
     "train": {"options", "preparation", "fitting", "training", "examination", "models", "data", "cfg", "utils"},
-    "fitting": {"options", "preparation", "training", "models", "data", "utils"},
-    "training": {"options", "preparation", "examination", "models", "data", "cfg", "utils"},
+    "fitting": {"preparation", "training", "models", "data", "utils"},
+    "training": {"preparation", "examination", "models", "data", "cfg", "utils"},
     "preparation": {"options", "models", "data", "cfg", "utils"},
     "examination": {"models", "data", "utils"},
     "models": {"models", "cfg", "utils"},

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torchvision.ops import box_iou, complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from cfg.yolo import IOU_LOSSES
@@ -64,6 +65,17 @@ def test_boxes_that_only_touch_have_no_overlap_and_a_finite_gradient(kind: str) 
     assert (loss >= 1).all()
     loss.sum().backward()
     assert torch.isfinite(boxes.grad).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neither_the_loss_nor_its_gradient_asks_for_a_number(kind: str) -> None:
+    """Which a GPU would have to be waited for. `prod`'s gradient does."""
+    boxes, targets = pairs()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        iou_loss(boxes.requires_grad_(), targets, kind).sum().backward()
+    called = {event.key for event in profiled.key_averages()}
+    assert "aten::atan" in called or kind != "ciou"
+    assert not called & {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
