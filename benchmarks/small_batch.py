@@ -21,8 +21,8 @@ BN that has them too. Data are fixed: intervals are over seeds, not over data se
 Budgets: smoke (a minute, proves that it runs), quick (minutes on 2 cores, rates not tuned), standard (hours on a CPU),
 full (a GPU; `yolov4-tiny` and a yolov4 of half the width at 416 px). Rows go to benchmarks/results/small_batch/, a line
 a cell as it is done: a grid that was stopped goes on where it was, and more seeds or recipes add to it. Rates are tuned
-without mosaic, for all digits at shift 1; standard takes those of mini-batch 1 for 2. `frozen` is left out: trained
-from scratch it has no statistics.
+on each data set without mosaic; standard takes those of mini-batch 1 for 2. `frozen` is left out: trained from scratch
+it has no statistics.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Grid:
         return Cell(steps=self.steps, scenes=self.scenes if values["data"].startswith("digits") else 0, **values)
 
     def tune_cells(self) -> list[Cell]:
-        """Without mosaic and at the largest shift of the digits, whose rates hold for the others."""
+        """Without mosaic."""
         return [
             self._cell(
                 role="tune",
@@ -80,7 +80,7 @@ class Grid:
                 mosaic=False,
             )
             for net in self.nets
-            for data in dict.fromkeys(map(tuned_like, self.data))
+            for data in self.data
             for mini_batch in self.tuned_at
             for recipe in self.recipes
             for rate in self.rates[net]
@@ -110,10 +110,6 @@ class Grid:
         ]
 
 
-def tuned_like(data: str) -> str:
-    return "digits-1" if data.startswith("digits") else data
-
-
 class TunedRates:
     """The rate with the best AP on val among a recipe's tuning cells: one seed, the same rates for every recipe."""
 
@@ -131,7 +127,7 @@ class TunedRates:
         if not tuned_at:
             return self._grid.known_rates.get((recipe, mini_batch), rates[(len(rates) - 1) // 2])
         near = nearest(mini_batch, tuned_at)
-        tried = self._val_ap.get((tuned_like(data), net, recipe, near), {})
+        tried = self._val_ap.get((data, net, recipe, near), {})
         if not tried.keys() >= set(rates):
             return None
         return max(rates, key=lambda rate: tried[rate])
