@@ -38,6 +38,7 @@ KINDS = {
     "bn pooled": {"norm": "bn", "norm_running": "pooled"},
     "cmbn share": {"norm": "cmbn", "norm_gradient": "share"},
     "cmbn weights": {"norm": "cmbn", "norm_gradient": "weights"},
+    "cmbn weights, carried": {"norm": "cmbn", "norm_gradient": "weights", "norm_carry": True},
     "cmbn weights, all positions": {"norm": "cmbn", "norm_gradient": "weights", "norm_positions": 0},
     "cmbn renorm": {"norm": "cmbn", "norm_gradient": "renorm"},
     "cmbn darknet": {"norm": "cmbn", "norm_gradient": "darknet"},

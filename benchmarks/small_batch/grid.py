@@ -189,6 +189,8 @@ BUDGETS = {
             "bn+freeze",
             "cmbn-weights",
             "cmbn-weights+wc",
+            "cmbn-weights+burn",
+            "cmbn-carry+burn",
             "cmbn-share",
             "cmbn-renorm",
             "cmbn-darknet",

@@ -24,6 +24,7 @@ BASES: dict[str, dict[str, Any]] = {
     "bn": {"norm": "bn"},
     "bn-pooled": {"norm": "bn", "norm_running": "pooled"},
     **{f"cmbn-{gradient}": {"norm": "cmbn", "norm_gradient": gradient} for gradient in CMBN_GRADIENTS},
+    "cmbn-carry": {"norm": "cmbn", "norm_carry": True},
     **{f"cbn-{estimator}": _cbn(estimator, "share") for estimator in ESTIMATORS},
     **{f"cbn-{estimator}-weights": _cbn(estimator, "weights") for estimator in ("std", "taylor")},
     **{f"cbn-std-{name}": _cbn("std", "share", window) for name, window in _WINDOWS.items()},
@@ -42,6 +43,7 @@ ADDITIONS: dict[str, dict[str, Any]] = {
     "wc": {"weight_centralization": True},
     "precise": {"precise_bn": 512},
     "freeze": {"norm_freeze_after": 0.7},
+    "burn": {},  # a tenth of the training by batch norm first, which these do anyway: _WITH_BURN_IN
 }
 
 # Norms whose burn-in has a default in optimizer steps: here it is a tenth of the training, as the learning rate's.
@@ -61,7 +63,9 @@ def settings_of(recipe: str, *, steps: int) -> dict[str, Any]:
     settings = dict(BASES[base])
     if settings["norm"] == "mabn" and "wc" in added:
         raise UserError(f"'{recipe}': mabn centralises its weights as it is")
-    if settings["norm"] in _WITH_BURN_IN:
+    if settings["norm"] in _WITH_BURN_IN and "burn" in added:
+        raise UserError(f"'{recipe}': {settings['norm']} has a burn-in as it is")
+    if settings["norm"] in _WITH_BURN_IN or "burn" in added:
         settings["norm_burn_in_steps"] = steps // 10
     if settings["norm"] == "brn":
         settings["norm_ramp_steps"] = 3 * steps // 10
@@ -87,16 +91,16 @@ def with_references(recipes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def all_recipes() -> tuple[str, ...]:
-    """Every base, and all that can be added to those that are no sweep: wc or not, times nothing, precise, freeze."""
+    """Every base, and what can be added to those that are no sweep: wc or not, times nothing, precise, freeze, burn."""
     swept = {base for base in BASES if base.endswith(tuple(_WINDOWS))} | set(_PLAIN)
     found = []
     for base in BASES:
         for wc in ("", "+wc") if base not in swept else ("",):
-            for late in ("", "+precise", "+freeze") if base not in swept else ("",):
+            for late in ("", "+precise", "+freeze", "+burn") if base not in swept else ("",):
                 try:
                     options_of(base + wc + late, steps=100)
                 except UserError:
-                    continue  # gn has no statistics to freeze, mabn is centralised
+                    continue  # gn has no statistics to freeze, mabn is centralised, bn would burn in as what it is
                 found.append(base + wc + late)
     return tuple(found)
 

@@ -46,6 +46,8 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
     They are no buffers, as nothing of them outlives the batch, and are bound anew rather than written over, which
     spares passes over memory.
 
+    In the first `burn_in_steps` optimizer steps a mini-batch is normalised by its own statistics, as in batch norm.
+
     The covariance is taken from at least `positions` positions (0 = all) and scaled to the exact variance, so that
     the gradient is orthogonal to each filter all the same, unless the grid sees hardly any of that variance.
     """
@@ -58,10 +60,12 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
         positions: int,
         eps: float,
         momentum: float,
+        burn_in_steps: int = 0,
         sync: bool = False,
     ) -> None:
         super().__init__(channels, eps=eps, momentum=momentum, sync=sync)
         self.patch_shape, self.positions = patch_shape, positions  # patch_shape (G, K)
+        self.burn_in_steps, self.burns_in = burn_in_steps, False
         self.is_last = True  # of the batch's mini-batches: nothing needs its patches
         self.past_patch = self.past_cov = self.pool_patch = self.pool_cov = torch.zeros(())
 
@@ -69,6 +73,7 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
     def announce(self, tick: Tick) -> None:
         super().announce(tick)
         self.is_last = tick.index + 1 == tick.count
+        self.burns_in = tick.step < self.burn_in_steps
         # Not forwarded since the last announcement, the pool is the past.
         self.past_patch, self.past_cov = self.pool_patch, self.pool_cov
 
@@ -80,6 +85,8 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
         self.past_cov = self.pool_cov = zero.expand(self.channels, numbers)
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> Tensor:
+        if self.burns_in:
+            return self.by_moments(y, own, is_share=self.sync)
         if not self.is_last:
             self._pool_patches(y, own, pool, view)
         if self.is_first:

@@ -27,7 +27,8 @@ def effective_pictures(options: NormOptions, *, mini_batch: int, subdivisions: i
 
 def describe_norm(options: NormOptions, *, mini_batch: int, subdivisions: int) -> str:
     """cmbn (weights): mini-batches of 2 pictures, statistics of up to 16"""
-    name = options.norm + (f" ({options.norm_gradient})" if options.norm_gradient else "")
+    how = ", ".join(filter(None, (options.norm_gradient, "carried" if options.norm_carry else None)))
+    name = options.norm + (f" ({how})" if how else "")
     parts = f"{name}: mini-batches of {_pictures(mini_batch)}"
     pictures = effective_pictures(options, mini_batch=mini_batch, subdivisions=subdivisions)
     if pictures is None:

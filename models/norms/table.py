@@ -19,6 +19,7 @@ from models.norms.cmbn import (
     CrossMiniBatchNormW,
     DarknetCrossMiniBatchNorm,
 )
+from models.norms.cmbn_carried import CarriedCrossMiniBatchNorm
 from models.norms.mabn import MovingAverageNorm
 from utils.errors import UserError
 from utils.knob import knob
@@ -41,6 +42,11 @@ class NormOptions:
         "cmbn (default weights), cbn and cbn-lite (default share): gradient through the pooled statistics",
         choices=CMBN_GRADIENTS,
     )
+    norm_carry: bool | None = knob(
+        None,
+        "cmbn weights: the batch before stands in for the mini-batches still to come (default: a batch's first "
+        "mini-batches have nobody)",
+    )
     norm_window: int | None = knob(
         None,
         "cbn, cbn-lite: mini-batches in the window, the current one counted; 0 = subdivisions (default 4)",
@@ -52,7 +58,7 @@ class NormOptions:
     )
     norm_burn_in_steps: int | None = knob(
         None,
-        "cbn, cbn-lite, brn: optimizer steps of plain BN at the start of training (default 100)",
+        "cbn, cbn-lite, brn, cmbn weights: optimizer steps of plain BN at the start of training (default 100; cmbn 0)",
         unit="STEPS",
         low=0,
     )
@@ -148,17 +154,20 @@ def _bn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
 
 def _cmbn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
     if options.norm_gradient == "weights":
-        return CrossMiniBatchNormW(
+        kind = CarriedCrossMiniBatchNorm if options.norm_carry else CrossMiniBatchNormW
+        return kind(
             conv.out_channels,
             patch_shape=_patch_shape(conv),
             positions=options.norm_positions,
+            burn_in_steps=options.norm_burn_in_steps,
             sync=options.norm_sync,
             **_rates(options),
         )
     if options.norm_gradient == "share":
         return CrossMiniBatchNorm(conv.out_channels, sync=options.norm_sync, **_rates(options))
-    kind = CrossMiniBatchNormR if options.norm_gradient == "renorm" else DarknetCrossMiniBatchNorm
-    return kind(conv.out_channels, **_rates(options))
+    if options.norm_gradient == "renorm":
+        return CrossMiniBatchNormR(conv.out_channels, **_rates(options))
+    return DarknetCrossMiniBatchNorm(conv.out_channels, **_rates(options))
 
 
 def _window(conv: nn.Conv2d, options: NormOptions) -> dict[str, Any]:
@@ -254,7 +263,14 @@ _STATISTICS_KNOBS = {"norm_momentum": 0.1, "precise_bn": 0, "norm_eval": False, 
 # The knobs that only some norms read, with their defaults there.
 _OWN_KNOBS: dict[str, dict[str, Any]] = {
     "bn": {"norm_running": "ema", **_STATISTICS_KNOBS},
-    "cmbn": {"norm_gradient": "weights", "norm_sync": False, "norm_positions": 256, **_STATISTICS_KNOBS},
+    "cmbn": {
+        "norm_gradient": "weights",
+        "norm_carry": False,
+        "norm_burn_in_steps": 0,
+        "norm_sync": False,
+        "norm_positions": 256,
+        **_STATISTICS_KNOBS,
+    },
     "cbn": {"norm_estimator": "std", **_WINDOW_KNOBS, **_STATISTICS_KNOBS},
     "cbn-lite": {"norm_refresh_steps": 4, **_WINDOW_KNOBS, **_STATISTICS_KNOBS},
     "mabn": {"norm_average_images": 16.0, **_STATISTICS_KNOBS},
@@ -279,7 +295,7 @@ def resolve_norm(options: NormOptions) -> NormOptions:
         raise UserError(f"unknown norm '{norm}': choose one of {', '.join((*NORMS, AUTO))}")
     own = dict(_OWN_KNOBS.get(norm, {}))
     if norm == "cmbn" and gradient not in (None, "weights"):
-        del own["norm_positions"]
+        del own["norm_positions"], own["norm_carry"], own["norm_burn_in_steps"]
         if gradient != "share":
             del own["norm_sync"]
         if gradient == "darknet":

@@ -35,6 +35,7 @@ NORM_OPTIONS = {
     "cbn none": NormOptions(norm="cbn", norm_estimator="none", norm_burn_in_steps=0),
     "bn pooled": NormOptions(norm="bn", norm_running="pooled"),
     "cmbn centred": NormOptions(norm="cmbn", weight_centralization=True),
+    "cmbn carried": NormOptions(norm="cmbn", norm_carry=True, norm_burn_in_steps=1),
 }
 
 

@@ -154,6 +154,18 @@ def test_a_gradient_is_what_its_name_says(kind):
         assert (cosine.abs().max() < 1e-10) == (t == 0 or kind != "cmbn-share")
 
 
+@pytest.mark.parametrize("kind", ["cmbn-weights", "carried"])
+def test_in_burn_in_it_is_batch_norm_of_each_mini_batch(kind):
+    module, stock = block(replace(KINDS[kind], norm_burn_in_steps=2)), block("bn")
+    clock = BatchClock(module)
+    for step in range(4):
+        batch = parts(seed=step)
+        ours, theirs = run_batch(module, clock, batch), [stock(x) for x in batch]
+        same = [torch.allclose(a, b, rtol=1e-10, atol=1e-10) for a, b in zip(ours, theirs, strict=True)]
+        assert all(same) if step < 2 else not any(same[1:])
+        clock.stepped()
+
+
 # --- the gradient `darknet` ----------------------------------------------------------------------------------
 
 

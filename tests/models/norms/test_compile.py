@@ -19,6 +19,7 @@ COMPILED = [
     "cmbn-share",
     "cmbn-renorm",
     "cmbn-darknet",
+    "carried",
     "cbn-std",
     "cbn-std-weights-centred",
     "cbn-lite",
@@ -59,7 +60,7 @@ def test_a_few_graphs_however_many_ticks(kind):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
     for (name, a), b in zip(module.named_buffers(), eager.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
-    assert 1 <= seen[-1] <= 3, seen
+    assert 1 <= seen[-1] <= 3 + (kind == "carried"), seen  # whose second mini-batch dynamo takes for another case
     assert seen[2] == seen[3]
 
 

@@ -284,9 +284,10 @@ def test_python_flags_say_no_more_than_the_last_announcement(kind):
 # --- and what follows from it --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", BATCH_STATISTICS)
+@pytest.mark.parametrize("kind", [kind for kind in BATCH_STATISTICS if not kind.startswith("carried")])
 def test_what_was_announced_but_never_forwarded_leaves_no_trace(kind):
-    """Of a mini-batch after the first; a batch begins by forwarding."""
+    """Of a mini-batch after the first; a batch begins by forwarding. What a carried batch lends depends on how many
+    mini-batches are to come."""
     plain, skipping = block(kind, dtype=torch.float32), block(kind, dtype=torch.float32)
     for step in range(3):
         xs = parts((2, 3), dtype=torch.float32, seed=step)

@@ -135,6 +135,7 @@ KINDS = {
     "syncbn": NormOptions(norm="syncbn"),
     "cmbn-share": NormOptions(norm="cmbn", norm_gradient="share", norm_sync=True),
     "cmbn-weights": NormOptions(norm="cmbn", norm_gradient="weights", norm_positions=0, norm_sync=True),
+    "cmbn-carried": NormOptions(norm="cmbn", norm_carry=True, norm_positions=0, norm_sync=True),
     "cbn-share": NormOptions(norm="cbn", **WINDOW),
     "cbn-weights": NormOptions(norm="cbn", norm_gradient="weights", **WINDOW),
     "cbn-renorm": NormOptions(norm="cbn", norm_gradient="renorm", **WINDOW),
@@ -147,6 +148,7 @@ STEPS = (  # pictures of rank 0 and rank 1 in each mini-batch: unequal parts, mi
     ((1, 3), (2, 1)),
     ((3, 2),),
     ((1, 1), (2, 5), (4, 1)),
+    ((2, 1), (1, 2)),
 )
 
 
@@ -325,13 +327,13 @@ def test_never_announced_two_ranks_are_batch_norm_of_one_process(rank, case):
     assert_same(by_two(case, rank, announced=False), by_one(case, announced=False).part(rank))
 
 
-@on_both_ranks("syncbn", "cmbn-weights", "cbn-weights", "cbn-lite")
+@on_both_ranks("syncbn", "cmbn-weights", "cmbn-carried", "cbn-weights", "cbn-lite")
 def test_in_ddp_two_ranks_are_one_process(rank, case):
     """Gradients are averaged once per batch, while the norms speak in each mini-batch."""
     assert_same(tell(Net(KINDS[case]).double(), rank, parallel=True), by_one(case).part(rank))
 
 
-@on_both_ranks("syncbn", "cmbn-weights", "cbn-weights")
+@on_both_ranks("syncbn", "cmbn-weights", "cmbn-carried", "cbn-weights")
 def test_forwards_made_again_in_the_backward_change_nothing(rank, case):
     assert_same(tell(CheckpointedNet(KINDS[case]).double(), rank), by_one(case).part(rank))
 
@@ -444,7 +446,7 @@ def test_the_gradient_keeps_its_digits_where_the_mean_is_far_above_the_deviation
 HISTORIES = ("pool_mean", "past_cov", "past_patch", "ring_mean", "ring_cov", "ring_patch", "shared_cov")
 
 
-@on_both_ranks("cmbn-share", "cmbn-weights", "cbn-share", "cbn-lite")
+@on_both_ranks("cmbn-share", "cmbn-weights", "cmbn-carried", "cbn-share", "cbn-lite")
 def test_without_sync_a_rank_waits_for_nobody(rank, case):
     if rank == 0:
         net = Net(alone(KINDS[case])).double()

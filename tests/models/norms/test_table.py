@@ -69,6 +69,7 @@ def test_no_two_kinds_are_one():
 
 VALUES = {
     "norm_gradient": "share",
+    "norm_carry": True,
     "norm_window": 4,
     "norm_estimator": "std",
     "norm_burn_in_steps": 5,
@@ -88,17 +89,20 @@ VALUES = {
     "precise_bn": 100,
 }
 # Read by the training, and the same layers with any value.
+# Read by cmbn, too, with its gradient `weights`, and not with the `share` that is asked for below.
+OF_WEIGHTS = {"norm_carry", "norm_burn_in_steps", "norm_positions"}
 OF_THE_TRAINING = {"norm_eval", "norm_freeze_after", "precise_bn"}
 CBNS = {"cbn", "cbn-lite"}
 BY_BATCHES = {"bn", "cmbn", *CBNS, "mabn", "brn", "syncbn"}
 READERS = {
     "norm_gradient": {"cmbn", *CBNS},
+    "norm_carry": set(),
     "norm_window": CBNS,
     "norm_estimator": {"cbn"},
     "norm_burn_in_steps": {*CBNS, "brn"},
     "norm_growth_steps": CBNS,
     "norm_refresh_steps": {"cbn-lite"},
-    "norm_positions": CBNS,  # and cmbn with the gradient `weights`, not the `share` that is asked for here
+    "norm_positions": CBNS,
     "norm_average_images": {"mabn"},
     "norm_r_max": {"brn"},
     "norm_d_max": {"brn"},
@@ -187,7 +191,7 @@ def test_every_knob_a_norm_reads_gets_a_value(norm):
     resolved = resolve_norm(NormOptions(norm=norm))
     gradient = resolved.norm_gradient
     for knob, readers in READERS.items():
-        reads = norm in readers or (knob == "norm_positions" and (norm, gradient) == ("cmbn", "weights"))
+        reads = norm in readers or (knob in OF_WEIGHTS and (norm, gradient) == ("cmbn", "weights"))
         assert (getattr(resolved, knob) is not None) == reads, knob
 
 
