@@ -64,7 +64,7 @@ class Contestant:
     def __init__(self, kind: str, activation: str, device: torch.device) -> None:
         torch.manual_seed(0)
         settings = dict(KINDS[kind])
-        if settings["norm"] in ("cbn", "cbn-lite", "brn"):
+        if settings["norm"] in ("cbn", "cbn-lite", "brn") or settings.get("norm_carry"):
             settings["norm_burn_in_steps"] = 0
         self.kind = kind
         self.network = Network(headless_tiny(activation), norm_factory(NormOptions(**settings))).to(device).train()

@@ -24,7 +24,7 @@ BASES: dict[str, dict[str, Any]] = {
     "bn": {"norm": "bn"},
     "bn-pooled": {"norm": "bn", "norm_running": "pooled"},
     **{f"cmbn-{gradient}": {"norm": "cmbn", "norm_gradient": gradient} for gradient in CMBN_GRADIENTS},
-    "cmbn-carry": {"norm": "cmbn", "norm_carry": True},
+    "cmbn-carry": {"norm": "cmbn", "norm_carry": True, "norm_burn_in_steps": 0},
     **{f"cbn-{estimator}": _cbn(estimator, "share") for estimator in ESTIMATORS},
     **{f"cbn-{estimator}-weights": _cbn(estimator, "weights") for estimator in ("std", "taylor")},
     **{f"cbn-std-{name}": _cbn("std", "share", window) for name, window in _WINDOWS.items()},

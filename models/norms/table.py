@@ -58,7 +58,8 @@ class NormOptions:
     )
     norm_burn_in_steps: int | None = knob(
         None,
-        "cbn, cbn-lite, brn, cmbn weights: optimizer steps of plain BN at the start of training (default 100; cmbn 0)",
+        "cbn, cbn-lite, brn, cmbn weights: optimizer steps of plain BN at the start of training (default 100; cmbn "
+        "without norm_carry 0)",
         unit="STEPS",
         low=0,
     )
@@ -300,6 +301,8 @@ def resolve_norm(options: NormOptions) -> NormOptions:
             del own["norm_sync"]
         if gradient == "darknet":
             own["norm_momentum"] = 0.01
+    elif norm == "cmbn" and options.norm_carry:
+        own["norm_burn_in_steps"] = 100
     if norm == "cbn-lite" and gradient == "weights":
         raise UserError("--norm-gradient weights needs every mini-batch's own covariance: use --norm cbn")
     known = [kind for kind in CBN_GRADIENTS if (norm, kind) != ("cbn-lite", "weights")]

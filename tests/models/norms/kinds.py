@@ -34,9 +34,11 @@ KINDS = {
     "cmbn-share-sync": replace(CMBN, norm_gradient="share", norm_sync=True),
     "cmbn-renorm": replace(CMBN, norm_gradient="renorm"),
     "cmbn-darknet": replace(CMBN, norm_gradient="darknet"),
-    "carried": replace(CMBN, norm_carry=True, norm_positions=0),
-    "carried-grid": replace(CMBN, norm_carry=True, norm_positions=6),
-    "carried-centred": replace(CMBN, norm_carry=True, norm_positions=0, weight_centralization=True),
+    "carried": replace(CMBN, norm_carry=True, norm_burn_in_steps=0, norm_positions=0),
+    "carried-grid": replace(CMBN, norm_carry=True, norm_burn_in_steps=0, norm_positions=6),
+    "carried-centred": replace(
+        CMBN, norm_carry=True, norm_burn_in_steps=0, norm_positions=0, weight_centralization=True
+    ),
     "cbn-std": CBN,
     "cbn-std-grid": replace(CBN, norm_positions=6),
     "cbn-std-growing": replace(CBN, norm_burn_in_steps=1, norm_growth_steps=3, norm_window=4),

@@ -195,6 +195,12 @@ def test_every_knob_a_norm_reads_gets_a_value(norm):
         assert (getattr(resolved, knob) is not None) == reads, knob
 
 
+def test_a_carried_cmbn_burns_in_as_cbn_does():
+    resolved = [resolve_norm(NormOptions(norm="cmbn", norm_carry=carry)) for carry in (None, True)]
+    assert [options.norm_burn_in_steps for options in resolved] == [0, 100]
+    assert resolve_norm(NormOptions(norm="cmbn", norm_carry=True, norm_burn_in_steps=0)).norm_burn_in_steps == 0
+
+
 def test_darknets_cmbn_has_darknets_rate():
     assert resolve_norm(NormOptions(norm="cmbn", norm_gradient="darknet")).norm_momentum == 0.01
     assert resolve_norm(NormOptions(norm="cmbn")).norm_momentum == 0.1
