@@ -164,8 +164,8 @@ class BatchStep:
 class _Undo:
     """What a half-seen batch leaves behind, taken back: statistics and histories of norms, random numbers drawn.
 
-    Large buffers of a GPU, which only a CBN has, are kept in the host's memory, page-locked, so that nobody waits for
-    the copy: they are kept for when the GPU's runs out.
+    Large buffers of a GPU, which only norms with a history have, are kept in the host's memory, page-locked, so that
+    nobody waits for the copy: they are kept for when the GPU's runs out.
     """
 
     LARGE = 1 << 16

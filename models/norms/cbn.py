@@ -147,8 +147,7 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
 
     def _extrapolate_deviations(self, along: Tensor) -> None:
         """now_var <- by the estimator `std`; along, (C,) or (window, C): D . W at today's weights."""
-        ratio = torch.where(self.ring_along > 0, along / self.ring_along, 1).clamp(min=0)
-        self.now_var.copy_(self.ring_var * ratio.square())
+        self.now_var.copy_(self.ring_var * deviation_ratio(self.ring_along, along).square())
 
     def _trusted_count(self) -> Tensor:
         """(window, C) positions of each mini-batch that may be pooled; a negative variance counts for nothing."""
@@ -178,6 +177,11 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
             cov=torch.einsum("wc,wck->ck", share * slope, self.ring_cov)
             + torch.einsum("wc,wck->ck", share * (self.now_mean - past.mean - drift), patch),
         )
+
+
+def deviation_ratio(then: Tensor, now: Tensor) -> Tensor:
+    """D . W_i and D . W -> sigma_i(W) / sigma_i, the estimator `std`: never negative, 1 where D says nothing."""
+    return torch.where(then > 0, now / then, 1).clamp(min=0)
 
 
 _OF_A_CHANNEL = ("ring_mean", "ring_var", "ring_along", "now_mean", "now_var")

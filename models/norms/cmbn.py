@@ -98,15 +98,19 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
 
     @torch.no_grad()
     def _pool_patches(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> None:
-        """pool <- past and this mini-batch: covariances pool like variances (Chan et al.)."""
+        """pool <- past and this mini-batch."""
         patch, cov, _ = view.patches_with(y, own, positions=self.positions, sync=self.sync)
         if not self.is_first:
-            share = own.count / pool.count
-            patch_step = patch - self.past_patch
-            patch = self.past_patch + share * patch_step
-            cov = cov.lerp_(self.past_cov, 1 - share)
-            add_outer(cov, share * (1 - share) * (own.mean - self.past_mean), patch_step)
+            patch, cov = self._with_past(own.count / pool.count, own.mean, patch, cov)
         self.pool_patch, self.pool_cov = patch, cov
+
+    def _with_past(self, share: Tensor, mean: Tensor, patch: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean patch and covariance of the past and others, who have `share` of the union: covariances pool like
+        variances (Chan et al.). `cov` is written over."""
+        step = patch - self.past_patch
+        cov = cov.lerp_(self.past_cov, 1 - share)
+        add_outer(cov, share * (1 - share) * (mean - self.past_mean), step)
+        return self.past_patch + share * step, cov
 
 
 class DarknetCrossMiniBatchNorm(BatchStatNorm):

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.norms.cbn import deviation_ratio
 from models.norms.cmbn import CrossMiniBatchNormW
 from models.norms.contract import ConvView
 from models.norms.moments import Moments
-from models.norms.normalize import Rest, add_outer
+from models.norms.normalize import Rest
 from utils.clock import Tick
 
 
@@ -31,7 +32,7 @@ class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
         super().__init__(channels, patch_shape=patch_shape, **settings)
         self.register_buffer("remaining", torch.zeros(()), persistent=False)  # share of the last batch that counts
         self.register_buffer("last_count", torch.zeros(()), persistent=False)
-        for name in ("mean", "var", "along"):
+        for name in ("var", "along"):
             self.register_buffer(f"last_{name}", torch.zeros(channels), persistent=False)
         for name in ("patch", "cov"):  # allocated by the first announcement: nothing else needs them
             self.register_buffer(f"last_{name}", torch.zeros(0), persistent=False)
@@ -48,10 +49,9 @@ class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
         self.remaining.fill_((tick.count - 1 - tick.index) / max(tick.count - 1, 1))
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> Tensor:
-        if self.burns_in:
-            return super().normalize(y, own, pool, view)
-        if self.is_last:
+        if self.is_last and not self.burns_in:
             self._keep_batch(view)
+        if self.is_last or self.burns_in:
             return super().normalize(y, own, pool, view)
         if self.is_first:
             self._bring_to_weights(view)
@@ -62,7 +62,6 @@ class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
     @torch.no_grad()
     def _keep_batch(self, view: ConvView) -> None:
         self.last_count.copy_(self.past_count)
-        self.last_mean.copy_(self.past_mean)
         self.last_var.copy_(self.past_var)
         self.last_patch.copy_(self.past_patch)
         self.last_cov.copy_(self.past_cov)
@@ -70,12 +69,10 @@ class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
 
     @torch.no_grad()
     def _bring_to_weights(self, view: ConvView) -> None:
-        """As `CrossIterationBatchNorm._extrapolate_deviations`."""
-        has_spread = self.last_along > 0
-        ratio = torch.where(has_spread, view.along_weight(self.last_cov) / self.last_along, 1).clamp(min=0)
+        ratio = deviation_ratio(self.last_along, view.along_weight(self.last_cov))
         self.now_mean.copy_(view.along_weight(self.last_patch))
         self.now_var.copy_(self.last_var * ratio.square())
-        self.slope.copy_(torch.where(has_spread, self.last_var * ratio / self.last_along, 0))
+        self.slope.copy_(torch.where(self.last_along > 0, self.last_var * ratio / self.last_along, 0))
 
     def _with_last_batch(self, own: Moments, view: ConvView) -> tuple[Moments, Rest]:
         """The window's moments, and what of them is not this mini-batch."""
@@ -85,9 +82,6 @@ class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
             others = past.merged_with(last)
             moments = others.merged_with(own)
             share = last.count / others.count.clamp(min=1)
-            step = self.last_patch - self.past_patch
-            cov = torch.lerp(self.past_cov, self.slope[:, None] * self.last_cov, share)
-            add_outer(cov, share * (1 - share) * (last.mean - past.mean), step)
-            patch = self.past_patch + share * step
+            patch, cov = self._with_past(share, last.mean, self.last_patch, self.slope[:, None] * self.last_cov)
         rest = Rest(weight=view.weight, share=others.count / moments.count, mean=others.mean, patch=patch, cov=cov)
         return moments, rest

@@ -302,7 +302,7 @@ def resolve_norm(options: NormOptions) -> NormOptions:
         if gradient == "darknet":
             own["norm_momentum"] = 0.01
     elif norm == "cmbn" and options.norm_carry:
-        own["norm_burn_in_steps"] = 100
+        own["norm_burn_in_steps"] = _WINDOW_KNOBS["norm_burn_in_steps"]  # its history, too, is of other weights
     if norm == "cbn-lite" and gradient == "weights":
         raise UserError("--norm-gradient weights needs every mini-batch's own covariance: use --norm cbn")
     known = [kind for kind in CBN_GRADIENTS if (norm, kind) != ("cbn-lite", "weights")]

@@ -25,4 +25,4 @@ class RawHead:
 
     def anchors_px(self) -> Tensor:
         """(A, 2) width and height of this head's anchors, in input pixels."""
-        return sent(torch.tensor(self.spec.head_anchors, dtype=torch.float32), self.logits)
+        return sent(torch.tensor(self.spec.head_anchors, dtype=torch.float32), like=self.logits)

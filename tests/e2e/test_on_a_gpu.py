@@ -17,26 +17,18 @@ import evaluate
 import train
 from cfg.plan import parse_plan
 from models.network import Network, parameter_groups
-from models.norms.table import NORMS, NormOptions, norm_factory
+from models.norms.table import norm_factory
 from models.yolo.criterion import make_criterion
 from models.yolo.loss import LossOptions
 from tests.e2e.conftest import TOY_CFG
+from tests.models.norms.kinds import CORE, KINDS
 from tests.pretend_gpu import CPU, GPU, OnGpu, pretend_gpu, waits
 from tests.utils.test_batch_step import batch_of
 from utils.amp import MixedPrecision
 from utils.batch_step import BatchStep, _Undo
 from utils.clock import BatchClock
 
-NORM_OPTIONS = {
-    **{name: NormOptions(norm=name) for name in NORMS},
-    **{f"cmbn {kind}": NormOptions(norm="cmbn", norm_gradient=kind) for kind in ("share", "renorm", "darknet")},
-    **{f"{name} opened": NormOptions(norm=name, norm_burn_in_steps=0) for name in ("cbn", "cbn-lite", "brn")},
-    "cbn taylor": NormOptions(norm="cbn", norm_estimator="taylor", norm_gradient="weights", norm_burn_in_steps=0),
-    "cbn none": NormOptions(norm="cbn", norm_estimator="none", norm_burn_in_steps=0),
-    "bn pooled": NormOptions(norm="bn", norm_running="pooled"),
-    "cmbn centred": NormOptions(norm="cmbn", weight_centralization=True),
-    "cmbn carried": NormOptions(norm="cmbn", norm_carry=True, norm_burn_in_steps=1),
-}
+NORMS = [*CORE, "ln", "in"]
 
 
 @pytest.fixture(params=["pretended", "real"])
@@ -66,11 +58,11 @@ def counted_waits(found: list[int]) -> Iterator[None]:
 
 
 def trained(
-    norm: NormOptions, loss: str, device: torch.device, dtype: torch.dtype = torch.float64
+    norm: str, loss: str, device: torch.device, dtype: torch.dtype = torch.float64
 ) -> tuple[list[float], dict[str, Tensor], int]:
     """Three steps of two mini-batches -> their losses, the network's state, and the waits of the third step."""
     torch.manual_seed(0)
-    network = Network(parse_plan(TOY_CFG, path="toy.cfg"), norm_factory(norm)).train().to(device, dtype)
+    network = Network(parse_plan(TOY_CFG, path="toy.cfg"), norm_factory(KINDS[norm])).train().to(device, dtype)
     step = BatchStep(
         network=network,
         forward=network,
@@ -96,31 +88,31 @@ def trained(
 
 
 @pytest.mark.parametrize("loss", ["autograd", "darknet"])
-@pytest.mark.parametrize("norm", NORM_OPTIONS)
+@pytest.mark.parametrize("norm", NORMS)
 def test_a_step_is_the_cpus_and_waits_once(norm: str, loss: str, gpu: torch.device) -> None:
     """Once: for the losses and whether the gradient is finite. Never in a norm, nor in a mini-batch."""
-    expected, state, _ = trained(NORM_OPTIONS[norm], loss, CPU)
-    made, on_gpu, waited = trained(NORM_OPTIONS[norm], loss, gpu)
+    expected, state, _ = trained(norm, loss, CPU)
+    made, on_gpu, waited = trained(norm, loss, gpu)
     assert made == pytest.approx(expected, rel=1e-9)
     for name, value in state.items():
         torch.testing.assert_close(on_gpu[name], value, rtol=1e-7, atol=1e-10, msg=name)
     assert waited == 1
 
 
-@pytest.mark.parametrize("norm", NORM_OPTIONS)
+@pytest.mark.parametrize("norm", NORMS)
 def test_single_precision_is_near_the_cpus_double(norm: str, gpu: torch.device) -> None:
-    expected, state, _ = trained(NORM_OPTIONS[norm], "autograd", CPU)
-    made, on_gpu, _ = trained(NORM_OPTIONS[norm], "autograd", gpu, torch.float32)
+    expected, state, _ = trained(norm, "autograd", CPU)
+    made, on_gpu, _ = trained(norm, "autograd", gpu, torch.float32)
     assert made == pytest.approx(expected, rel=1e-4)
     for name, value in state.items():
         torch.testing.assert_close(on_gpu[name].to(value), value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("loss", ["autograd", "darknet"])
-@pytest.mark.parametrize("norm", NORM_OPTIONS)
+@pytest.mark.parametrize("norm", NORMS)
 def test_the_backward_asks_for_no_number(norm: str, loss: str) -> None:
     """Autograd's own formulas may, as `prod`'s does, and a pretended GPU does not see them."""
-    network = Network(parse_plan(TOY_CFG, path="toy.cfg"), norm_factory(NORM_OPTIONS[norm])).train()
+    network = Network(parse_plan(TOY_CFG, path="toy.cfg"), norm_factory(KINDS[norm])).train()
     batch = batch_of(4)
     for part in BatchClock(network).minibatches(batch.split(2)):
         terms = make_criterion(LossOptions(loss=loss))(network(part.pixels()), part.targets)
@@ -133,7 +125,7 @@ def test_the_backward_asks_for_no_number(norm: str, loss: str) -> None:
 
 def test_nobody_waits_for_large_histories_to_be_kept(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Undo, "LARGE", 100)
-    *_, waited = trained(NORM_OPTIONS["cbn opened"], "autograd", gpu)
+    *_, waited = trained("cbn-std", "autograd", gpu)
     assert waited == 1
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.blocks import ConvNormAct
 from models.norms.batch_stat import BatchStatNorm
+from models.norms.centred import used_weight
 from models.norms.contract import ConvAware, ConvView
 from models.norms.table import NormOptions, norm_factory
 from utils.clock import BatchClock
@@ -250,6 +251,36 @@ def assert_agree(ours: Tensor, oracle: np.ndarray | Tensor, *, relative: float =
     ours, oracle = ours.detach().double().numpy(), np.asarray(oracle)
     assert ours.shape == oracle.shape
     assert np.abs(ours - oracle).max() <= relative * np.abs(oracle).max()
+
+
+def assert_is_graph_of(
+    module: ConvNormAct, batch: list[Tensor], reference: Callable[[int], Tensor], *, relative: float = 1e-12
+) -> None:
+    """Each mini-batch's output, and its gradients to the input, the weights and the affine part, are those of
+    `reference(t)`, in whose graph all of these are."""
+    for t, x in enumerate(BatchClock(module).minibatches(batch)):
+        x.requires_grad_()
+        out = module(x)
+        g = noise_like(out, t)
+        inputs = (x, module.conv.weight, module.norm.weight, module.norm.bias)
+        got = torch.autograd.grad(out, inputs, g)
+        expected = reference(t)
+        assert_agree(out, expected.detach(), relative=relative)
+        for mine, theirs in zip(got, torch.autograd.grad(expected, inputs, g), strict=True):
+            if theirs.abs().max() > 1e-9:  # a centred filter of one number is 0 and stays so
+                assert_agree(mine, theirs, relative=relative)
+
+
+def normalized_by(norm: BatchStatNorm, y: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """By autograd, with the norm's affine part."""
+    hat = (y - mean.view(1, -1, 1, 1)) * torch.rsqrt(var + norm.eps).view(1, -1, 1, 1)
+    return hat * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+
+
+def cosine_to_filters(module: ConvNormAct) -> Tensor:
+    """(C,) between each filter, as it is used, and its gradient."""
+    weight, gradient = used_weight(module.conv).detach().flatten(1), module.conv.weight.grad.flatten(1)
+    return (weight * gradient).sum(1) / (weight.norm(dim=1) * gradient.norm(dim=1))
 
 
 def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from models.blocks import ConvNormAct
-from models.norms.centred import used_weight
 from models.norms.cmbn import DarknetCrossMiniBatchNorm
 from tests.models.norms.kinds import (
     CONV_SHAPES,
     KINDS,
     arrays,
     assert_agree,
+    assert_is_graph_of,
     block,
     conv_then_norm,
+    cosine_to_filters,
     noise_like,
+    normalized_by,
     parts,
     run_batch,
 )
@@ -95,8 +97,7 @@ def by_autograd(module: ConvNormAct, batch: list[Tensor], t: int) -> Tensor:
     ys = [module.conv(x if i == t else x.detach()) for i, x in enumerate(batch[: t + 1])]
     rows = torch.cat([y.transpose(0, 1).flatten(1) for y in ys], dim=1)
     mean, var = rows.mean(1), rows.var(1, correction=0)
-    hat = (ys[-1] - mean.view(1, -1, 1, 1)) * torch.rsqrt(var + module.norm.eps).view(1, -1, 1, 1)
-    return hat * module.norm.weight.view(1, -1, 1, 1) + module.norm.bias.view(1, -1, 1, 1)
+    return normalized_by(module.norm, ys[-1], mean, var)
 
 
 @pytest.mark.parametrize("kind", ["cmbn-weights", "cmbn-weights-centred"])
@@ -104,17 +105,7 @@ def by_autograd(module: ConvNormAct, batch: list[Tensor], t: int) -> Tensor:
 def test_the_gradient_to_the_weights_is_that_of_a_graph_that_keeps_all_mini_batches(kind, groups, stride, size):
     module = block(kind, groups=groups, stride=stride, size=size)
     batch = parts()
-    for t, x in enumerate(BatchClock(module).minibatches(batch)):
-        x.requires_grad_()
-        out = module(x)
-        g = noise_like(out, t)
-        inputs = (x, module.conv.weight, module.norm.weight, module.norm.bias)
-        got = torch.autograd.grad(out, inputs, g)
-        reference = by_autograd(module, batch, t)
-        assert_agree(out, reference.detach())
-        for mine, theirs in zip(got, torch.autograd.grad(reference, inputs, g), strict=True):
-            if theirs.abs().max() > 1e-9:  # a centred filter of one number is 0 and stays so
-                assert_agree(mine, theirs)
+    assert_is_graph_of(module, batch, lambda t: by_autograd(module, batch, t))
 
 
 @pytest.mark.parametrize("positions", [0, 6, 20])
@@ -133,9 +124,7 @@ def test_the_gradient_to_the_weights_is_orthogonal_to_each_filter(kind, position
             out = net(x)
             out.backward(noise_like(out, t))
             gradients.append(net.conv.weight.grad.flatten(1))
-        weight, gradient = used_weight(module.conv).flatten(1), gradients[0]
-        cosine = (weight * gradient).sum(1) / (weight.norm(dim=1) * gradient.norm(dim=1))
-        assert cosine.abs().max() < 1e-12
+        assert cosine_to_filters(module).abs().max() < 1e-12
         differs |= not torch.allclose(*gradients)
     assert differs == (positions > 0)  # else the grid was not one
 
@@ -149,9 +138,7 @@ def test_a_gradient_is_what_its_name_says(kind):
         module.zero_grad()
         out = module(x)
         out.backward(noise_like(out, t))
-        weight, gradient = module.conv.weight.flatten(1), module.conv.weight.grad.flatten(1)
-        cosine = (weight * gradient).sum(1) / (weight.norm(dim=1) * gradient.norm(dim=1))
-        assert (cosine.abs().max() < 1e-10) == (t == 0 or kind != "cmbn-share")
+        assert (cosine_to_filters(module).abs().max() < 1e-10) == (t == 0 or kind != "cmbn-share")
 
 
 @pytest.mark.parametrize("kind", ["cmbn-weights", "carried"])

@@ -12,7 +12,17 @@ from torch import Tensor
 from models.blocks import ConvNormAct
 from models.norms.centred import used_weight
 from models.norms.table import NormOptions
-from tests.models.norms.kinds import CONV_SHAPES, KINDS, assert_agree, block, noise_like, parts, run_batch
+from tests.models.norms.kinds import (
+    CONV_SHAPES,
+    KINDS,
+    assert_is_graph_of,
+    block,
+    cosine_to_filters,
+    noise_like,
+    normalized_by,
+    parts,
+    run_batch,
+)
 from utils.clock import BatchClock
 
 
@@ -40,8 +50,7 @@ def by_autograd(module: ConvNormAct, last: list[Tensor], old: Tensor, batch: lis
     share = remaining * now.shape[1] / (remaining * now.shape[1] + rows.shape[1])
     mean = rows.mean(1).lerp(last_mean, share)
     var = rows.var(1, correction=0).lerp(last_var, share) + share * (1 - share) * (last_mean - rows.mean(1)).square()
-    hat = (ys[-1] - mean.view(1, -1, 1, 1)) * torch.rsqrt(var + norm.eps).view(1, -1, 1, 1)
-    return hat * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+    return normalized_by(norm, ys[-1], mean, var)
 
 
 def after_a_batch(kind: str | NormOptions, **shape: int) -> tuple[ConvNormAct, list[Tensor], Tensor]:
@@ -59,17 +68,7 @@ def after_a_batch(kind: str | NormOptions, **shape: int) -> tuple[ConvNormAct, l
 def test_output_and_gradients_are_those_of_a_graph_that_keeps_both_batches(kind, groups, stride, size):
     module, last, old = after_a_batch(kind, groups=groups, stride=stride, size=size)
     batch = parts()
-    for t, x in enumerate(BatchClock(module).minibatches(batch)):
-        x.requires_grad_()
-        out = module(x)
-        g = noise_like(out, t)
-        inputs = (x, module.conv.weight, module.norm.weight, module.norm.bias)
-        got = torch.autograd.grad(out, inputs, g)
-        reference = by_autograd(module, last, old, batch, t)
-        if not (kind == "carried-centred" and size == 1 and groups == 4):  # a centred filter of one number is 0
-            assert_agree(out, reference.detach(), relative=1e-10)
-            for mine, theirs in zip(got, torch.autograd.grad(reference, inputs, g), strict=True):
-                assert_agree(mine, theirs, relative=1e-9)
+    assert_is_graph_of(module, batch, lambda t: by_autograd(module, last, old, batch, t), relative=1e-10)
 
 
 def test_without_a_batch_before_and_at_the_end_of_each_it_is_cmbn():
@@ -119,6 +118,4 @@ def test_the_gradient_to_the_weights_is_orthogonal_to_each_filter(positions):
         module.zero_grad()
         out = module(x)
         out.backward(noise_like(out, t))
-        weight, gradient = module.conv.weight.flatten(1), module.conv.weight.grad.flatten(1)
-        cosine = (weight * gradient).sum(1) / (weight.norm(dim=1) * gradient.norm(dim=1))
-        assert cosine.abs().max() < 1e-10
+        assert cosine_to_filters(module).abs().max() < 1e-10
