@@ -21,6 +21,7 @@ _COLOURS = {
     "bn": "#222222",
     "bn-pooled": "#8a8a8a",
     "cmbn-weights": "#1f6fd6",
+    "cmbn-carry": "#d6281f",
     "cmbn-share": "#7db4f0",
     "cmbn-renorm": "#12a3a3",
     "cmbn-darknet": "#9a6b3f",
@@ -33,15 +34,17 @@ _COLOURS = {
     "brn": "#e05fa8",
     "gn": "#e8590c",
 }
+_LINES = {"freeze": "--", "precise": ":", "burn": "-."}
 
 
 def _style(recipe: str) -> dict[str, Any]:
-    """Colour: the base. Dashed: frozen late; dotted: exact statistics in the end. Hollow: centralised weights."""
+    """Colour: the base. Dashed: frozen late; dotted: exact statistics in the end; dash-dotted: a burn-in. Hollow:
+    centralised weights."""
     base, *added = recipe.split("+")
     colour = _COLOURS[max((name for name in _COLOURS if base.startswith(name)), key=len)]
     return {
         "color": colour,
-        "linestyle": "--" if "freeze" in added else ":" if "precise" in added else "-",
+        "linestyle": next((style for name, style in _LINES.items() if name in added), "-"),
         "marker": "s" if "wc" in added else "o",
         "markerfacecolor": "white" if "wc" in added else colour,
         "markersize": 4.5,

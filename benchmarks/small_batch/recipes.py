@@ -46,6 +46,11 @@ ADDITIONS: dict[str, dict[str, Any]] = {
     "burn": {},  # a tenth of the training by batch norm first, which these do anyway: _WITH_BURN_IN
 }
 
+# Recipes seen before their rates were tuned, with the recipe whose rate they had: the tables mark them.
+BORROWED = dict.fromkeys(
+    ("cmbn-carry", "cmbn-carry+burn", "cmbn-weights+burn", "cbn-std-weights-wbatch"), "cmbn-weights"
+)
+
 # Norms whose burn-in has a default in optimizer steps: here it is a tenth of the training, as the learning rate's.
 _WITH_BURN_IN = ("cbn", "cbn-lite", "brn")
 

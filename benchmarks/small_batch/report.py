@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks.small_batch.grid import BATCH, Grid, TunedRates
-from benchmarks.small_batch.recipes import reference_of
+from benchmarks.small_batch.recipes import BORROWED, reference_of
 from benchmarks.small_batch.statistics import Estimate, Gain, estimate, gain, holm, won_back
 
 Row = Mapping[str, Any]
@@ -33,6 +33,7 @@ class Line:
     recipe: str
     reference: str
     rate: float
+    rate_is_borrowed: bool
     rate_at_edge: bool
     diverged: int
     ap: Estimate
@@ -47,17 +48,24 @@ class Line:
 
 
 class Results:
-    """Main rows by place and seed: those of the grid's length, made with the rate that the tuning chose."""
+    """Main rows by place and seed: those of the grid's length, made with the rate that the tuning chose, or before a
+    recipe's tuning with a `BORROWED` one."""
 
     def __init__(self, rows: Iterable[Row], grid: Grid) -> None:
-        self._rates = rates = TunedRates(grid, rows := list(rows))
+        self._rates = TunedRates(grid, rows := list(rows))
         self._rows: dict[tuple[Any, ...], BySeed] = {}
         for row in rows:
             if row["role"] != "main" or row["test_AP"] is None or row["steps"] != grid.steps:
                 continue
-            if row["rate"] == rates.of(row["data"], row["net"], row["recipe"], row["mini_batch"]):
+            tuned, borrowed = self._rates_of(row["data"], row["net"], row["recipe"], row["mini_batch"])
+            if row["rate"] == (borrowed if tuned is None else tuned):
                 place = (row["data"], row["net"], row["mosaic"], row["mini_batch"], row["recipe"])
                 self._rows.setdefault(place, {})[row["seed"]] = row
+
+    def _rates_of(self, data: str, net: str, recipe: str, mini_batch: int) -> tuple[float | None, float | None]:
+        """Its own, and the one it borrows until then."""
+        own, lender = self._rates.of(data, net, recipe, mini_batch), BORROWED.get(recipe)
+        return own, None if lender is None else self._rates.of(data, net, lender, mini_batch)
 
     def scenes(self) -> list[tuple[str, str, bool]]:
         """(data, net, mosaic) in the order of the rows."""
@@ -101,6 +109,7 @@ class Results:
             "recipe": recipe,
             "reference": reference,
             "rate": some["rate"],
+            "rate_is_borrowed": self._rates_of(scene[0], scene[1], recipe, mini_batch)[0] is None,
             "rate_at_edge": self._rates.is_at_edge(scene[1], some["rate"]),
             "diverged": len(rows) - len(timed),
             "ap": estimate(list(_column(rows, "test_AP").values())),
@@ -155,7 +164,7 @@ def cells_of(line: Line, *, bold: bool) -> tuple[str, ...]:
             said_gain = f"**{said_gain}**" if bold else f"{said_gain} *"
     return (
         line.recipe + (f" ({line.diverged} diverged)" if line.diverged else ""),
-        f"{line.rate:g}" + ("!" if line.rate_at_edge else ""),
+        f"{line.rate:g}" + ("~" if line.rate_is_borrowed else "") + ("!" if line.rate_at_edge else ""),
         str(line.ap.seeds),
         _said(line.ap),
         f"{100 * line.ap50.value:.1f}",
@@ -183,7 +192,8 @@ NOTES = (
     "{mark}: p <= .05 and the interval excludes 0; †: also after Holm's correction over the recipes of the block, for "
     "which 5 seeds (p >= .031) never suffice.",
     "gap won back: of that from BN at the mini-batch to BN at 16, where the gap's own interval excludes 0.",
-    "step, memory: relative to bn at the same mini-batch and seed. rate: learning rate, ! at the edge of those tried.",
+    "step, memory: relative to bn at the same mini-batch and seed. rate: learning rate, ! at the edge of those tried, "
+    "~ not tuned but that of cmbn-weights.",
 )
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from benchmarks.small_batch.grid import BATCH, BUDGETS, TUNE_SEED, Cell, Grid, nearest
+from benchmarks.small_batch.plots import _style
 from benchmarks.small_batch.progress import Progress
-from benchmarks.small_batch.recipes import all_recipes, options_of, reference_of, settings_of, with_references
+from benchmarks.small_batch.recipes import BASES, all_recipes, options_of, reference_of, settings_of, with_references
 from benchmarks.small_batch.sources import half_width
 from cfg.plan import load_plan, parse_plan
 from models.network import Network
@@ -41,6 +42,10 @@ def test_every_cell_of_a_budget_can_be_built(budget: str) -> None:
     for recipe in grid.recipes:
         options_of(recipe, steps=grid.steps)
     assert all(BATCH % mini_batch == 0 for mini_batch in grid.mini_batches)
+
+
+def test_every_recipe_has_a_line_in_the_plots() -> None:
+    assert len({str(_style(recipe)) for recipe in all_recipes()}) > len(BASES) / 2
 
 
 def test_all_norms_and_mini_batches_start_from_the_same_weights(root: Any) -> None:
