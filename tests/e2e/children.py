@@ -1,69 +1,72 @@
-"""Trainings in child processes, for tests that kill them: forked, because importing torch takes longer than they do.
+"""Trainings in child processes, for tests that kill them.
 
-On the CPU: CUDA does not survive a fork.
+They are forked, because importing torch takes longer than they do, but from a server that has only imported: a fork of
+pytest's own process takes over the locks that other tests' threads held at that moment, and may wait for them for good.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import multiprocessing
 import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest  # noqa: F401  for the server: the tests whose functions it is handed import it
 import torch
 
 import train
 from options import run_page
 from utils.checkpoint import read_checkpoint
 
+_PATIENCE_S = 240
 
-def start(flags: Sequence[str], *, log: Path, before: Callable[[], object] | None = None) -> int:
-    """A child that runs `python train.py FLAGS`, its output going to `log` -> its process id."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if child := os.fork():
-        return child
-    code = 1
-    try:
-        os.setpgid(0, 0)
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for stream in (1, 2):
-            os.dup2(out, stream)
-        sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
-        if before is not None:
-            before()
-        sys.argv = ["train.py", *flags]
-        try:
-            run_page(train.main)
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        sys.stdout.flush()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload([__name__])
 
 
-def ended(child: int) -> int:
+def start(flags: Sequence[str], *, log: Path, before: Callable[[], object] | None = None) -> BaseProcess:
+    """A child that runs `python train.py FLAGS`, its output going to `log`.
+
+    before: what it does first; a function of a module, or a partial of one. A child that hangs ends with exit code 1,
+    and the log shows where it was.
+    """
+    child = _forks.Process(target=_live, args=(flags, log, before))
+    child.start()
+    return child
+
+
+def _live(flags: Sequence[str], log: Path, before: Callable[[], object] | None) -> None:
+    os.setpgid(0, 0)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(out, stream)
+    sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
+    faulthandler.dump_traceback_later(_PATIENCE_S, exit=True)
+    torch.set_num_threads(1)
+    if before is not None:
+        before()
+    sys.argv = ["train.py", *flags]
+    run_page(train.main)
+
+
+def ended(child: BaseProcess) -> int | None:
     """Wait for it; its exit code, or minus the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    child.join()
+    return child.exitcode
 
 
-def killed_after(child: int, seconds: float) -> bool:
+def killed_after(child: BaseProcess, seconds: float) -> bool:
     """Kill it with SIGKILL once so long has passed; False where it had ended by itself, which must be well."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            assert os.waitstatus_to_exitcode(status) == 0
-            return False
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
+    child.join(seconds)
+    if child.exitcode is not None:
+        assert child.exitcode == 0
+        return False
+    child.kill()
     return ended(child) == -signal.SIGKILL
 
 

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -30,16 +32,19 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start_two(flags: list[str], log: Path, *, before: Callable[[], None] = lambda: None, **more: str) -> list[int]:
-    """Both ranks, as torchrun starts them -> process ids. before: what each does first."""
-    port = str(free_port())
+def start_two(
+    flags: list[str], log: Path, *, before: Callable[[], None] | None = None, **more: str
+) -> list[BaseProcess]:
+    """Both ranks, as torchrun starts them. before: what each does first."""
+    both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **more}
+    settings = [both | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    return [children.start(flags, log=log, before=partial(join, each, before)) for each in settings]
 
-    def joins(rank: int) -> None:
-        os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), **more}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+def join(environment: dict[str, str], before: Callable[[], None] | None) -> None:
+    os.environ |= environment
+    if before is not None:
         before()
-
-    return [children.start(flags, log=log, before=lambda rank=rank: joins(rank)) for rank in range(2)]
 
 
 def flags(scenes: Path, cfg: str, run: Path, *more: str) -> list[str]:
@@ -64,8 +69,8 @@ def test_two_ranks_are_one_with_the_same_batch(
     alone, together = tmp_path / "alone", tmp_path / "together"
     cut = ("--norm", norm, "--batch-size", "4", "--subdivisions", subdivisions)
     train.main(flags(scenes, toy_cfg, alone, *cut))
-    pids = start_two(flags(scenes, toy_cfg, together, *cut), tmp_path / "log")
-    assert [children.ended(pid) for pid in pids] == [0, 0], (tmp_path / "log").read_text()[-3000:]
+    pair = start_two(flags(scenes, toy_cfg, together, *cut), tmp_path / "log")
+    assert [children.ended(child) for child in pair] == [0, 0], (tmp_path / "log").read_text()[-3000:]
     found = differences(alone, together)
     assert max(found.values()) < 1e-6, {name: value for name, value in found.items() if value >= 1e-6}
     losses = [
@@ -77,8 +82,8 @@ def test_two_ranks_are_one_with_the_same_batch(
 
 def test_what_two_ranks_measure_is_what_one_measures(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    pids = start_two(flags(scenes, toy_cfg, run, "--norm", "cmbn"), tmp_path / "log")
-    assert [children.ended(pid) for pid in pids] == [0, 0], (tmp_path / "log").read_text()[-3000:]
+    pair = start_two(flags(scenes, toy_cfg, run, "--norm", "cmbn"), tmp_path / "log")
+    assert [children.ended(child) for child in pair] == [0, 0], (tmp_path / "log").read_text()[-3000:]
     said = (tmp_path / "log").read_text()
     assert said.count("processes 2, with 2 pictures of each batch on each") == 1  # the first one speaks
     assert said.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") == 1
@@ -94,19 +99,24 @@ def test_histories_of_both_ranks_are_saved_and_the_job_goes_on_to_the_bit(
     """Stopped by a signal to one of them, as a job manager may do."""
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
     common = ("--norm", "cbn", "--norm-burn-in-steps", "1", "--save-minutes", "0")
-    for pid in start_two(flags(scenes, toy_cfg, whole, *common), log):
-        assert children.ended(pid) == 0, log.read_text()[-3000:]
-    pids = start_two(flags(scenes, toy_cfg, parts, *common), log)
+    for child in start_two(flags(scenes, toy_cfg, whole, *common), log):
+        assert children.ended(child) == 0, log.read_text()[-3000:]
+    pair = start_two(flags(scenes, toy_cfg, parts, *common), log)
     children.wait_for_step(parts, 2)
-    os.kill(pids[1], signal.SIGTERM)
-    assert [children.ended(pid) for pid in pids] == [0, 0], log.read_text()[-3000:]
+    os.kill(pair[1].pid, signal.SIGTERM)
+    assert [children.ended(child) for child in pair] == [0, 0], log.read_text()[-3000:]
     halfway = read_checkpoint(parts / "last.pt")["training"]["ranks"]
     assert len(halfway) == 2
     rings = [state["norm_histories"]["layers.1.norm.ring_mean"] for state in halfway]
     assert not torch.equal(*rings)
-    for pid in start_two(["--resume", str(parts), "--workers", "0"], log):
-        assert children.ended(pid) == 0, log.read_text()[-3000:]
+    for child in start_two(["--resume", str(parts), "--workers", "0"], log):
+        assert children.ended(child) == 0, log.read_text()[-3000:]
     children.assert_same_training(whole, parts)
+
+
+def be_slow_to_evaluate() -> None:
+    detect = scoring._detect_in_parts
+    scoring._detect_in_parts = lambda *given: (time.sleep(1), detect(*given))[1]  # type: ignore[assignment]
 
 
 def test_a_signal_in_a_long_evaluation_is_heeded_and_nothing_is_lost(
@@ -114,23 +124,19 @@ def test_a_signal_in_a_long_evaluation_is_heeded_and_nothing_is_lost(
 ) -> None:
     """As when a job manager ends a job: to both ranks, and it would not wait."""
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
-    for pid in start_two(flags(scenes, toy_cfg, whole), log):
-        assert children.ended(pid) == 0, log.read_text()[-3000:]
+    for child in start_two(flags(scenes, toy_cfg, whole), log):
+        assert children.ended(child) == 0, log.read_text()[-3000:]
 
-    def slow() -> None:
-        detect = scoring._detect_in_parts
-        scoring._detect_in_parts = lambda *given: (time.sleep(1), detect(*given))[1]  # type: ignore[assignment]
-
-    pids = start_two(flags(scenes, toy_cfg, parts), log, before=slow)
+    pair = start_two(flags(scenes, toy_cfg, parts), log, before=be_slow_to_evaluate)
     children.wait_for_step(parts, 4)  # the first epoch's last: it is being evaluated now
     time.sleep(0.3)
-    for pid in pids:
-        os.kill(pid, signal.SIGTERM)
-    assert [children.ended(pid) for pid in pids] == [0, 0], log.read_text()[-3000:]
+    for child in pair:
+        os.kill(child.pid, signal.SIGTERM)
+    assert [children.ended(child) for child in pair] == [0, 0], log.read_text()[-3000:]
     assert f"nothing is lost; go on with: python train.py --resume {parts}" in log.read_text()
     assert read_checkpoint(parts / "last.pt")["epochs_done"] == 0
-    for pid in start_two(["--resume", str(parts), "--workers", "0"], log):
-        assert children.ended(pid) == 0, log.read_text()[-3000:]
+    for child in start_two(["--resume", str(parts), "--workers", "0"], log):
+        assert children.ended(child) == 0, log.read_text()[-3000:]
     children.assert_same_training(whole, parts)
 
 
@@ -138,14 +144,14 @@ def test_a_job_that_torchrun_starts_again_goes_on(scenes: Path, toy_cfg: str, tm
     """The same command with the count of restarts in the environment."""
     run, log = tmp_path / "run", tmp_path / "log"
     command = flags(scenes, toy_cfg, run, "--save-minutes", "0")
-    pids = start_two(command, log)
+    pair = start_two(command, log)
     children.wait_for_step(run, 2)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-        children.ended(pid)
+    for child in pair:
+        child.kill()
+        children.ended(child)
     assert read_checkpoint(run / "last.pt")["step"] < 8
-    pids = start_two(command, log, TORCHELASTIC_RESTART_COUNT="1")
-    assert [children.ended(pid) for pid in pids] == [0, 0], log.read_text()[-3000:]
+    pair = start_two(command, log, TORCHELASTIC_RESTART_COUNT="1")
+    assert [children.ended(child) for child in pair] == [0, 0], log.read_text()[-3000:]
     assert read_checkpoint(run / "last.pt")["step"] == 8
 
 
@@ -159,15 +165,26 @@ def test_a_job_that_died_before_its_first_checkpoint_begins_anew_and_leaves_othe
     before = (other / "last.pt").read_bytes()
     log = tmp_path / "log"
     for command in (plain, [*plain, "--run", str(tmp_path / "typed")]):
-        pids = start_two(command, log, TORCHELASTIC_RESTART_COUNT="1")
-        assert [children.ended(pid) for pid in pids] == [0, 0], log.read_text()[-3000:]
+        pair = start_two(command, log, TORCHELASTIC_RESTART_COUNT="1")
+        assert [children.ended(child) for child in pair] == [0, 0], log.read_text()[-3000:]
     assert (other / "last.pt").read_bytes() == before
     for made in (tmp_path / "runs" / "scenes-toy-bn-2", tmp_path / "typed"):
         assert read_checkpoint(made / "last.pt")["step"] == 4
         (made / "last.pt").unlink()  # as if it had died before the first one
-    pids = start_two([*plain, "--run", str(tmp_path / "typed")], log, TORCHELASTIC_RESTART_COUNT="2")
-    assert [children.ended(pid) for pid in pids] == [0, 0], log.read_text()[-3000:]
+    pair = start_two([*plain, "--run", str(tmp_path / "typed")], log, TORCHELASTIC_RESTART_COUNT="2")
+    assert [children.ended(child) for child in pair] == [0, 0], log.read_text()[-3000:]
     assert read_checkpoint(tmp_path / "typed" / "last.pt")["step"] == 4
+
+
+def plant_nan_on_rank_1() -> None:
+    whole = BatchStep.gradients
+
+    def spoiled(step: BatchStep, batch: Batch) -> torch.Tensor:
+        if ranks.rank() == 1 and step.clock.step == 2:
+            batch.targets.boxes[:, 0] = float("nan")
+        return whole(step, batch)
+
+    BatchStep.gradients = spoiled  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("norm", ["syncbn", "gn"])
@@ -176,28 +193,18 @@ def test_what_is_not_finite_on_one_rank_is_named_and_ends_both(
 ) -> None:
     """syncbn asks the other rank in each forward, in which nobody may be missing."""
 
-    def plant() -> None:
-        whole = BatchStep.gradients
-
-        def spoiled(step: BatchStep, batch: Batch) -> torch.Tensor:
-            if ranks.rank() == 1 and step.clock.step == 2:
-                batch.targets.boxes[:, 0] = float("nan")
-            return whole(step, batch)
-
-        BatchStep.gradients = spoiled  # type: ignore[method-assign]
-
     log = tmp_path / "log"
-    pids = start_two(flags(scenes, toy_cfg, tmp_path / "run", "--norm", norm), log, before=plant)
-    assert [children.ended(pid) for pid in pids] == [2, 2], log.read_text()[-3000:]
+    pair = start_two(flags(scenes, toy_cfg, tmp_path / "run", "--norm", norm), log, before=plant_nan_on_rank_1)
+    assert [children.ended(child) for child in pair] == [2, 2], log.read_text()[-3000:]
     assert log.read_text().count("error: step 3: a box of ") == 2
     assert read_checkpoint(tmp_path / "run" / "last.pt")["step"] == 0
 
 
 def test_a_batch_that_ranks_cannot_share_is_a_sentence(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
-    pids = start_two(
+    pair = start_two(
         flags(scenes, toy_cfg, tmp_path / "run", "--batch-size", "3", "--subdivisions", "1"), tmp_path / "log"
     )
-    assert [children.ended(pid) for pid in pids] == [2, 2]
+    assert [children.ended(child) for child in pair] == [2, 2]
     assert "error: --batch-size 3, which all processes share, is not divisible by 2" in (tmp_path / "log").read_text()
 
 

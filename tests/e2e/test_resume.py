@@ -7,6 +7,7 @@ import random
 import resource
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(
     train.main(flags(scenes, toy_cfg, "cmbn", whole))
     child = children.start(flags(scenes, toy_cfg, "cmbn", parts), log=log)
     children.wait_for_step(parts, 2)
-    os.killpg(child, number)  # as a terminal does: the loader's workers hear it, too
+    os.killpg(child.pid, number)  # as a terminal does: the loader's workers hear it, too
     assert children.ended(child) == 0, log.read_text()[-3000:]
     assert f"go on with: python train.py --resume {parts}" in log.read_text()
     assert "Traceback" not in log.read_text()
@@ -95,43 +96,44 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(
     children.assert_same_training(whole, parts)
 
 
-def test_the_second_signal_ends_it_at_once(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
-    def hang() -> None:
-        """A step that takes an hour."""
-        train.Training.keep_last = lambda *_: time.sleep(3600)  # type: ignore[method-assign]
+def hang() -> None:
+    """A step that takes an hour."""
+    train.Training.keep_last = lambda *_: time.sleep(3600)  # type: ignore[method-assign]
 
+
+def test_the_second_signal_ends_it_at_once(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
     child = children.start(flags(scenes, toy_cfg, "bn", tmp_path / "run"), log=tmp_path / "log", before=hang)
     until = time.monotonic() + 60
     while not (tmp_path / "run" / "settings.json").exists() and time.monotonic() < until:
         time.sleep(0.02)
     time.sleep(0.3)
-    os.kill(child, signal.SIGINT)
+    os.kill(child.pid, signal.SIGINT)
     time.sleep(0.3)
-    os.kill(child, signal.SIGINT)
+    os.kill(child.pid, signal.SIGINT)
     assert children.ended(child) == 128 + signal.SIGINT
 
 
+def fill_disk_after_the_first_checkpoint(run: Path) -> None:
+    """No file may grow beyond 2 kB for five checkpoints after it: real writes that fail half-way."""
+    keep, calls = train.Training.keep_last, []
+
+    def keep_last(training: train.Training) -> None:
+        calls.append(1)
+        full = 2 < len(calls) < 8
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        keep(training)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        left = read_checkpoint(run / "last.pt")
+        assert left["step"] == (training.steps_done if not full else 1), left["step"]
+
+    train.Training.keep_last = keep_last  # type: ignore[method-assign]
+
+
 def test_a_full_disk_costs_checkpoints_but_not_the_training(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
-    """No file may grow beyond 2 kB after the first last.pt: real writes that fail half-way."""
     whole, run, log = tmp_path / "whole", tmp_path / "run", tmp_path / "log"
     train.main(flags(scenes, toy_cfg, "cmbn", whole))
 
-    def fill_disk() -> None:
-        keep, calls = train.Training.keep_last, []
-
-        def keep_last(training: train.Training) -> None:
-            calls.append(1)
-            full = 2 < len(calls) < 8
-            resource.setrlimit(
-                resource.RLIMIT_FSIZE, (2000 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-            )
-            keep(training)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            left = read_checkpoint(run / "last.pt")
-            assert left["step"] == (training.steps_done if not full else 1), left["step"]
-
-        train.Training.keep_last = keep_last  # type: ignore[method-assign]
-
+    fill_disk = partial(fill_disk_after_the_first_checkpoint, run)
     child = children.start(flags(scenes, toy_cfg, "cmbn", run), log=log, before=fill_disk)
     assert children.ended(child) == 0, log.read_text()[-3000:]
     said = log.read_text()
@@ -162,24 +164,25 @@ def test_memory_that_ran_out_in_training_and_in_evaluation_costs_only_time(
     assert read_checkpoint(tmp_path / "run" / "last.pt")["subdivisions"] == 4
 
 
+def fill_disk_at_the_end() -> None:
+    finish = train.finish
+
+    def on_a_full_disk(*given: object) -> object:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
+        table = finish(*given)  # type: ignore[arg-type]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        return table
+
+    train.finish = on_a_full_disk  # type: ignore[assignment]
+
+
 def test_a_disk_that_is_full_at_the_end_leaves_the_table(
     scenes: Path, toy_cfg: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
 
-    def fill_disk() -> None:
-        finish = train.finish
-
-        def on_a_full_disk(*given: object) -> object:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
-            table = finish(*given)  # type: ignore[arg-type]
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            return table
-
-        train.finish = on_a_full_disk  # type: ignore[assignment]
-
     # Without workers, whose shared memory is files, too.
-    child = children.start(flags(scenes, toy_cfg, "bn", run, "--workers", "0"), log=log, before=fill_disk)
+    child = children.start(flags(scenes, toy_cfg, "bn", run, "--workers", "0"), log=log, before=fill_disk_at_the_end)
     assert children.ended(child) == 0, log.read_text()[-3000:]
     said = log.read_text()
     assert f"error: {run / 'best.safetensors'} was not written (File too large)" in said
