@@ -44,7 +44,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.small_batch.cell import code_version, run_cell  # noqa: E402
-from benchmarks.small_batch.grid import BUDGETS, Cell, Grid, left  # noqa: E402
+from benchmarks.small_batch.grid import BUDGETS, TUNE_SEED, Cell, Grid, left  # noqa: E402
 from benchmarks.small_batch.plots import plot_gaps, plot_images, plot_mini_batches  # noqa: E402
 from benchmarks.small_batch.processes import run_cells  # noqa: E402
 from benchmarks.small_batch.progress import Progress  # noqa: E402
@@ -56,6 +56,7 @@ from utils.environment import pick_device  # noqa: E402
 from utils.errors import exit_on_error  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "small_batch"
+SEEDS_HELP = "1 to N, or N-M, and a table of these alone (default: the budget's, and a table of all that there are)"
 _JOB_GIB = {"small": 2, "tiny": 5, "half": 10}  # of GPU memory that a process may want
 
 
@@ -70,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with RowFile(path) as file:
             failed = run_grid(grid, file, asked)
             rows = file.rows
+    if asked.seeds:
+        rows = [row for row in rows if row["role"] == "tune" or row["seed"] in asked.seeds]
+        path = path.with_stem(f"{path.stem}-seeds-{asked.seeds[0]}-{asked.seeds[-1]}")
     report(grid, rows, path)
     if failed:
         raise SystemExit(f"{failed} cells failed; the same command tries them again")
@@ -83,7 +87,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--net", nargs="+", choices=NETS, help="networks (default: the budget's)")
     parser.add_argument("--minibatches", nargs="+", type=int, choices=(1, 2, 4, 8, 16), help="(default: the budget's)")
     parser.add_argument("--mosaic", nargs="+", choices=("off", "on"), help="(default: the budget's)")
-    parser.add_argument("--seeds", type=int, metavar="N", help="how many, from 1 (default: the budget's)")
+    parser.add_argument("--seeds", type=seeds, metavar="N", help=SEEDS_HELP)
     parser.add_argument("--bccd", metavar="PATH", help="folder of BCCD (VOC, with its train, val and test splits)")
     parser.add_argument("--coco", metavar="PATH", help="folder of coco_tiny, for --data coco-tiny: trained, not tested")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes side by side (default: as many as cores)")
@@ -93,6 +97,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--report-only", action="store_true", help="table and plots of the rows there are")
     parser.add_argument("--out", default=str(RESULTS), metavar="DIR", help="(default benchmarks/results/small_batch)")
     return parser.parse_args(argv)
+
+
+def seeds(text: str) -> range:
+    """`10`: from 1 to 10; `6-10`: those that a recipe found by looking at the first five has not seen yet."""
+    first, dash, last = text.partition("-")
+    found = range(int(first), int(last) + 1) if dash else range(TUNE_SEED + 1, int(first) + 1)
+    if not found or TUNE_SEED in found:
+        raise ValueError(text)
+    return found
 
 
 def chosen_grid(asked: argparse.Namespace) -> Grid:

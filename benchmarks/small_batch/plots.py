@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.small_batch.grid import stand_in
 from benchmarks.small_batch.report import BySeed, Line, Results
 
 Scene = tuple[str, str, bool]
@@ -60,7 +61,8 @@ def plot_mini_batches(lines: Sequence[Line], path: Path) -> None:
     figure, axes = _figure(len(panels), height_inches=4.6)
     for axis, (title, inside) in zip(axes, panels.items(), strict=True):
         for recipe in dict.fromkeys(line.recipe for line in inside):
-            mine = sorted((line for line in inside if line.recipe == recipe), key=lambda line: line.mini_batch)
+            mine = [line for line in inside if line.recipe == stand_in(recipe, line.mini_batch)]
+            mine.sort(key=lambda line: line.mini_batch)
             sizes = [line.mini_batch for line in mine]
             style = _style(recipe)
             axis.plot(sizes, [100 * line.ap.value for line in mine], label=recipe, **style)
@@ -118,8 +120,9 @@ def _grid(
     for place, (scene, sizes) in enumerate(rows):
         mine = axes[place * columns : (place + 1) * columns]
         for axis, mini_batch in zip(mine, sizes, strict=False):
-            for recipe in filter(shown.__contains__, results.recipes(scene)):
-                draw(axis, results.at(scene, mini_batch, recipe), recipe)
+            for recipe in results.recipes(scene):
+                if recipe in shown and recipe == stand_in(recipe, mini_batch):
+                    draw(axis, results.at(scene, mini_batch, recipe), recipe)
             _label(axis, f"{_title(scene)}: mini-batch {mini_batch}", xlabel, ylabel if axis is mine[0] else "")
         highest = max(axis.get_ylim()[1] for axis in mine[: len(sizes)])
         for axis in mine:

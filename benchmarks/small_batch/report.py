@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks.small_batch.grid import BATCH, Grid, TunedRates
+from benchmarks.small_batch.grid import BATCH, Grid, TunedRates, stand_in
 from benchmarks.small_batch.recipes import BORROWED, reference_of
 from benchmarks.small_batch.statistics import Estimate, Gain, estimate, gain, holm, won_back
 
@@ -72,7 +72,8 @@ class Results:
         return list(dict.fromkeys(place[:3] for place in self._rows))
 
     def at(self, scene: tuple[str, str, bool], mini_batch: int, recipe: str) -> BySeed:
-        return self._rows.get((*scene, mini_batch, recipe), {})
+        """Its stand-in's, where it has one."""
+        return self._rows.get((*scene, mini_batch, stand_in(recipe, mini_batch)), {})
 
     def mini_batches(self, scene: tuple[str, str, bool]) -> list[int]:
         return sorted({place[3] for place in self._rows if place[:3] == scene})
@@ -84,11 +85,8 @@ class Results:
         return [line for scene in self.scenes() for m in self.mini_batches(scene) for line in self._block(scene, m)]
 
     def _block(self, scene: tuple[str, str, bool], mini_batch: int) -> list[Line]:
-        found = [
-            self._line(scene, mini_batch, recipe)
-            for recipe in self.recipes(scene)
-            if self.at(scene, mini_batch, recipe)
-        ]
+        recipes = dict.fromkeys(stand_in(recipe, mini_batch) for recipe in self.recipes(scene))
+        found = [self._line(scene, mini_batch, recipe) for recipe in recipes if self.at(scene, mini_batch, recipe)]
         tested = [line for line in found if line["gain"] is not None]
         for line, holds in zip(tested, holm([line["gain"].p for line in tested]), strict=True):
             line["holds"] = holds and line["gain"].is_significant
@@ -192,6 +190,8 @@ NOTES = (
     "{mark}: p <= .05 and the interval excludes 0; †: also after Holm's correction over the recipes of the block, for "
     "which 5 seeds (p >= .031) never suffice.",
     "gap won back: of that from BN at the mini-batch to BN at 16, where the gap's own interval excludes 0.",
+    "At 16 pictures a batch is one mini-batch: cmbn-share, cmbn-renorm, cmbn-carry and +burn are cmbn-weights, to the "
+    "last bit.",
     "step, memory: relative to bn at the same mini-batch and seed. rate: learning rate, ! at the edge of those tried, "
     "~ not tuned but that of cmbn-weights.",
 )

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.small_batch.grid import BATCH, BUDGETS, TUNE_SEED, Cell, Grid, nearest
+from benchmarks.small_batch.grid import BATCH, BUDGETS, TUNE_SEED, Cell, Grid, nearest, stand_in
 from benchmarks.small_batch.plots import _style
 from benchmarks.small_batch.progress import Progress
 from benchmarks.small_batch.recipes import BASES, all_recipes, options_of, reference_of, settings_of, with_references
 from benchmarks.small_batch.sources import half_width
-from cfg.plan import load_plan, parse_plan
+from cfg.plan import Plan, load_plan, parse_plan
 from models.network import Network
 from models.norms.table import norm_factory
+from utils.clock import BatchClock
 from utils.errors import UserError
 from utils.seed import seed_everything
 
@@ -100,6 +101,55 @@ def test_the_quick_trainings_are_among_the_standard_ones() -> None:
     assert {cell.key for cell in BUDGETS["quick"].main_cells(())} <= {cell.key for cell in standard.main_cells(rows)}
 
 
+def test_only_the_mini_batches_of_the_grid_are_tuned() -> None:
+    def tuned_at(*mini_batches: int) -> set[int]:
+        return {cell.mini_batch for cell in replace(TOY, tuned_at=(1, 16), mini_batches=mini_batches).tune_cells()}
+
+    assert tuned_at(2) == {1} and tuned_at(8, 16) == {16} and tuned_at(1, 8) == {1, 16}
+
+
+def trained_at_once(plan: Plan, recipe: str) -> dict[str, torch.Tensor]:
+    """The state after four steps on batches that are one mini-batch each, the first of them a burn-in."""
+    seed_everything(3)
+    network = Network(plan, norm_factory(options_of(recipe, steps=10))).train()
+    clock, optimizer = BatchClock(network), torch.optim.SGD(network.parameters(), lr=0.01)
+    for _ in range(4):
+        for images in clock.minibatches([torch.rand(4, 3, 96, 96)]):
+            sum(head.logits.square().mean() for head in network(images)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.stepped()
+    return network.state_dict()
+
+
+def test_a_stand_in_is_the_same_to_the_last_bit(root: Any) -> None:
+    plan = load_plan(str(root / "benchmarks" / "small_batch" / "small.cfg"))
+    replaced: dict[str, list[str]] = {}
+    for recipe in all_recipes():
+        if recipe != stand_in(recipe, BATCH) and "+precise" not in recipe and "+freeze" not in recipe:
+            replaced.setdefault(stand_in(recipe, BATCH), []).append(recipe)
+    assert set(replaced) == {"cmbn-weights", "cmbn-weights+wc"}
+    for stands_in, recipes in replaced.items():
+        expected = trained_at_once(plan, stands_in)
+        for recipe in recipes:
+            found = trained_at_once(plan, recipe)
+            assert all(torch.equal(value, found[name]) for name, value in expected.items()), recipe
+    assert not torch.equal(
+        *(trained_at_once(plan, f"cmbn-{name}")["layers.0.conv.weight"] for name in ("weights", "darknet"))
+    )
+
+
+def test_a_stand_in_is_trained_once_and_lends_its_rate() -> None:
+    grid = replace(TOY, recipes=("bn", "cmbn-share", "cmbn-carry+burn"), mini_batches=(1, 16), tuned_at=(1, 16))
+    cells = grid.tune_cells()
+    assert {cell.recipe for cell in cells if cell.mini_batch == 16} == {"bn", "cmbn-weights"}
+    assert {cell.recipe for cell in cells if cell.mini_batch == 1} == {"bn", "cmbn-share", "cmbn-carry+burn"}
+    main = grid.main_cells([tuned(cell, 0.5) for cell in cells])
+    assert {cell.recipe for cell in main if cell.mini_batch == 16} == {"bn", "cmbn-weights"}
+    assert len({cell.key for cell in main}) == len(main)
+    assert stand_in("cmbn-renorm+freeze", 8) == "cmbn-renorm+freeze" and stand_in("cbn-std", 16) == "cbn-std"
+
+
 @pytest.mark.parametrize(("mini_batch", "choice"), [(1, 1), (2, 2), (4, 2), (8, 16), (16, 16)])
 def test_a_rate_comes_from_the_nearest_mini_batch(mini_batch: int, choice: int) -> None:
     assert nearest(mini_batch, (16, 1, 2)) == choice
@@ -133,7 +183,7 @@ def test_half_the_width_keeps_the_heads() -> None:
 
 
 def test_the_time_left_follows_cells_alike() -> None:
-    grid: Grid = replace(TOY, tuned_at=(), seeds=1)
+    grid: Grid = replace(TOY, tuned_at=(), seeds=(1,))
     cells = grid.main_cells(())
     seconds = {1: 3600.0, 4: 600.0}
     progress = Progress(cells, (), jobs=2)

@@ -44,7 +44,18 @@ def test_a_grid_from_command_line_to_table(main: Main, tmp_path: Path, capsys: p
     assert {path.name for path in out.iterdir()} == {
         f"smoke{end}" for end in (".jsonl", ".json", ".md", "-mini-batches.png", "-images.png", "-gaps.png")
     }
+    main([*flags, "--report-only", "--seeds", "2-3"])
+    assert "no cell is tested yet" in capsys.readouterr().out
+    main([*flags, "--report-only", "--seeds", "1"])
+    assert (out / "smoke-seeds-1-1.json").read_text() == (out / "smoke.json").read_text()
     assert str(tmp_path) not in (out / "smoke.jsonl").read_text() + (out / "smoke.md").read_text()
+
+
+@pytest.mark.parametrize("seeds", ["0", "5-4", "0-3", "some"])
+def test_seeds_that_are_none_are_refused(main: Main, seeds: str) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["--report-only", "--seeds", seeds])
+    assert leaving.value.code == 2
 
 
 def ends(cell: Cell, folder: Path) -> dict[str, Any]:
