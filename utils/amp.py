@@ -32,6 +32,10 @@ class MixedPrecision:
         """Whether a gradient that is not finite may be due to the loss scale, which `step` then lowers."""
         return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
 
+    def scale(self) -> float:
+        """What losses are multiplied by."""
+        return self.scaler.get_scale()
+
     def backward(self, loss: Tensor) -> None:
         torch.autograd.backward(self.scaler.scale(loss))
 

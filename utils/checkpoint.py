@@ -120,8 +120,16 @@ class TrainingState:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty when the run did not scale its losses
             self.precision.scaler.load_state_dict(state["scaler"])
+        self._rescale_histories(before=state["scaler"].get("scale", 1.0))
         self.clock.step = state["step"]
         set_random_state(own["random"])
+
+    def _rescale_histories(self, *, before: float) -> None:
+        """--resume may be told another --amp."""
+        if self.precision.scale() != before:
+            for module in self.network.modules():
+                if isinstance(module, BatchAware):
+                    module.loss_rescaled(self.precision.scale() / before)
 
 
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:

@@ -36,6 +36,9 @@ class BatchAware(ABC):
     def batch_ended(self) -> None:
         """The forwards and backwards of all mini-batches are done; the optimizer has not stepped yet."""
 
+    def loss_rescaled(self, factor: float) -> None:  # noqa: B027  most remember no gradients
+        """From now on losses are `factor` times as large as up to now; what is remembered of gradients follows."""
+
 
 class BatchClock:
     """The only counter there is: learning rate, burn-in, logging and checkpoints read `step`.

@@ -90,7 +90,7 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
         kept = len(self.ring_count)
         self.slot.add_(self.ring_count[self.slot] > 0).remainder_(kept)
         self.ring_count.index_fill_(0, self.slot, 0)
-        self.reach.fill_(self.growth.reach(tick.step, kept))
+        self.reach.fill_(self.growth.reach(tick.step, min(kept, window)))  # batches may be cut coarser after a resume
         self.weights_moved = tick.index == 0
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> Tensor:

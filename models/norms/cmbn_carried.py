@@ -30,7 +30,7 @@ class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
 
     def __init__(self, channels: int, *, patch_shape: tuple[int, int], **settings: Any) -> None:
         super().__init__(channels, patch_shape=patch_shape, **settings)
-        self.register_buffer("remaining", torch.zeros(()), persistent=False)  # share of the last batch that counts
+        self.register_buffer("remaining", torch.zeros(()), persistent=False)  # mini-batches still to come
         self.register_buffer("last_count", torch.zeros(()), persistent=False)
         for name in ("var", "along"):
             self.register_buffer(f"last_{name}", torch.zeros(channels), persistent=False)
@@ -46,7 +46,7 @@ class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
             self.last_patch.resize_(groups, numbers).zero_()
             self.last_cov.resize_(self.channels, numbers).zero_()
         super().announce(tick)
-        self.remaining.fill_((tick.count - 1 - tick.index) / max(tick.count - 1, 1))
+        self.remaining.fill_(tick.count - 1 - tick.index)
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> Tensor:
         if self.is_last and not self.burns_in:
@@ -78,7 +78,9 @@ class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
         """The window's moments, and what of them is not this mini-batch."""
         with torch.no_grad():
             past = self.past_of_batch()
-            last = Moments(count=self.last_count * self.remaining, mean=self.now_mean, var=self.now_var)
+            # In place of mini-batches like this one: with multi-scale the last batch may have been of another size.
+            count = torch.where(self.last_count > 0, own.count * self.remaining, 0)
+            last = Moments(count=count, mean=self.now_mean, var=self.now_var)
             others = past.merged_with(last)
             moments = others.merged_with(own)
             share = last.count / others.count.clamp(min=1)

@@ -62,6 +62,11 @@ class MovingAverageNorm(BatchStatNorm):
         super().announce(tick)
 
     @torch.no_grad()
+    def loss_rescaled(self, factor: float) -> None:
+        for name in ("past", "last"):
+            getattr(self, f"{name}_product").mul_(factor)
+
+    @torch.no_grad()
     def adopt(self, population: Moments) -> None:
         used = self.as_used(population)
         self.running_mean.copy_(used.mean)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.saved_bytes import saved_bytes
+from benchmarks.tensor_bytes import saved_bytes
 from cfg.layers import ConvSpec
 from cfg.plan import Plan, load_plan, parse_plan
 from models.network import Network

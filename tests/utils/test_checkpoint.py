@@ -190,6 +190,7 @@ NORMS = {
     "cbn": NormOptions(norm="cbn", norm_window=3, norm_burn_in_steps=1),
     "cmbn": NormOptions(norm="cmbn"),
     "bn": NormOptions(norm="bn"),
+    "mabn": NormOptions(norm="mabn"),
 }
 
 
@@ -235,6 +236,25 @@ def test_training_goes_on_as_if_never_stopped(tmp_path: Path, norm):
     assert train(second, batches[5:]) == expected[10:]  # bit for bit
     for a, b in zip(second.average.model.parameters(), straight.average.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("scales", [(1024.0, 1.0), (1.0, 1024.0), (1024.0, 1024.0)])
+def test_averaged_gradients_follow_the_loss_scale(scales: tuple[float, float]):
+    """--resume may be told another --amp; what mabn remembers of its gradients is as large as the losses were."""
+
+    def state_at(scale: float) -> TrainingState:
+        state = state_of("mabn")
+        state.precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale != 1)
+        return state
+
+    batches = list(torch.randn(6, 4, 3, 5, 5))
+    straight, before, after = state_at(1.0), state_at(scales[0]), state_at(scales[1])
+    expected = train(straight, batches)
+    train(before, batches[:4])
+    after.load_state_dict(before.state_dict(), weights=before.average.model.state_dict())
+    assert train(after, batches[4:]) == pytest.approx(expected[8:], rel=1e-6)
+    for a, b in zip(after.network.parameters(), straight.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
 def test_random_numbers_go_on_too(tmp_path: Path):

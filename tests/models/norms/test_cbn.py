@@ -260,7 +260,7 @@ def test_a_window_of_zero_is_as_long_as_a_batch(norm):
     module = block(NormOptions(norm=norm, norm_window=0, norm_burn_in_steps=0))
     for count in (3, 2):  # a later, shorter batch does not shorten it
         module.norm.announce(Tick(step=0, index=0, count=count))
-        assert len(module.norm.ring_count) == 3
+        assert len(module.norm.ring_count) == 3 and module.norm.reach == count
 
 
 @pytest.mark.parametrize("kind", [k for k, o in KINDS.items() if o.norm.startswith("cbn")])

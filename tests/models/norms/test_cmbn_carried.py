@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.blocks import ConvNormAct
 from models.norms.centred import used_weight
+from models.norms.contract import ConvView
 from models.norms.table import NormOptions
 from tests.models.norms.kinds import (
     CONV_SHAPES,
@@ -39,7 +40,7 @@ def by_autograd(module: ConvNormAct, last: list[Tensor], old: Tensor, batch: lis
     conv, norm = module.conv, module.norm
     ys = [conv(x if i == t else x.detach()) for i, x in enumerate(batch[: t + 1])]
     rows = torch.cat([rows_of(y) for y in ys], dim=1)
-    remaining = (len(batch) - 1 - t) / (len(batch) - 1)
+    to_come = (len(batch) - 1 - t) * rows_of(ys[-1]).shape[1]
     kept = torch.cat(last[:-1])
     settings = {"stride": conv.stride, "padding": conv.padding, "groups": conv.groups}
     now = rows_of(F.conv2d(kept, used_weight(conv), **settings))
@@ -47,7 +48,7 @@ def by_autograd(module: ConvNormAct, last: list[Tensor], old: Tensor, batch: lis
     then_var = then.var(1, correction=0)
     shared = ((then - then.mean(1, keepdim=True)) * (now - now.mean(1, keepdim=True))).mean(1)
     last_mean, last_var = now.mean(1), shared.square() / then_var
-    share = remaining * now.shape[1] / (remaining * now.shape[1] + rows.shape[1])
+    share = to_come / (to_come + rows.shape[1])
     mean = rows.mean(1).lerp(last_mean, share)
     var = rows.var(1, correction=0).lerp(last_var, share) + share * (1 - share) * (last_mean - rows.mean(1)).square()
     return normalized_by(norm, ys[-1], mean, var)
@@ -104,10 +105,24 @@ def test_every_mini_batch_but_the_last_sees_as_many_pictures():
     seen = []
     for t, x in enumerate(BatchClock(module).minibatches(batch)):
         module(x)
-        seen.append(float(module.norm.past_count + x.shape[0] * 20 + module.norm.last_count * module.norm.remaining))
+        seen.append(float(module.norm.past_count + x.shape[0] * 20 * (1 + module.norm.remaining)))
         if t == 2:
             break
     assert seen == pytest.approx([8 * 20] * 3)
+
+
+@pytest.mark.parametrize("hw", [(3, 2), (14, 12)])
+def test_a_batch_of_another_size_stands_in_for_as_many_mini_batches(hw):
+    """As multi-scale makes it: not its own positions count, but those that the mini-batches to come will have."""
+    module = block("carried")
+    clock = BatchClock(module)
+    run_batch(module, clock, parts((2, 2, 2, 2), seed=7, hw=hw))
+    for x in clock.minibatches(parts((2, 2, 2, 2))):
+        module(x)
+        own = module.norm.pool_of_batch()
+        moments, rest = module.norm._with_last_batch(own, ConvView(module.conv, x))
+        break
+    assert moments.count == 4 * own.count and rest.share == 0.75
 
 
 @pytest.mark.parametrize("positions", [0, 20])

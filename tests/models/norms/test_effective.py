@@ -149,6 +149,12 @@ def test_pools_begin_with_one_mini_batch_and_groups_may_be_one_channel(norm):
         check_values(parse_plan(DEEP, path="deep.cfg"), options(norm), mini_batch=1)
 
 
+@pytest.mark.parametrize("norm", ["gn", "in"])
+def test_norms_of_single_pictures_are_not_helped_by_more_of_them(norm):
+    with pytest.raises(UserError, match=r"one value per channel.* take a larger --image-size or --norm ln"):
+        check_values(parse_plan(DEEP, path="deep.cfg"), options(norm), mini_batch=16)
+
+
 def test_a_group_of_two_channels_has_two_values():
     plan = parse_plan(DEEP, path="deep.cfg")
     assert check_values(plan, options("gn", norm_groups=1), mini_batch=1) is None
