@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from benchmarks.measured import against, circumstances, results_path, write  # noqa: E402
-from benchmarks.saved_bytes import saved_bytes  # noqa: E402
+from benchmarks.tensor_bytes import saved_bytes, state_bytes  # noqa: E402
 from cfg.plan import Plan, load_plan, parse_plan  # noqa: E402
 from models.network import Network  # noqa: E402
 from models.norms.table import NormOptions, norm_factory  # noqa: E402
@@ -77,10 +77,12 @@ class Contestant:
     def _keep(self, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
         self.output = output
 
-    def step(self, images: torch.Tensor) -> None:
+    def step(self, images: torch.Tensor, *, weighed: bool = False) -> None:
+        """weighed: see what the norms hold, which takes a while."""
         for part in self.clock.minibatches(images.chunk(PARTS)):
             self.mini_batch(part)
-            self.held_bytes = max(self.held_bytes, state_bytes(self.network))
+            if weighed:
+                self.held_bytes = max(self.held_bytes, state_bytes(self.network))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.clock.stepped()
@@ -101,16 +103,6 @@ class Contestant:
         saved = saved_bytes(lambda: self.network(images), self.network)
         self.output = None
         return saved
-
-
-def state_bytes(network: nn.Module) -> int:
-    """Of all tensors that modules hold, their weights left out; each storage once."""
-    storages = {}
-    for module in network.modules():
-        for tensor in (*module._buffers.values(), *vars(module).values()):
-            if isinstance(tensor, torch.Tensor):
-                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-    return sum(storages.values())
 
 
 def headless_tiny(activation: str) -> Plan:
@@ -137,7 +129,7 @@ def measure(
                 before = torch.cuda.memory_allocated(device)
                 torch.cuda.reset_peak_memory_stats(device)
             begun = time.perf_counter()
-            contestant.step(images)
+            contestant.step(images, weighed=turn == 0)
             _wait_for(device)
             if turn:  # the first round warms up
                 seconds[contestant.kind].append(time.perf_counter() - begun)

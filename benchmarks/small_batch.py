@@ -52,8 +52,8 @@ from benchmarks.small_batch.recipes import options_of, with_references  # noqa: 
 from benchmarks.small_batch.report import Results, Row, json_report, leading, markdown_report, text_report  # noqa: E402
 from benchmarks.small_batch.rows import RowFile, read_rows  # noqa: E402
 from benchmarks.small_batch.sources import DATA, NETS, prepare  # noqa: E402
-from utils.environment import pick_device  # noqa: E402
-from utils.errors import exit_on_error  # noqa: E402
+from utils.environment import describe, pick_device  # noqa: E402
+from utils.errors import UserError, exit_on_error  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "small_batch"
 SEEDS_HELP = "1 to N, or N-M, and a table of these alone (default: the budget's, and a table of all that there are)"
@@ -132,12 +132,22 @@ def chosen_grid(asked: argparse.Namespace) -> Grid:
 
 def run_grid(grid: Grid, file: RowFile, asked: argparse.Namespace) -> int:
     """Tuning, then the main cells whose rates are known -> how many failed."""
+    check_device(file.rows, asked.device)
     deadline = time.monotonic() + 60 * asked.time_limit if asked.time_limit else float("inf")
     failed = run_missing("tuning", grid.tune_cells(), file, asked, deadline)
     failed += run_missing("main", grid.main_cells(file.rows), file, asked, deadline)
     if untuned := len(list(left(grid.tune_cells(), file.rows))):
         print(f"{untuned} tuning cells are left: recipes that they belong to wait for them")
     return failed
+
+
+def check_device(rows: Sequence[Row], device: str) -> None:
+    """UserError where rows are of another kind of device: rates would be tuned, and seeds paired, across them."""
+    wanted = describe(pick_device(device))["device"]
+    for row in rows:
+        if row["machine"]["device"] != wanted:
+            found = row["machine"]["device"]
+            raise UserError(f"the rows there are were made on {found}, this is {wanted}: name another folder by --out")
 
 
 def run_missing(what: str, cells: Sequence[Cell], file: RowFile, asked: argparse.Namespace, deadline: float) -> int:

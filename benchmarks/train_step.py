@@ -30,7 +30,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.measured import circumstances, results_path, write, against  # noqa: E402
-from benchmarks.saved_bytes import saved_bytes  # noqa: E402
+from benchmarks.tensor_bytes import saved_bytes  # noqa: E402
 from cfg.plan import load_plan  # noqa: E402
 from models.network import Network, parameter_groups  # noqa: E402
 from models.norms.table import NormOptions, norm_factory  # noqa: E402

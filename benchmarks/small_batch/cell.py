@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from options import EvaluateOptions, TrainOptions
 import torch
 
 from benchmarks import measured
-from benchmarks.saved_bytes import saved_bytes
 from benchmarks.small_batch.grid import BATCH, Cell
 from benchmarks.small_batch.recipes import settings_of, spoken
 from benchmarks.small_batch.sources import Source, prepare
+from benchmarks.tensor_bytes import saved_storages, state_storages
 from cfg.plan import Plan
 from cfg.settings import cfg_settings
 from data.image_set import ImageSet
@@ -76,7 +77,7 @@ def run_cell(
         row["diverged"] = True  # a result: it scores nothing
         scores |= {"test_AP": 0.0, "test_AP50": 0.0} if is_tested else {}
     row |= {name: value if value is None else round(value, 5) for name, value in scores.items()}
-    row |= memory(options, plan)
+    row |= memory(cell, options, plan)
     row |= {"seconds": round(time.monotonic() - begun, 1), "cpu_seconds": round(time.process_time() - begun_cpu, 1)}
     row |= {"commit": commit, "date": datetime.date.today().isoformat()}
     return {**row, "machine": describe(pick_device(device))}
@@ -93,6 +94,7 @@ def prepared(cell: Cell, source: Source, *, device: str, workers: int) -> tuple[
         "multi_scale": 1.0,
         "seed": cell.seed,
         "device": device,
+        "amp": "off",  # a GPU's rows are of the same arithmetic
         "workers": workers,
         "evals": EVALS,
         "max_steps": cell.steps,
@@ -164,25 +166,32 @@ def gaps(detector: Detector, val_set: ImageSet, cell: Cell, norm: NormOptions, *
     return found
 
 
-def memory(options: TrainOptions, plan: Plan) -> dict[str, Any]:
-    """In MB. On CUDA the peak of this process; elsewhere, where there is no such counter, what autograd saves for
-    the backward of one mini-batch and what the norms keep between mini-batches."""
-    device = pick_device(options.device)
+def memory(cell: Cell, options: TrainOptions, plan: Plan) -> dict[str, Any]:
+    """In MB, of one batch at the end of the training, when burn-in is over.
+
+    On CUDA what is allocated at most beside what was there before. Elsewhere, where there is no such counter, what
+    autograd saves for the backward of a mini-batch and what the norms hold then beside batch norm's own state.
+    """
+    device, parts = pick_device(options.device), BATCH // cell.mini_batch
+    images = torch.rand(cell.mini_batch, 3, *plan.net.input_hw, device=device)
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-        return {"memory_MB": round(peak / 2**20, 2), "memory_of": "peak allocated"}
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
     network = Network(plan, norm_factory(options.norm)).to(device).train()
-    parts = options.optim.subdivisions
-    images = torch.rand(options.optim.batch_size // parts, 3, *plan.net.input_hw, device=device)
-    saved = 0
-    for _ in BatchClock(network).minibatches(range(min(parts, 2))):
-        saved = saved_bytes(lambda: network(images), network)
-    persistent = sum(
-        network.state_dict()[name].nbytes for name, _ in network.named_buffers() if name in network.state_dict()
-    )
-    history = sum(buffer.nbytes for buffer in network.buffers()) - persistent
-    total = saved + history
-    return {"memory_MB": round(total / 2**20, 2), "memory_of": "saved for a mini-batch's backward, and history"}
+    most = 0
+    for pixels in BatchClock(network, step=cell.steps - 1).minibatches([images] * parts):
+        if device.type == "cuda":
+            torch.stack([head.logits.square().mean() for head in network(pixels)]).sum().backward()
+        else:
+            saved = saved_storages(partial(network, pixels), network)
+            most = max(most, sum((saved | state_storages(network)).values()))
+    if device.type == "cuda":
+        most, what = torch.cuda.max_memory_allocated(device) - before, "peak allocated by a batch"
+    else:
+        channels = sum(norm.weight.numel() for norm in network.modules() if has_batch_statistics(norm))
+        most -= 2 * 4 * channels  # running mean and variance
+        what = "saved for a mini-batch's backward, and held by the norms"
+    return {"memory_MB": round(most / 2**20, 2), "memory_of": what}
 
 
 def code_version() -> str:

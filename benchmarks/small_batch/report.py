@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -224,7 +225,14 @@ def markdown_report(lines: Sequence[Line], rows: Sequence[Row], *, title: str, p
 
 
 def json_report(lines: Sequence[Line]) -> str:
-    return json.dumps([asdict(line) for line in lines], indent=1)
+    return json.dumps([_without_nan(asdict(line)) for line in lines], indent=1, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """null for what is no number, such as the interval of one seed: json has no NaN."""
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _blocks(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:

@@ -16,7 +16,7 @@ import data.dataset
 import train
 import training as parts
 import utils.scoring
-from benchmarks.small_batch.cell import check_apart, run_cell
+from benchmarks.small_batch.cell import check_apart, memory, prepared, run_cell
 from benchmarks.small_batch.grid import BUDGETS, Cell
 from data.digits import make_digits
 from data.source import open_image_set
@@ -137,3 +137,18 @@ def test_digits_fit_the_smallest_scene(tmp_path: Path) -> None:
     folder = make_digits(tmp_path / "digits", counts={"train": 64}, hw=(80, 80), shift=1.0)
     boxes = json.loads((folder / "annotations" / "instances_train.json").read_text())["annotations"]
     assert max(box["bbox"][3] for box in boxes) <= 64
+
+
+def test_memory_is_that_after_the_burn_in_and_of_whole_batches() -> None:
+    """In copies of the convolutions' weights: cmbn two, one more with carry; cbn's window of as many as a batch."""
+
+    def memory_of(recipe: str) -> float:
+        cell = replace(CELL, recipe=recipe, mini_batch=1, mosaic=False)
+        options, plan, *_ = prepared(cell, sources.prepare(cell, {}), device="cpu", workers=0)
+        return memory(cell, options, plan)["memory_MB"]
+
+    bn, cmbn, carried, burnt = map(memory_of, ("bn", "cmbn-weights", "cmbn-carry", "cmbn-carry+burn"))
+    windows = [memory_of(f"cbn-std-weights{window}") for window in ("", "-w8", "-wbatch")]
+    assert bn < cmbn < carried == burnt < windows[1] < windows[2]
+    copies = pytest.approx(windows[2] - windows[1], rel=0.02)
+    assert 2 * (windows[1] - windows[0]) == copies  # windows of 4, 8 and 16

@@ -15,6 +15,7 @@ import benchmarks.small_batch.sources as sources
 from benchmarks.small_batch.grid import BUDGETS, Cell
 from benchmarks.small_batch.processes import run_cells
 from benchmarks.small_batch.rows import read_rows
+from utils.errors import UserError
 
 Main = Callable[[Sequence[str]], None]
 
@@ -48,6 +49,11 @@ def test_a_grid_from_command_line_to_table(main: Main, tmp_path: Path, capsys: p
     assert "no cell is tested yet" in capsys.readouterr().out
     main([*flags, "--report-only", "--seeds", "1"])
     assert (out / "smoke-seeds-1-1.json").read_text() == (out / "smoke.json").read_text()
+    rows = (out / "smoke.jsonl").read_text()
+    (out / "smoke.jsonl").write_text(rows.replace('"device": "cpu"', '"device": "cuda: a large one"'))
+    with pytest.raises(UserError, match=r"were made on cuda: a large one, this is cpu: name another folder by --out"):
+        main(flags)
+    (out / "smoke.jsonl").write_text(rows)
     assert str(tmp_path) not in (out / "smoke.jsonl").read_text() + (out / "smoke.md").read_text()
 
 
