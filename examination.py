@@ -99,7 +99,8 @@ def sample_images(
 ) -> list[Tensor]:
     """At most so many pictures of the set, as `detector` sees them: (N, 3, H, W), uint8 or float, in random order."""
     loader = _pictures_for(detector, image_set.sample(pictures), batch_size=batch_size, workers=workers)
-    return [batch.images for batch in loader]
+    # Copies: what a worker made lies in shared memory, of which a file descriptor each would stay open.
+    return [batch.images.clone() for batch in loader]
 
 
 def recalibrate_on(image_set: ImageSet, detector: Detector, *, pictures: int, batch_size: int, workers: int) -> str:

@@ -56,11 +56,19 @@ class OptimOptions:
         "learning rate after burn-in (cfg: policy, with step, scale, gamma, power, sgdr_cycle, sgdr_mult)",
         choices=tuple(POLICIES),
     )
-    lr_steps: tuple[int, ...] = knob(
-        (), "lr_policy steps: optimizer steps at which the rate is scaled (cfg: steps)", unit="STEP", low=1
+    lr_steps: tuple[int, ...] | None = knob(
+        None,
+        "lr_policy steps: optimizer steps at which the rate is scaled (default: the cfg's steps, in proportion)",
+        unit="STEP",
+        low=1,
     )
     lr_scales: tuple[float, ...] = knob((), "lr_policy steps: the factors (cfg: scales)", unit="FACTOR", low=0)
-    burn_in_steps: int = knob(0, "steps in which the rate rises as a power (cfg: burn_in)", unit="STEPS", low=0)
+    burn_in_steps: int | None = knob(
+        None,
+        "steps in which the rate rises as a power (default: the cfg's burn_in, in proportion; of a short run a tenth)",
+        unit="STEPS",
+        low=0,
+    )
     momentum: float = knob(0.9, "of SGD", low=0, high=0.9999)
     weight_decay: float = knob(5e-4, "on convolution weights only (cfg: decay)", low=0, high=1)
     freeze: int = knob(

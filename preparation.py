@@ -188,18 +188,20 @@ def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
 
 
 def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Schedule:
-    """A cfg's steps and burn-in are meant for its max_batches: a run of another length keeps their proportion.
+    """A cfg's steps and burn-in are meant for its max_batches: a run of another length keeps their proportion, where
+    none are typed.
 
     But of a run that is much shorter, burn-in may take a tenth: it is there for the random start, whatever follows.
     UserError where the policy misses a key in the cfg.
     """
     optim, net = options.optim, plan.net
     steps, burn_in_steps = optim.lr_steps, optim.burn_in_steps
-    if steps and steps == net.steps and net.max_batches:
-        steps = tuple(step * total_steps // net.max_batches for step in steps)
-    if burn_in_steps == net.burn_in_steps:
-        in_proportion = burn_in_steps * total_steps // (net.max_batches or total_steps)
-        burn_in_steps = min(burn_in_steps, max(in_proportion, total_steps // 10))
+    cfg_steps = net.max_batches or total_steps
+    if steps is None:
+        steps = tuple(step * total_steps // cfg_steps for step in net.steps)
+    if burn_in_steps is None:
+        in_proportion = net.burn_in_steps * total_steps // cfg_steps
+        burn_in_steps = min(net.burn_in_steps, max(in_proportion, total_steps // 10))
     try:
         return Schedule(
             policy=optim.lr_policy,
@@ -251,7 +253,8 @@ def announce(job: Job, why_norm: str = "") -> None:
         print(f"          python -m data.doctor {options.data}  says more, and what to do")
     if problems := [line for image_set in (job.train_set, job.val_set) for line in image_set.problems.lines()]:
         with unless_full(job.folder / "data_problems.txt"):
-            (job.folder / "data_problems.txt").write_text("\n".join(problems) + "\n")
+            text = "\n".join(problems) + "\n"
+            (job.folder / "data_problems.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
     height, width = plan.net.input_hw
     parameters = f"{plan.parameter_count() / 1e6:.2f} M parameters"
     print(f"network   {plan.name} {height}x{width}, {plan.classes} classes, {parameters}")

@@ -66,11 +66,14 @@ def train(job: Job, stop: Stop | None = None) -> CocoTable:
                 run.log.say(f"epoch {epoch + 1}: AP {table.AP:.3f}  AP50 {table.AP50:.3f}")
             run.log.end_epoch(row)
             run.epochs_done = epoch + 1
-            if is_measured and run.best_ap < table.AP:
+            if is_measured and run.best_ap <= table.AP:  # of equal ones the later, which learnt more
                 run.keep_best(table.AP)
             (is_save_due,) = ranks.agreed(run.log.is_save_due(at_epoch_end=True))
             if is_measured or is_save_due:
                 run.keep_last()
+        if run.best_ap == float("-inf"):  # resumed, and told to end before the first evaluation
+            run.average.agree()
+            run.keep_best(run.examiner.measure().AP)
     except Stopped as stopped:
         stopped.is_kept = run.is_kept or run.keep_last()
         raise

@@ -131,6 +131,7 @@ class Training:
         if job.checkpoint is not None:
             self._go_on_from(job.checkpoint)
         resolved = {"cfg": plan.path, "image_size": plan.net.input_hw, "amp": self.step.precision.kind}
+        resolved |= {"burn_in_steps": self.schedule.burn_in_steps, "lr_steps": self.schedule.steps}
         resolved |= {"ema_decay": decay, "total_steps": self.total_steps, "environment": describe(self.device)}
         self.log.settings({**flatten(options), **resolved})
 
@@ -192,6 +193,7 @@ class Training:
             "step": self.steps_done,
             "epochs_done": self.epochs_done,
             "best_ap": self.best_ap,
+            "mini_batch": self.job.mini_batch,
             "settings": flatten(options),
         }
 

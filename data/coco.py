@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from itertools import chain
@@ -85,14 +86,19 @@ def _annotation_file(root: Path, split: str) -> Path:
 
 
 def _root(file: Path) -> Path:
-    return file.resolve().parent.parent if file.resolve().parent.name == "annotations" else file.resolve().parent
+    """Of the data set, by where the file is listed: it may be a link to another place."""
+    folder = Path(os.path.abspath(file)).parent
+    return folder.parent if folder.name == "annotations" else folder
 
 
 def _picture_folder(file: Path, split: str, file_names: list[str]) -> Path:
     """The first of the usual folders that holds one of the first pictures."""
-    root, stem = _root(file), file.stem.removeprefix("instances_")
-    folders = [root / part / name for part in ("", "images") for name in (stem, split, "")]
-    folders += [file.parent, file.parent / "images", root / "JPEGImages", root / "data"]
+    stem = file.stem.removeprefix("instances_")
+    folders = []
+    for place in (file, file.resolve()):
+        root = _root(place)
+        folders += [root / part / name for part in ("", "images") for name in (stem, split, "")]
+        folders += [place.parent, place.parent / "images", root / "JPEGImages", root / "data"]
     for folder in dict.fromkeys(folders):
         if any((folder / name).exists() for name in file_names):
             return folder

@@ -53,17 +53,20 @@ def make_digits(
         return root
     if root.exists() and not written.is_file() and any(root.iterdir()):
         raise UserError(f"{root}: holds something else, and the digits are not written over it; name another folder.")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and then renamed, so that an interrupted run leaves nothing that looks whole.
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
-        fresh = Path(scratch) / "fresh"
-        pools = digit_pools()
-        for split, count in counts.items():
-            _write_split(fresh, split, count, pools[split], seed=seed, hw=hw, shift=shift)
-        (fresh / _MANIFEST).write_text(json.dumps(manifest))
-        if root.exists():
-            root.rename(Path(scratch) / "old")
-        fresh.rename(root)
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        # Written aside and then renamed, so that an interrupted run leaves nothing that looks whole.
+        with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
+            fresh = Path(scratch) / "fresh"
+            pools = digit_pools()
+            for split, count in counts.items():
+                _write_split(fresh, split, count, pools[split], seed=seed, hw=hw, shift=shift)
+            (fresh / _MANIFEST).write_text(json.dumps(manifest))
+            if root.exists():
+                root.rename(Path(scratch) / "old")
+            fresh.rename(root)
+    except OSError as error:
+        raise UserError(f"{root}: the digits cannot be written there ({error.strerror}).") from error
     return root
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ def load_instances(file: Path) -> dict[str, Any]:
         odd = [row["id"] for row in content[key] if not _is_id(row["id"])]
         if odd:
             raise UserError(f"{file}: expected integer ids in its list '{key}', found {json.dumps(odd[0])[:80]}.")
+        repeated = [number for number, times in Counter(row["id"] for row in content[key]).items() if times > 1]
+        if repeated:
+            raise UserError(
+                f"{file}: two of its list '{key}' have the id {repeated[0]}, so that nobody knows which one an "
+                "annotation means: number them anew."
+            )
     odd = [row["file_name"] for row in content["images"] if not isinstance(row["file_name"], str)]
     if odd:
         raise UserError(f"{file}: expected file names in its list 'images', found {json.dumps(odd[0])[:80]}.")

@@ -112,7 +112,7 @@ class BatchKeys(Protocol):
 class Loader:
     """Iterating it gives a Batch for each list of keys, made ahead of time by `workers` processes.
 
-    One iteration at a time: a new one ends an older. On a machine with CUDA the batches lie in page-locked memory.
+    One iteration at a time: a new one ends an older. Where CUDA is in use the batches lie in page-locked memory.
     """
 
     def __init__(self, dataset: Dataset[Sample], keys: BatchKeys, workers: int) -> None:
@@ -125,7 +125,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self._workers.batches(self.keys) if self._workers else (self._make(keys) for keys in self.keys)
-        return _pinned(batches) if torch.cuda.is_available() else batches
+        return _pinned(batches) if torch.cuda.is_initialized() else batches
 
     @property
     def worker_pids(self) -> list[int]:

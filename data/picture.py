@@ -26,8 +26,8 @@ def picture_hw(path: str) -> tuple[int, int] | None:
         with open(path, "rb") as file:
             start = file.read(24)
             if start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR":
-                width, height = struct.unpack(">II", start[16:24])
-                return height, width
+                file.seek(8)
+                return _png_hw(file)
             if start[:2] == _JPEG_START:
                 file.seek(2)
                 return _jpeg_hw(file)
@@ -82,6 +82,25 @@ def _reduced(content: np.ndarray, enough_px: int) -> int:
 
 def _lies_on_its_side(hw: tuple[int, int], source_hw: tuple[int, int]) -> bool:
     return (hw[0] - hw[1]) * (source_hw[0] - source_hw[1]) < 0
+
+
+def _png_hw(file: BinaryIO) -> tuple[int, int]:
+    """Walk the chunks up to the pixels; an EXIF one on the way may tell of a picture on its side."""
+    hw, kind = (0, 0), b""
+    while kind not in (b"IDAT", b"IEND"):
+        head = file.read(8)
+        if len(head) < 8:  # cut off
+            break
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"IHDR":
+            width, height = struct.unpack(">II", file.read(8))
+            hw = height, width
+            file.seek(length - 8 + 4, 1)
+        elif kind == b"eXIf":
+            return hw[::-1] if _exif_orientation(file.read(length)) >= 5 else hw
+        else:
+            file.seek(length + 4, 1)  # and its checksum
+    return hw
 
 
 def _jpeg_hw(file: BinaryIO) -> tuple[int, int] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import mmap
 import os
 import shutil
@@ -25,6 +24,7 @@ import cv2
 import numpy as np
 
 from data.image_set import ImageSet
+from utils.memory import free_memory_bytes
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def open_cache(
         return None
     try:
         if kind == "ram":
-            descriptor, free = _memory_file(), _free_memory_bytes()
+            descriptor, free = _memory_file(), free_memory_bytes()
         else:
             folder = folder or _user_folder()
             descriptor = _disk_file(folder, image_set, longest_px)
@@ -201,20 +201,6 @@ def _disk_file(folder: Path, image_set: ImageSet, longest_px: int) -> int:
 
 def _user_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolov4-norms"
-
-
-def _free_memory_bytes() -> int:
-    """What Linux calls available, or the rest of this control group's share if that is less; shared out over ranks."""
-    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = [1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")] or free
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        free.append(math.inf if limit == "max" else int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # another system, or no control groups
-    return int(max(0, min(free)) / int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _write(descriptor: int, content: bytes | memoryview, at: int) -> None:

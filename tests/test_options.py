@@ -260,7 +260,8 @@ def test_the_cfg_file_is_heard():
     plan = load_plan("yolov4-pico")
     made = settle(TrainOptions, {"learning_rate": 0.5}, cfg_settings(plan))
     assert made.optim.learning_rate == 0.5
-    assert (made.optim.batch_size, made.optim.burn_in_steps) == (plan.net.batch, plan.net.burn_in_steps)
+    assert (made.optim.batch_size, made.optim.momentum) == (plan.net.batch, plan.net.momentum)
+    assert (made.optim.burn_in_steps, made.optim.lr_steps) == (None, None), "in proportion to the run: make_schedule"
     assert (made.optim.lr_policy, made.optim.final_learning_rate) == ("sgdr", plan.net.learning_rate_min)
     assert made.optim.max_steps == plan.net.max_batches != OptimOptions().max_steps
     assert made.augment.letterbox is True

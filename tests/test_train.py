@@ -79,9 +79,17 @@ def test_a_run_of_another_length_keeps_the_cfgs_proportions(policy, total_steps)
         assert other.rate(tenth * total_steps // 10 - 1) == pytest.approx(whole.rate(tenth * 100 - 1), rel=1e-9)
 
 
-def test_typed_steps_are_this_runs():
-    plan = plan_with("policy=steps", "steps=400,800", "scales=.1,.5")
-    assert schedule_of(plan, total_steps=100, lr_steps=(30, 40)).steps == (30, 40)
+@pytest.mark.parametrize("typed", [(30, 40), (400, 800)])
+def test_typed_steps_are_this_runs(typed):
+    plan = plan_with("policy=steps", "steps=400,800", "scales=.1,.5", "max_batches=1000")
+    assert schedule_of(plan, total_steps=100, lr_steps=typed).steps == typed
+    assert schedule_of(plan, total_steps=100).steps == (40, 80)
+
+
+@pytest.mark.parametrize("typed", [0, 49, 50, 51])
+def test_typed_burn_in_is_this_runs(typed):
+    plan = plan_with("policy=constant", "burn_in=50", "max_batches=1000")
+    assert schedule_of(plan, total_steps=100, burn_in_steps=typed).burn_in_steps == typed
 
 
 @pytest.mark.parametrize(("policy", "key"), [("step", "scale"), ("exp", "gamma"), ("sig", "gamma")])

@@ -187,7 +187,7 @@ class _Undo:
         for name in now.keys() - here:
             self._kept[name].copy_(now[name], non_blocking=True)
         self._random = torch.get_rng_state()
-        self._random_on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        self._random_on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -25,8 +25,8 @@ from utils.errors import UserError
 from utils.seed import random_state, set_random_state
 from utils.whole_file import whole_file
 
-FORMAT = 2
-RESUMABLE_FROM = 2  # weights can be read from earlier formats, too
+FORMAT = 3
+RESUMABLE_FROM = 3  # weights can be read from earlier formats, too
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:

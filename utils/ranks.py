@@ -57,18 +57,18 @@ def joined() -> Iterator[None]:
         return
     # Plain values travel over gloo, so that they need no place on a GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    # Not after an error, which other ranks may know nothing of: they wait for this one in NCCL, and ending the group
+    # would wait for them. This way the error is told, the process ends, and torchrun ends the others.
+    dist.destroy_process_group()
 
 
 def local_device(device: torch.device) -> torch.device:
-    """This rank's own of the GPUs of its machine, where `device` is a GPU without a number."""
-    if device.type != "cuda" or device.index is not None or count() == 1:
-        return device
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
+    """The device, made the current one. A GPU without a number is this rank's own of the GPUs of its machine."""
+    if device.type == "cuda" and device.index is None and count() > 1:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 
@@ -83,7 +83,7 @@ def parallel(network: nn.Module) -> nn.Module:
     # torch 2.15 warns of the second name, which earlier ones know alone.
     named = inspect.signature(DistributedDataParallel).parameters
     off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers": False}
-    return DistributedDataParallel(network, **off)
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, **off)  # or it holds them twice
 
 
 def unsynchronised(forward: nn.Module) -> AbstractContextManager[None]:

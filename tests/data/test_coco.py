@@ -176,6 +176,27 @@ def test_ids_that_are_no_integers(tmp_path: Path, key: str, odd: object) -> None
         open_image_set(tmp_path, "train")
 
 
+@pytest.mark.parametrize("key", ["images", "categories"])
+def test_ids_that_two_have(tmp_path: Path, key: str) -> None:
+    """As in two data sets put into one file that both count from 1: their boxes would be each other's."""
+    file = write_coco(tmp_path, "train")
+    rows = json.loads(file.read_text())[key]
+    rows[1]["id"] = rows[0]["id"]
+    changed(file, **{key: rows})
+    with pytest.raises(UserError, match=rf"instances_train.json: two of its list '{key}' have the id {rows[0]['id']},"):
+        open_image_set(tmp_path, "train")
+
+
+def test_a_linked_annotation_file_belongs_to_where_the_link_is(tmp_path: Path) -> None:
+    file = write_coco(tmp_path / "set", "train")
+    (tmp_path / "store").mkdir()
+    stored = file.rename(tmp_path / "store" / "merged.json")
+    file.symlink_to(stored)
+    assert len(open_image_set(tmp_path / "set", "train")) == 3
+    (tmp_path / "set" / "train").rename(tmp_path / "store" / "train")  # or to where it leads
+    assert len(open_image_set(tmp_path / "set", "train")) == 3
+
+
 def test_file_names_that_are_no_text(tmp_path: Path) -> None:
     file = write_coco(tmp_path, "train")
     images = json.loads(file.read_text())["images"]

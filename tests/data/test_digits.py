@@ -79,6 +79,12 @@ def test_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     assert fingerprints(tmp_path / "digits") == old
 
 
+def test_a_folder_that_takes_no_files_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"digits: the digits cannot be written there \(.+\)\.$"):
+        make_digits(tmp_path / "file" / "digits", counts=COUNTS)
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="holds something else"):

@@ -100,7 +100,7 @@ def test_pinning_a_batch_ahead_changes_none(noise_set: ImageSet, workers: int, m
         pinned_in.add(threading.current_thread())
         return batch
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
     monkeypatch.setattr(Batch, "pin_memory", pinned)
@@ -118,7 +118,7 @@ def test_an_error_comes_through_the_thread_that_pins(tmp_path: Path, monkeypatch
     image_set = picture_set(tmp_path, 2)
     for path in tmp_path.glob("*.png"):
         path.unlink()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     with pytest.raises(UserError, match="none of its 2 pictures can be read"):

@@ -1,4 +1,5 @@
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -106,6 +107,19 @@ def test_orientation_tag(tmp_path: Path) -> None:
     assert upright.shape == (50, 30, 3)
     assert picture_hw(str(path)) == (50, 30)
     np.testing.assert_array_equal(as_stored, read_picture(str(tmp_path / "a.jpg")))
+
+
+@pytest.mark.parametrize(("orientation", "hw"), [(1, (30, 50)), (3, (30, 50)), (6, (50, 30))])
+def test_orientation_chunk_of_a_png(tmp_path: Path, orientation: int, hw: tuple[int, int]) -> None:
+    write_picture(tmp_path / "a.png", (30, 50))
+    content = (tmp_path / "a.png").read_bytes()
+    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    chunk = struct.pack(">I", len(tiff)) + b"eXIf" + tiff + struct.pack(">I", zlib.crc32(b"eXIf" + tiff))
+    path = tmp_path / "turned.png"
+    path.write_bytes(content[:33] + chunk + content[33:])
+    image = read_picture(str(path))
+    assert image is not None
+    assert picture_hw(str(path)) == image.shape[:2] == hw
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_files_that_nobody_uses_go(noise_set: ImageSet, tmp_path: Path) -> None:
 def test_by_default_a_share_of_what_is_free(
     noise_set: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data.picture_cache, "_free_memory_bytes", lambda: 4 * (2 * SLOT))
+    monkeypatch.setattr(data.picture_cache, "free_memory_bytes", lambda: 4 * (2 * SLOT))
     cache = open_cache("ram", noise_set, longest_px=99)
     assert cache is not None
     assert cache.pictures == 2

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -17,8 +18,11 @@ from pycocotools.cocoeval import COCOeval
 import train
 from data.digits import make_digits
 from options import run_page
+from preparation import begun, prepare
 from tests.e2e.conftest import TOY_CFG
 from utils.checkpoint import read_checkpoint
+from utils.scoring import Examiner
+from utils.stop import Stop, Stopped
 
 
 def page(root: Path, name: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -88,6 +92,40 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
         assert torch.equal(tensor, parts["training"]["network"][name]), name
     for name, tensor in whole["weights"].items():
         assert torch.equal(tensor, parts["weights"][name]), name
+
+
+class StopAfter(Stop):
+    """Wished for while that step is taken."""
+
+    def __init__(self, *, steps: int) -> None:
+        self.left = steps
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        self.left -= 1
+        return self.left <= 0
+
+
+def test_of_equally_good_weights_the_later_are_kept(scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch) -> None:
+    """As when nothing is found yet, or the split has no objects."""
+    monkeypatch.setattr(Examiner, "measure", lambda *_, **__: SimpleNamespace(AP=0.0, AP50=0.0))
+    monkeypatch.setattr(train, "finish", lambda *_: None)
+    common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu"]
+    train.train(begun(prepare([*common, "--epochs", "3", "--evals", "3", "--run", str(tmp_path / "run")])))
+    assert read_checkpoint(tmp_path / "run" / "best.pt")["step"] == 12
+
+
+def test_a_run_that_is_told_to_end_before_its_first_evaluation_is_measured(
+    scenes: Path, toy_cfg: str, tmp_path: Path, capsys
+) -> None:
+    run = tmp_path / "run"
+    common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--save-minutes", "0"]
+    with pytest.raises(Stopped):
+        train.train(begun(prepare([*common, "--epochs", "50", "--evals", "1", "--run", str(run)])), StopAfter(steps=5))
+    assert read_checkpoint(run / "last.pt")["epochs_done"] == 1 and not (run / "best.pt").exists()
+    train.main(["--resume", str(run), "--epochs", "1", "--workers", "0"])
+    assert "Average Precision" in capsys.readouterr().out
+    assert read_checkpoint(run / "best.pt")["step"] == 5
 
 
 def test_two_pictures_can_be_learnt_by_heart(toy_cfg: str, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 def counted_waits(found: list[int]) -> Iterator[None]:
     """Append how often the host waited for the GPU: as torch says of a real one, or as the pretended one counts."""
     waits.clear()
-    is_real = torch.cuda.is_initialized()
+    is_real = torch.cuda.get_device_name(GPU) != "pretended"
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         if is_real:
