@@ -191,7 +191,7 @@ BUDGETS = {
     "quick": Grid(
         data=("digits-1",),
         nets=("small",),
-        recipes=("bn", "cmbn-weights"),
+        recipes=("bn", "cmbn-weights", "cmbn-carry+burn"),
         mini_batches=(1, 16),
         tuned_at=(),
         rates=_RATES,

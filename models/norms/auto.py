@@ -20,5 +20,5 @@ def choose_norm(options: NormOptions, *, mini_batch: int) -> tuple[NormOptions, 
     pictures = f"{mini_batch} picture{'s' * (mini_batch != 1)} in a forward"
     if mini_batch >= ENOUGH:
         return resolve_norm(replace(options, norm="bn")), f"bn, because {pictures} are enough for it"
-    chosen = resolve_norm(replace(options, norm="cmbn"))
-    return chosen, f"cmbn, because {pictures} {'is' if mini_batch == 1 else 'are'} fewer than {ENOUGH}"
+    chosen = resolve_norm(replace(options, norm="cmbn", norm_carry=True))
+    return chosen, f"cmbn --norm-carry, because {pictures} {'is' if mini_batch == 1 else 'are'} fewer than {ENOUGH}"

@@ -12,11 +12,11 @@ AUTO = NormOptions(norm="auto")
 
 
 @pytest.mark.parametrize("mini_batch", [1, 2, 3])
-def test_few_pictures_get_cmbn(mini_batch):
+def test_few_pictures_get_cmbn_with_carry(mini_batch):
     norm, why = choose_norm(AUTO, mini_batch=mini_batch)
-    assert norm == resolve_norm(NormOptions(norm="cmbn", norm_gradient="weights"))
+    assert norm == resolve_norm(NormOptions(norm="cmbn", norm_gradient="weights", norm_carry=True))
     pictures = "1 picture in a forward is" if mini_batch == 1 else f"{mini_batch} pictures in a forward are"
-    assert why == f"cmbn, because {pictures} fewer than {ENOUGH}"
+    assert why == f"cmbn --norm-carry, because {pictures} fewer than {ENOUGH}"
 
 
 def test_many_pictures_get_batch_norm():
