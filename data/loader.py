@@ -21,6 +21,7 @@ from data.geometry import letterbox_placement
 from data.image_set import ImageSet
 from data.picture_cache import open_cache
 from data.workers import Workers
+from utils.environment import cuda_is_in_use
 from utils.errors import UserError
 from utils.structures import Batch, Sample
 
@@ -125,7 +126,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self._workers.batches(self.keys) if self._workers else (self._make(keys) for keys in self.keys)
-        return _pinned(batches) if torch.cuda.is_initialized() else batches
+        return _pinned(batches) if cuda_is_in_use() else batches
 
     @property
     def worker_pids(self) -> list[int]:

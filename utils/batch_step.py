@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from utils import ranks
 from utils.amp import MixedPrecision
 from utils.clock import BatchClock
+from utils.environment import cuda_is_in_use
 from utils.errors import UserError
 from utils.memory import empty_cache, is_out_of_memory
 from utils.not_finite import in_gradients, in_inputs, in_layers
@@ -187,7 +188,7 @@ class _Undo:
         for name in now.keys() - here:
             self._kept[name].copy_(now[name], non_blocking=True)
         self._random = torch.get_rng_state()
-        self._random_on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        self._random_on_gpu = torch.cuda.get_rng_state() if cuda_is_in_use() else None
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -75,6 +75,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def cuda_is_in_use() -> bool:
+    """Whether this process computes on a CUDA GPU. A training on the CPU leaves one that is there to others."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def leave_a_core_to_loaders(device: torch.device, workers: int) -> None:
     """Compute with one thread fewer than there are cores while loader workers run beside a CPU training.
 

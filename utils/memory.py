@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from utils.environment import cuda_is_in_use
+
 try:
     import resource
 except ImportError:  # Windows has none
@@ -25,13 +27,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def empty_cache() -> None:
     """Of the GPU, where there is one: what is cached in large pieces does not help small ones."""
-    if torch.cuda.is_initialized():
+    if cuda_is_in_use():
         torch.cuda.empty_cache()
 
 
 def peak_memory() -> str:
     """Of this process so far: on a GPU what tensors took there, elsewhere all of it; "" where nobody counts."""
-    if torch.cuda.is_initialized() and (on_gpu := torch.cuda.max_memory_allocated()):
+    if cuda_is_in_use() and (on_gpu := torch.cuda.max_memory_allocated()):
         return f", {on_gpu / 2**30:.2f} GiB of GPU memory so far"
     if resource is None:
         return ""

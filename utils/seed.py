@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils.environment import cuda_is_in_use
 from utils.errors import UserError
 
 
@@ -31,7 +32,7 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "cuda": torch.cuda.get_rng_state() if cuda_is_in_use() else None,
     }
 
 
@@ -41,5 +42,5 @@ def set_random_state(state: dict[str, Any]) -> None:
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_initialized():
+    if state["cuda"] is not None and cuda_is_in_use():
         torch.cuda.set_rng_state(state["cuda"])
