@@ -110,8 +110,9 @@ def check_statistics(options: EvaluateOptions, given: dict[str, Any], detector: 
 
 def write_norm_report(folder: Path, checkpoint: dict[str, Any], detector: Detector, images: Sequence[Tensor]) -> str:
     """norm_report.txt and norm_report.png -> the text."""
-    norm, mini_batch = NormOptions(**checkpoint["norm"]), checkpoint.get("mini_batch", 1)
-    cut = {"mini_batch": mini_batch, "subdivisions": checkpoint.get("settings", {}).get("subdivisions", 1)}
+    batch, parts = (checkpoint.get("settings", {}).get(name, 1) for name in ("batch_size", "subdivisions"))
+    mini_batch = checkpoint.get("mini_batch", batch // parts)  # smaller, where several ranks share a batch
+    norm, cut = NormOptions(**checkpoint["norm"]), {"mini_batch": mini_batch, "subdivisions": parts}
     report = measure_norms(detector.network, images)
     verdict = report.verdict(mini_batch=mini_batch, effective=effective_pictures(norm, **cut))
     text = f"{report.table()}\n\ntrained with {describe_norm(norm, **cut)}\n{verdict}\n"
