@@ -39,7 +39,7 @@ class NormOptions:
     )
     norm_gradient: str | None = knob(
         None,
-        "cmbn (default weights), cbn and cbn-lite (default share): gradient through the pooled statistics",
+        "cmbn and cbn (default weights), cbn-lite (default share): gradient through the pooled statistics",
         choices=CMBN_GRADIENTS,
     )
     norm_carry: bool | None = knob(
@@ -272,7 +272,7 @@ _OWN_KNOBS: dict[str, dict[str, Any]] = {
         "norm_positions": 256,
         **_STATISTICS_KNOBS,
     },
-    "cbn": {"norm_estimator": "std", **_WINDOW_KNOBS, **_STATISTICS_KNOBS},
+    "cbn": {"norm_estimator": "std", **_WINDOW_KNOBS, "norm_gradient": "weights", **_STATISTICS_KNOBS},
     "cbn-lite": {"norm_refresh_steps": 4, **_WINDOW_KNOBS, **_STATISTICS_KNOBS},
     "mabn": {"norm_average_images": 16.0, **_STATISTICS_KNOBS},
     "brn": {
@@ -303,6 +303,8 @@ def resolve_norm(options: NormOptions) -> NormOptions:
             own["norm_momentum"] = 0.01
     elif norm == "cmbn" and options.norm_carry:
         own["norm_burn_in_steps"] = _WINDOW_KNOBS["norm_burn_in_steps"]  # its history, too, is of other weights
+    if norm == "cbn" and options.norm_estimator == "none":
+        own["norm_gradient"] = "share"  # nothing tells how the past moves with the weights
     if norm == "cbn-lite" and gradient == "weights":
         raise UserError("--norm-gradient weights needs every mini-batch's own covariance: use --norm cbn")
     known = [kind for kind in CBN_GRADIENTS if (norm, kind) != ("cbn-lite", "weights")]

@@ -19,7 +19,7 @@ from utils.clock import BatchClock
 
 # Windows that outlast a batch of two, no burn-in, and whole covariances: so that something happens in a short test.
 CMBN = NormOptions(norm="cmbn")
-CBN = NormOptions(norm="cbn", norm_window=3, norm_burn_in_steps=0, norm_positions=0)
+CBN = NormOptions(norm="cbn", norm_gradient="share", norm_window=3, norm_burn_in_steps=0, norm_positions=0)
 LITE = NormOptions(norm="cbn-lite", norm_window=3, norm_burn_in_steps=0, norm_positions=0, norm_refresh_steps=2)
 MABN = NormOptions(norm="mabn", norm_average_images=4.0)
 BRN = NormOptions(norm="brn", norm_burn_in_steps=0, norm_ramp_steps=2, norm_r_max=1.5, norm_d_max=0.5)

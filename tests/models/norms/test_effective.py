@@ -47,7 +47,7 @@ def test_pictures_behind_the_statistics(made, pictures):
     [
         (options("bn"), "bn: mini-batches of 2 pictures, statistics of 2"),
         (options("cmbn"), "cmbn (weights): mini-batches of 2 pictures, statistics of up to 16"),
-        (options("cbn"), "cbn (share): mini-batches of 2 pictures, statistics of up to 8"),
+        (options("cbn"), "cbn (weights): mini-batches of 2 pictures, statistics of up to 8"),
         (options("gn"), "gn: mini-batches of 2 pictures, each picture by its own"),
         (options("bn", norm_eval=True), "bn: mini-batches of 2 pictures, running statistics, which stay"),
         (options("none"), "none: mini-batches of 2 pictures, no statistics"),

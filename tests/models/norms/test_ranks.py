@@ -136,7 +136,7 @@ KINDS = {
     "cmbn-share": NormOptions(norm="cmbn", norm_gradient="share", norm_sync=True),
     "cmbn-weights": NormOptions(norm="cmbn", norm_gradient="weights", norm_positions=0, norm_sync=True),
     "cmbn-carried": NormOptions(norm="cmbn", norm_carry=True, norm_burn_in_steps=0, norm_positions=0, norm_sync=True),
-    "cbn-share": NormOptions(norm="cbn", **WINDOW),
+    "cbn-share": NormOptions(norm="cbn", norm_gradient="share", **WINDOW),
     "cbn-weights": NormOptions(norm="cbn", norm_gradient="weights", **WINDOW),
     "cbn-renorm": NormOptions(norm="cbn", norm_gradient="renorm", **WINDOW),
     "cbn-none": NormOptions(norm="cbn", norm_estimator="none", **WINDOW),

@@ -201,6 +201,11 @@ def test_a_carried_cmbn_burns_in_as_cbn_does():
     assert resolve_norm(NormOptions(norm="cmbn", norm_carry=True, norm_burn_in_steps=0)).norm_burn_in_steps == 0
 
 
+@pytest.mark.parametrize(("estimator", "gradient"), [(None, "weights"), ("taylor", "weights"), ("none", "share")])
+def test_cbns_gradient_reaches_the_weights_through_what_is_compensated(estimator, gradient):
+    assert resolve_norm(NormOptions(norm="cbn", norm_estimator=estimator)).norm_gradient == gradient
+
+
 def test_darknets_cmbn_has_darknets_rate():
     assert resolve_norm(NormOptions(norm="cmbn", norm_gradient="darknet")).norm_momentum == 0.01
     assert resolve_norm(NormOptions(norm="cmbn")).norm_momentum == 0.1
