@@ -94,6 +94,9 @@ class Training:
         self.total_steps = optim.epochs * len(self.loader) if optim.epochs else optim.max_steps
         self.epochs = -(-self.total_steps // len(self.loader))
         self.schedule = make_schedule(options, plan, total_steps=self.total_steps)
+        say(f"schedule  {self.schedule.words()}")
+        if (burn_in := options.norm.norm_burn_in_steps or 0) >= self.total_steps:
+            say(f"warning: --norm-burn-in-steps {burn_in} is all of it: {options.norm.norm} is plain batch norm here")
         decay = self.schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
         self.average = WeightAverage(self.network, decay=decay, warm_up_steps=100)
         self.examiner = make_examiner(

@@ -57,6 +57,12 @@ class Schedule:
             return self.base_rate * (number / self.burn_in_steps) ** self.power
         return POLICIES[self.policy](self, number)
 
+    def words(self) -> str:
+        """2000 steps: 200 of burn-in, then steps at 1600, 1800 from 0.01"""
+        burn_in = f"{self.burn_in_steps} of burn-in, then " if self.burn_in_steps else ""
+        at = f" at {', '.join(map(str, self.steps))}" if self.policy == "steps" and self.steps else ""
+        return f"{self.total_steps} steps: {burn_in}{self.policy}{at} from {self.base_rate:g}"
+
     def average_decay(self) -> float:
         """Decay of averaged weights that remembers about the last twentieth of the training."""
         return min(0.9999, max(0.9, 1 - 20 / max(1, self.total_steps)))

@@ -171,3 +171,11 @@ def test_a_policy_without_its_key_names_the_key(policy, fields, said):
 @pytest.mark.parametrize(("steps", "decay"), [(1, 0.9), (1000, 0.98), (10**9, 0.9999)])
 def test_the_average_remembers_about_a_twentieth(steps, decay):
     assert replace(COSINE, total_steps=steps).average_decay() == pytest.approx(decay)
+
+
+def test_it_says_what_it_is():
+    stepped = Schedule(
+        policy="steps", base_rate=0.01, total_steps=2000, burn_in_steps=200, steps=(1600,), scales=(0.1,)
+    )
+    assert stepped.words() == "2000 steps: 200 of burn-in, then steps at 1600 from 0.01"
+    assert Schedule(policy="cosine", base_rate=1e-3, total_steps=8).words() == "8 steps: cosine from 0.001"
