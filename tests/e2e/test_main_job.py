@@ -128,6 +128,17 @@ def test_a_run_that_is_told_to_end_before_its_first_evaluation_is_measured(
     assert read_checkpoint(run / "best.pt")["step"] == 5
 
 
+@pytest.mark.parametrize(("burn_in", "is_warned"), [("3", False), ("4", True)])
+def test_a_norm_that_never_begins_is_said(
+    scenes: Path, toy_cfg: str, tmp_path: Path, capsys, burn_in: str, is_warned: bool
+) -> None:
+    common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--max-steps", "4"]
+    train.main([*common, "--norm", "cbn", "--norm-burn-in-steps", burn_in, "--run", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert "schedule  4 steps: constant from 0.005" in said
+    assert ("warning: --norm-burn-in-steps 4 is all of it: cbn is plain batch norm here" in said) == is_warned
+
+
 def test_two_pictures_can_be_learnt_by_heart(toy_cfg: str, tmp_path: Path) -> None:
     """Loss near 0 and every object found: assignment, loss, decoder and evaluation speak of the same boxes."""
     two = make_digits(tmp_path / "two", counts={"train": 2, "val": 2}, hw=(64, 64), shift=0.0)
