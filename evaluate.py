@@ -111,7 +111,7 @@ def check_statistics(options: EvaluateOptions, given: dict[str, Any], detector: 
 def write_norm_report(folder: Path, checkpoint: dict[str, Any], detector: Detector, images: Sequence[Tensor]) -> str:
     """norm_report.txt and norm_report.png -> the text."""
     batch, parts = (checkpoint.get("settings", {}).get(name, 1) for name in ("batch_size", "subdivisions"))
-    mini_batch = checkpoint.get("mini_batch", batch // parts)  # smaller, where several ranks share a batch
+    mini_batch = checkpoint.get("mini_batch", batch // parts)  # what is stored is one rank's
     norm, cut = NormOptions(**checkpoint["norm"]), {"mini_batch": mini_batch, "subdivisions": parts}
     report = measure_norms(detector.network, images)
     verdict = report.verdict(mini_batch=mini_batch, effective=effective_pictures(norm, **cut))

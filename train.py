@@ -71,9 +71,11 @@ def train(job: Job, stop: Stop | None = None) -> CocoTable:
             (is_save_due,) = ranks.agreed(run.log.is_save_due(at_epoch_end=True))
             if is_measured or is_save_due:
                 run.keep_last()
-        if run.best_ap == float("-inf"):  # resumed, and told to end before the first evaluation
+        (is_unmeasured,) = ranks.agreed(run.best_ap == float("-inf"))
+        if is_unmeasured:  # resumed, and told to end before the first evaluation; or best.pt met a full disk
             run.average.agree()
             run.keep_best(run.examiner.measure().AP)
+            run.keep_last()
     except Stopped as stopped:
         stopped.is_kept = run.is_kept or run.keep_last()
         raise

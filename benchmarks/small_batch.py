@@ -21,8 +21,8 @@ BN that has them too. Data are fixed: intervals are over seeds, not over data se
 Budgets: smoke (a minute, proves that it runs), quick (minutes on 2 cores, rates not tuned), standard (hours on a CPU),
 full (a GPU; `yolov4-tiny` and a yolov4 of half the width at 416 px). Rows go to benchmarks/results/small_batch/, a line
 a cell as it is done: a grid that was stopped goes on where it was, and more seeds or recipes add to it. Rates are tuned
-on each data set without mosaic; standard takes those of mini-batch 1 for 2. `frozen` is left out: trained from scratch
-it has no statistics.
+on each data set without mosaic; standard takes those of mini-batch 1 for 2 and 4. `frozen` is left out: trained from
+scratch it has no statistics.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             failed = run_grid(grid, file, asked)
             rows = file.rows
     if asked.seeds:
+        if not asked.report_only:
+            report(grid, rows, path)
         rows = [row for row in rows if row["role"] == "tune" or row["seed"] in asked.seeds]
         path = path.with_stem(f"{path.stem}-seeds-{asked.seeds[0]}-{asked.seeds[-1]}")
     report(grid, rows, path)

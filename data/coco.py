@@ -93,10 +93,9 @@ def _root(file: Path) -> Path:
 
 def _picture_folder(file: Path, split: str, file_names: list[str]) -> Path:
     """The first of the usual folders that holds one of the first pictures."""
-    stem = file.stem.removeprefix("instances_")
-    folders = []
+    folders: list[Path] = []
     for place in (file, file.resolve()):
-        root = _root(place)
+        root, stem = _root(place), place.stem.removeprefix("instances_")
         folders += [root / part / name for part in ("", "images") for name in (stem, split, "")]
         folders += [place.parent, place.parent / "images", root / "JPEGImages", root / "data"]
     for folder in dict.fromkeys(folders):

@@ -11,6 +11,7 @@ import numpy as np
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+_MOST_EXIF = 1 << 16  # bytes; a file may lie about its chunks
 _JPEG_START = b"\xff\xd8"
 # JPEG start-of-frame markers; C4, C8 and CC lie among them but are tables.
 _JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -85,9 +86,9 @@ def _lies_on_its_side(hw: tuple[int, int], source_hw: tuple[int, int]) -> bool:
 
 
 def _png_hw(file: BinaryIO) -> tuple[int, int]:
-    """Walk the chunks up to the pixels; an EXIF one on the way may tell of a picture on its side."""
+    """Walk the chunks; an EXIF one may tell of a picture on its side."""
     hw, kind = (0, 0), b""
-    while kind not in (b"IDAT", b"IEND"):
+    while kind != b"IEND":
         head = file.read(8)
         if len(head) < 8:  # cut off
             break
@@ -97,7 +98,7 @@ def _png_hw(file: BinaryIO) -> tuple[int, int]:
             hw = height, width
             file.seek(length - 8 + 4, 1)
         elif kind == b"eXIf":
-            return hw[::-1] if _exif_orientation(file.read(length)) >= 5 else hw
+            return hw[::-1] if _is_transposed(file.read(min(length, _MOST_EXIF))) else hw
         else:
             file.seek(length + 4, 1)  # and its checksum
     return hw
@@ -121,7 +122,11 @@ def _jpeg_hw(file: BinaryIO) -> tuple[int, int] | None:
             return (width, height) if transposed else (height, width)
         segment = file.read(length - 2)
         if marker[1] == 0xE1 and segment[:6] == b"Exif\0\0":
-            transposed = _exif_orientation(segment[6:]) >= 5
+            transposed = _is_transposed(segment[6:])
+
+
+def _is_transposed(tiff: bytes) -> bool:
+    return 5 <= _exif_orientation(tiff) <= 8
 
 
 def _exif_orientation(tiff: bytes) -> int:

@@ -37,7 +37,10 @@ class BatchAware(ABC):
         """The forwards and backwards of all mini-batches are done; the optimizer has not stepped yet."""
 
     def loss_rescaled(self, factor: float) -> None:  # noqa: B027  most remember no gradients
-        """From now on losses are `factor` times as large as up to now; what is remembered of gradients follows."""
+        """Where training goes on with another loss scale: what is remembered of gradients becomes as many times larger.
+
+        Not told of float16's own changes of its scale, by 2, whose traces an average of gradients soon loses.
+        """
 
 
 class BatchClock:

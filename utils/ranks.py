@@ -83,7 +83,7 @@ def parallel(network: nn.Module) -> nn.Module:
     # torch 2.15 warns of the second name, which earlier ones know alone.
     named = inspect.signature(DistributedDataParallel).parameters
     off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers": False}
-    return DistributedDataParallel(network, gradient_as_bucket_view=True, **off)  # or it holds them twice
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, **off)  # or gradients lie there twice
 
 
 def unsynchronised(forward: nn.Module) -> AbstractContextManager[None]:

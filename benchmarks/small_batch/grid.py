@@ -215,6 +215,7 @@ BUDGETS = {
             "cmbn-renorm",
             "cmbn-darknet",
             "cbn-std",
+            "cbn-std-weights",
             "mabn",
             "gn",
         ),

@@ -189,7 +189,7 @@ NOTES = (
     "gain over BN: paired by seed, at the same mini-batch; recipes with weight centralisation (mabn, +wc) against "
     "bn+wc. p: exact sign-flip permutation, one-sided (larger than 0), per comparison.",
     "{mark}: p <= .05 and the interval excludes 0; †: also after Holm's correction over the recipes of the block, for "
-    "which 5 seeds (p >= .031) never suffice.",
+    "which 5 seeds (p >= .031) do not suffice where there are two or more.",
     "gap won back: of that from BN at the mini-batch to BN at 16, where the gap's own interval excludes 0.",
     "At 16 pictures a batch is one mini-batch: cmbn-share, cmbn-renorm, cmbn-carry and +burn are cmbn-weights, to the "
     "last bit.",

@@ -190,10 +190,10 @@ def test_ids_that_two_have(tmp_path: Path, key: str) -> None:
 def test_a_linked_annotation_file_belongs_to_where_the_link_is(tmp_path: Path) -> None:
     file = write_coco(tmp_path / "set", "train")
     (tmp_path / "store").mkdir()
-    stored = file.rename(tmp_path / "store" / "merged.json")
+    stored = file.rename(tmp_path / "store" / "instances_train2017.json")
     file.symlink_to(stored)
     assert len(open_image_set(tmp_path / "set", "train")) == 3
-    (tmp_path / "set" / "train").rename(tmp_path / "store" / "train")  # or to where it leads
+    (tmp_path / "set" / "train").rename(tmp_path / "store" / "train2017")  # or to where it leads
     assert len(open_image_set(tmp_path / "set", "train")) == 3
 
 

@@ -1,4 +1,5 @@
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -109,17 +110,28 @@ def test_orientation_tag(tmp_path: Path) -> None:
     np.testing.assert_array_equal(as_stored, read_picture(str(tmp_path / "a.jpg")))
 
 
-@pytest.mark.parametrize(("orientation", "hw"), [(1, (30, 50)), (3, (30, 50)), (6, (50, 30))])
-def test_orientation_chunk_of_a_png(tmp_path: Path, orientation: int, hw: tuple[int, int]) -> None:
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(("orientation", "hw"), [(1, (30, 50)), (3, (30, 50)), (6, (50, 30)), (9, (30, 50))])
+def test_orientation_chunk_of_a_png(tmp_path: Path, orientation: int, hw: tuple[int, int], is_first: bool) -> None:
     write_picture(tmp_path / "a.png", (30, 50))
     content = (tmp_path / "a.png").read_bytes()
     tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
     chunk = struct.pack(">I", len(tiff)) + b"eXIf" + tiff + struct.pack(">I", zlib.crc32(b"eXIf" + tiff))
-    path = tmp_path / "turned.png"
-    path.write_bytes(content[:33] + chunk + content[33:])
+    path, at = tmp_path / "turned.png", 33 if is_first else -12  # after IHDR or before IEND
+    path.write_bytes(content[:at] + chunk + content[at:])
     image = read_picture(str(path))
     assert image is not None
     assert picture_hw(str(path)) == image.shape[:2] == hw
+
+
+def test_a_chunk_that_lies_about_its_length_takes_no_memory(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", (30, 50))
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[:33] + b"\xff\xff\xff\xffeXIf" + content[33:])
+    tracemalloc.start()
+    assert picture_hw(str(tmp_path / "a.png")) == (30, 50)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,8 @@ def test_a_run_that_is_told_to_end_before_its_first_evaluation_is_measured(
     assert read_checkpoint(run / "last.pt")["epochs_done"] == 1 and not (run / "best.pt").exists()
     train.main(["--resume", str(run), "--epochs", "1", "--workers", "0"])
     assert "Average Precision" in capsys.readouterr().out
-    assert read_checkpoint(run / "best.pt")["step"] == 5
+    best, last = (read_checkpoint(run / name) for name in ("best.pt", "last.pt"))
+    assert best["step"] == 5 and last["best_ap"] == best["best_ap"] > -1
 
 
 @pytest.mark.parametrize(("burn_in", "is_warned"), [("3", False), ("4", True)])
