@@ -67,14 +67,15 @@ def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
     """
     if options.norm in ("ln", "mabn", "none") or never_measures(options):
         return
+    is_by_picture = options.norm in ("gn", "in")
+    pictures = 1 if is_by_picture else mini_batch  # normalised together
+    remedy = "" if is_by_picture else "fewer --subdivisions, "
     for node in plan.nodes:
         channels, height, width = node.shape
         together = channels // largest_divisor(channels, at_most=options.norm_groups) if options.norm_groups else 1
-        pictures = 1 if options.norm in ("gn", "in") else mini_batch  # normalised together
         if not isinstance(node.spec, ConvSpec) or not node.spec.batch_normalize:
             continue
         if pictures * height * width * together == 1:
-            remedy = "fewer --subdivisions, " if options.norm not in ("gn", "in") else ""
             raise UserError(
                 f"{plan.path}:{node.line}: layer {node.index} has one value per channel in one picture "
                 f"at {plan.net.height}x{plan.net.width} px, and {options.norm} cannot normalise one value: take "
