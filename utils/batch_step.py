@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -99,10 +100,8 @@ class BatchStep:
         pictures = len(batch) * ranks.count()
         losses = torch.zeros(3, device=batch.images.device)
         for index, part in enumerate(self.clock.minibatches(parts)):
-            if index + 1 < len(parts):
-                with ranks.unsynchronised(self.forward):
-                    losses += self._minibatch(part, pictures)
-            else:
+            is_last = index + 1 == len(parts)
+            with nullcontext() if is_last else ranks.unsynchronised(self.forward):
                 losses += self._minibatch(part, pictures)
         return losses
 
@@ -177,7 +176,7 @@ class _Undo:
 
     @torch.no_grad()
     def keep(self) -> None:
-        now = dict(self._buffers())
+        now = dict(self._network.named_buffers())
         for name, buffer in now.items():
             if name not in self._kept or self._kept[name].shape != buffer.shape:
                 self._kept[name] = self._room_for(buffer)
@@ -192,9 +191,8 @@ class _Undo:
 
     @torch.no_grad()
     def restore(self) -> None:
-        for name, buffer in self._buffers():
-            if name in self._kept:
-                buffer.resize_(self._kept[name].shape).copy_(self._kept[name])
+        for name, buffer in self._network.named_buffers():
+            buffer.resize_(self._kept[name].shape).copy_(self._kept[name])
         torch.set_rng_state(self._random)
         if self._random_on_gpu is not None:
             torch.cuda.set_rng_state(self._random_on_gpu)
@@ -206,12 +204,6 @@ class _Undo:
             return torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
         except RuntimeError:  # no more memory can be page-locked
             return torch.empty(buffer.shape, dtype=buffer.dtype)
-
-    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """But for those that are one number seen many times: norms make them to have forgotten a batch."""
-        for name, buffer in self._network.named_buffers():
-            if not any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True)):
-                yield name, buffer
 
 
 def names_of(pictures: Sequence[str], most: int = 16) -> str:

@@ -114,7 +114,7 @@ class RunLog:
         self._sum, self._count = torch.zeros(3, dtype=torch.float64), 0
         self._earlier_s = 0.0  # of this epoch, before the run was resumed
         self._pace, self._first_pace = Pace(), Pace()
-        self._is_warm = self._is_pace_said = False
+        self._watched = 0  # batches since the run began or went on
         self._saved_at, self._save_took_s = time.monotonic(), 0.0
 
     def settings(self, settings: Mapping[str, Any]) -> None:
@@ -126,19 +126,17 @@ class RunLog:
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches of an epoch; after the first few of all, a line that says how long it will take."""
         self._pace.clear()
-        watched = self._pace.watch(batches)
-        return watched if self._is_pace_said else self._saying_pace(watched)
+        return self._saying_pace(self._pace.watch(batches))
 
     def _saying_pace(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The first steps allocate, start workers, compile and choose algorithms: they do not count."""
         pace = self._first_pace
         for batch in pace.watch(batches):
-            if pace.steps == _WARM_UP_STEPS and not self._is_warm:
+            if self._watched == _WARM_UP_STEPS:
                 pace.clear()
-                self._is_warm = True
-            if self._is_warm and pace.steps == _PACE_STEPS and not self._is_pace_said:
+            if self._watched == _WARM_UP_STEPS + _PACE_STEPS:
                 self.say(f"speed     {pace}; {pace.hours_for(self.total_steps - self._bar.n)} h to go")
-                self._is_pace_said = True
+            self._watched += 1
             yield batch
 
     def losses(self, step: int, terms: Tensor, *, rate: float, epoch: str) -> None:
@@ -162,6 +160,7 @@ class RunLog:
         seconds = self._earlier_s + self._pace.took_s
         row = {**row, **_named(self._sum / max(1, self._count)), "seconds": seconds}
         self._sum, self._count, self._earlier_s = torch.zeros(3, dtype=torch.float64), 0, 0.0
+        self._pace.clear()  # or a checkpoint made now would count this epoch's time to the next one
         if not self._speaks:
             return
         with unless_full(self.folder / "results.csv"):

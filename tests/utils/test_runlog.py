@@ -103,6 +103,23 @@ def test_an_epoch_that_was_interrupted_has_the_losses_of_all_its_steps(log):
     assert losses_in(rows_of(log)[0]) == {"loss": 6.0, "box": 2.0, "objectness": 2.0, "class": 2.0}
 
 
+def test_time_before_an_interruption_counts_to_its_own_epoch_and_to_no_other(log):
+    def train_two_batches() -> None:
+        for _ in log.watch([[0], [0]]):
+            time.sleep(0.02)
+
+    train_two_batches()
+    assert log.state_dict()["seconds"] >= 0.04
+    log.end_epoch({"step": 2, "epoch": 1})
+    assert log.state_dict()["seconds"] == 0
+    resumed = RunLog(log.folder, total_steps=4, first_step=2, epochs_done=1)
+    resumed.load_state_dict({**log.state_dict(), "seconds": 100.0})
+    resumed.end_epoch({"step": 4, "epoch": 2})
+    resumed.close()
+    first, second = (float(row["seconds"]) for row in rows_of(log))
+    assert 0.04 <= first < 100 <= second
+
+
 def test_a_checkpoint_that_cannot_be_written_is_a_line(log, monkeypatch, capsys):
     assert log.keep("last.pt", {"value": 1})
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
