@@ -61,7 +61,7 @@ def subdivisions_that_fit(job: Job, device: torch.device) -> int:
         clip_norm=None,
         say=lambda line: None,
     )
-    batch = grey_batch(job).to(device)
+    batch = noise_batch(job).to(device)
     for step.subdivisions in (n for n in range(1, len(batch) + 1) if len(batch) % n == 0):
         if step.fits(batch):
             break
@@ -76,7 +76,7 @@ def subdivisions_that_fit(job: Job, device: torch.device) -> int:
     return found
 
 
-def grey_batch(job: Job) -> Batch:
+def noise_batch(job: Job) -> Batch:
     """This rank's share of a batch, of the largest size there will be."""
     pictures = job.options.optim.batch_size // ranks.count()
     height, width = largest_hw(job)

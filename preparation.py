@@ -64,7 +64,11 @@ def prepare(argv: Sequence[str] | None = None) -> Job:
 
     `auto` is still to be chosen, the folder of a new run to be made: `begun`.
     """
-    given = given_flags(TrainOptions, argv)
+    return job_of(given_flags(TrainOptions, argv))
+
+
+def job_of(given: dict[str, Any]) -> Job:
+    """`prepare` of settings by name. Raises the same."""
     if given.keys() >= {"epochs", "max_steps"}:
         raise UserError("--epochs and --max-steps both say how long to train: give one of them")
     given = goes_on_after_restart(given)

@@ -42,7 +42,7 @@ def say(line: str) -> None:
 
 
 def make_network(job: Job, device: torch.device) -> Network:
-    """In training mode, with random weights; frozen layers are."""
+    """In training mode, with random weights; the layers of --freeze are frozen already."""
     options = job.options
     network = Network(job.plan, norm_factory(options.norm)).to(device)
     if options.speed.checkpoint_activations:

@@ -16,6 +16,7 @@ import argparse
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,28 +76,17 @@ class Contestant:
         self.network = Network(headless_tiny(activation), norm_factory(NormOptions(**settings))).to(device).train()
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.9)
         self.clock = BatchClock(self.network)
-        self.output: torch.Tensor | None = None
         self.held_bytes = 0  # at most, between two mini-batches
-        self.network.layers[-1].register_forward_hook(self._keep)
-
-    def _keep(self, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        self.output = output
 
     def step(self, images: torch.Tensor, *, weighed: bool = False) -> None:
         """weighed: see what the norms hold, which takes a while."""
         for part in self.clock.minibatches(images.chunk(PARTS)):
-            self.mini_batch(part)
+            self.network.last_output(part).square().mean().backward()
             if weighed:
                 self.held_bytes = max(self.held_bytes, state_bytes(self.network))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.clock.stepped()
-
-    def mini_batch(self, images: torch.Tensor) -> None:
-        self.network(images)
-        assert self.output is not None
-        self.output.square().mean().backward()
-        self.output = None
 
     def history_bytes(self) -> int:
         stock = 0 if self.kind in ("gn", "ln", "in", "none") else 2 * 4
@@ -105,9 +95,7 @@ class Contestant:
 
     def saved_bytes(self, images: torch.Tensor) -> int:
         """Of the tensors that autograd keeps for the backward of one mini-batch, weights left out."""
-        saved = saved_bytes(lambda: self.network(images), self.network)
-        self.output = None
-        return saved
+        return saved_bytes(partial(self.network.last_output, images), self.network)
 
 
 def headless_tiny(activation: str) -> Plan:

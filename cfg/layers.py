@@ -75,7 +75,7 @@ def read_layer(section: Section) -> LayerSpec:
     if name not in LAYER_TYPES:
         raise section.error(f"[{name}] is no layer of darknet's{did_you_mean(name, tuple(LAYER_TYPES))}")
     section.ignore_aloud(clip=0, onlyforward=0, dont_update=0, burnin_update=0)
-    if not stops_backward(section):  # but while the first so many batches last
+    if not stops_backward(section):  # any other value stops it during the first so many batches, which is not done here
         section.ignore_aloud(stopbackward=0)
     section.ignore_aloud(train_only_bn=0)
     section.ignore("dontload", "dontloadscales", "learning_rate")  # about trained values; most layers have none

@@ -62,11 +62,18 @@ class Section:
 
     def error(self, message: str, key: str = "") -> CfgError:
         """An error that points at the line of `key`, or at the section's own where the key is absent."""
-        return CfgError(f"{self.path}:{self.line_of(key)}: {message}")
+        return CfgError(self._at(key, message))
+
+    def note(self, message: str, key: str) -> None:
+        """A warning that points there."""
+        self.notes.append(self._at(key, message))
 
     def line_of(self, key: str) -> int:
         entry = self.entries.get(key)
         return entry.line if entry else self.line
+
+    def _at(self, key: str, message: str) -> str:
+        return f"{self.path}:{self.line_of(key)}: {message}"
 
     def __contains__(self, key: str) -> bool:
         self.asked.add(key)
@@ -95,8 +102,7 @@ class Section:
             wrong, hint = f"{key}={_short(value, 80)} is not one of {', '.join(choices)}", did_you_mean(value, choices)
             if unknown is None:
                 raise self.error(f"{wrong}{hint}", key)
-            where = f"{self.path}:{self.line_of(key)}"
-            self.notes.append(f"{where}: {wrong}: taken for {unknown}, as darknet does{hint}")
+            self.note(f"{wrong}: taken for {unknown}, as darknet does{hint}", key)
             return unknown
         return value
 
@@ -124,7 +130,7 @@ class Section:
         """Keys that change training and are not implemented: a warning unless they say the default."""
         for key in self._deviating(defaults):
             value = _short(self.entries[key].value, 80)
-            self.notes.append(f"{self.path}:{self.line_of(key)}: {key}={value} is not supported and is ignored")
+            self.note(f"{key}={value} is not supported and is ignored", key)
 
     def refuse(self, **defaults: float | str) -> None:
         """Keys that change what the layer computes and are not implemented: an error unless the default."""
@@ -141,14 +147,12 @@ class Section:
         pasted = [key for key in self.entries if key not in self.asked and key in net_keys]
         sentences = list(self.notes)
         for key in unknown[:MAX_UNKNOWN_KEYS]:
-            where, hint = f"{self.path}:{self.line_of(key)}", did_you_mean(key, self.asked)
-            sentences.append(f"{where}: unknown key '{_short(key)}' in [{self.name}]{hint}")
+            hint = did_you_mean(key, self.asked)
+            sentences.append(self._at(key, f"unknown key '{_short(key)}' in [{self.name}]{hint}"))
         if more := unknown[MAX_UNKNOWN_KEYS:]:
-            where = f"{self.path}:{self.line_of(more[0])}"
-            sentences.append(f"{where}: {len(more)} more unknown keys in [{self.name}]")
+            sentences.append(self._at(more[0], f"{len(more)} more unknown keys in [{self.name}]"))
         if pasted:
-            where = f"{self.path}:{self.line_of(pasted[0])}"
-            sentences.append(f"{where}: [net] keys in [{self.name}] are ignored: {', '.join(pasted)}")
+            sentences.append(self._at(pasted[0], f"[net] keys in [{self.name}] are ignored: {', '.join(pasted)}"))
         return sentences
 
     def _value(self, key: str, *, required: bool = False) -> str | None:
@@ -163,7 +167,7 @@ class Section:
         value = self._value(key, required=required)
         if value is None:
             return []
-        # darknet's counting of commas stops at #, and its atof at ;, behind which a comma still counts.
+        # In darknet a # ends the list, and a ; only the number it stands in: items after it still count.
         *items, last = value.split("#", 1)[0].split(",")
         return [*items, _scalar(last)]
 

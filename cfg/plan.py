@@ -201,9 +201,8 @@ def _with_classes(specs: list[LayerSpec], sections: list[Section], classes: int)
         head = replace(spec, classes=classes)
         if classes != spec.classes and spec.counters_per_class:
             head = replace(head, counters_per_class=())
-            line = sections[index].line_of("counters_per_class")
-            sections[index].notes.append(
-                f"{sections[index].path}:{line}: counters_per_class is of {spec.classes} classes and is ignored"
+            sections[index].note(
+                f"counters_per_class is of {spec.classes} classes and is ignored", "counters_per_class"
             )
         feeder = specs[index - 1] if index else None
         if not 1 <= classes <= MAX_CHANNELS or head.channels > MAX_CHANNELS:
@@ -216,18 +215,16 @@ def _with_classes(specs: list[LayerSpec], sections: list[Section], classes: int)
 
 def _check_heads(specs: list[LayerSpec], sections: list[Section]) -> None:
     """Point at the line to mend: the filters of the convolution before a [yolo], not the [yolo]."""
-    heads = [index for index, spec in enumerate(specs) if isinstance(spec, YoloSpec)]
-    for index in heads:
-        head, feeder = specs[index], specs[index - 1]
-        assert isinstance(head, YoloSpec)
+    heads = [(index, spec) for index, spec in enumerate(specs) if isinstance(spec, YoloSpec)]
+    for index, head in heads:
+        feeder = specs[index - 1]
         if index and isinstance(feeder, ConvSpec) and feeder.filters != head.channels:
             raise sections[index - 1].error(
                 f"filters={feeder.filters}, but the [yolo] after it needs {head.channels}, "
                 f"{len(head.mask)} anchors * (5 + {head.classes} classes)",
                 "filters",
             )
-        first = specs[heads[0]]
-        assert isinstance(first, YoloSpec)
+        first = heads[0][1]
         if head.classes != first.classes:
             raise sections[index].error(f"classes={head.classes}, but the first [yolo] has {first.classes}", "classes")
 

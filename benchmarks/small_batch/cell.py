@@ -26,7 +26,6 @@ from benchmarks.small_batch.recipes import settings_of, spoken
 from benchmarks.small_batch.sources import Source, prepare
 from benchmarks.tensor_bytes import saved_storages, state_storages
 from cfg.plan import Plan
-from cfg.settings import cfg_settings
 from data.image_set import ImageSet
 from data.source import open_image_set
 from examination import make_examiner, sample_images
@@ -35,12 +34,11 @@ from models.network import Network
 from models.norms.effective import effective_pictures
 from models.norms.report import measure_norms
 from models.norms.table import NormOptions, has_batch_statistics, norm_factory, resolve_norm
-from preparation import Job, check_batch, choose_plan, open_sets
+from preparation import Job, job_of
 from utils.batch_step import NotFinite
 from utils.clock import BatchClock
 from utils.environment import describe, pick_device
 from utils.errors import UserError
-from utils.flags import settle
 
 EVALS = 4
 _REPORT_PICTURES = 128
@@ -58,18 +56,18 @@ def run_cell(
     """
     begun, begun_cpu = time.monotonic(), time.process_time()
     source = prepare(cell, folders)
-    options, plan, train_set, val_set = prepared(cell, source, device=device, workers=workers)
+    job = replace(job_of_cell(cell, source, device=device, workers=workers), folder=folder)
+    options, val_set = job.options, job.val_set
     row: dict[str, Any] = {**asdict(cell), "shift": source.shift, "settings": spoken(options.norm), "diverged": False}
     scores = {"val_AP": 0.0, "val_AP50": 0.0, "test_AP": None, "test_AP50": None}
     is_tested = cell.role == "main" and source.test is not None
     try:
-        job = Job(options=options, plan=plan, train_set=train_set, val_set=val_set, folder=folder)
         table = train.train(job)
         scores |= {"val_AP": table.AP, "val_AP50": table.AP50}
         detector = load_detector(str(folder / "best.pt"), device=pick_device(device), **_as_evaluated())
         if is_tested:
             test_set = open_image_set(source.path, str(source.test))
-            check_apart(train_set, val_set, test_set)
+            check_apart(job.train_set, val_set, test_set)
             table = make_examiner(detector, test_set, batch_size=BATCH, workers=workers).measure()
             scores |= {"test_AP": table.AP, "test_AP50": table.AP50}
         row |= trained(folder) | gaps(detector, val_set, cell, options.norm, workers=workers)
@@ -77,18 +75,16 @@ def run_cell(
         row["diverged"] = True  # a result: it scores nothing
         scores |= {"test_AP": 0.0, "test_AP50": 0.0} if is_tested else {}
     row |= {name: value if value is None else round(value, 5) for name, value in scores.items()}
-    row |= memory(cell, options, plan)
+    row |= memory(cell, options, job.plan)
     row |= {"seconds": round(time.monotonic() - begun, 1), "cpu_seconds": round(time.process_time() - begun_cpu, 1)}
     row |= {"commit": commit, "date": datetime.date.today().isoformat()}
     return {**row, "machine": describe(pick_device(device))}
 
 
-def prepared(cell: Cell, source: Source, *, device: str, workers: int) -> tuple[TrainOptions, Plan, ImageSet, ImageSet]:
-    """Options, plan, train and val split, as train.py's main makes them of typed flags."""
+def job_of_cell(cell: Cell, source: Source, *, device: str, workers: int) -> Job:
+    """As train.py's main makes it of typed flags."""
     given = {
         "data": source.path,
-        "train_split": source.train,
-        "val_split": source.val,
         "cfg": source.cfg,
         "image_size": source.input_hw,
         "multi_scale": 1.0,
@@ -107,15 +103,8 @@ def prepared(cell: Cell, source: Source, *, device: str, workers: int) -> tuple[
         "mosaic": 0.5 if cell.mosaic else 0.0,
         **settings_of(cell.recipe, steps=cell.steps),
     }
-    train_set, val_set = open_sets(given)
-    plan = choose_plan(given, None, train_set.class_names)
-    said_by_files = cfg_settings(plan)
-    if not train_set.mirror_safe:
-        said_by_files["flip"] = False
-    options = settle(TrainOptions, given, said_by_files)
-    options = replace(options, norm=resolve_norm(options.norm))
-    check_batch(options)
-    return options, plan, train_set, val_set
+    job = job_of(given)
+    return replace(job, options=replace(job.options, norm=resolve_norm(job.options.norm)))
 
 
 def check_apart(train_set: ImageSet, val_set: ImageSet, test_set: ImageSet) -> None:

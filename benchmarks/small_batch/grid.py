@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.small_batch.recipes import all_recipes
@@ -13,7 +13,7 @@ BATCH = 16  # pictures of an optimizer step, at every mini-batch size
 TUNE_SEED = 0  # no main cell's
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class Cell:
     """One training. role: `tune` chooses a learning rate and is never tested, `main` counts.
 
@@ -30,10 +30,6 @@ class Cell:
     mosaic: bool
     steps: int
     scenes: int
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return tuple(asdict(self).values())
 
 
 CELL_FIELDS = tuple(Cell.__dataclass_fields__)
@@ -63,25 +59,27 @@ class Grid:
     mosaics: tuple[bool, ...] = (False,)
     known_rates: Mapping[tuple[str, int], float] = field(default_factory=dict)
 
-    def _cell(self, **values: Any) -> Cell:
-        recipe = stand_in(values.pop("recipe"), values["mini_batch"])
-        scenes = self.scenes if values["data"].startswith("digits") else 0
-        return Cell(recipe=recipe, steps=self.steps, scenes=scenes, **values)
+    def _cell(
+        self, role: str, data: str, net: str, recipe: str, mini_batch: int, seed: int, rate: float, mosaic: bool
+    ) -> Cell:
+        return Cell(
+            role=role,
+            data=data,
+            net=net,
+            recipe=stand_in(recipe, mini_batch),
+            mini_batch=mini_batch,
+            seed=seed,
+            rate=rate,
+            mosaic=mosaic,
+            steps=self.steps,
+            scenes=self.scenes if data.startswith("digits") else 0,
+        )
 
     def tune_cells(self) -> list[Cell]:
         """Without mosaic, and only for the mini-batches of this grid."""
         tuned_at = {nearest(each, self.tuned_at) for each in self.mini_batches} if self.tuned_at else ()
         return _distinct(
-            self._cell(
-                role="tune",
-                data=data,
-                net=net,
-                recipe=recipe,
-                mini_batch=mini_batch,
-                seed=TUNE_SEED,
-                rate=rate,
-                mosaic=False,
-            )
+            self._cell("tune", data, net, recipe, mini_batch, TUNE_SEED, rate, mosaic=False)
             for net in self.nets
             for data in self.data
             for mini_batch in sorted(tuned_at)
@@ -93,16 +91,7 @@ class Grid:
         """Those whose rate the rows tell. Seed by seed: a grid that is stopped has as many seeds of each recipe."""
         rates = TunedRates(self, rows)
         return _distinct(
-            self._cell(
-                role="main",
-                data=data,
-                net=net,
-                recipe=recipe,
-                mini_batch=mini_batch,
-                seed=seed,
-                rate=rate,
-                mosaic=mosaic,
-            )
+            self._cell("main", data, net, recipe, mini_batch, seed, rate, mosaic)
             for seed in self.seeds
             for net in self.nets
             for data in self.data
@@ -155,7 +144,7 @@ def stand_in(recipe: str, mini_batch: int) -> str:
 
 def _distinct(cells: Iterable[Cell]) -> list[Cell]:
     """In their order, each once: several recipes may have one stand-in."""
-    return list({cell.key: cell for cell in cells}.values())
+    return list(dict.fromkeys(cells))
 
 
 def nearest(mini_batch: int, choices: Sequence[int]) -> int:
@@ -165,8 +154,8 @@ def nearest(mini_batch: int, choices: Sequence[int]) -> int:
 
 def left(cells: Iterable[Cell], rows: Iterable[Mapping[str, Any]]) -> Iterator[Cell]:
     """Those that no row is of."""
-    done = {cell_of(row).key for row in rows}
-    return (cell for cell in cells if cell.key not in done)
+    done = {cell_of(row) for row in rows}
+    return (cell for cell in cells if cell not in done)
 
 
 _RATES = {

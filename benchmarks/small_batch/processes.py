@@ -39,7 +39,6 @@ def run_cells(
     *,
     jobs: int,
     deadline: float = float("inf"),
-    threads: int = 1,
     start_method: str | None = None,
 ) -> Iterator[Outcome]:
     """Outcomes as they come. deadline: on time.monotonic()'s clock, after which no cell is started.
@@ -53,7 +52,7 @@ def run_cells(
             for number, cell in enumerate(_before(waiting, deadline)):
                 yield Outcome(cell=cell, row=work(cell, Path(scratch) / str(number)), said="")
             return
-        crew = _Crew(work, Path(scratch), threads, start_method or best_start_method())
+        crew = _Crew(work, Path(scratch), start_method or best_start_method())
         try:
             started = _before(waiting, deadline)
             while True:
@@ -79,14 +78,14 @@ def _before(cells: Iterator[Cell], deadline: float) -> Iterator[Cell]:
 
 
 class _Crew:
-    def __init__(self, work: Work, scratch: Path, threads: int, start_method: str) -> None:
+    def __init__(self, work: Work, scratch: Path, start_method: str) -> None:
         self._context = multiprocessing.get_context(start_method)
         if start_method == "forkserver":
             root = str(Path(__file__).resolve().parent.parent.parent)
             os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
             self._context.set_forkserver_preload(["benchmarks.small_batch.cell"])
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        self._work, self._scratch, self._threads = work, scratch, threads
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        self._work, self._scratch = work, scratch
         self._at_work: dict[int, tuple[Any, Cell, Path]] = {}
         self._count = 0
 
@@ -97,7 +96,7 @@ class _Crew:
         self._count += 1
         folder = self._scratch / str(self._count)
         folder.mkdir()
-        process = self._context.Process(target=_in_process, args=(self._work, cell, folder, self._threads))
+        process = self._context.Process(target=_in_process, args=(self._work, cell, folder))
         process.start()
         self._at_work[process.sentinel] = (process, cell, folder)
 
@@ -119,25 +118,25 @@ class _Crew:
             process.join()
 
 
-def _in_process(work: Work, cell: Cell, folder: Path, threads: int) -> None:
+def _in_process(work: Work, cell: Cell, folder: Path) -> None:
     threading.Thread(target=_die_with_parent, args=(folder.parent,), daemon=True).start()
     signal.signal(signal.SIGTERM, _leave)
     log = open(folder / "log.txt", "w", buffering=1)  # noqa: SIM115 - as long as the process
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     sys.stdout = sys.stderr = log
-    _limit_threads(threads)
+    _keep_to_one_thread()
     row = work(cell, folder / "run")
     part = folder / "row.part"
     part.write_text(json.dumps(row))
     part.rename(folder / "row.json")
 
 
-def _limit_threads(threads: int) -> None:
+def _keep_to_one_thread() -> None:
     import cv2
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
 

@@ -46,7 +46,7 @@ ADDITIONS: dict[str, dict[str, Any]] = {
     "burn": {},  # a tenth of the training by batch norm first, which these do anyway: _WITH_BURN_IN
 }
 
-# Recipes seen before their rates were tuned, with the recipe whose rate they had: the tables mark them.
+# Recipes run before their own rates were tuned -> the recipe whose rate they had; the tables mark them by ~.
 BORROWED = dict.fromkeys(
     ("cmbn-carry", "cmbn-carry+burn", "cmbn-weights+burn", "cbn-std-weights-wbatch"), "cmbn-weights"
 )
@@ -105,7 +105,7 @@ def all_recipes() -> tuple[str, ...]:
                 try:
                     options_of(base + wc + late, steps=100)
                 except UserError:
-                    continue  # gn has no statistics to freeze, mabn is centralised, bn would burn in as what it is
+                    continue  # gn has no statistics to freeze, mabn is centralised already, bn's burn-in is bn itself
                 found.append(base + wc + late)
     return tuple(found)
 

@@ -140,15 +140,19 @@ def _ratio(rows: BySeed, reference: BySeed, name: str) -> float | None:
 
 
 def leading(lines: Sequence[Line], most: int = 14) -> set[str]:
-    """The recipes that a plot can show: all, or of many the references and the best at the smallest mini-batch."""
-    aps: dict[str, list[float]] = {}
-    smallest = min(line.mini_batch for line in lines)
+    """The recipes that a plot can show: all, or of many the references and the best, each by its AP at the smallest
+    mini-batch that it was trained at; and who stands in for them."""
+    smallest: dict[str, int] = {}
     for line in lines:
-        if line.mini_batch == smallest:
+        smallest[line.recipe] = min(line.mini_batch, smallest.get(line.recipe, BATCH))
+    aps: dict[str, list[float]] = {}
+    for line in lines:
+        if line.mini_batch == smallest[line.recipe]:
             aps.setdefault(line.recipe, []).append(line.ap.value)
     references = {line.reference for line in lines}
     ranked = sorted(aps, key=lambda recipe: (recipe not in references, -fmean(aps[recipe])))
-    return set(ranked[:most])
+    shown = ranked[:most]
+    return {*shown, *(stand_in(recipe, BATCH) for recipe in shown)} & aps.keys()
 
 
 HEAD = ("recipe", "rate", "n", "AP", "AP50", "gain over BN", "p", "gap won back", "step", "memory")
@@ -208,7 +212,7 @@ def text_report(lines: Sequence[Line], rows: Sequence[Row]) -> str:
         ]
         parts.append("\n".join([title, *said]))
     parts.append("\n".join(note.format(mark="*") for note in NOTES))
-    parts.append("\n".join(circumstances(rows)))
+    parts.append("\n".join(provenance(rows)))
     return "\n\n".join(parts)
 
 
@@ -220,7 +224,7 @@ def markdown_report(lines: Sequence[Line], rows: Sequence[Row], *, title: str, p
         parts.append("\n".join(f"| {' | '.join(texts)} |" for texts in table))
     parts += [f"![{name}]({name})" for name in pictures]
     parts.append("\n".join(f"- {note.format(mark='bold')}" for note in NOTES))
-    parts.append("\n".join(f"- {line}" for line in circumstances(rows)))
+    parts.append("\n".join(f"- {line}" for line in provenance(rows)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -243,7 +247,7 @@ def _blocks(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
     return list(blocks.items())
 
 
-def circumstances(rows: Sequence[Row]) -> list[str]:
+def provenance(rows: Sequence[Row]) -> list[str]:
     """Lines: when, with which code, on what."""
     dates = sorted({row["date"] for row in rows})
     machines = Counter(tuple(row["machine"].items()) for row in rows)

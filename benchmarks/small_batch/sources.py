@@ -19,13 +19,15 @@ DATA = ("digits-0", "digits-0.4", "digits-1", "bccd", "coco-tiny")
 NETS = ("small", "tiny", "half")
 
 
+_HW = {"bccd": (96, 128), "coco-tiny": (96, 96)}  # of the small net's input; digits have 80 x 80
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """test: None where there is no third split, so that nothing is tested there. shift: of the digits."""
+    """path: for --data, with splits train and val. test: None where there is no third split, so that nothing is tested
+    there. shift: of the digits."""
 
     path: str
-    train: str
-    val: str
     test: str | None
     shift: float | None
     input_hw: tuple[int, int]
@@ -34,22 +36,17 @@ class Source:
 
 def prepare(cell: Cell, folders: Mapping[str, str]) -> Source:
     """What a cell trains on and with, made unless it is there. folders: of the data that is not made, by name."""
-    side = 416 if cell.net != "small" else 80
-    cfg = _cfg(cell.net)
-    if cell.data.startswith("digits-"):
-        shift = float(cell.data.removeprefix("digits-"))
-        path = _digits(shift, side, cell.scenes)
-        return Source(
-            path=str(path), train="train", val="val", test="test", shift=shift, input_hw=(side, side), cfg=cfg
-        )
-    if cell.data not in folders:
+    hw = _HW.get(cell.data, (80, 80)) if cell.net == "small" else (416, 416)
+    shift = float(cell.data.removeprefix("digits-")) if cell.data.startswith("digits-") else None
+    if shift is None and cell.data not in folders:
         raise UserError(f"{cell.data} is not made here: give its folder with --{cell.data.partition('-')[0]}")
-    path = folders[cell.data]
-    if cell.data == "coco-tiny":
-        hw = (96, 96) if cell.net == "small" else (416, 416)
-        return Source(path=path, train="train", val="val", test=None, shift=None, input_hw=hw, cfg=cfg)
-    hw = (96, 128) if cell.net == "small" else (416, 416)
-    return Source(path=path, train="train", val="val", test="test", shift=None, input_hw=hw, cfg=cfg)
+    return Source(
+        path=folders[cell.data] if shift is None else str(_digits(shift, hw[0], cell.scenes)),
+        test=None if cell.data == "coco-tiny" else "test",
+        shift=shift,
+        input_hw=hw,
+        cfg=_cfg(cell.net),
+    )
 
 
 def _digits(shift: float, side: int, scenes: int) -> Path:

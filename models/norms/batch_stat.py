@@ -67,7 +67,7 @@ class BatchStatNorm(nn.Module, BatchAware):
         if not self.announced:
             if self.track_running_stats:
                 self._update_running_as_bn(own)
-            return self.by_moments(y, own, is_share=self.sync)
+            return self.by_own_moments(y, own)
         with torch.no_grad():
             member = self.as_member(own)
             pool = member if self.is_first else self.past_of_batch().merged_with(member)
@@ -86,6 +86,10 @@ class BatchStatNorm(nn.Module, BatchAware):
     def by_moments(self, y: Tensor, moments: Moments, **gradient: Any) -> Tensor:
         """As normalize.normalize, with this norm's affine parameters."""
         return normalize(y, self.weight, self.bias, moments, **self._of_all_gradients(), **gradient)
+
+    def by_own_moments(self, y: Tensor, own: Moments) -> Tensor:
+        """Plain batch norm. With `sync` a mini-batch's own moments are of all ranks, of which y is a share."""
+        return self.by_moments(y, own, is_share=self.sync)
 
     def by_own_moments_renormed(
         self, y: Tensor, own: Moments, target: Moments, *, r_max: Tensor | None = None, d_max: Tensor | None = None
@@ -136,11 +140,9 @@ class BatchStatNorm(nn.Module, BatchAware):
     def _buffers_of(self, name: str) -> list[Tensor]:
         return [getattr(self, f"{name}_{what}") for what in ("count", "mean", "var")]
 
-    @torch.no_grad()
-    def adopt(self, population: Moments) -> None:
-        """Take the moments of a population as the running statistics, as if each batch had had them."""
-        self.running_mean.copy_(population.mean)
-        self.running_var.copy_(unbiased(population))
+    def as_running(self, moments: Moments) -> tuple[Tensor, Tensor]:
+        """(C,) each: mean and variance as the running statistics hold them."""
+        return moments.mean, unbiased(moments)
 
     def as_used(self, moments: Moments) -> Moments:
         """What of a population's moments normalises it in inference."""
@@ -148,7 +150,7 @@ class BatchStatNorm(nn.Module, BatchAware):
 
     @torch.no_grad()
     def _update_running(self, batch: Moments) -> None:
-        self._average_in(batch.count > 0, batch.mean, unbiased(batch))
+        self._average_in(batch.count > 0, *self.as_running(batch))
 
     def _average_in(self, seen: Tensor, mean: Tensor, var: Tensor) -> None:
         """No change where nothing was seen; without a branch, for which a GPU would have to be waited for."""

@@ -22,7 +22,7 @@ class PooledBatchNorm(BatchStatNorm):
     """
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
-        return self.by_moments(y, own, is_share=self.sync)
+        return self.by_own_moments(y, own)
 
 
 class FrozenBatchNorm(nn.BatchNorm2d):

@@ -66,7 +66,7 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
         super().__init__(channels, eps=eps, momentum=momentum, sync=sync)
         self.patch_shape, self.positions = patch_shape, positions  # patch_shape (G, K)
         self.burn_in_steps, self.burns_in = burn_in_steps, False
-        self.is_last = True  # of the batch's mini-batches: nothing needs its patches
+        self.is_last = True  # of the batch's mini-batches: no later one needs its patches
         self.past_patch = self.past_cov = self.pool_patch = self.pool_cov = torch.zeros(())
 
     @torch.no_grad()
@@ -86,11 +86,11 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> Tensor:
         if self.burns_in:
-            return self.by_moments(y, own, is_share=self.sync)
+            return self.by_own_moments(y, own)
         if not self.is_last:
             self._pool_patches(y, own, pool, view)
         if self.is_first:
-            return self.by_moments(y, pool, is_share=self.sync)
+            return self.by_own_moments(y, pool)
         past = self.past_of_batch()
         share = past.count / pool.count
         rest = Rest(weight=view.weight, share=share, mean=past.mean, patch=self.past_patch, cov=self.past_cov)

@@ -24,8 +24,8 @@ from utils.clock import Tick
 class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
     """CmBN with the gradient `weights` and carry-over.
 
-    Of a batch its mini-batches but the last are kept, because the last one's patches are never looked at: their
-    moments, mean patch (G, K) and covariance of output and patch (C, K).
+    Of each batch it keeps the moments, mean patch (G, K) and covariance of output and patch (C, K) of all mini-batches
+    but the last, whose patches are never measured.
     """
 
     def __init__(self, channels: int, *, patch_shape: tuple[int, int], **settings: Any) -> None:

@@ -5,11 +5,9 @@ Wu & He 2018, figure 1: with fewer than about 8, batch norm's error rises steepl
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from cfg.layers import ConvSpec
 from cfg.plan import Plan
-from models.norms.table import NormOptions, largest_divisor
+from models.norms.table import NORMS, NormOptions, largest_divisor
 from utils.errors import UserError
 
 FEW = 8
@@ -21,8 +19,8 @@ def effective_pictures(options: NormOptions, *, mini_batch: int, subdivisions: i
     Batch renormalisation aims at its running average. None: no mini-batch's statistics are used in training.
     options: resolved. mini_batch: pictures in each of a batch's `subdivisions` mini-batches.
     """
-    pool = _POOLS.get(options.norm)
-    return None if pool is None or never_measures(options) else round(pool(options, mini_batch, subdivisions))
+    pictures = NORMS[options.norm].pictures
+    return None if pictures is None or never_measures(options) else round(pictures(options, mini_batch, subdivisions))
 
 
 def describe_norm(options: NormOptions, *, mini_batch: int, subdivisions: int) -> str:
@@ -32,7 +30,7 @@ def describe_norm(options: NormOptions, *, mini_batch: int, subdivisions: int) -
     parts = f"{name}: mini-batches of {_pictures(mini_batch)}"
     pictures = effective_pictures(options, mini_batch=mini_batch, subdivisions=subdivisions)
     if pictures is None:
-        return f"{parts}, " + _OTHERS.get(options.norm, "running statistics, which stay")
+        return f"{parts}, {NORMS['frozen' if never_measures(options) else options.norm].words}"
     return f"{parts}, statistics of {'' if sees_only_its_mini_batch(options) else 'up to '}{pictures}"
 
 
@@ -44,7 +42,7 @@ def norm_warnings(options: NormOptions, *, mini_batch: int, subdivisions: int, f
         remedies = []
         if subdivisions > 1 and sees_only_its_mini_batch(options):
             remedies.append(f"--norm cmbn pools the batch's {mini_batch * subdivisions}")
-        if options.norm not in ("cbn", "cbn-lite"):
+        if options.norm_window is None:
             remedies.append("--norm cbn a window of past mini-batches")
         else:
             remedies.append("a larger --norm-window pools more")
@@ -71,10 +69,10 @@ def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
     pictures = 1 if is_by_picture else mini_batch  # normalised together
     remedy = "" if is_by_picture else "fewer --subdivisions, "
     for node in plan.nodes:
-        channels, height, width = node.shape
-        together = channels // largest_divisor(channels, at_most=options.norm_groups) if options.norm_groups else 1
         if not isinstance(node.spec, ConvSpec) or not node.spec.batch_normalize:
             continue
+        channels, height, width = node.shape
+        together = channels // largest_divisor(channels, at_most=options.norm_groups) if options.norm_groups else 1
         if pictures * height * width * together == 1:
             raise UserError(
                 f"{plan.path}:{node.line}: layer {node.index} has one value per channel in one picture "
@@ -85,7 +83,7 @@ def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
 
 def sees_only_its_mini_batch(options: NormOptions) -> bool:
     """Whether nothing but the mini-batch at hand normalises it in training. Several GPUs are not looked at."""
-    return options.norm in ("bn", "syncbn") and not never_measures(options)
+    return NORMS[options.norm].sees_only_its_mini_batch and not never_measures(options)
 
 
 def never_measures(options: NormOptions) -> bool:
@@ -95,27 +93,3 @@ def never_measures(options: NormOptions) -> bool:
 
 def _pictures(count: int) -> str:
     return f"{count} picture{'s' * (count != 1)}"
-
-
-def _window(options: NormOptions, mini_batch: int, subdivisions: int) -> float:
-    return mini_batch * (options.norm_window or subdivisions)
-
-
-_POOLS: dict[str, Callable[[NormOptions, int, int], float]] = {
-    "bn": lambda options, mini_batch, subdivisions: mini_batch,
-    "syncbn": lambda options, mini_batch, subdivisions: mini_batch,
-    "cmbn": lambda options, mini_batch, subdivisions: mini_batch * subdivisions,
-    "cbn": _window,
-    "cbn-lite": _window,
-    "mabn": lambda options, mini_batch, subdivisions: options.norm_average_images,
-    # The time constant of an exponential average of batches; without one it averages all of them.
-    "brn": lambda options, mini_batch, subdivisions: mini_batch * subdivisions / max(options.norm_momentum, 1e-3),
-}
-
-_OTHERS = {
-    "gn": "each picture by its own",
-    "ln": "each picture by its own",
-    "in": "each picture by its own",
-    "frozen": "running statistics, which stay",
-    "none": "no statistics",
-}

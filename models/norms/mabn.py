@@ -66,11 +66,9 @@ class MovingAverageNorm(BatchStatNorm):
         for name in ("past", "last"):
             getattr(self, f"{name}_product").mul_(factor)
 
-    @torch.no_grad()
-    def adopt(self, population: Moments) -> None:
-        used = self.as_used(population)
-        self.running_mean.copy_(used.mean)
-        self.running_var.copy_(used.var)
+    def as_running(self, moments: Moments) -> tuple[Tensor, Tensor]:
+        used = self.as_used(moments)
+        return used.mean, used.var  # a mean of squares is without bias as it is
 
     def as_used(self, moments: Moments) -> Moments:
         return Moments(count=moments.count, mean=torch.zeros_like(moments.mean), var=_second_moment(moments))
@@ -78,13 +76,8 @@ class MovingAverageNorm(BatchStatNorm):
     def _move_on(self) -> None:
         for what in ("square", "square_weight", "product", "product_weight"):
             past, last = getattr(self, f"past_{what}"), getattr(self, f"last_{what}")
-            # What was not forwarded, or not differentiated, left last as it was: the past again.
+            # Without a forward, or a backward, since the last announcement `last` still is the past.
             past.copy_(last)
-
-    def _update_running(self, batch: Moments) -> None:
-        # A mean of squares is without bias as it is.
-        used = self.as_used(batch)
-        self._average_in(batch.count > 0, used.mean, used.var)
 
 
 def _second_moment(moments: Moments) -> Tensor:

@@ -55,10 +55,11 @@ def normalize(
     across_ranks: bool = False,
     activation: str | None = None,
 ) -> Tensor:
-    """y (N, C, H, W) normalised with `moments`; y is a share of them, or with is_share=False all of them.
+    """y (N, C, H, W) normalised with `moments`.
 
-    That is the gradient's business alone. moments.count may be () or (C,). With across_ranks, y is this rank's
-    part of a mini-batch that all ranks hold, and what other ranks' losses say of its moments is added up.
+    is_share: the gradient takes y for a share of the moments, or with False for all of them; the values do not change.
+    moments.count may be () or (C,). With across_ranks, y is this rank's part of a mini-batch that all ranks hold, and
+    what other ranks' losses say of its moments is added up.
 
     `activation`, one of ACTIVATIONS, is applied to what is returned. Its input is not kept but made again from y
     in the backward: of the three tensors that conv, norm and activation leave behind, two are enough.

@@ -30,11 +30,10 @@ def as_used(norm: nn.Module, moments: Moments) -> Moments:
 @torch.no_grad()
 def adopt(norm: nn.Module, population: Moments) -> None:
     """The norm's running statistics become the population's: in place, its other state untouched."""
-    if isinstance(norm, BatchStatNorm):
-        norm.adopt(population)
-    else:
-        norm.running_mean.copy_(population.mean)
-        norm.running_var.copy_(unbiased(population))
+    of_kind = isinstance(norm, BatchStatNorm)
+    mean, var = norm.as_running(population) if of_kind else (population.mean, unbiased(population))
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(var)
 
 
 @torch.no_grad()

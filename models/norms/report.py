@@ -8,7 +8,7 @@ layer's own noise, not what it inherits.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,24 +84,21 @@ class NormReport:
         lines = [self._at(mini_batch, f"mini-batches of {_pictures(mini_batch)}")]
         if effective is not None and effective != mini_batch:
             lines.append(self._at(effective, f"{_pictures(effective)} pooled"))
-        stale = [gap for gap in self.layers if gap.stale > LARGE]
+        is_stale = any(gap.stale > LARGE for gap in self.layers)
         lines.append(
-            f"running statistics against these {self.pictures} pictures: {self._worst(stale, 'stale')}"
-            + ("; evaluate.py --recalibrate-on replaces them" if stale else "")
+            f"running statistics against these {self.pictures} pictures: {self._worst(lambda gap: gap.stale)}"
+            + ("; evaluate.py --recalibrate-on replaces them" if is_stale else "")
         )
         return "\n".join(lines)
 
     def _at(self, pictures: int, said: str) -> str:
         size = max(size for size in self.sizes if size <= max(pictures, 1))
-        large = [gap for gap in self.layers if gap.at(size) > LARGE]
         measured = "" if size == pictures else f" (measured at {size})"
-        return f"{said}{measured}: {self._worst(large, size)}"
+        return f"{said}{measured}: {self._worst(lambda gap: gap.at(size))}"
 
-    def _worst(self, large: list[LayerGap], of: int | str) -> str:
-        def value(gap: LayerGap) -> float:
-            return gap.stale if of == "stale" else gap.at(int(of))
-
+    def _worst(self, value: Callable[[LayerGap], float]) -> str:
         worst = max(self.layers, key=value)
+        large = [gap for gap in self.layers if value(gap) > LARGE]
         if not large:
             return f"no layer differs by more than {LARGE:.0%}, the most is {value(worst):.0%} in layer {worst.layer}"
         named = ", ".join(str(gap.layer) for gap in large[:12]) + (" ..." if len(large) > 12 else "")

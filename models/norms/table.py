@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from models.norms.cmbn import (
     DarknetCrossMiniBatchNorm,
 )
 from models.norms.cmbn_carried import CarriedCrossMiniBatchNorm
+from models.norms.kind import NormKind, of_average, of_batch, of_mini_batch, of_running_average, of_window
 from models.norms.mabn import MovingAverageNorm
 from utils.errors import UserError
 from utils.knob import knob
@@ -120,13 +121,17 @@ class NormOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NormFactory:
-    """conv -> its norm (None: a bias instead). conv_class: of the convolutions to be normalised."""
+    """conv -> its norm (None: a bias instead)."""
 
     options: NormOptions
-    conv_class: type[nn.Conv2d] = nn.Conv2d
+
+    @property
+    def conv_class(self) -> type[nn.Conv2d]:
+        """Of the convolutions to be normalised."""
+        return CentredConv2d if self.options.weight_centralization else nn.Conv2d
 
     def __call__(self, conv: nn.Conv2d) -> nn.Module | None:
-        norm = NORMS[self.options.norm](conv, self.options)
+        norm = NORMS[self.options.norm].make(conv, self.options)
         if norm is not None and self.options.norm_freeze_affine:
             for parameter in norm.parameters():
                 parameter.requires_grad_(False)
@@ -135,8 +140,7 @@ class NormFactory:
 
 def norm_factory(options: NormOptions) -> NormFactory:
     """Raises as `resolve_norm`."""
-    settled = resolve_norm(options)
-    return NormFactory(options=settled, conv_class=CentredConv2d if settled.weight_centralization else nn.Conv2d)
+    return NormFactory(options=resolve_norm(options))
 
 
 def _rates(options: NormOptions) -> dict[str, Any]:
@@ -171,7 +175,7 @@ def _cmbn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
     return DarknetCrossMiniBatchNorm(conv.out_channels, **_rates(options))
 
 
-def _window(conv: nn.Conv2d, options: NormOptions) -> dict[str, Any]:
+def _windowed(conv: nn.Conv2d, options: NormOptions) -> dict[str, Any]:
     return {
         "patch_shape": _patch_shape(conv),
         "window": options.norm_window,
@@ -184,12 +188,12 @@ def _window(conv: nn.Conv2d, options: NormOptions) -> dict[str, Any]:
 
 
 def _cbn(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
-    return CrossIterationBatchNorm(conv.out_channels, estimator=options.norm_estimator, **_window(conv, options))
+    return CrossIterationBatchNorm(conv.out_channels, estimator=options.norm_estimator, **_windowed(conv, options))
 
 
 def _cbn_lite(conv: nn.Conv2d, options: NormOptions) -> nn.Module:
     return CrossIterationBatchNormLite(
-        conv.out_channels, refresh_steps=options.norm_refresh_steps, **_window(conv, options)
+        conv.out_channels, refresh_steps=options.norm_refresh_steps, **_windowed(conv, options)
     )
 
 
@@ -236,57 +240,66 @@ def _none(conv: nn.Conv2d, options: NormOptions) -> None:
     """No norm: the block's convolution gets a bias instead."""
 
 
-NORMS: dict[str, Callable[[nn.Conv2d, NormOptions], nn.Module | None]] = {
-    "bn": _bn,
-    "cmbn": _cmbn,
-    "cbn": _cbn,
-    "cbn-lite": _cbn_lite,
-    "mabn": _mabn,
-    "brn": _brn,
-    "gn": _gn,
-    "ln": _ln,
-    "in": _in,
-    "frozen": _frozen,
-    "syncbn": _syncbn,
-    "none": _none,
-}
-
-_WINDOW_KNOBS = {
-    "norm_gradient": "share",
+_STATISTICS = {"norm_momentum": 0.1, "precise_bn": 0, "norm_eval": False, "norm_freeze_after": 1.0}
+_BURN_IN_STEPS = 100
+_WINDOW = {
     "norm_window": 4,
-    "norm_burn_in_steps": 100,
+    "norm_burn_in_steps": _BURN_IN_STEPS,
     "norm_growth_steps": 0,
     "norm_positions": 256,
     "norm_sync": False,
+    **_STATISTICS,
 }
-_STATISTICS_KNOBS = {"norm_momentum": 0.1, "precise_bn": 0, "norm_eval": False, "norm_freeze_after": 1.0}
 
-# The knobs that only some norms read, with their defaults there.
-_OWN_KNOBS: dict[str, dict[str, Any]] = {
-    "bn": {"norm_running": "ema", **_STATISTICS_KNOBS},
-    "cmbn": {
-        "norm_gradient": "weights",
-        "norm_carry": False,
-        "norm_burn_in_steps": 0,
-        "norm_sync": False,
-        "norm_positions": 256,
-        **_STATISTICS_KNOBS,
-    },
-    "cbn": {"norm_estimator": "std", **_WINDOW_KNOBS, "norm_gradient": "weights", **_STATISTICS_KNOBS},
-    "cbn-lite": {"norm_refresh_steps": 4, **_WINDOW_KNOBS, **_STATISTICS_KNOBS},
-    "mabn": {"norm_average_images": 16.0, **_STATISTICS_KNOBS},
-    "brn": {
-        "norm_r_max": 3.0,
-        "norm_d_max": 5.0,
-        "norm_burn_in_steps": 100,
-        "norm_ramp_steps": 400,
-        **_STATISTICS_KNOBS,
-    },
-    "gn": {"norm_groups": 32},
-    "frozen": {"precise_bn": 0},
-    "syncbn": _STATISTICS_KNOBS,
-    AUTO: _STATISTICS_KNOBS,
+
+NORMS: dict[str, NormKind] = {
+    "bn": NormKind(make=_bn, knobs={"norm_running": "ema", **_STATISTICS}, pictures=of_mini_batch),
+    "cmbn": NormKind(
+        make=_cmbn,
+        knobs={
+            "norm_gradient": "weights",
+            "norm_carry": False,
+            "norm_burn_in_steps": 0,
+            "norm_sync": False,
+            "norm_positions": 256,
+            **_STATISTICS,
+        },
+        gradients=CMBN_GRADIENTS,
+        pictures=of_batch,
+    ),
+    "cbn": NormKind(
+        make=_cbn,
+        knobs={"norm_gradient": "weights", "norm_estimator": "std", **_WINDOW},
+        gradients=CBN_GRADIENTS,
+        pictures=of_window,
+    ),
+    "cbn-lite": NormKind(
+        make=_cbn_lite,
+        knobs={"norm_gradient": "share", "norm_refresh_steps": 4, **_WINDOW},
+        gradients=[gradient for gradient in CBN_GRADIENTS if gradient != "weights"],
+        pictures=of_window,
+    ),
+    "mabn": NormKind(make=_mabn, knobs={"norm_average_images": 16.0, **_STATISTICS}, pictures=of_average),
+    "brn": NormKind(
+        make=_brn,
+        knobs={
+            "norm_r_max": 3.0,
+            "norm_d_max": 5.0,
+            "norm_burn_in_steps": _BURN_IN_STEPS,
+            "norm_ramp_steps": 400,
+            **_STATISTICS,
+        },
+        pictures=of_running_average,
+    ),
+    "gn": NormKind(make=_gn, knobs={"norm_groups": 32}),
+    "ln": NormKind(make=_ln),
+    "in": NormKind(make=_in),
+    "frozen": NormKind(make=_frozen, knobs={"precise_bn": 0}, words="running statistics, which stay"),
+    "syncbn": NormKind(make=_syncbn, knobs=_STATISTICS, pictures=of_mini_batch),
+    "none": NormKind(make=_none, words="no statistics"),
 }
+
+_KNOBS = {**{name: kind.knobs for name, kind in NORMS.items()}, AUTO: _STATISTICS}
 
 
 def resolve_norm(options: NormOptions) -> NormOptions:
@@ -294,7 +307,7 @@ def resolve_norm(options: NormOptions) -> NormOptions:
     norm, gradient = options.norm, options.norm_gradient
     if norm not in (*NORMS, AUTO):
         raise UserError(f"unknown norm '{norm}': choose one of {', '.join((*NORMS, AUTO))}")
-    own = dict(_OWN_KNOBS.get(norm, {}))
+    own = dict(_KNOBS[norm])
     if norm == "cmbn" and gradient not in (None, "weights"):
         del own["norm_positions"], own["norm_carry"], own["norm_burn_in_steps"]
         if gradient != "share":
@@ -302,31 +315,31 @@ def resolve_norm(options: NormOptions) -> NormOptions:
         if gradient == "darknet":
             own["norm_momentum"] = 0.01
     elif norm == "cmbn" and options.norm_carry:
-        own["norm_burn_in_steps"] = _WINDOW_KNOBS["norm_burn_in_steps"]  # its history, too, is of other weights
+        own["norm_burn_in_steps"] = _BURN_IN_STEPS  # its history, too, is of other weights
     if norm == "cbn" and options.norm_estimator == "none":
         own["norm_gradient"] = "share"  # nothing tells how the past moves with the weights
     if norm == "cbn-lite" and gradient == "weights":
         raise UserError("--norm-gradient weights needs every mini-batch's own covariance: use --norm cbn")
-    known = [kind for kind in CBN_GRADIENTS if (norm, kind) != ("cbn-lite", "weights")]
-    if norm.startswith("cbn") and gradient not in (None, *known):
-        raise UserError(f"--norm-gradient of {norm} is one of {', '.join(known)}, not {gradient}")
+    gradients = NORMS[norm].gradients if norm in NORMS else ()
+    if gradients and gradient not in (None, *gradients):
+        raise UserError(f"--norm-gradient of {norm} is one of {', '.join(gradients)}, not {gradient}")
     if norm == "cbn" and gradient == "weights" and options.norm_estimator == "none":
         raise UserError("--norm-gradient weights follows the compensation, which --norm-estimator none leaves out")
     if options.norm_eval and options.norm_freeze_after not in (None, 1.0):
         raise UserError("--norm-eval freezes the statistics from the start: --norm-freeze-after has nothing to add")
-    for field in sorted({field for knobs in _OWN_KNOBS.values() for field in knobs} - own.keys()):
+    for knob_name in sorted({each for knobs in _KNOBS.values() for each in knobs} - own.keys()):
         # A checkpoint's settings name every knob; what was resolved once resolves to itself.
-        if getattr(options, field) is not None:
-            readers = ", ".join(reader for reader, knobs in _OWN_KNOBS.items() if field in knobs)
-            flag = "--" + field.replace("_", "-")
+        if getattr(options, knob_name) is not None:
+            readers = ", ".join(reader for reader, knobs in _KNOBS.items() if knob_name in knobs)
+            flag = "--" + knob_name.replace("_", "-")
             chosen = f"--norm {norm}" + (f" --norm-gradient {gradient}" if norm == "cmbn" and gradient else "")
             raise UserError(f"{flag} is read by {readers}, not by {chosen}")
     if norm == "none":
-        for field in ("norm_eps", "norm_freeze_affine", "weight_centralization"):
-            if getattr(options, field) not in (None, NormOptions.__dataclass_fields__[field].default, False):
-                raise UserError(f"--{field.replace('_', '-')} is about a norm, and --norm none is not one")
+        for shared in ("norm_eps", "norm_freeze_affine", "weight_centralization"):
+            if getattr(options, shared) not in (None, NormOptions.__dataclass_fields__[shared].default, False):
+                raise UserError(f"--{shared.replace('_', '-')} is about a norm, and --norm none is not one")
     own["weight_centralization"] = norm == "mabn"
-    return replace(options, **{field: value for field, value in own.items() if getattr(options, field) is None})
+    return replace(options, **{name: value for name, value in own.items() if getattr(options, name) is None})
 
 
 def norm_of_weights(stored: Mapping[str, Any], chosen: str | None) -> dict[str, Any]:
@@ -338,9 +351,7 @@ def norm_of_weights(stored: Mapping[str, Any], chosen: str | None) -> dict[str, 
     if chosen == "none":
         return {}
     same = ("norm", "norm_groups") if chosen in (None, stored["norm"]) else ()
-    return {
-        field: stored[field] for field in ("weight_centralization", "norm_eps", *same) if stored.get(field) is not None
-    }
+    return {name: stored[name] for name in ("weight_centralization", "norm_eps", *same) if stored.get(name) is not None}
 
 
 def largest_divisor(number: int, *, at_most: int) -> int:

@@ -16,7 +16,7 @@ import data.dataset
 import train
 import training as parts
 import utils.scoring
-from benchmarks.small_batch.cell import check_apart, memory, prepared, run_cell
+from benchmarks.small_batch.cell import check_apart, job_of_cell, memory, run_cell
 from benchmarks.small_batch.grid import BUDGETS, Cell
 from data.digits import make_digits
 from data.source import open_image_set
@@ -116,7 +116,7 @@ def test_test_pictures_never_enter_training_or_selection(
 
 def test_a_test_split_that_shares_pictures_is_refused() -> None:
     source = sources.prepare(CELL, {})
-    train_set, val_set = (open_image_set(source.path, split) for split in (source.train, source.val))
+    train_set, val_set = (open_image_set(source.path, split) for split in ("train", "val"))
     check_apart(train_set, val_set, open_image_set(source.path, str(source.test)))
     with pytest.raises(UserError, match="shares 8 pictures with 'val'"):
         check_apart(train_set, val_set, val_set)
@@ -144,8 +144,8 @@ def test_memory_is_that_after_the_burn_in_and_of_whole_batches() -> None:
 
     def memory_of(recipe: str) -> float:
         cell = replace(CELL, recipe=recipe, mini_batch=1, mosaic=False)
-        options, plan, *_ = prepared(cell, sources.prepare(cell, {}), device="cpu", workers=0)
-        return memory(cell, options, plan)["memory_MB"]
+        job = job_of_cell(cell, sources.prepare(cell, {}), device="cpu", workers=0)
+        return memory(cell, job.options, job.plan)["memory_MB"]
 
     bn, cmbn, carried, burnt = map(memory_of, ("bn", "cmbn-weights", "cmbn-carry", "cmbn-carry+burn"))
     windows = [memory_of(f"cbn-std-weights{window}") for window in ("", "-w8", "-wbatch")]

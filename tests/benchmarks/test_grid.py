@@ -67,7 +67,7 @@ def test_cells_are_paired_and_see_as_many_images() -> None:
         groups.setdefault((cell.data, cell.recipe, cell.mini_batch), set()).add((cell.seed, cell.steps))
     assert len({frozenset(group) for group in groups.values()}) == 1
     assert TUNE_SEED not in {cell.seed for cell in cells}
-    assert len({cell.key for cell in cells}) == len(cells)
+    assert len(set(cells)) == len(cells)
 
 
 def test_the_rate_is_chosen_on_val_by_data_and_recipe() -> None:
@@ -98,7 +98,7 @@ def test_the_quick_trainings_are_among_the_standard_ones() -> None:
         tuned(cell, 0.9 if cell.rate == best.get((cell.recipe, cell.mini_batch), 0.01) else 0.1)
         for cell in standard.tune_cells()
     ]
-    assert {cell.key for cell in BUDGETS["quick"].main_cells(())} <= {cell.key for cell in standard.main_cells(rows)}
+    assert set(BUDGETS["quick"].main_cells(())) <= set(standard.main_cells(rows))
 
 
 def test_only_the_mini_batches_of_the_grid_are_tuned() -> None:
@@ -146,7 +146,7 @@ def test_a_stand_in_is_trained_once_and_lends_its_rate() -> None:
     assert {cell.recipe for cell in cells if cell.mini_batch == 1} == {"bn", "cmbn-share", "cmbn-carry+burn"}
     main = grid.main_cells([tuned(cell, 0.5) for cell in cells])
     assert {cell.recipe for cell in main if cell.mini_batch == 16} == {"bn", "cmbn-weights"}
-    assert len({cell.key for cell in main}) == len(main)
+    assert len(set(main)) == len(main)
     assert stand_in("cmbn-renorm+freeze", 8) == "cmbn-renorm+freeze" and stand_in("cbn-std", 16) == "cbn-std"
 
 

@@ -77,7 +77,7 @@ def ends(cell: Cell, folder: Path) -> dict[str, Any]:
 def test_processes_report_what_they_did_and_why_they_failed(start_method: str) -> None:
     cells = BUDGETS["smoke"].main_cells(())
     outcomes = list(run_cells(cells, ends, jobs=2, start_method=start_method))
-    assert sorted(outcome.cell.key for outcome in outcomes) == sorted(cell.key for cell in cells)
+    assert sorted(outcome.cell for outcome in outcomes) == sorted(cells)
     for outcome in outcomes:
         if outcome.cell.mini_batch == 8:
             assert outcome.row is None and "about to end" in outcome.said and "not today" in outcome.said

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fitting
-from fitting import fitted, grey_batch, subdivisions_that_fit
+from fitting import fitted, noise_batch, subdivisions_that_fit
 from models.network import Network
 from options import TrainOptions
 from preparation import Job, prepare
@@ -76,7 +76,7 @@ def test_a_number_that_was_typed_stays(scenes, toy_cfg) -> None:
 
 
 def test_the_dry_runs_pictures_are_full_of_boxes(scenes, toy_cfg) -> None:
-    batch = grey_batch(job_of(scenes, toy_cfg))
+    batch = noise_batch(job_of(scenes, toy_cfg))
     assert batch.images.shape == (4, 3, 64, 64)
     assert len(batch.targets) == 4 * 32 and (batch.targets.boxes[:, 2:] > batch.targets.boxes[:, :2]).all()
 
