@@ -98,7 +98,8 @@ def noise_batch(job: Job) -> Batch:
 
 def largest_hw(job: Job) -> tuple[int, int]:
     """That multi-scale will draw."""
-    input_hw, multi_scale = job.plan.net.input_hw, job.options.multi_scale
+    plan, multi_scale = job.plan, job.options.multi_scale
     if multi_scale == 1:
-        return input_hw
-    return EpochKeys(1, batch_size=1, input_hw=input_hw, multi_scale=multi_scale, seed=0).largest_hw()
+        return plan.net.input_hw
+    drawn = {"input_hw": plan.net.input_hw, "multi_scale": multi_scale, "step_px": plan.size_step_px}
+    return EpochKeys(1, batch_size=1, seed=0, **drawn).largest_hw()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cfg.layers import ConvSpec, read_layer, stops_backward
 from cfg.net import NetSpec
 from cfg.parse import CfgError, Section, did_you_mean, parse_sections
+from cfg.resampling import UpsampleSpec
 from cfg.spec import MAX_CHANNELS, MAX_SIDE_PX, LayerSpec, Shape, ShapeError, check_extent
 from cfg.yolo import YoloSpec
 
@@ -67,6 +69,14 @@ class Plan:
     def strides(self) -> tuple[int, ...]:
         """Input pixels per cell, one per head."""
         return tuple(self.net.height // self.nodes[i].shape.height for i in self.heads)
+
+    @property
+    def size_step_px(self) -> int:
+        """Between input sizes that halve without remainder down to each head and to each map that is enlarged again:
+        the cfg's resize_step, darknet's 32, or more for deeper networks."""
+        enlarged = (node.inputs[0] for node in self.nodes if isinstance(node.spec, UpsampleSpec))
+        deep = (index for index in (*self.heads, *enlarged) if index >= 0)
+        return math.lcm(self.net.resize_step, *(self.net.height // self.nodes[i].shape.height for i in deep))
 
     @property
     def consumers(self) -> tuple[tuple[int, ...], ...]:

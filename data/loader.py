@@ -25,7 +25,6 @@ from utils.environment import cuda_is_in_use
 from utils.errors import UserError
 from utils.structures import Batch, Sample
 
-_STRIDE_PX = 32
 _BATCHES_PER_SIZE = 10
 
 # The last entry of a seed: shuffling and sizes must not draw the numbers of a Sample (seed, epoch, position).
@@ -37,8 +36,8 @@ class EpochKeys:
 
     Pictures that do not fill a last batch sit out the epoch; a set smaller than one batch makes one smaller
     batch. multi_scale: the input size is drawn anew every 10 batches, between size / multi_scale and
-    size * multi_scale; darknet's `random=1` is 1.4. batch_size counts the pictures of all ranks; UserError where it
-    cannot be dealt out evenly.
+    size * multi_scale, in steps of step_px; darknet's `random=1` is 1.4. batch_size counts the pictures of all
+    ranks; UserError where it cannot be dealt out evenly.
     """
 
     def __init__(
@@ -49,6 +48,7 @@ class EpochKeys:
         input_hw: tuple[int, int],
         multi_scale: float,
         seed: int,
+        step_px: int = 32,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -59,6 +59,7 @@ class EpochKeys:
             raise UserError(f"a batch of {self.batch_size} pictures{whole} is not divisible by the {ranks} ranks.")
         self.input_hw = input_hw
         self.multi_scale = multi_scale
+        self.step_px = step_px
         self.seed = seed
         self.rank = rank
         self.ranks = ranks
@@ -77,7 +78,7 @@ class EpochKeys:
             yield [Key(self.epoch, at, order[at], hw) for at in range(start, start + share)]
 
     def hw_of_batch(self, global_batch: int) -> tuple[int, int]:
-        """Both sides follow the same factor, u or 1/u with u in 1..multi_scale, in steps of 32 px."""
+        """Both sides follow the same factor, u or 1/u with u in 1..multi_scale, in steps of step_px."""
         if self.multi_scale == 1:
             return self.input_hw
         rng = np.random.default_rng([self.seed, global_batch // _BATCHES_PER_SIZE, 0, _SIZE])
@@ -97,9 +98,9 @@ class EpochKeys:
         return height, width
 
     def _stepped(self, side_px: int, factor: float) -> int:
-        smallest = math.ceil(side_px / self.multi_scale / _STRIDE_PX)
-        largest = math.floor(side_px * self.multi_scale / _STRIDE_PX)
-        return _STRIDE_PX * min(max(round(side_px * factor / _STRIDE_PX), smallest, 1), max(largest, 1))
+        smallest = math.ceil(side_px / self.multi_scale / self.step_px)
+        largest = math.floor(side_px * self.multi_scale / self.step_px)
+        return self.step_px * min(max(round(side_px * factor / self.step_px), smallest, 1), max(largest, 1))
 
 
 class BatchKeys(Protocol):
@@ -170,13 +171,15 @@ def make_train_loader(
     augment: AugmentOptions,
     seed: int,
     workers: int,
+    step_px: int = 32,
     rank: int = 0,
     ranks: int = 1,
     cache: str = "ram",
     cache_bytes: int | None = None,
     cache_folder: Path | None = None,
 ) -> TrainLoader:
-    """batch_size: over all ranks. cache, cache_bytes, cache_folder: of decoded pictures, as of `open_cache`."""
+    """batch_size: over all ranks. step_px: of the sizes that multi_scale draws. cache, cache_bytes, cache_folder: of
+    decoded pictures, as of `open_cache`."""
     if batch_size < 1 or workers < 0 or multi_scale < 1:
         raise UserError(
             f"batch_size={batch_size} must be at least 1, workers={workers} at least 0 "
@@ -188,6 +191,7 @@ def make_train_loader(
         input_hw=input_hw,
         multi_scale=multi_scale,
         seed=seed,
+        step_px=step_px,
         rank=rank,
         ranks=ranks,
     )
@@ -213,12 +217,13 @@ def make_eval_loader(
     rank: int = 0,
     ranks: int = 1,
     rect: bool = False,
+    step_px: int = 32,
 ) -> Loader:
     """Each picture once, in the order of the set; the last batch may be smaller. resize: of geometry.RESIZES.
 
     Of several ranks each takes every `ranks`-th picture, from `rank` on: none, where there are fewer of them.
     rect: pictures are sorted by their aspect ratio, and a batch's input is cut to what they take of `input_hw`:
-    the same pictures with less grey around. UserError where they are not letterboxed.
+    the same pictures with less grey around, in steps of step_px. UserError where they are not letterboxed.
     """
     if rect and not letterbox:
         raise UserError("rectangular batches are for letterboxed pictures; these are stretched to fill the input.")
@@ -229,16 +234,16 @@ def make_eval_loader(
     keys = []
     for start in range(0, len(pictures), batch_size):
         batch = pictures[start : start + batch_size]
-        hw = rect_hw(image_set.hws[batch], input_hw) if rect else input_hw
+        hw = rect_hw(image_set.hws[batch], input_hw, step_px) if rect else input_hw
         keys.append([EvalKey(picture, hw) for picture in batch.tolist()])
     return Loader(EvalDataset(image_set, letterbox=letterbox, resize=resize), keys, workers)
 
 
-def rect_hw(hws: np.ndarray, input_hw: tuple[int, int]) -> tuple[int, int]:
-    """The smallest input, in steps of 32 px, that shows letterboxed pictures (N, 2) as large as `input_hw` does."""
+def rect_hw(hws: np.ndarray, input_hw: tuple[int, int], step_px: int) -> tuple[int, int]:
+    """The smallest input, in steps of step_px, that shows letterboxed pictures (N, 2) as large as `input_hw` does."""
     inner = np.array([letterbox_placement((h, w), input_hw).picture_px[::-1] for h, w in hws.tolist()]).max(axis=0)
-    steps = np.ceil(np.round(inner) / _STRIDE_PX).astype(int)
-    height, width = np.minimum(_STRIDE_PX * steps, input_hw).tolist()
+    steps = np.ceil(np.round(inner) / step_px).astype(int)
+    height, width = np.minimum(step_px * steps, input_hw).tolist()
     return height, width
 
 

@@ -46,6 +46,27 @@ def test_heads_classes_strides_and_consumers():
     assert plan.consumers == ((1, 4), (2,), (3,), (4,), (5,), (6,), ())
 
 
+def halved(times: int) -> str:
+    return "[convolutional]\nfilters=4\nsize=3\nstride=2\npad=1\nactivation=leaky\n" * times
+
+
+@pytest.mark.parametrize(
+    ("resize_step", "text", "step_px"),
+    [
+        ("", TINY.removeprefix(NET), 32),
+        ("resize_step=16\n", TINY.removeprefix(NET), 16),
+        ("", halved(6) + HEAD.format(filters=16), 64),
+        # The head is at 32 px a cell, what is enlarged for it at 64.
+        ("", halved(6) + "[upsample]\nstride=2\n[route]\nlayers=-1,4\n" + HEAD.format(filters=16), 64),
+    ],
+)
+def test_inputs_of_such_steps_fit_the_network(resize_step, text, step_px):
+    plan = parse_plan(f"[net]\nwidth=256\nheight=256\n{resize_step}{text}", path="a.cfg")
+    assert plan.size_step_px == step_px
+    for steps in range(1, 8):
+        assert plan.with_input_hw((steps * step_px, 256)).nodes[-1].shape.height == steps * step_px // plan.strides[0]
+
+
 def test_a_plan_is_frozen_and_can_be_pickled():
     plan = parse_plan(TINY, path="a.cfg")
     assert pickle.loads(pickle.dumps(plan)) == plan

@@ -178,6 +178,11 @@ def test_input_sizes_change_every_ten_batches_within_their_bounds() -> None:
     assert (sampler.smallest_hw(), sampler.largest_hw()) == ((96, 160), (160, 256))
 
 
+def test_input_sizes_of_deeper_networks_change_in_larger_steps() -> None:
+    sizes = {key.input_hw for batch in keys(input_hw=(256, 256), step_px=64) for key in batch}
+    assert sizes == {(192, 192), (256, 256), (320, 320)}
+
+
 def test_without_multi_scale_the_size_stays() -> None:
     assert {key.input_hw for batch in keys(multi_scale=1.0) for key in batch} == {(128, 192)}
     assert keys(multi_scale=1.0, input_hw=(112, 80)).smallest_hw() == (112, 80)  # no multiples of 32
@@ -253,10 +258,13 @@ def test_rectangular_batches_are_the_square_ones_with_less_grey(tmp_path: Path) 
 
 
 def test_a_rectangle_reaches_from_the_input_to_the_pictures() -> None:
-    assert rect_hw(np.array([[480, 640]]), (416, 416)) == (320, 416)
-    assert rect_hw(np.array([[480, 640], [640, 480]]), (416, 416)) == (416, 416)
-    assert rect_hw(np.array([[10, 1000]]), (416, 416)) == (32, 416)
-    assert rect_hw(np.array([[500, 500]]), (100, 120)) == (100, 120)  # no multiples of 32
+    assert rect_hw(np.array([[480, 640]]), (416, 416), 32) == (320, 416)
+    assert rect_hw(np.array([[480, 640], [640, 480]]), (416, 416), 32) == (416, 416)
+    assert rect_hw(np.array([[10, 1000]]), (416, 416), 32) == (32, 416)
+    assert rect_hw(np.array([[500, 500]]), (100, 120), 32) == (100, 120)  # no multiples of 32
+    assert rect_hw(np.array([[480, 640]]), (512, 512), 64) == (384, 512)
+    assert rect_hw(np.array([[400, 640]]), (512, 512), 64) == (320, 512)
+    assert rect_hw(np.array([[410, 640]]), (512, 512), 64) == (384, 512)
 
 
 def test_stretched_pictures_are_never_in_rectangular_batches(noise_set: ImageSet) -> None:
