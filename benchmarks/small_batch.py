@@ -84,7 +84,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", choices=BUDGETS, default="quick")
-    parser.add_argument("--only", nargs="+", metavar="RECIPE", help="these recipes and the BN they are compared with")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="RECIPE",
+        help="such as cmbn-weights or cmbn-carry+burn (another name prints them all), and the BN they are compared with",
+    )
     parser.add_argument("--data", nargs="+", choices=DATA, help="data sets (default: the budget's)")
     parser.add_argument("--net", nargs="+", choices=NETS, help="networks (default: the budget's)")
     parser.add_argument("--minibatches", nargs="+", type=int, choices=(1, 2, 4, 8, 16), help="(default: the budget's)")
@@ -202,9 +207,9 @@ def report(grid: Grid, rows: Sequence[Row], path: Path) -> None:
         plot(pictures[name])
     title = f"Small-batch study, budget {path.stem}"
     names = [picture.name for picture in pictures.values()]
-    path.with_suffix(".md").write_text(markdown_report(lines, rows, title=title, pictures=names))
+    path.with_suffix(".md").write_text(markdown_report(lines, rows, steps=grid.steps, title=title, pictures=names))
     path.with_suffix(".json").write_text(json_report(lines))
-    print(f"\n{text_report(lines, rows)}\n\nrows, table and plots: {path.with_suffix('.*')}")
+    print(f"\n{text_report(lines, rows, steps=grid.steps)}\n\nrows, table and plots: {path.with_suffix('.*')}")
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:

@@ -89,6 +89,12 @@ def reference_of(recipe: str) -> str:
     return "bn+wc" if options_of(recipe, steps=100).weight_centralization else "bn"
 
 
+def typed(recipe: str, *, steps: int) -> str:
+    """The flags of train.py that it stands for in a training of so many optimizer steps."""
+    settings = settings_of(recipe, steps=steps).items()
+    return " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in settings)
+
+
 def with_references(recipes: tuple[str, ...]) -> tuple[str, ...]:
     """Each once, BN first, and every reference that they need."""
     references = {reference_of(recipe) for recipe in recipes} | {"bn"}

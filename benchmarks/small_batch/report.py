@@ -11,7 +11,7 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks.small_batch.grid import BATCH, Grid, TunedRates, stand_in
-from benchmarks.small_batch.recipes import BORROWED, reference_of
+from benchmarks.small_batch.recipes import BORROWED, reference_of, typed
 from benchmarks.small_batch.statistics import Estimate, Gain, estimate, gain, holm, won_back
 
 Row = Mapping[str, Any]
@@ -202,7 +202,8 @@ NOTES = (
 )
 
 
-def text_report(lines: Sequence[Line], rows: Sequence[Row]) -> str:
+def text_report(lines: Sequence[Line], rows: Sequence[Row], *, steps: int) -> str:
+    """steps: of a training."""
     parts = []
     for title, block in _blocks(lines):
         table = [HEAD, *(cells_of(line, bold=False) for line in block)]
@@ -212,11 +213,15 @@ def text_report(lines: Sequence[Line], rows: Sequence[Row]) -> str:
         ]
         parts.append("\n".join([title, *said]))
     parts.append("\n".join(note.format(mark="*") for note in NOTES))
+    parts.append("\n".join(_key(lines, steps)))
     parts.append("\n".join(provenance(rows)))
     return "\n\n".join(parts)
 
 
-def markdown_report(lines: Sequence[Line], rows: Sequence[Row], *, title: str, pictures: Sequence[str]) -> str:
+def markdown_report(
+    lines: Sequence[Line], rows: Sequence[Row], *, steps: int, title: str, pictures: Sequence[str]
+) -> str:
+    """steps: of a training."""
     parts = [f"# {title}"]
     for heading, block in _blocks(lines):
         table = [HEAD, ("---",) * len(HEAD), *(cells_of(line, bold=True) for line in block)]
@@ -224,8 +229,16 @@ def markdown_report(lines: Sequence[Line], rows: Sequence[Row], *, title: str, p
         parts.append("\n".join(f"| {' | '.join(texts)} |" for texts in table))
     parts += [f"![{name}]({name})" for name in pictures]
     parts.append("\n".join(f"- {note.format(mark='bold')}" for note in NOTES))
+    parts.append("\n".join(f"- `{line}`" for line in _key(lines, steps)))
     parts.append("\n".join(f"- {line}" for line in provenance(rows)))
     return "\n\n".join(parts) + "\n"
+
+
+def _key(lines: Sequence[Line], steps: int) -> list[str]:
+    """A line a recipe: what to type."""
+    recipes = dict.fromkeys(line.recipe for line in lines)
+    width = max(map(len, recipes))
+    return [f"{recipe:<{width}}  train.py {typed(recipe, steps=steps)}" for recipe in recipes]
 
 
 def json_report(lines: Sequence[Line]) -> str:

@@ -34,11 +34,13 @@ def describe_norm(options: NormOptions, *, mini_batch: int, subdivisions: int) -
     return f"{parts}, statistics of {'' if sees_only_its_mini_batch(options) else 'up to '}{pictures}"
 
 
-def norm_warnings(options: NormOptions, *, mini_batch: int, subdivisions: int, from_scratch: bool) -> list[str]:
-    """A line where statistics are of few pictures, with the remedies; and one where they are of none at all."""
+def norm_warnings(
+    options: NormOptions, *, mini_batch: int, subdivisions: int, from_scratch: bool, few: int = FEW
+) -> list[str]:
+    """A line where statistics are of fewer than `few` pictures, with the remedies; and one where they are of none."""
     warnings = []
     pictures = effective_pictures(options, mini_batch=mini_batch, subdivisions=subdivisions)
-    if pictures is not None and pictures < FEW:
+    if pictures is not None and pictures < few:
         remedies = []
         if subdivisions > 1 and sees_only_its_mini_batch(options):
             remedies.append(f"--norm cmbn pools the batch's {mini_batch * subdivisions}")
@@ -48,7 +50,7 @@ def norm_warnings(options: NormOptions, *, mini_batch: int, subdivisions: int, f
             remedies.append("a larger --norm-window pools more")
         remedies.append("--norm gn needs none")
         warnings.append(
-            f"{options.norm} normalises by the statistics of {_pictures(pictures)}, fewer than {FEW}: "
+            f"{options.norm} normalises by the statistics of {_pictures(pictures)}, fewer than {few}: "
             + ", ".join(remedies)
         )
     if never_measures(options) and from_scratch:

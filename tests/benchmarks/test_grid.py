@@ -12,13 +12,23 @@ import torch
 from benchmarks.small_batch.grid import BATCH, BUDGETS, TUNE_SEED, Cell, Grid, nearest, stand_in
 from benchmarks.small_batch.plots import _style
 from benchmarks.small_batch.progress import Progress
-from benchmarks.small_batch.recipes import BASES, all_recipes, options_of, reference_of, settings_of, with_references
+from benchmarks.small_batch.recipes import (
+    BASES,
+    all_recipes,
+    options_of,
+    reference_of,
+    settings_of,
+    typed,
+    with_references,
+)
 from benchmarks.small_batch.sources import half_width
 from cfg.plan import Plan, load_plan, parse_plan
 from models.network import Network
 from models.norms.table import norm_factory
+from options import TrainOptions
 from utils.clock import BatchClock
 from utils.errors import UserError
+from utils.flags import given_flags
 from utils.seed import seed_everything
 
 TOY = replace(
@@ -165,6 +175,16 @@ def test_a_recipe_is_a_base_and_additions() -> None:
     assert settings_of("brn", steps=200)["norm_burn_in_steps"] == 20
     assert reference_of("mabn") == reference_of("cmbn-share+wc") == "bn+wc"
     assert with_references(("gn", "mabn")) == ("bn", "bn+wc", "gn", "mabn")
+
+
+def test_a_recipe_can_be_typed() -> None:
+    assert typed("cmbn-carry+burn", steps=512) == "--norm cmbn --norm-carry --norm-burn-in-steps 51"
+    assert (
+        typed("cbn-std", steps=512) == "--norm cbn --norm-estimator std --norm-gradient share --norm-burn-in-steps 51"
+    )
+    for recipe in all_recipes():
+        flags = given_flags(TrainOptions, typed(recipe, steps=512).split())
+        assert flags == settings_of(recipe, steps=512)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,12 @@ def test_few_pictures_are_warned_of_with_the_remedies():
     assert "cmbn" not in line and "--norm cbn" in line  # a batch of one mini-batch has nothing to pool
 
 
+def test_whoever_chose_the_norm_by_its_pictures_says_how_many_are_few():
+    assert norm_warnings(options("bn"), mini_batch=4, subdivisions=2, from_scratch=False, few=4) == []
+    (line,) = norm_warnings(options("bn"), mini_batch=3, subdivisions=2, from_scratch=False, few=4)
+    assert "3 pictures, fewer than 4" in line
+
+
 @pytest.mark.parametrize("norm", [norm for norm in NORMS if norm not in ("bn", "syncbn")])
 def test_norms_that_look_further_are_not_warned_of(norm):
     assert norm_warnings(options(norm), **WARNED) == []
