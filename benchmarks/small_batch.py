@@ -56,6 +56,7 @@ from utils.environment import describe, pick_device  # noqa: E402
 from utils.errors import UserError, exit_on_error  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "small_batch"
+RECIPES_HELP = "such as cmbn-weights (a name that is none prints them all), and the BN they are compared with"
 SEEDS_HELP = "1 to N, or N-M, and a table of these alone (default: the budget's, and a table of all that there are)"
 _JOB_GIB = {"small": 2, "tiny": 5, "half": 10}  # of GPU memory that a process may want
 
@@ -84,12 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", choices=BUDGETS, default="quick")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        metavar="RECIPE",
-        help="such as cmbn-weights or cmbn-carry+burn (another name prints them all), and the BN they are compared with",
-    )
+    parser.add_argument("--only", nargs="+", metavar="RECIPE", help=RECIPES_HELP)
     parser.add_argument("--data", nargs="+", choices=DATA, help="data sets (default: the budget's)")
     parser.add_argument("--net", nargs="+", choices=NETS, help="networks (default: the budget's)")
     parser.add_argument("--minibatches", nargs="+", type=int, choices=(1, 2, 4, 8, 16), help="(default: the budget's)")
