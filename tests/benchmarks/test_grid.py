@@ -179,9 +179,7 @@ def test_a_recipe_is_a_base_and_additions() -> None:
 
 def test_a_recipe_can_be_typed() -> None:
     assert typed("cmbn-carry+burn", steps=512) == "--norm cmbn --norm-carry --norm-burn-in-steps 51"
-    assert (
-        typed("cbn-std", steps=512) == "--norm cbn --norm-estimator std --norm-gradient share --norm-burn-in-steps 51"
-    )
+    assert typed("bn+freeze", steps=512) == "--norm bn --norm-freeze-after 0.7"
     for recipe in all_recipes():
         flags = given_flags(TrainOptions, typed(recipe, steps=512).split())
         assert flags == settings_of(recipe, steps=512)
