@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= $(ROOT).venv
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(abspath $(VENV))/.installed
+# A process a core, each file's tests in one of them: fixtures of a file are made once.
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: help venv train test test-slow lint clean
 
@@ -22,10 +24,10 @@ train: venv
 	cd "$(ROOT)" && "$(BIN)/python" train.py --norm cmbn
 
 test: venv
-	cd "$(ROOT)" && "$(BIN)/python" -m pytest -q
+	cd "$(ROOT)" && "$(BIN)/python" -m pytest -q $(SIDE_BY_SIDE)
 
 test-slow: venv
-	cd "$(ROOT)" && "$(BIN)/python" -m pytest -q -m slow
+	cd "$(ROOT)" && "$(BIN)/python" -m pytest -q -m slow $(SIDE_BY_SIDE)
 
 lint: venv
 	cd "$(ROOT)" && "$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy" cfg utils
