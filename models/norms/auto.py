@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from models.norms.effective import said_pictures
 from models.norms.table import AUTO, NormOptions, resolve_norm
 
 ENOUGH = 4  # pictures in a forward, from which on CmBN-W gained nothing over batch norm in the study, but took time
@@ -17,7 +18,7 @@ def choose_norm(options: NormOptions, *, mini_batch: int) -> tuple[NormOptions, 
     asked = resolve_norm(options)  # first, so that what nobody reads is refused in terms of what was typed
     if asked.norm != AUTO:
         return asked, ""
-    pictures = f"{mini_batch} picture{'s' * (mini_batch != 1)} in a forward"
+    pictures = f"{said_pictures(mini_batch)} in a forward"
     if mini_batch >= ENOUGH:
         return resolve_norm(replace(options, norm="bn")), f"bn, because {pictures} are enough for it"
     chosen = resolve_norm(replace(options, norm="cmbn", norm_carry=True))

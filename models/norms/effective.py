@@ -27,7 +27,7 @@ def describe_norm(options: NormOptions, *, mini_batch: int, subdivisions: int) -
     """cmbn (weights): mini-batches of 2 pictures, statistics of up to 16"""
     how = ", ".join(filter(None, (options.norm_gradient, "carried" if options.norm_carry else None)))
     name = options.norm + (f" ({how})" if how else "")
-    parts = f"{name}: mini-batches of {_pictures(mini_batch)}"
+    parts = f"{name}: mini-batches of {said_pictures(mini_batch)}"
     pictures = effective_pictures(options, mini_batch=mini_batch, subdivisions=subdivisions)
     if pictures is None:
         return f"{parts}, {NORMS['frozen' if never_measures(options) else options.norm].words}"
@@ -50,7 +50,7 @@ def norm_warnings(
             remedies.append("a larger --norm-window pools more")
         remedies.append("--norm gn needs none")
         warnings.append(
-            f"{options.norm} normalises by the statistics of {_pictures(pictures)}, fewer than {few}: "
+            f"{options.norm} normalises by the statistics of {said_pictures(pictures)}, fewer than {few}: "
             + ", ".join(remedies)
         )
     if never_measures(options) and from_scratch:
@@ -93,5 +93,5 @@ def never_measures(options: NormOptions) -> bool:
     return options.norm == "frozen" or options.norm_eval or options.norm_freeze_after == 0
 
 
-def _pictures(count: int) -> str:
+def said_pictures(count: int) -> str:
     return f"{count} picture{'s' * (count != 1)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +12,7 @@ from models.norms.batch_stat import BatchStatNorm, unbiased
 from models.norms.moments import Moments
 from models.norms.table import has_batch_statistics
 from utils.errors import UserError
+from utils.structures import pixels_of
 
 
 def norms_with_statistics(network: nn.Module) -> dict[str, nn.Module]:
@@ -44,6 +45,17 @@ def adopt_mini_batch(norm: nn.Module, y: Tensor) -> None:
 
 
 @contextmanager
+def watched(norms: Iterable[nn.Module], look: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
+    """Each forward of these norms begins with look(norm, its input)."""
+    hooks = [norm.register_forward_pre_hook(lambda norm, inputs: look(norm, inputs[0])) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
     """Every module is in eval mode, and afterwards in the one it was found in."""
     found = [(module, module.training) for module in network.modules()]
@@ -53,3 +65,8 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in found:
             module.training = training
+
+
+def pixels_for(network: nn.Module, images: Tensor) -> Tensor:
+    """(N, 3, H, W), uint8 or float in 0..1, as the network takes them: float, on its device."""
+    return pixels_of(images.to(next(network.parameters()).device))

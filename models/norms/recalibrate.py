@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from models.norms import ranks
 from models.norms.moments import Moments
-from models.norms.population import adopt, eval_mode, norms_with_statistics
+from models.norms.population import adopt, eval_mode, norms_with_statistics, pixels_for, watched
 from utils.errors import UserError
-from utils.structures import pixels_of
 
 
 @torch.no_grad()
@@ -50,32 +49,21 @@ def _moments_at(network: nn.Module, norm: nn.Module, batches: Sequence[Tensor]) 
     """Of the norm's input, over all pictures."""
     seen: list[Moments] = []
 
-    def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        own = Moments.of(inputs[0])
+    def look(_: nn.Module, y: Tensor) -> None:
+        own = Moments.of(y)
         seen[:] = [seen[0].merged_with(own) if seen else own]
         raise _Reached
 
-    hook = norm.register_forward_pre_hook(look)
-    try:
+    with watched([norm], look):
         for images in batches:
             with suppress(_Reached):
-                network(_pixels(network, images))
-    finally:
-        hook.remove()
+                network(pixels_for(network, images))
     return seen[0]
 
 
 def _in_order_of_execution(network: nn.Module, norms: list[nn.Module], images: Tensor) -> list[nn.Module]:
     ran: list[nn.Module] = []
-    hooks = [norm.register_forward_pre_hook(lambda module, _: ran.append(module)) for norm in norms]
-    try:
-        network(_pixels(network, images))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watched(norms, lambda norm, _: ran.append(norm)):
+        network(pixels_for(network, images))
     assert len(ran) == len(set(ran)), "a norm that runs twice in a forward has two populations"
     return ran
-
-
-def _pixels(network: nn.Module, images: Tensor) -> Tensor:
-    return pixels_of(images.to(next(network.parameters()).device))

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from models.network import Network
+from models.norms.effective import said_pictures
 from models.norms.moments import Moments
-from models.norms.population import as_used, eval_mode, norms_with_statistics
+from models.norms.population import as_used, eval_mode, norms_with_statistics, pixels_for, watched
 from utils.errors import UserError
-from utils.structures import pixels_of
 
 SIZES = (1, 2, 4, 8, 16)
 LARGE = 0.3  # a gap that the verdict names
@@ -81,9 +81,9 @@ class NormReport:
 
         effective None: it did not normalise by statistics of mini-batches.
         """
-        lines = [self._at(mini_batch, f"mini-batches of {_pictures(mini_batch)}")]
+        lines = [self._at(mini_batch, f"mini-batches of {said_pictures(mini_batch)}")]
         if effective is not None and effective != mini_batch:
-            lines.append(self._at(effective, f"{_pictures(effective)} pooled"))
+            lines.append(self._at(effective, f"{said_pictures(effective)} pooled"))
         is_stale = any(gap.stale > LARGE for gap in self.layers)
         lines.append(
             f"running statistics against these {self.pictures} pictures: {self._worst(lambda gap: gap.stale)}"
@@ -140,25 +140,17 @@ def _moments_of_pictures(
     network: Network, norms: dict[str, nn.Module], batches: Sequence[Tensor]
 ) -> dict[str, Moments]:
     """By the norm's name, in the order of layers: count () positions of a picture, mean and var (pictures, C)."""
-    parts: dict[str, list[Moments]] = {name: [] for name in norms}
-    hooks = []
-    for name, norm in norms.items():
-
-        def look(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            parts[name].append(_of_each_picture(inputs[0]))
-
-        hooks.append(norm.register_forward_pre_hook(look))
-    device = next(network.parameters()).device
-    try:
-        with eval_mode(network):
-            for images in batches:
-                network(pixels_of(images.to(device)))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    seen: dict[nn.Module, list[Moments]] = {norm: [] for norm in norms.values()}
+    with eval_mode(network), watched(seen, lambda norm, y: seen[norm].append(_of_each_picture(y))):
+        for images in batches:
+            network(pixels_for(network, images))
     return {
-        name: Moments(count=part[0].count, mean=torch.cat([m.mean for m in part]), var=torch.cat([m.var for m in part]))
-        for name, part in parts.items()
+        name: Moments(
+            count=seen[norm][0].count,
+            mean=torch.cat([moments.mean for moments in seen[norm]]),
+            var=torch.cat([moments.var for moments in seen[norm]]),
+        )
+        for name, norm in norms.items()
     }
 
 
@@ -204,7 +196,3 @@ def _describe(conv: nn.Conv2d) -> str:
     """conv 3x3/2"""
     height, width = conv.kernel_size
     return f"conv {height}x{width}" + (f"/{conv.stride[0]}" if conv.stride[0] > 1 else "")
-
-
-def _pictures(count: int) -> str:
-    return f"{count} picture{'s' * (count != 1)}"
