@@ -13,12 +13,20 @@ import numpy as np
 
 from data.image_set import ImageSet, Record, pack
 from data.instances import annotation_fault, load_instances
-from data.picture import picture_hw
-from data.problems import BROKEN_PICTURE, MISSING_PICTURE, UNKNOWN_CLASS, Problems, usable_boxes
+from data.picture import is_transposed, lies_on_its_side, picture_hw
+from data.problems import (
+    BROKEN_PICTURE,
+    MISSING_PICTURE,
+    SWAPPED_SIZE,
+    UNKNOWN_CLASS,
+    Problems,
+    other_size,
+    usable_boxes,
+)
 from utils.errors import UserError
 
 # Up to so many, every picture's header is read: 0.01 ms each where the disk is cached, but several ms on a slow
-# one, which would be many minutes for COCO's 118,287; above, a size in the json is trusted.
+# one, which would be many minutes for COCO's 118,287; above, a size in the json is trusted as long as no box belies it.
 _OPENED_PICTURES = 20_000
 
 
@@ -33,8 +41,16 @@ def splits(path: Path) -> tuple[str, ...]:
     return tuple(sorted({_split_name(file) for file in (path / "annotations").glob("instances_*.json")}))
 
 
+def has_split(path: Path, split: str) -> bool:
+    """Also by the whole name of its file, such as val2014, which is there beside a val2017."""
+    listed = splits(path)
+    if path.is_file():
+        return not listed or split in (*listed, path.stem.removeprefix("instances_"))
+    return split in listed or _exact_file(path, split).is_file()
+
+
 def read(path: Path, split: str) -> ImageSet:
-    """Labels 0..C-1 follow the sorted category ids. Sizes are the json's, where it has them.
+    """Labels 0..C-1 follow the sorted category ids. Sizes are the json's, where it has them, as `_boxes_hw` has it.
 
     Raises UserError if the json is unusable or none of its pictures is found.
     """
@@ -44,7 +60,7 @@ def read(path: Path, split: str) -> ImageSet:
     category_ids = [category["id"] for category in categories]
     problems = Problems()
     objects = _objects_by_image(content, category_ids, file.name, problems)
-    folder = _picture_folder(file, split, [image["file_name"] for image in content["images"][:20]])
+    folder = _picture_folder(file, split, [image["file_name"] for image in content["images"]])
     trusted = len(content["images"]) > _OPENED_PICTURES
     pictures: list[tuple[Path, int, tuple[int, int]]] = []
     for image in content["images"]:
@@ -53,11 +69,12 @@ def read(path: Path, split: str) -> ImageSet:
             problems.add(MISSING_PICTURE, str(picture))
             continue
         written_hw = _written_hw(image)
-        hw = written_hw if trusted and written_hw else picture_hw(str(picture))
+        believed = trusted and written_hw and not _seems_swapped(written_hw, objects.get(image["id"], []))
+        hw = written_hw if believed else picture_hw(str(picture))
         if hw is None:
             problems.add(BROKEN_PICTURE, str(picture))
             continue
-        pictures.append((picture, image["id"], written_hw or hw))
+        pictures.append((picture, image["id"], _boxes_hw(picture, hw, written_hw, problems)))
     records = _records(pictures, objects, problems)
     return pack(
         records,
@@ -79,10 +96,13 @@ def _split_name(file: Path) -> str:
 
 def _annotation_file(root: Path, split: str) -> Path:
     """instances_<split>.json, or of several years the latest."""
-    folder = root / "annotations"
-    exact = folder / f"instances_{split}.json"
-    dated = sorted(file for file in folder.glob("instances_*.json") if _split_name(file) == split)
+    exact = _exact_file(root, split)
+    dated = sorted(file for file in exact.parent.glob("instances_*.json") if _split_name(file) == split)
     return exact if exact.exists() else dated[-1]
+
+
+def _exact_file(root: Path, split: str) -> Path:
+    return root / "annotations" / f"instances_{split}.json"
 
 
 def _root(file: Path) -> Path:
@@ -92,15 +112,17 @@ def _root(file: Path) -> Path:
 
 
 def _picture_folder(file: Path, split: str, file_names: list[str]) -> Path:
-    """The first of the usual folders that holds one of the first pictures."""
+    """The first of the usual folders that holds the first picture that is in any of them."""
     folders: list[Path] = []
     for place in (file, file.resolve()):
         root, stem = _root(place), place.stem.removeprefix("instances_")
         folders += [root / part / name for part in ("", "images") for name in (stem, split, "")]
         folders += [place.parent, place.parent / "images", root / "JPEGImages", root / "data"]
-    for folder in dict.fromkeys(folders):
-        if any((folder / name).exists() for name in file_names):
-            return folder
+    there = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+    for name in file_names:
+        for folder in there:
+            if (folder / name).exists():
+                return folder
     if not file_names:
         raise UserError(f"{file}: its list 'images' is empty.")
     raise UserError(f"{file}: its pictures, such as {file_names[0]}, are in none of {_listing(folders)}.")
@@ -141,6 +163,27 @@ def _written_hw(image: dict[str, Any]) -> tuple[int, int] | None:
     if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
         return height, width
     return None
+
+
+def _seems_swapped(hw: tuple[int, int], objects: list[tuple[list[float], int, bool, str]]) -> bool:
+    """Whether boxes reach out of this size by more than rounding, and would not if it lay on its side."""
+    right = max((box[0] + box[2] for box, *_ in objects), default=0) - 1
+    bottom = max((box[1] + box[3] for box, *_ in objects), default=0) - 1
+    height, width = hw
+    return (right > width or bottom > height) and right <= height and bottom <= width
+
+
+def _boxes_hw(
+    picture: Path, hw: tuple[int, int], written_hw: tuple[int, int] | None, problems: Problems
+) -> tuple[int, int]:
+    """The written size, if any; with its sides swapped, and a problem, where the picture lies on its side without EXIF.
+
+    hw: of the picture, upright.
+    """
+    if written_hw is None or not lies_on_its_side(hw, written_hw) or is_transposed(str(picture)):
+        return written_hw or hw
+    problems.add(SWAPPED_SIZE, other_size(str(picture), written_hw, hw))
+    return written_hw[::-1]
 
 
 def _records(

@@ -21,8 +21,17 @@ def holds(path: Path) -> bool:
 
 
 def splits(path: Path) -> tuple[str, ...]:
-    keys = _settings(_data_file(path))
-    return tuple(split for split, key in _KEYS.items() if key in keys)
+    """Raises UserError where there are none."""
+    file = _data_file(path)
+    keys = _settings(file)
+    there = tuple(split for split, key in _KEYS.items() if key in keys)
+    if not there:
+        raise UserError(f"{file}: names no list of pictures: expected 'train = FILE', 'valid = FILE' or 'test = FILE'.")
+    return there
+
+
+def has_split(path: Path, split: str) -> bool:
+    return split in splits(path)
 
 
 def read(path: Path, split: str) -> ImageSet:
@@ -89,7 +98,7 @@ def _names_file(file: Path, settings: dict[str, str]) -> Path | None:
 
 
 def _class_names(file: Path, settings: dict[str, str], names_file: Path | None) -> list[str]:
-    """From the `names` file; without one, the class numbers."""
+    """From the `names` file; without one, what .weights without names get, too (`models.weights.class_names`)."""
     names = None if names_file is None else read_lines(names_file)
     if "classes" not in settings and names:
         return names
@@ -98,7 +107,7 @@ def _class_names(file: Path, settings: dict[str, str], names_file: Path | None) 
         raise UserError(f"{file}: expected 'classes = N', the number of classes, or a 'names' file.")
     if names is not None and len(names) != int(classes):
         raise UserError(f"{file}: classes = {classes}, but {settings['names']} has {len(names)} names.")
-    return names or [str(label) for label in range(int(classes))]
+    return names or [f"class {label}" for label in range(int(classes))]
 
 
 def _found(value: str, file: Path, folders: list[Path]) -> Path:

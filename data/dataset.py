@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from data.augment import Augmenter, AugmentOptions
 from data.geometry import GREY, as_input, resize
 from data.image_set import ImageSet, Record
-from data.picture import read_picture
+from data.picture import hw_of_boxes, read_picture
 from data.picture_cache import PictureCache, file_stamp, shrunk_hws
 from utils.errors import UserError
 from utils.structures import Sample
@@ -131,7 +131,8 @@ class EvalDataset(Dataset[Sample]):
         if image is None:
             log.warning("%s: unreadable, evaluated as a grey picture", record.path)
             image = np.full((*record.hw, 3), GREY, np.uint8)
-        image = resize(image, record.hw)  # the annotations' size rules; nearly always the same
+        # The annotations' size rules; nearly always the same.
+        image = resize(image, hw_of_boxes(record.hw, image.shape[:2]))
         laid, placement = as_input(image, key.input_hw, letterbox=self.letterbox, how=self.resize)
         return Sample(
             image=laid,
@@ -146,7 +147,8 @@ class EvalDataset(Dataset[Sample]):
 
 def _whole(record: Record, image: np.ndarray) -> Sample:
     """Boxes follow from the annotated size to the image's."""
-    scale_y, scale_x = image.shape[0] / record.hw[0], image.shape[1] / record.hw[1]
+    height, width = hw_of_boxes(record.hw, image.shape[:2])
+    scale_y, scale_x = image.shape[0] / height, image.shape[1] / width
     return Sample(
         image=image,
         boxes=record.boxes * np.array([scale_x, scale_y, scale_x, scale_y], np.float32),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def find_sources(names: Sequence[str]) -> list[Source]:
 
 
 def _sources_of(name: str) -> Iterator[Source]:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # unlike Path's, it leaves `~tmp.png` as it is
     if name.isdigit() and not path.exists():
         yield _openable(_video(Path(f"webcam{name}"), webcam=int(name)), "no such webcam")
     elif path.is_dir():

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from data.problems import BROKEN_LABEL, UNKNOWN_CLASS
+from data.problems import BROKEN_LABEL, NO_BBOX, UNKNOWN_CLASS
 from utils.errors import UserError
 
 _NEEDED = {
@@ -24,7 +24,7 @@ _FARTHEST_PX = 1e9  # no picture is so large, and it is still a float32
 def load_instances(file: Path) -> dict[str, Any]:
     """The file as a dict of lists of dicts, with integer ids of images and categories. Raises UserError."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not valid json ({error.msg}).") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -65,7 +65,11 @@ def annotation_fault(
     if any(isinstance(each, list | dict) for each in (annotation.get("id"), image_id, category_id)):
         return BROKEN_LABEL  # what cannot be looked up
     numbers = (annotation.get("area", 0), annotation.get("iscrowd", 0))
-    if image_id not in image_ids or not _is_box(annotation.get("bbox")) or not all(map(_is_number, numbers)):
+    if image_id not in image_ids or not all(map(_is_number, numbers)):
+        return BROKEN_LABEL
+    if annotation.get("bbox") in (None, []):
+        return NO_BBOX
+    if not _is_box(annotation["bbox"]):
         return BROKEN_LABEL
     return None if category_id in category_ids else UNKNOWN_CLASS
 

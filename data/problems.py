@@ -15,10 +15,15 @@ BROKEN_ANNOTATION = (
     "unusable annotation files, their pictures skipped",
 )
 BROKEN_LABEL = ("malformed label dropped", "malformed labels dropped")
+NO_BBOX = ("annotation without a bbox dropped", "annotations without a bbox dropped")
 UNKNOWN_CLASS = ("label of an unknown class dropped", "labels of unknown classes dropped")
 NO_AREA = ("box without area dropped", "boxes without area dropped")
 OUTSIDE = ("box outside its picture dropped", "boxes outside their pictures dropped")
 CLIPPED = ("box reaching out of its picture clipped", "boxes reaching out of their pictures clipped")
+SWAPPED_SIZE = (
+    "picture annotated with width and height swapped, its own size used",
+    "pictures annotated with width and height swapped, their own sizes used",
+)
 
 _KEPT = 1000  # places of each kind: all of what one would mend by hand
 _SHOWN = 3
@@ -56,6 +61,12 @@ class Problems:
             if left_out:
                 lines.append(f"{kind[0]}: and {left_out} more")
         return lines
+
+
+def other_size(place: str, annotated_hw: Sequence[int], hw: Sequence[int]) -> str:
+    """A place, such as `a.jpg: annotated as 96x64, the picture is 64x96` (height x width)."""
+    annotated, own = ("x".join(map(str, each)) for each in (annotated_hw, hw))
+    return f"{place}: annotated as {annotated}, the picture is {own}"
 
 
 def usable_boxes(

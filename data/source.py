@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +29,8 @@ def open_image_set(path: str | Path, split: str) -> ImageSet:
     Raises UserError if the path, its format, the split or every picture of it is no good.
     """
     path, found = _recognised(path)
-    splits = found.splits(path)
-    if splits and split not in splits:
-        raise UserError(f"{path}: has no split '{split}'; it has {', '.join(splits)}.")
+    if not found.has_split(path, split):
+        raise UserError(f"{path}: has no split '{split}'; it has {', '.join(found.splits(path)) or 'none'}.")
     with _without_collection():
         return found.read(path, split)
 
@@ -48,14 +48,15 @@ def _without_collection() -> Iterator[None]:
 
 
 def splits_of(path: str | Path) -> tuple[str, ...]:
-    """What `open_image_set` would open there; () for a COCO json that stands for any split. Raises UserError."""
+    """The usual ones that `open_image_set` would open; () for a COCO json that stands for any. Raises UserError."""
     path, found = _recognised(path)
     return found.splits(path)
 
 
 def _recognised(path: str | Path) -> tuple[Path, ModuleType]:
     """The data set's place and the module that reads its format."""
-    path = ensure_digits(_BUILT_IN_FOLDER) if str(path) == BUILT_IN else Path(path).expanduser()
+    # Unlike Path's, os.path's leaves the ~ of an unknown user as it is.
+    path = ensure_digits(_BUILT_IN_FOLDER) if str(path) == BUILT_IN else Path(os.path.expanduser(path))
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected {_EXPECTED}.")
     found = next((each for each in _FORMATS if each.holds(path)), None)

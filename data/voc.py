@@ -9,13 +9,15 @@ from xml.etree import ElementTree
 import numpy as np
 
 from data.image_set import ImageSet, Record, pack
-from data.picture import SUFFIXES, picture_hw
+from data.picture import SUFFIXES, is_transposed, picture_hw
 from data.problems import (
     BROKEN_ANNOTATION,
     BROKEN_LABEL,
     BROKEN_PICTURE,
     MISSING_PICTURE,
+    SWAPPED_SIZE,
     Problems,
+    other_size,
     usable_boxes,
 )
 from utils.listing import read_lines
@@ -31,6 +33,11 @@ def splits(path: Path) -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in lists if "_" not in file.stem))
 
 
+def has_split(path: Path, split: str) -> bool:
+    """Any list that is there, one of a class, too."""
+    return _list_file(_root(path), split).is_file()
+
+
 def read(path: Path, split: str) -> ImageSet:
     """Class names are sorted over the whole Annotations folder, so that every split has the same labels.
 
@@ -44,7 +51,7 @@ def read(path: Path, split: str) -> ImageSet:
     names = {name for tree in trees.values() if not isinstance(tree, str) for name in _class_names(tree)}
     labels = {name: label for label, name in enumerate(sorted(names))}
     image_ids = {stem: number for number, stem in enumerate(trees, start=1)}
-    split_file = root / "ImageSets" / "Main" / f"{split}.txt"
+    split_file = _list_file(root, split)
     problems, records = Problems(), []
     for line in read_lines(split_file):
         stem = next((name for name in (line, line.split()[0]) if name in trees), line)
@@ -79,10 +86,16 @@ def _candidate(path: Path) -> Path | None:
     return next((root for root in [path, *nested] if all((root / part).is_dir() for part in wanted)), None)
 
 
+def _list_file(root: Path, split: str) -> Path:
+    return root / "ImageSets" / "Main" / f"{split}.txt"
+
+
 def _parse(file: Path) -> ElementTree.Element | str:
     """The root element, or what is wrong with the file."""
     try:
         return ElementTree.parse(file).getroot()
+    except OSError as error:
+        return f"Annotations/{file.name}: {error.strerror}"
     except (ElementTree.ParseError, UnicodeDecodeError, ValueError) as error:
         line = f":{error.position[0]}" if isinstance(error, ElementTree.ParseError) else ""
         return f"Annotations/{file.name}{line}: {error}"
@@ -123,14 +136,15 @@ def _record(
         labels.append(label)
         is_crowd.append((item.findtext("difficult") or "0").strip() == "1")
     boxes = np.array(rows, np.float32).reshape(-1, 4)
-    boxes, keep = usable_boxes(boxes, _annotated_hw(tree, hw), places, problems)
+    hw = _boxes_hw(f"Annotations/{stem}.xml", tree, picture, hw, problems)
+    boxes, keep = usable_boxes(boxes, hw, places, problems)
     return Record(
         path=str(picture),
         image_id=image_id,
         boxes=boxes[keep],
         labels=np.array(labels, np.int64)[keep],
         is_crowd=np.array(is_crowd, bool)[keep],
-        hw=_annotated_hw(tree, hw),
+        hw=hw,
     )
 
 
@@ -142,7 +156,17 @@ def _box(item: ElementTree.Element) -> list[float] | None:
     return box if all(map(math.isfinite, box)) else None
 
 
-def _annotated_hw(tree: ElementTree.Element, hw: tuple[int, int]) -> tuple[int, int]:
-    """The picture's own size; lying on its side where the xml says that it was labelled so."""
-    written = (tree.findtext("size/height"), tree.findtext("size/width"))
-    return hw[::-1] if written == (str(hw[1]), str(hw[0])) else hw
+def _boxes_hw(
+    place: str, tree: ElementTree.Element, picture: Path, hw: tuple[int, int], problems: Problems
+) -> tuple[int, int]:
+    """The picture's own size, upright; as stored where EXIF turns it and the xml says that it was labelled so.
+
+    Where the xml says so without EXIF, that is a problem.
+    """
+    written = tuple((tree.findtext(f"size/{side}") or "").strip() for side in ("height", "width"))
+    if hw[0] == hw[1] or written != (str(hw[1]), str(hw[0])):
+        return hw
+    if is_transposed(str(picture)):
+        return hw[::-1]
+    problems.add(SWAPPED_SIZE, other_size(place, hw[::-1], hw))
+    return hw

@@ -43,7 +43,8 @@ def category_of_label(
     if strangers:
         raise UserError(
             f"the data set has classes that the network was not trained on: {', '.join(strangers[:5])}"
-            f" (the network knows {', '.join(list(model_names)[:10])})"
+            f" (the network knows {', '.join(list(model_names)[:10])}); if they only have other names in darknet's"
+            " .weights, --names FILE gives them"
         )
     return {label: category[name] for label, name in enumerate(model_names) if name in category}
 

@@ -31,9 +31,10 @@ from utils.runlog import free_folder
 
 _SPLITS = ("train", "val", "test")
 _WORTH_A_LOOK = (
-    "Worth a look is all that readers skip, drop or clip; pictures that do not open or have another size than "
-    "annotated; boxes drawn twice; pictures that are in two splits, or twice in one byte for byte; classes that the "
-    "training split never shows or does not list; a split without any object. Pictures without objects are fine."
+    "Worth a look is all that readers skip, drop or clip; pictures that do not open, have another size than "
+    "annotated or are nearly black for their 16 bits; boxes drawn twice; pictures that are in two splits, or twice in "
+    "one byte for byte; classes that the training split never shows or does not list; a split without any object. "
+    "Pictures without objects are fine."
 )
 
 

@@ -16,12 +16,18 @@ REPEATED_BOX = ("box drawn twice", "boxes drawn twice")
 # Two neighbours of one class never overlap so far; annotators who drew one object twice mostly do.
 REPEATED_IOU = 0.95
 
+SWAPPED_ADVICE = (
+    "No EXIF tag turns it, so its boxes are taken as they lie in the picture. Look at a few, and correct the written "
+    "size."
+)
 _OF_READERS = {
     problems.MISSING_PICTURE: "Listed, but not there: its objects are not learned. Restore it, or unlist it.",
     problems.BROKEN_PICTURE: "Its first bytes are no picture's; its objects are not learned. Restore or remove it.",
     problems.BROKEN_ANNOTATION: "Nobody knows what the picture shows, so it is left out. Mend the file, or take it "
     "off the list.",
     problems.BROKEN_LABEL: "The object is not learned, and counts as background. Mend the line.",
+    problems.NO_BBOX: "Polygons and masks are not read: the object is not learned, and counts as background. Write the "
+    "bbox [left, top, width, height] that encloses it.",
     problems.UNKNOWN_CLASS: "The object is not learned, and counts as background. Mend the class, or add it to the "
     "list of classes.",
     problems.NO_AREA: "A box needs 1 px of both sides; the object is not learned, and counts as background. Draw it "
@@ -30,6 +36,7 @@ _OF_READERS = {
     "another size of the pictures; delete single ones.",
     problems.CLIPPED: "They are learned as far as the picture reaches. If they reach far out, the labels may be for "
     "another size of the pictures; else nothing is lost.",
+    problems.SWAPPED_SIZE: SWAPPED_ADVICE,
 }
 _NO_OBJECT = "There is nothing to learn or to measure here. See whether the labels are where they are looked for."
 _REPEATED = (

@@ -18,21 +18,26 @@ import numpy as np
 from tqdm import tqdm
 
 from data.doctor.finding import Finding
+from data.doctor.labels import SWAPPED_ADVICE
 from data.image_set import ImageSet
-from data.picture import picture_hw
+from data.picture import decode, is_transposed, lies_on_its_side, picture_hw
+from data.problems import SWAPPED_SIZE, other_size
 
 LOOK_PX = 16
 UNREADABLE = ("picture that does not open", "pictures that do not open")
 OTHER_SIZE = ("picture of another size than annotated", "pictures of another size than annotated")
+DARK = ("picture of 16 bits that is nearly black in 8", "pictures of 16 bits that are nearly black in 8")
 
-_UNREADABLE = (
-    "Cut off or damaged: training takes another picture or sees grey from there on, and evaluation counts objects "
-    "there as missed. Restore or remove it."
-)
-_OTHER_SIZE = (
-    "Boxes are scaled along with the picture, which is right only if they were drawn at the size that is written "
-    "there. Look at a few; if they are off, correct the written size."
-)
+_ADVICE = {
+    UNREADABLE: "Cut off or damaged: training takes another picture or sees grey from there on, and evaluation counts "
+    "objects there as missed. Restore or remove it.",
+    DARK: "Of 16 bits the upper 8 are read, so that values up to 4095 become 0 to 15 of 255: next to nothing can be "
+    "seen. Rescale the values to 0 to 255, and save 8 bits.",
+    SWAPPED_SIZE: SWAPPED_ADVICE,
+    OTHER_SIZE: "Boxes are scaled along with the picture, which is right only if they were drawn at the size that is "
+    "written there. Look at a few; if they are off, correct the written size.",
+}
+_DARK_LEVELS = 32  # of 256; what has none brighter is dark
 _REDUCED = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
@@ -45,32 +50,34 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scan:
-    """Of N pictures: digests, N of all bytes; opens (N,) bool; hws (N, 2), as on disk, 0 where unknown.
+    """Of N pictures: digests, N of all bytes; opens (N,) bool; hws (N, 2), as they are read, 0 where unknown.
 
-    looks: (N, LOOK_PX ** 2) uint8, each picture as a tiny grey one; all 0 where it does not open.
+    looks: (N, LOOK_PX ** 2) uint8, each picture as a tiny grey one; all 0 where it does not open. dark: (N,) bool,
+    those of 16 bits that are nearly black as they are read.
     """
 
     digests: list[bytes]
     opens: np.ndarray
     hws: np.ndarray
     looks: np.ndarray
+    dark: np.ndarray
 
 
 def scan_pictures(image_set: ImageSet, threads: int) -> Scan:
     """With a progress bar. A file is read once; JPEGs are decoded whole, though at a fraction of their size."""
     count = len(image_set)
     digests = [b""] * count
-    opens, hws = np.zeros(count, bool), np.zeros((count, 2), np.int32)
+    opens, dark, hws = np.zeros(count, bool), np.zeros(count, bool), np.zeros((count, 2), np.int32)
     looks = np.zeros((count, LOOK_PX**2), np.uint8)
 
     def scan(first: int) -> int:
         last = min(first + _CHUNK, count)
         for index in range(first, last):
             path = os.fsdecode(image_set.paths[index])
-            digests[index], look = _seen(path, int(image_set.hws[index].min()))
+            digests[index], look, dark[index] = _seen(path, int(image_set.hws[index].min()))
             if look is not None:
                 opens[index], looks[index] = True, look
-                hws[index] = picture_hw(path) or (0, 0)
+                hws[index] = _hw_as_read(path, _pair(image_set.hws[index]))
         return last - first
 
     with _silent_decoders() as stderr, ThreadPoolExecutor(threads) as pool:
@@ -88,48 +95,65 @@ def scan_pictures(image_set: ImageSet, threads: int) -> Scan:
         with bar:
             for done in pool.map(scan, range(0, count, _CHUNK)):
                 bar.update(done)
-    return Scan(digests=digests, opens=opens, hws=hws, looks=looks)
+    return Scan(digests=digests, opens=opens, hws=hws, looks=looks, dark=dark)
 
 
 def picture_findings(image_set: ImageSet, scan: Scan) -> list[Finding]:
     paths = [os.fsdecode(path) for path in image_set.paths]
-    found = []
-    if broken := tuple(path for path, opens in zip(paths, scan.opens, strict=True) if not opens):
-        found.append(
-            Finding(kind=UNREADABLE, where=image_set.split, count=len(broken), advice=_UNREADABLE, places=broken)
-        )
-    # One that lies on its side is turned (`read_picture`).
-    differs = (np.sort(scan.hws, axis=1) != np.sort(image_set.hws, axis=1)).any(axis=1) & (scan.hws > 0).all(axis=1)
-    if differs.any():
-        places = tuple(
-            f"{paths[index]}: {scan.hws[index, 0]}x{scan.hws[index, 1]}, "
-            f"annotated as {image_set.hws[index, 0]}x{image_set.hws[index, 1]}"
-            for index in np.flatnonzero(differs)
-        )
-        found.append(
-            Finding(kind=OTHER_SIZE, where=image_set.split, count=len(places), advice=_OTHER_SIZE, places=places)
-        )
-    return found
+    found: dict[tuple[str, str], list[str]] = {
+        UNREADABLE: [paths[index] for index in np.flatnonzero(~scan.opens)],
+        DARK: [paths[index] for index in np.flatnonzero(scan.dark)],
+        SWAPPED_SIZE: [],
+        OTHER_SIZE: [],
+    }
+    differs = (scan.hws != image_set.hws).any(axis=1) & (scan.hws > 0).all(axis=1)
+    for index in np.flatnonzero(differs):
+        hw, annotated_hw = _pair(scan.hws[index]), _pair(image_set.hws[index])
+        kind = SWAPPED_SIZE if lies_on_its_side(hw, annotated_hw) else OTHER_SIZE
+        found[kind].append(other_size(paths[index], annotated_hw, hw))
+    return [
+        Finding(kind=kind, where=image_set.split, count=len(places), advice=_ADVICE[kind], places=tuple(places))
+        for kind, places in found.items()
+        if places
+    ]
 
 
-def _seen(path: str, shorter_px: int) -> tuple[bytes, np.ndarray | None]:
-    """The digest of a file's bytes, and its picture as (LOOK_PX ** 2,) grey values; None where it does not open."""
+def _pair(hw: np.ndarray) -> tuple[int, int]:
+    return int(hw[0]), int(hw[1])
+
+
+def _hw_as_read(path: str, annotated_hw: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of what `read_picture` gives for these annotations; 0 where unknown."""
+    hw = picture_hw(path) or (0, 0)
+    return hw[::-1] if lies_on_its_side(hw, annotated_hw) and is_transposed(path) else hw
+
+
+def _seen(path: str, shorter_px: int) -> tuple[bytes, np.ndarray | None, bool]:
+    """The digest of a file's bytes, its picture as (LOOK_PX ** 2,) grey values, and whether it is a dark one (`Scan`).
+
+    None where it does not open.
+    """
     try:
         content = Path(path).read_bytes()
     except OSError:
-        return b"", None
+        return b"", None, False
     flag = cv2.IMREAD_GRAYSCALE
     is_jpeg = content[:2] == b"\xff\xd8"
     if is_jpeg:  # only JPEG's own reduction averages; other formats' would skip pixels
         flag = next((_REDUCED[step] for step in (8, 4, 2) if shorter_px >= 4 * LOOK_PX * step), flag)
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flag) if content else None
-    except cv2.error:
-        image = None
+    coded = np.frombuffer(content, np.uint8)
+    image = decode(coded, flag)
     digest = blake2b(content, digest_size=16).digest()
     if image is None or (is_jpeg and not jpeg_ends(content)):
-        return digest, None
-    return digest, cv2.resize(image, (LOOK_PX, LOOK_PX), interpolation=cv2.INTER_AREA).reshape(-1)
+        return digest, None, False
+    look = cv2.resize(image, (LOOK_PX, LOOK_PX), interpolation=cv2.INTER_AREA).reshape(-1)
+    return digest, look, image.max() < _DARK_LEVELS and _has_dark_16_bits(coded)
+
+
+def _has_dark_16_bits(coded: np.ndarray) -> bool:
+    """All black is none: no rescaling would show more."""
+    deep = decode(coded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return deep is not None and deep.dtype == np.uint16 and 0 < int(deep.max()) < 256 * _DARK_LEVELS
 
 
 def jpeg_ends(content: bytes) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,26 @@ def write_picture(path: Path, hw: tuple[int, int], seed: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(seed).integers(0, 256, (*hw, 3), dtype=np.uint8)
     assert cv2.imwrite(str(path), image)
+
+
+def exif(orientation: int) -> bytes:
+    """Of that one tag."""
+    return b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
+def with_orientation(content: bytes, orientation: int, at: int = 33) -> bytes:
+    """A JPEG or PNG file with an EXIF tag put in. at: where in a PNG; by default after IHDR."""
+    tiff = exif(orientation)
+    if content[:2] == b"\xff\xd8":
+        segment = b"Exif\0\0" + tiff
+        return content[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + content[2:]
+    chunk = struct.pack(">I", len(tiff)) + b"eXIf" + tiff + struct.pack(">I", zlib.crc32(b"eXIf" + tiff))
+    return content[:at] + chunk + content[at:]
+
+
+def turn(path: Path, orientation: int = 6) -> None:
+    """Give a picture an EXIF tag that lays it on its side."""
+    path.write_bytes(with_orientation(path.read_bytes(), orientation))
 
 
 def write_coco(root: Path, split: str, scenes: Sequence[Scene] = SCENES) -> Path:

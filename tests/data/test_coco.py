@@ -11,7 +11,7 @@ from data import coco
 from data.coco import splits
 from data.image_set import ImageSet
 from data.source import open_image_set
-from tests.data.sets import write_coco
+from tests.data.sets import SCENES, Scene, turn, write_coco
 from utils.errors import UserError
 
 
@@ -27,6 +27,36 @@ def test_dated_names_and_both_folder_layouts(tmp_path: Path) -> None:
     (tmp_path / "train2017").rename(tmp_path / "images" / "train2017")
     assert len(open_image_set(tmp_path, "train")) == 3
     assert len(open_image_set(file, "train")) == 3
+
+
+def test_of_two_years_each_has_its_own_name(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, "val2014", SCENES[:1])
+    write_coco(tmp_path, "val2017")
+    assert splits(tmp_path) == ("val",)
+    counts = {split: len(open_image_set(tmp_path, split)) for split in ("val", "val2014", "val2017")}
+    assert counts == {"val": 3, "val2014": 1, "val2017": 3}
+    assert len(open_image_set(file, "val2014")) == len(open_image_set(file, "val")) == 1
+    for path in (tmp_path, file):
+        with pytest.raises(UserError, match=r"has no split 'val2015'; it has val\."):
+            open_image_set(path, "val2015")
+
+
+def test_pictures_are_looked_for_by_every_name(tmp_path: Path) -> None:
+    scenes = [Scene(stem=f"{number:02}", objects=[]) for number in range(30)]
+    write_coco(tmp_path, "train", scenes)
+    for scene in scenes[:29]:
+        (tmp_path / "train" / f"{scene.stem}.png").unlink()
+    image_set = open_image_set(tmp_path, "train")
+    assert len(image_set) == 1
+    assert image_set.problems.summary()[0].startswith("29 missing pictures skipped (first: ")
+
+
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, "train")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    image_set = open_image_set(tmp_path, "train")
+    assert len(image_set) == 3
+    assert len(image_set.ground_truth()["annotations"]) == 3
 
 
 def test_a_lone_json_with_pictures_beside_it_fits_every_split(tmp_path: Path) -> None:
@@ -75,6 +105,19 @@ def test_faulty_annotations_are_dropped_and_named(tmp_path: Path) -> None:
         "instances_train.json annotation 51, instances_train.json annotation 52)",
         "1 label of an unknown class dropped (first: instances_train.json annotation 53 names category 1000)",
     ]
+
+
+@pytest.mark.parametrize("bbox", [{}, {"bbox": None}, {"bbox": []}], ids=str)
+def test_a_polygon_without_a_bbox_is_told_from_a_malformed_label(tmp_path: Path, bbox: dict[str, object]) -> None:
+    file = write_coco(tmp_path, "train")
+    good = json.loads(file.read_text())["annotations"]
+    polygon = {"id": 50, "image_id": 1, "category_id": 3, "segmentation": [[1, 1, 30, 1, 30, 30]], "area": 420}
+    changed(file, annotations=[*good, polygon | bbox])
+    image_set = open_image_set(tmp_path, "train")
+    assert image_set.problems.summary() == [
+        "1 annotation without a bbox dropped (first: instances_train.json annotation 50)"
+    ]
+    assert image_set.ground_truth()["annotations"] == good
 
 
 FAULTS = [
@@ -232,9 +275,50 @@ def test_only_large_sets_are_taken_at_their_word(
 def test_a_written_size_is_the_one_the_boxes_refer_to(tmp_path: Path) -> None:
     file = write_coco(tmp_path, "train")
     images = json.loads(file.read_text())["images"]
-    images[1] |= {"height": 80, "width": 60}
+    images[1] |= {"height": 120, "width": 160}
     changed(file, images=images)
-    assert open_image_set(tmp_path, "train")[1].hw == (80, 60)
+    image_set = open_image_set(tmp_path, "train")
+    assert image_set[1].hw == (120, 160)
+    assert image_set.problems.summary() == []
+
+
+@pytest.mark.parametrize("opened", [3, 2])
+def test_a_picture_turned_by_exif_may_be_annotated_as_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: int
+) -> None:
+    write_coco(tmp_path, "train")
+    plain = open_image_set(tmp_path, "train")
+    turn(tmp_path / "train" / "a.png")
+    monkeypatch.setattr(coco, "_OPENED_PICTURES", opened)
+    image_set = open_image_set(tmp_path, "train")
+    assert image_set[0].hw == (60, 80)
+    assert image_set.boxes.tolist() == plain.boxes.tolist()
+    assert image_set.problems.summary() == []
+
+
+@pytest.mark.parametrize(("opened", "found"), [(3, 2), (2, 1)])
+def test_swapped_sides_that_no_exif_explains_are_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: int, found: int
+) -> None:
+    """Of a set that is taken at its word only where boxes belie it: those of a reach out, that of c does not."""
+    file = write_coco(tmp_path, "train")
+    plain = open_image_set(tmp_path, "train")
+    images = [
+        {**row, "height": row["width"], "width": row["height"]} if row["id"] != 2 else row
+        for row in json.loads(file.read_text())["images"]
+    ]
+    changed(file, images=images)
+    monkeypatch.setattr(coco, "_OPENED_PICTURES", opened)
+    image_set = open_image_set(tmp_path, "train")
+    assert image_set.boxes.tolist() == plain.boxes.tolist()
+    assert image_set[0].hw == (60, 80)
+    assert image_set[2].hw == ((60, 64) if found == 2 else (64, 60))
+    (line,) = image_set.problems.lines()[:1]
+    assert line == (
+        "picture annotated with width and height swapped, its own size used: "
+        f"{tmp_path / 'train' / 'a.png'}: annotated as 80x60, the picture is 60x80"
+    )
+    assert len(image_set.problems) == found
 
 
 @pytest.mark.parametrize(

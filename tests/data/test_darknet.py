@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from cfg.plan import load_plan
 from data.darknet import label_file
-from data.source import open_image_set
+from data.source import open_image_set, splits_of
+from models.weights.class_names import class_names
 from tests.data.sets import write_darknet, write_picture
 from utils.errors import UserError
 
@@ -20,7 +22,14 @@ def test_val_is_the_key_valid_and_absolute_paths_work(tmp_path: Path) -> None:
     file.write_text(f"classes=3\nvalid={tmp_path / 'elsewhere.txt'}\n")
     image_set = open_image_set(file, "val")
     assert len(image_set) == 3
-    assert image_set.class_names == ("0", "1", "2")
+    assert image_set.class_names == ("class 0", "class 1", "class 2")
+
+
+def test_unnamed_classes_are_those_of_weights_without_names(tmp_path: Path) -> None:
+    file = write_darknet(tmp_path, "train")
+    file.write_text("classes = 3\ntrain = train.txt\n")
+    named, _ = class_names(load_plan("yolov4-tiny", classes=3))
+    assert open_image_set(file, "train").class_names == named
 
 
 def test_label_file_follows_darknets_rule(tmp_path: Path) -> None:
@@ -81,6 +90,17 @@ def test_unusable_data_file(tmp_path: Path, text: str, message: str) -> None:
     file.write_text(text)
     with pytest.raises(UserError, match=message):
         open_image_set(file, "train")
+
+
+def test_a_data_file_that_lists_no_pictures(tmp_path: Path) -> None:
+    file = write_darknet(tmp_path, "train")
+    file.write_text("classes = 3\nnames = set.names\n")
+    sentence = r"set\.data: names no list of pictures: expected 'train = FILE', 'valid = FILE' or 'test = FILE'\.$"
+    for path in (file, tmp_path):
+        with pytest.raises(UserError, match=sentence):
+            open_image_set(path, "train")
+        with pytest.raises(UserError, match=sentence):
+            splits_of(path)
 
 
 def test_empty_list(tmp_path: Path) -> None:

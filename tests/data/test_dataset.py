@@ -7,7 +7,7 @@ import pytest
 from data.augment import AugmentOptions
 from data.dataset import EvalDataset, EvalKey, Key, ShrunkPictures, TrainDataset
 from data.image_set import ImageSet
-from tests.data.sets import picture_set, write_picture
+from tests.data.sets import picture_set, turn, write_picture
 from utils.errors import UserError
 
 
@@ -22,6 +22,35 @@ def test_annotations_of_another_size_are_scaled(tmp_path: Path) -> None:
     image_set = picture_set(tmp_path, 2, hw=(60, 80))
     write_picture(tmp_path / "001.png", (30, 40))
     np.testing.assert_allclose(ShrunkPictures(image_set, longest_px=500)(1).boxes, [[5, 5, 20, 20]])
+
+
+def test_swapped_sides_that_no_exif_explains_leave_boxes_where_they_are(tmp_path: Path) -> None:
+    """As in a COCO set that is too large for its pictures to be opened beforehand."""
+    image_set = picture_set(tmp_path, 3, hw=(60, 80))
+    write_picture(tmp_path / "002.png", (80, 60))
+    boxes = [[10, 10, 40, 40], [30, 5, 70, 50]]
+    np.testing.assert_allclose(ShrunkPictures(image_set, longest_px=500)(2).boxes, boxes)
+    np.testing.assert_allclose(ShrunkPictures(image_set, longest_px=40)(2).boxes, np.array(boxes) / 2)
+    sample = EvalDataset(image_set, letterbox=True)[EvalKey(2, (160, 160))]
+    assert sample.placement is not None and sample.placement.source_hw == (80, 60)
+    np.testing.assert_allclose(sample.placement.to_source(np.array([[50, 10, 90, 70]])), [[15, 5, 35, 35]])
+
+
+def test_swapped_sides_of_a_picture_that_is_decoded_reduced(tmp_path: Path) -> None:
+    image_set = picture_set(tmp_path, 2, hw=(800, 600))
+    write_picture(tmp_path / "a.jpg", (600, 800))
+    (tmp_path / "a.jpg").rename(tmp_path / "001.png")
+    sample = ShrunkPictures(image_set, longest_px=200)(1)
+    assert sample.image.shape == (150, 200, 3)
+    np.testing.assert_allclose(sample.boxes, [[2.5, 2.5, 10, 10]])
+
+
+def test_a_picture_turned_by_exif_follows_its_annotations(tmp_path: Path) -> None:
+    image_set = picture_set(tmp_path, 2, hw=(60, 80))
+    turn(tmp_path / "001.png")
+    sample = ShrunkPictures(image_set, longest_px=500)(1)
+    assert sample.image.shape == (60, 80, 3)
+    np.testing.assert_allclose(sample.boxes, [[10, 10, 40, 40]])
 
 
 def test_unreadable_picture_is_replaced_and_named_once(noise_set: ImageSet, caplog: pytest.LogCaptureFixture) -> None:

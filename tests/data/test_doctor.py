@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data import problems
+from data import coco, problems
 from data.digits import make_digits
 from data.doctor import __main__ as page
 from data.doctor import checkup, labels, twins
@@ -29,7 +29,7 @@ from data.image_set import ImageSet, Record, pack
 from data.shapes import input_sides
 from data.source import open_image_set, splits_of
 from options import run_page
-from tests.data.sets import CLASSES, Scene, write_coco, write_darknet, write_voc
+from tests.data.sets import CLASSES, Scene, turn, write_coco, write_darknet, write_voc
 
 CAT, DOG, OWL = ((name, (8.0 + 9 * at, 6.0, 40.0 + 9 * at, 30.0)) for at, name in enumerate(CLASSES))
 
@@ -168,16 +168,64 @@ def test_every_defect_of_pictures_is_named(clean: Path, capfd: pytest.CaptureFix
         "val: 1 picture of another size than annotated",
         "val: 1 unreadable picture skipped",
     ]
-    assert "set/val/val0.png: 60x80, annotated as 120x160" in said
+    assert "set/val/val0.png: annotated as 120x160, the picture is 60x80" in said
     assert re.search(r"^ +\S+set/train/train0\.png\n +\S+set/train/train1\.png$", said, re.MULTILINE)
     code, said = doctor(capfd, clean, "--quick")  # type: ignore[arg-type]
     assert code == 1 and "No picture was decoded" in said
     assert not any("open" in title or "another size" in title for title in titles(said))
 
 
-def test_a_picture_on_its_side_has_its_size(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("opened", [3, 2])
+def test_a_picture_that_exif_turns_has_its_size(
+    clean: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, opened: int
+) -> None:
+    turn(clean / "val" / "val0.png")
+    monkeypatch.setattr(coco, "_OPENED_PICTURES", opened)
+    assert doctor(capsys, clean)[0] == 0
+
+
+@pytest.mark.parametrize("opened", [3, 2])
+def test_a_picture_on_its_side_without_exif_is_named(
+    clean: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, opened: int
+) -> None:
+    """By its reader, or in a set that is taken at its word by the doctor; boxes stay where they are."""
     path = clean / "val" / "val0.png"
     assert cv2.imwrite(str(path), np.rot90(cv2.imread(str(path))))
+    monkeypatch.setattr(coco, "_OPENED_PICTURES", opened)
+    code, said = doctor(capsys, clean)
+    assert code == 1
+    assert titles(said) == ["val: 1 picture annotated with width and height swapped, its own size used"]
+    assert "set/val/val0.png: annotated as 60x80, the picture is 80x60" in said
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize(
+    ("most", "dtype", "named"),
+    [
+        (4095, np.uint16, True),
+        (255, np.uint16, True),
+        (65535, np.uint16, False),
+        (0, np.uint16, False),
+        (20, np.uint8, False),
+    ],
+)
+def test_16_bits_that_are_dark_in_8_are_named(
+    clean: Path, capsys: pytest.CaptureFixture[str], suffix: str, most: int, dtype: type[np.generic], named: bool
+) -> None:
+    path = clean / "train" / "train0.png"  # by its name; decoders go by the content
+    image = cv2.imread(str(path)).astype(np.float64)
+    path.write_bytes(cv2.imencode(suffix, (image / image.max() * most).astype(dtype))[1].tobytes())
+    code, said = doctor(capsys, clean)
+    assert code == int(named)
+    assert titles(said) == ["train: 1 picture of 16 bits that is nearly black in 8"] * named
+    assert ("set/train/train0.png\n" in said) == ("Rescale the values to 0 to 255" in said) == named
+
+
+def test_a_blue_picture_of_16_bits_is_not_dark(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Though as a grey one it is."""
+    blue = np.zeros((60, 80, 3), np.uint16)
+    blue[..., 0] = 65535
+    assert cv2.imwrite(str(clean / "train" / "train0.png"), blue)
     assert doctor(capsys, clean)[0] == 0
 
 

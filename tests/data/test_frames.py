@@ -86,6 +86,14 @@ def test_the_home_folder_may_be_abbreviated(tmp_path: Path, monkeypatch):
     assert names_of(find_sources([os.path.join("~", "x.png")])) == ["x.png"]
 
 
+def test_a_name_that_begins_as_that_of_a_user(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_picture(tmp_path / "~tmp.png")
+    assert names_of(find_sources(["~tmp.png"])) == ["~tmp.png"]
+    with pytest.raises(UserError, match=r"~no-such-user/x\.png: no such picture"):
+        find_sources(["~no-such-user/x.png"])
+
+
 @pytest.mark.parametrize("content", [b"", b"not a picture at all"])
 def test_an_unreadable_picture_is_a_frame_without_an_image(tmp_path: Path, content):
     (tmp_path / "x.jpg").write_bytes(content)

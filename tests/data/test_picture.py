@@ -1,23 +1,14 @@
-import struct
 import tracemalloc
-import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from data.picture import picture_hw, read_picture
-from tests.data.sets import write_picture
+from data.picture import hw_of_boxes, is_transposed, picture_hw, read_picture
+from tests.data.sets import with_orientation, write_picture
 
 SHORT_SEGMENTS = [b"\xff\xd8\xff\xe0\x00" + bytes([length]) + bytes(40) for length in (0, 1)]
-
-
-def with_orientation(jpeg: bytes, orientation: int) -> bytes:
-    """The file with an EXIF segment of that one tag put in front."""
-    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-    segment = b"Exif\0\0" + tiff
-    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp"])
@@ -114,14 +105,47 @@ def test_orientation_tag(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("orientation", "hw"), [(1, (30, 50)), (3, (30, 50)), (6, (50, 30)), (9, (30, 50))])
 def test_orientation_chunk_of_a_png(tmp_path: Path, orientation: int, hw: tuple[int, int], is_first: bool) -> None:
     write_picture(tmp_path / "a.png", (30, 50))
-    content = (tmp_path / "a.png").read_bytes()
-    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-    chunk = struct.pack(">I", len(tiff)) + b"eXIf" + tiff + struct.pack(">I", zlib.crc32(b"eXIf" + tiff))
     path, at = tmp_path / "turned.png", 33 if is_first else -12  # after IHDR or before IEND
-    path.write_bytes(content[:at] + chunk + content[at:])
+    path.write_bytes(with_orientation((tmp_path / "a.png").read_bytes(), orientation, at))
     image = read_picture(str(path))
     assert image is not None
     assert picture_hw(str(path)) == image.shape[:2] == hw
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_whether_exif_turns_a_picture_by_a_quarter(tmp_path: Path, suffix: str, orientation: int) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_picture(path, (30, 50))
+    assert not is_transposed(str(path))
+    path.write_bytes(with_orientation(path.read_bytes(), orientation))
+    upright, stored = read_picture(str(path)), read_picture(str(path), source_hw=(30, 50))
+    assert upright is not None and stored is not None and stored.shape == (30, 50, 3)
+    assert is_transposed(str(path)) == (upright.shape != stored.shape) == (orientation in (5, 6, 7, 8))
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".webp", ".tif"])
+def test_other_formats_are_turned_as_far_as_opencv_does(tmp_path: Path, suffix: str) -> None:
+    write_picture(tmp_path / f"a{suffix}", (30, 50))
+    assert not is_transposed(str(tmp_path / f"a{suffix}"))
+    assert not is_transposed(str(tmp_path / "absent.tif"))
+
+
+@pytest.mark.parametrize(
+    ("annotated_hw", "image_hw", "expected"),
+    [
+        ((30, 50), (30, 50), (30, 50)),
+        ((50, 30), (30, 50), (30, 50)),
+        ((60, 100), (30, 50), (60, 100)),
+        ((100, 60), (30, 50), (60, 100)),
+        ((100, 100), (30, 50), (100, 100)),
+        ((50, 30), (40, 40), (50, 30)),
+    ],
+)
+def test_boxes_refer_to_a_size_that_lies_as_the_picture_does(
+    annotated_hw: tuple[int, int], image_hw: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert hw_of_boxes(annotated_hw, image_hw) == expected
 
 
 def test_a_chunk_that_lies_about_its_length_takes_no_memory(tmp_path: Path) -> None:

@@ -88,6 +88,14 @@ def test_wrong_paths(tmp_path: Path) -> None:
         open_image_set(tmp_path / "notes.txt", "train")
 
 
+def test_the_home_of_an_unknown_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"~no-such-user/x: no such file or folder"):
+        open_image_set("~no-such-user/x", "train")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_darknet(tmp_path / "set", "train")
+    assert len(open_image_set("~/set", "train")) == 3
+
+
 @pytest.mark.parametrize("style", WRITERS)
 def test_no_usable_picture(tmp_path: Path, style: str) -> None:
     root = root_of(WRITERS[style](tmp_path / "set", "train"))

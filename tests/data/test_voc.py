@@ -4,7 +4,7 @@ import pytest
 
 from data.source import open_image_set
 from data.voc import splits
-from tests.data.sets import SCENES, Scene, voc_object, write_voc
+from tests.data.sets import SCENES, Scene, turn, voc_object, write_voc
 from utils.errors import UserError
 
 
@@ -28,6 +28,7 @@ def test_lists_of_one_class_are_no_splits(tmp_path: Path) -> None:
     write_voc(tmp_path, "train")
     (tmp_path / "ImageSets" / "Main" / "cat_train.txt").write_text("a  1\n")
     assert splits(tmp_path) == ("train",)
+    assert len(open_image_set(tmp_path, "cat_train")) == 1
 
 
 def test_difficult_objects_become_crowds(tmp_path: Path) -> None:
@@ -49,6 +50,24 @@ def test_unusable_xml_skips_its_picture(tmp_path: Path, text: str) -> None:
         "1 unusable annotation file, its picture skipped (first: Annotations/c.xml:"
         in (image_set.problems.summary()[0])
     )
+
+
+def test_a_folder_in_place_of_an_xml_skips_its_picture(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train")
+    (tmp_path / "Annotations" / "c.xml").unlink()
+    (tmp_path / "Annotations" / "c.xml").mkdir()
+    image_set = open_image_set(tmp_path, "train")
+    assert len(image_set) == 2
+    assert image_set.problems.lines() == [
+        "unusable annotation file, its picture skipped: Annotations/c.xml: Is a directory"
+    ]
+
+
+def test_a_set_without_lists_has_no_split(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train")
+    (tmp_path / "ImageSets" / "Main" / "train.txt").unlink()
+    with pytest.raises(UserError, match=r"has no split 'train'; it has none\.$"):
+        open_image_set(tmp_path, "train")
 
 
 def test_listed_but_not_annotated(tmp_path: Path) -> None:
@@ -100,11 +119,30 @@ def test_a_list_that_is_no_text(tmp_path: Path) -> None:
         open_image_set(tmp_path, "train")
 
 
+def write_annotation(root: Path, hw: tuple[int, int], box: tuple[float, float, float, float]) -> None:
+    """Of the picture a, with its size."""
+    size = f"<size><width>{hw[1]}</width><height> {hw[0]} </height><depth>3</depth></size>"
+    (root / "Annotations" / "a.xml").write_text(f"<annotation>{size}{voc_object('cat', box)}</annotation>")
+
+
 def test_a_picture_labelled_on_its_side_keeps_the_size_it_was_labelled_in(tmp_path: Path) -> None:
+    """As stored, 60 x 80, though its EXIF tag makes it 80 x 60."""
     write_voc(tmp_path, "train")
-    size = "<size><width>60</width><height>80</height><depth>3</depth></size>"
-    text = f"<annotation>{size}{voc_object('cat', (10, 62, 50, 78))}</annotation>"
-    (tmp_path / "Annotations" / "a.xml").write_text(text)
+    turn(tmp_path / "JPEGImages" / "a.png")
+    write_annotation(tmp_path, (60, 80), (62, 10, 78, 50))
     image_set = open_image_set(tmp_path, "train")
-    assert image_set[0].hw == (80, 60)
-    assert image_set[0].boxes.tolist() == [[10, 62, 50, 78]]
+    assert image_set[0].hw == (60, 80)
+    assert image_set[0].boxes.tolist() == [[62, 10, 78, 50]]
+    assert image_set.problems.summary() == []
+
+
+def test_swapped_sides_that_no_exif_explains_are_a_problem(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train")
+    write_annotation(tmp_path, (80, 60), (62, 10, 78, 50))
+    image_set = open_image_set(tmp_path, "train")
+    assert image_set[0].hw == (60, 80)
+    assert image_set[0].boxes.tolist() == [[62, 10, 78, 50]]
+    assert image_set.problems.summary() == [
+        "1 picture annotated with width and height swapped, its own size used "
+        "(first: Annotations/a.xml: annotated as 80x60, the picture is 60x80)"
+    ]
