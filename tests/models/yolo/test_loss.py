@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou
 
 from cfg.layers import YoloSpec
@@ -19,6 +20,8 @@ from models.yolo.assign import assign, best_overlap
 from models.yolo.coder import decode, decode_head, encode
 from models.yolo.head import RawHead
 from models.yolo.loss import LossOptions, LossTerms, YoloLoss
+from models.yolo.places import Places
+from tests.reference.yolo_loss import yolo_loss
 from utils.clock import BatchClock
 from utils.structures import Batch, Targets
 
@@ -56,6 +59,79 @@ def loss_of(logits, targets, spec=SPEC, options=None, stride_px=STRIDE) -> LossT
 
 def bce(logit: float, wanted: float) -> float:
     return wanted * math.log1p(math.exp(-logit)) + (1 - wanted) * math.log1p(math.exp(logit))
+
+
+# --- heads in a row ------------------------------------------------------------------------------------------
+
+
+def random_heads(*specs: YoloSpec, images: int = 3) -> list[RawHead]:
+    """Each of half the grid of the one before, as wide as high in pixels."""
+    return [
+        RawHead(
+            logits=(torch.randn(images, len(spec.mask), 8 >> at, 12 >> at, 8, dtype=torch.float64)).requires_grad_(),
+            spec=spec,
+            stride_px=(8.0 * 2**at, 8.0 * 2**at),
+        )
+        for at, spec in enumerate(specs)
+    ]
+
+
+def random_targets(count: int, images: int = 3) -> Targets:
+    corner = torch.rand(count, 2, dtype=torch.float64) * torch.tensor([80.0, 50.0])
+    return Targets(
+        boxes=torch.cat((corner, corner + 2 + torch.rand(count, 2, dtype=torch.float64) * 60), dim=1),
+        labels=torch.randint(0, 3, (count,)),
+        image_index=torch.randint(0, images, (count,)),
+        is_crowd=torch.rand(count) < 0.2,
+    )
+
+
+@pytest.mark.parametrize("objects", [0, 1, 12])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {},
+        {"iou_loss": "mse"},
+        {"new_coords": True, "iou_loss": "giou"},
+        {"objectness_smooth": True, "label_smooth_eps": 0.1, "iou_thresh": 0.3},
+        {"iou_normalizer": 0.07, "obj_normalizer": 0.4, "cls_normalizer": 0.5},
+    ],
+)
+def test_heads_in_a_row_have_the_loss_and_gradient_that_they_have_one_by_one(rules, objects):
+    spec = replace(SPEC, mask=(0,), **rules)
+    # The last one has rules of its own, and so a row of its own.
+    own = replace(spec, mask=(1, 2), ignore_thresh=0.2, iou_loss="diou")
+    heads = random_heads(spec, replace(spec, mask=(2, 1), scale_x_y=1.3), own)
+    targets, options = random_targets(objects), LossOptions()
+    made, expected = YoloLoss(options)(heads, targets).detached(), yolo_loss(heads, targets, options)
+    torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
+    logits = [head.logits for head in heads]
+    grads = torch.autograd.grad(YoloLoss(options)(heads, targets).total, logits)
+    for ours, theirs in zip(grads, torch.autograd.grad(expected.sum(), logits), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts what a GPU would have to start: all operators but views."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += not operator.is_view and operator is not torch.ops.aten.detach.default
+        return operator(*args, **(kwargs or {}))
+
+
+def test_more_heads_are_hardly_more_kernels():
+    def kernels(*specs: YoloSpec) -> int:
+        heads, targets = random_heads(*specs, images=1), random_targets(4, images=1)
+        YoloLoss(LossOptions())(heads, targets)  # makes the places
+        with Kernels() as counted:
+            YoloLoss(LossOptions())(heads, targets).total.backward()
+        return counted.count
+
+    one, three = kernels(SPEC), kernels(SPEC, SPEC, replace(SPEC, scale_x_y=1.2))
+    apart = kernels(*(replace(SPEC, cls_normalizer=float(n)) for n in (1, 2, 3)))
+    assert one < three < 1.5 * one < 2.5 * one < apart
 
 
 # --- gradients -----------------------------------------------------------------------------------------------
@@ -192,7 +268,7 @@ def perfect_logits(targets: Targets, spec: YoloSpec, sure: float = 20.0) -> torc
     pairs = assign(targets, spec, GRID, STRIDE)
     cells = torch.stack((pairs.column, pairs.row), dim=1).double()
     anchors = torch.tensor(ANCHORS, dtype=torch.float64)[list(spec.mask)][pairs.anchor]
-    logits[(*pairs.place, slice(0, 4))] = encode(targets.boxes[pairs.target], cells, anchors, STRIDE, spec)
+    logits[(*pairs.place, slice(0, 4))] = encode(targets.boxes[pairs.target], Places.of(cells, anchors, STRIDE, spec))
     logits[(*pairs.place, 4)] = sure
     logits[(*pairs.place, 5 + targets.labels[pairs.target])] = sure
     return logits
@@ -248,7 +324,7 @@ def test_a_cell_that_covers_an_object_well_is_left_alone(is_crowd):
     neighbour = (0, 1, 1, 1)  # its anchor has not the best shape, its cell is not the centre's
     cell, anchor = torch.tensor([1.0, 1.0]).double(), torch.tensor(ANCHORS[1]).double()
     shifted = torch.tensor(box).double() - 1.5 * torch.tensor([1, 0, 1, 0])
-    logits[neighbour][:4] = encode(shifted, cell, anchor, STRIDE, SPEC)
+    logits[neighbour][:4] = encode(shifted, Places.of(cell, anchor, STRIDE, SPEC))
     logits.requires_grad_()
     assert best_overlap(decode_head(RawHead(logits=logits, spec=SPEC, stride_px=STRIDE)), target)[neighbour] > 0.8
     loss_of(logits, target).objectness.backward()
@@ -268,7 +344,7 @@ def test_with_objectness_smooth_it_says_at_least_how_well_it_covers():
     place = (0, 1, 1, 1)
     for says, pulled in ((-2.0, True), (8.0, False)):
         logits = torch.full((1, 2, *GRID, 8), -3.0, dtype=torch.float64)
-        logits[place][:4] = encode(torch.tensor(box).double() - 1.0, cell, anchor, STRIDE, spec)
+        logits[place][:4] = encode(torch.tensor(box).double() - 1.0, Places.of(cell, anchor, STRIDE, spec))
         logits[place][4] = says
         logits.requires_grad_()
         overlap = best_overlap(decode_head(RawHead(logits=logits, spec=spec, stride_px=STRIDE)), target)[place]
@@ -311,7 +387,7 @@ def test_the_box_that_is_measured_is_the_one_decoded():
     image, anchor, row, column = (t[0].item() for t in assign(one, spec, GRID, STRIDE).place)
     raw = logits[image, anchor, row, column, :4]
     place = torch.tensor([float(column), float(row)]).double(), torch.tensor(ANCHORS[anchor]).double()
-    iou = box_iou(decode(raw, *place, STRIDE, spec)[None], one.boxes).item()
+    iou = box_iou(decode(raw, Places.of(*place, STRIDE, spec))[None], one.boxes).item()
     expected = LossOptions().box_gain * spec.iou_normalizer * (1 - iou)
     assert loss_of(logits, one, spec).box.item() == pytest.approx(expected, abs=1e-6)
 
