@@ -136,7 +136,8 @@ class TrainOptions:
     val_split: str = knob("val", "split to measure and choose the best weights on", unit="NAME")
     weights: str | None = knob(
         None,
-        "start from a checkpoint, or from darknet's .weights (with --cfg); heads of other size start fresh",
+        "start from a checkpoint, whose classes are found by name, or from darknet's .weights (with --cfg); what does "
+        "not fit starts fresh",
         unit="FILE",
     )
     image_size: tuple[int, int] | None = knob(

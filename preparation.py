@@ -15,11 +15,11 @@ from cfg.plan import Plan, load_plan, parse_plan
 from cfg.settings import cfg_settings, unread_settings
 from data.doctor.checkup import quick_findings
 from data.image_set import ImageSet
-from data.source import open_image_set
+from data.source import BUILT_IN, open_image_set
 from models.detector import Detector
 from models.network import Network
-from models.norms.auto import choose_norm
-from models.norms.effective import describe_norm, norm_warnings
+from models.norms.auto import ENOUGH, choose_norm
+from models.norms.effective import FEW, describe_norm, norm_warnings
 from models.norms.table import norm_of_weights
 from models.weights.start import read_start
 from utils import ranks
@@ -27,14 +27,14 @@ from utils.checkpoint import RESUMABLE_FROM, read_checkpoint
 from utils.environment import describe, pick_device
 from utils.errors import UserError
 from utils.flags import flatten, given_flags, settle
-from utils.runlog import folder_of_job, free_folder, mark_folder, newest_run
+from utils.runlog import folder_of_job, free_folder, mark_folder, newest_run, writable_folder
 from utils.schedule import Schedule
 from utils.whole_file import unless_full
 
-# What may be typed beside --resume: where to compute and for how long, which the numbers do not depend on, and what
-# helps a training over a crisis.
+# What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
+# not depend on, and what helps a training over a crisis.
 RESUMABLE = {
-    *("resume", "epochs", "save_minutes"),
+    *("resume", "data", "epochs", "save_minutes"),
     *("subdivisions", "learning_rate", "clip_norm", "amp"),
     *("device", "workers", "cache", "eval_backend", "checkpoint_activations", "profile"),
 }
@@ -95,6 +95,8 @@ def begun(job: Job) -> Job:
     if job.options.resume is not None:
         folder = Path(job.options.resume)
         folder = folder if folder.is_dir() else folder.parent
+        if ranks.is_first():
+            writable_folder(folder)
     else:
         default = f"{job.train_set.name}-{job.plan.name}-{norm.norm}"
         name, job_name = job.options.run, ranks.job()
@@ -144,6 +146,11 @@ def resumed(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     # Memory may have run out since the settings were made.
     settings = {**checkpoint["settings"], "subdivisions": checkpoint["subdivisions"]}
+    data = settings["data"]
+    if "data" not in given and data != BUILT_IN and not Path(data).expanduser().exists():
+        raise UserError(
+            f"{path}: its data set {data} is not to be found from {Path.cwd()}; --data may name where it is now"
+        )
     return checkpoint, {**settings, **given, "resume": str(path)}
 
 
@@ -187,7 +194,9 @@ def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
     train_set = open_image_set(data, given.get("train_split", "train"))
     val_set = open_image_set(data, given.get("val_split", "val"))
     if len(train_set.labels) == 0:
-        raise UserError(f"{data}: none of the {len(train_set)} pictures of '{train_set.split}' has an object")
+        nothing = f"{data}: none of the {len(train_set)} pictures of '{train_set.split}' has an object"
+        more = f"python -m data.doctor {data} says more"
+        raise UserError("; ".join((nothing, *train_set.problems.summary(), more)))
     return train_set, val_set
 
 
@@ -251,6 +260,9 @@ def announce(job: Job, why_norm: str = "") -> None:
     for image_set in (job.train_set, job.val_set):
         size = f"{len(image_set)} pictures, {len(image_set.labels)} objects"
         print(f"data      {image_set.name} {image_set.split}: {size}")
+    pictures = (job.checkpoint or {}).get("train_pictures", len(job.train_set))
+    if pictures != len(job.train_set):
+        print(f"warning: there were {pictures} training pictures before: the epochs done are counted anew, by steps")
     if findings := quick_findings(job.train_set, job.val_set):
         for line in findings:
             print(f"warning: {line}")
@@ -269,7 +281,8 @@ def announce(job: Job, why_norm: str = "") -> None:
     from_scratch = options.weights is None and options.resume is None
     if optim.freeze and from_scratch:
         print(f"warning: without --weights the {optim.freeze} frozen layers stay as random as they start")
-    for warning in norm_warnings(options.norm, **cut, from_scratch=from_scratch):
+    few = ENOUGH if why_norm else FEW  # auto has looked at that
+    for warning in norm_warnings(options.norm, **cut, from_scratch=from_scratch, few=few):
         print(f"warning: {warning}")
     print(f"device    {describe(pick_device(options.device))['device']}")
     if ranks.count() > 1:

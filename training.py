@@ -66,6 +66,17 @@ def compile_for_all_sizes(network: Network) -> None:
     network.compile(dynamic=False)
 
 
+def place_of(checkpoint: dict[str, Any], *, pictures: int, epoch_steps: int, total_steps: int) -> tuple[int, int]:
+    """Steps and epochs that are done. A last epoch that the run's end cut short is not, where there is more now.
+
+    pictures: to train on now. Those of another number have other epochs, of which as many are done as the steps fill.
+    """
+    step, epochs_done = checkpoint["step"], checkpoint["epochs_done"]
+    if checkpoint.get("train_pictures", pictures) != pictures:
+        epochs_done = -(-step // epoch_steps)
+    return step, min(epochs_done, step // epoch_steps) if step < total_steps else epochs_done
+
+
 class Training:
     """Network, optimizer, loader and the rest, as the job's settings want them, at the step of its checkpoint."""
 
@@ -76,13 +87,14 @@ class Training:
         seed_everything(options.seed)
         self.network = make_network(job, self.device)
         if options.weights is not None and job.checkpoint is None:
-            say(start_from(options.weights, options.cfg, self.network))
+            say(start_from(options.weights, options.cfg, self.network, job.train_set.class_names))
         self.optimizer = make_optimizer(job, self.network)
         self.loader = make_train_loader(
             job.train_set,
             batch_size=optim.batch_size,
             input_hw=plan.net.input_hw,
             multi_scale=options.multi_scale,
+            step_px=plan.size_step_px,
             augment=options.augment,
             seed=options.seed,
             workers=options.workers,
@@ -108,7 +120,10 @@ class Training:
             stop=stop,
         )
         self.regime = NormRegime(self.network, options.norm, self.total_steps)
-        first_step, self.epochs_done = self._place_of(job.checkpoint)
+        first_step, self.epochs_done = 0, 0
+        if job.checkpoint is not None:
+            lengths = {"epoch_steps": len(self.loader), "total_steps": self.total_steps}
+            first_step, self.epochs_done = place_of(job.checkpoint, pictures=len(job.train_set), **lengths)
         self.log = RunLog(
             job.folder,
             total_steps=self.total_steps,
@@ -195,6 +210,7 @@ class Training:
             "weights": self.average.model.state_dict(),
             "step": self.steps_done,
             "epochs_done": self.epochs_done,
+            "train_pictures": len(self.job.train_set),
             "best_ap": self.best_ap,
             "mini_batch": self.job.mini_batch,
             "settings": flatten(options),
@@ -203,11 +219,8 @@ class Training:
     def _go_on_from(self, checkpoint: dict[str, Any]) -> None:
         self._state().load_state_dict(checkpoint["training"], weights=checkpoint["weights"])
         self.log.load_state_dict(checkpoint["log"])
-        self.best_ap = checkpoint["best_ap"]
-
-    def _place_of(self, checkpoint: dict[str, Any] | None) -> tuple[int, int]:
-        """Steps and epochs that are done. A last epoch that the run's end cut short is not, where there is more now."""
-        if checkpoint is None:
-            return 0, 0
-        step, epochs_done = checkpoint["step"], checkpoint["epochs_done"]
-        return step, min(epochs_done, step // len(self.loader)) if step < self.total_steps else epochs_done
+        best = self.job.folder / "best.pt"
+        if ranks.from_first(best.exists()):
+            self.best_ap = checkpoint["best_ap"]
+        elif checkpoint["best_ap"] > self.best_ap:
+            say(f"warning: {best} is not there: the next evaluation writes one, whatever the best AP was before")

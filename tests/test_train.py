@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cfg.plan import Plan, load_plan, parse_plan
 from cfg.settings import cfg_settings
+from data.digits import make_digits
 from options import TrainOptions
-from preparation import make_schedule, prepare
+from preparation import make_schedule, open_sets, prepare
+from training import place_of
 from utils.errors import UserError
 from utils.flags import settle
 from utils.schedule import Schedule
@@ -29,6 +33,51 @@ def schedule_of(plan: Plan, *, total_steps: int = 1000, **given: Any) -> Schedul
 def test_two_lengths_of_training_contradict():
     with pytest.raises(UserError, match="--epochs and --max-steps"):
         prepare(["--epochs", "2", "--max-steps", "10"])
+
+
+def test_a_set_without_objects_says_what_was_dropped(tmp_path: Path):
+    digits = make_digits(tmp_path / "digits", counts={"train": 2, "val": 1}, hw=(64, 64))
+    annotations = digits / "annotations" / "instances_train.json"
+    content = json.loads(annotations.read_text())
+    for row in content["annotations"]:
+        row["bbox"][2] = 0
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        open_sets({"data": str(digits)})
+    nothing, dropped, more = str(caught.value).split("; ")
+    assert nothing == f"{digits}: none of the 2 pictures of 'train' has an object"
+    assert dropped.startswith(f"{len(content['annotations'])} boxes without area dropped (first: ")
+    assert more == f"python -m data.doctor {digits} says more"
+
+
+# --- where a resumed run goes on -----------------------------------------------------------------------------
+
+
+def place_after(step: int, epochs_done: int, *, before: int | None = 16, now: int = 16, epochs: int) -> tuple[int, int]:
+    """Of a run with batches of 4 pictures; before: pictures to train on, None in a checkpoint that does not say."""
+    checkpoint = {"step": step, "epochs_done": epochs_done} | ({} if before is None else {"train_pictures": before})
+    return place_of(checkpoint, pictures=now, epoch_steps=now // 4, total_steps=epochs * now // 4)
+
+
+@pytest.mark.parametrize("before", [16, None])
+def test_the_same_pictures_go_on_in_the_same_epoch(before):
+    assert place_after(6, 1, before=before, epochs=3) == (6, 1)
+    assert place_after(8, 1, before=before, epochs=3) == (8, 1), "still to be measured"
+    assert place_after(6, 2, before=before, epochs=3) == (6, 1), "the run ended there, and now does not"
+
+
+@pytest.mark.parametrize("now", [4, 8, 12, 20, 24])
+def test_with_more_or_fewer_pictures_no_epoch_is_empty(now):
+    epochs, epoch_steps = 3, now // 4
+    for step in range(1, 24):
+        _, done = place_after(step, step // 4, now=now, epochs=epochs)
+        starts = [epoch * epoch_steps for epoch in range(done, epochs)]
+        assert all(max(start, step) < start + epoch_steps for start in starts)
+        assert not starts or starts[0] <= step, "no batch is skipped"
+        assert bool(starts) == (step < epochs * epoch_steps)
+
+
+# --- the schedule --------------------------------------------------------------------------------------------
 
 
 POLICY_LINES = {

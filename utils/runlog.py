@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ def free_folder(wanted: str | None, *, default: str, may_hold_files: bool = Fals
         folder = Path(wanted)
         if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not may_hold_files)):
             raise UserError(f"{folder}: is there already; name another folder (a training goes on with --resume)")
-        return _made(folder)
-    first = RUNS / default
-    taken = (first.with_name(f"{first.name}-{number}") if number > 1 else first for number in range(1, 10_000))
-    return _made(next(folder for folder in taken if not folder.exists()))
+        return writable_folder(folder)
+    runs = writable_folder(RUNS)
+    folders = (runs / (f"{default}-{number}" if number > 1 else default) for number in itertools.count(1))
+    return writable_folder(next(folder for folder in folders if _is_made(folder)))
 
 
 def folder_of_job(job: str, wanted: str | None) -> Path | None:
@@ -67,7 +68,8 @@ def newest_run() -> Path:
     return saved[-1].parent
 
 
-def _made(folder: Path) -> Path:
+def writable_folder(folder: Path) -> Path:
+    """The same, made where it is not there. UserError where it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,6 +79,14 @@ def _made(folder: Path) -> Path:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to, {error.strerror}") from error
     return folder
+
+
+def _is_made(folder: Path) -> bool:
+    """False where it was there, if only for a moment: of two runs that begin together, one makes it."""
+    with suppress(FileExistsError):
+        folder.mkdir()
+        return True
+    return False
 
 
 class RunLog:

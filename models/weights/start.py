@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from models.network import Network
 from models.norms.centred import CentredConv2d
 from models.norms.table import NormOptions, resolve_norm
+from models.weights.class_rows import by_class_name
 from models.weights.layout import EPS
 from models.weights.trained import is_darknet, read_darknet
 from utils.checkpoint import load_matching, read_checkpoint
@@ -23,18 +24,41 @@ def read_start(path: str, cfg: str | None) -> dict[str, Any]:
     return read_darknet(path, cfg, whole=False)[0] if is_darknet(Path(path)) else read_checkpoint(Path(path))
 
 
-def start_from(path: str, cfg: str | None, network: Network) -> str:
-    """Into `network`, whose heads may be for other classes -> what was loaded. UserError where nothing fits."""
+def start_from(path: str, cfg: str | None, network: Network, class_names: Sequence[str] | None = None) -> str:
+    """Into `network`, whose heads may be for other classes -> what was loaded. UserError where nothing fits.
+
+    class_names: of the network's classes. Those that a checkpoint knows by name keep its rows, wherever they stood.
+    """
     if is_darknet(Path(path)):
         start, (said, *_) = read_darknet(path, cfg, whole=False)
         loaded, exceptions = _load_darknet(network, start["weights"])
     else:
-        start, exceptions = read_checkpoint(Path(path)), []
-        loaded, fresh = load_matching(network, start["weights"])
+        start = read_checkpoint(Path(path))
+        weights, exceptions = _for_classes(start, network, class_names)
+        loaded, fresh = load_matching(network, weights)
         said = f"weights   {loaded} layers from {path}, {len(fresh)} start fresh {' '.join(fresh[:4])}".rstrip()
     if loaded == 0:
         raise UserError(f"{path}: none of its layers fits this network")
     return "; ".join([said, *exceptions, *_change_of_filters(start, network)])
+
+
+def _for_classes(
+    start: Mapping[str, Any], network: Network, class_names: Sequence[str] | None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The start's weights with heads for `class_names`; and in words, where these are not its own."""
+    before = start.get("class_names")
+    if class_names is None or before is None or list(before) in (list(class_names), _made_up(len(before))):
+        return start["weights"], []
+    weights, known = by_class_name(start["weights"], before, network, class_names)
+    if known is None:
+        return weights, []
+    rest = "" if known == len(class_names) else ", the heads' rows of the others start fresh"
+    return weights, [f"{known} of {len(class_names)} classes are known by name{rest}"]
+
+
+def _made_up(classes: int) -> list[str]:
+    """What `class_names.py` calls classes whose names nobody gave."""
+    return [f"class {label}" for label in range(classes)]
 
 
 def _change_of_filters(start: Mapping[str, Any], network: Network) -> list[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import resource
+import shutil
 import signal
+import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +18,11 @@ import pytest
 import torch
 
 import train
+from data.digits import make_digits
 from models.network import Network
+from preparation import begun, prepare
 from tests.e2e import children
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.errors import UserError
 
 NORMS = ("bn", "cmbn", "cbn")
@@ -208,3 +214,107 @@ def test_a_training_of_an_earlier_format_is_refused(scenes: Path, toy_cfg: str, 
     monkeypatch.setattr("preparation.RESUMABLE_FROM", 1000)
     with pytest.raises(UserError, match=r"earlier version .* start a new run from its weights"):
         train.main(["--resume", str(tmp_path / "a")])
+
+
+# --- the run's folder and its data set are not what they were ---------------------------------------------------
+
+
+@pytest.fixture
+def resume(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`train.py --resume RUN FLAGS`, without the tables and plots of its end."""
+    monkeypatch.setattr(train, "finish", lambda *_: None)
+    return lambda run, *more: train.train(begun(prepare(["--resume", str(run), "--workers", "0", *more])))
+
+
+@pytest.fixture(scope="module")
+def once(scenes: Path, toy_cfg: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch, which is 4 steps of 4 pictures."""
+    run = tmp_path_factory.mktemp("once") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "finish", lambda *_: None)
+        train.train(begun(prepare(flags(scenes, toy_cfg, "bn", run, "--epochs", "1", "--workers", "0"))))
+    return run
+
+
+def copied(once: Path, folder: Path, **changed: object) -> Path:
+    """Its last.pt alone, with other entries."""
+    folder.mkdir()
+    write_checkpoint(folder / "last.pt", {**read_checkpoint(once / "last.pt"), **changed})
+    return folder
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    path = run / "results.csv"
+    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_training(once: Path, resume, monkeypatch) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(train, "Training", None)
+    for place in (once, once / "last.pt"):
+        with pytest.raises(UserError, match=f"^{once}: cannot be written to, Read-only file system$"):
+            resume(place, "--epochs", "2")
+
+
+def test_the_data_set_may_have_moved(once: Path, scenes: Path, resume, tmp_path: Path, monkeypatch) -> None:
+    settings = {**read_checkpoint(once / "last.pt")["settings"], "data": "scenes"}
+    run = copied(once, tmp_path / "run", settings=settings)
+    shutil.copytree(scenes, tmp_path / "here" / "scenes")
+    with pytest.raises(UserError, match=f"^{run}: its data set scenes is not .* from .*; --data may name where it is"):
+        prepare(["--resume", str(run)])
+    moved = str(tmp_path / "here" / "scenes")
+    resume(run, "--data", moved, "--epochs", "2")
+    assert read_checkpoint(run / "last.pt")["settings"]["data"] == moved
+    monkeypatch.chdir(tmp_path / "here")
+    assert prepare(["--resume", str(copied(once, tmp_path / "relative", settings=settings))]).options.data == "scenes"
+
+
+@pytest.mark.parametrize(
+    ("pictures", "epochs", "trained"), [(8, 4, [3, 4]), (8, 2, []), (24, 2, [1, 2]), (3, 6, [5, 6])]
+)
+def test_with_another_number_of_pictures_its_steps_say_where_it_goes_on(
+    once: Path, resume, tmp_path: Path, capsys, pictures: int, epochs: int, trained: list[int]
+) -> None:
+    """Each epoch of them has batches, and a row with their losses."""
+    run = copied(once, tmp_path / "run")
+    other = make_digits(tmp_path / "other", counts={"train": pictures, "val": 2}, hw=(64, 64))
+    resume(run, "--data", str(other), "--epochs", str(epochs))
+    assert (
+        "warning: there were 16 training pictures before: the epochs done are counted anew, by steps"
+        in capsys.readouterr().out
+    )
+    rows = rows_of(run)
+    assert [int(row["epoch"]) for row in rows] == trained
+    assert all(float(row["loss"]) > 0 for row in rows)
+    last = read_checkpoint(run / "last.pt")
+    assert last["train_pictures"] == pictures and last["step"] == max(4, epochs * max(1, pictures // 4))
+
+
+def test_a_checkpoint_that_does_not_say_how_many_pictures_goes_on(once: Path, resume, tmp_path: Path, capsys) -> None:
+    content = read_checkpoint(once / "last.pt")
+    del content["train_pictures"]
+    (tmp_path / "run").mkdir()
+    write_checkpoint(tmp_path / "run" / "last.pt", content)
+    resume(tmp_path / "run", "--epochs", "2")
+    assert [row["epoch"] for row in rows_of(tmp_path / "run")] == ["2"]
+    assert "training pictures before" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_without_its_best_weights_a_run_makes_new_ones(once: Path, resume, tmp_path: Path, capsys, epochs: int) -> None:
+    """However good they had been; and also where all is trained."""
+    run = copied(once, tmp_path / "run", best_ap=0.9)
+    resume(run, "--epochs", str(epochs))
+    assert f"warning: {run / 'best.pt'} is not there: the next evaluation writes one" in capsys.readouterr().out
+    best, last = (read_checkpoint(run / name) for name in ("best.pt", "last.pt"))
+    assert best["step"] == 4 * epochs and best["best_ap"] == last["best_ap"] < 0.9
+
+
+def test_with_its_best_weights_a_run_keeps_them_until_there_are_better_ones(once: Path, resume, tmp_path: Path) -> None:
+    run = copied(once, tmp_path / "run", best_ap=0.9)
+    shutil.copy(once / "best.pt", run)
+    resume(run, "--epochs", "2")
+    assert read_checkpoint(run / "best.pt")["step"] == 4 and read_checkpoint(run / "last.pt")["best_ap"] == 0.9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
 from utils.results import COLUMNS
-from utils.runlog import RunLog, free_folder
+from utils.runlog import RunLog, free_folder, writable_folder
 
 
 def test_the_default_folder_gets_a_number_when_taken(tmp_path: Path, monkeypatch):
@@ -25,6 +26,32 @@ def test_the_default_folder_gets_a_number_when_taken(tmp_path: Path, monkeypatch
         assert folder.is_dir()
         names.append(str(folder))
     assert names == [str(Path("runs") / f"digits-pico-bn{suffix}") for suffix in ("", "-2", "-3")]
+
+
+def test_runs_that_begin_at_the_same_moment_have_a_folder_each(tmp_path: Path, monkeypatch):
+    """When they look, neither has made its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "exists", lambda *_, **__: False)
+    folders = [free_folder(None, default="digits-pico-bn") for _ in range(3)]
+    assert len(set(folders)) == len(list((tmp_path / "runs").iterdir())) == 3
+
+
+@pytest.mark.parametrize("place", ["runs", "elsewhere"])
+def test_where_nothing_can_be_made_it_is_said(tmp_path: Path, monkeypatch, place: str):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").write_text("")
+    Path("elsewhere").symlink_to("gone")
+    with pytest.raises(UserError, match=f"^{place}: cannot be made, File exists$"):
+        free_folder(None, default="x") if place == "runs" else writable_folder(Path(place))
+
+
+def test_a_folder_that_cannot_be_written_to_is_the_users_error(tmp_path: Path, monkeypatch):
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match=f"^{tmp_path}: cannot be written to, Permission denied$"):
+        writable_folder(tmp_path)
 
 
 def test_a_typed_folder_is_taken_as_it_is_when_free(tmp_path: Path):

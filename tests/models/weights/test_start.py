@@ -106,6 +106,55 @@ def test_a_checkpoint_for_other_classes_keeps_all_but_the_heads_own_convolutions
         assert torch.equal(tensor, wanted[name]), name
 
 
+def checkpoint_of(network: Network, names: tuple[str, ...] | None, path: Path) -> str:
+    content = describe_network(network.plan, NormOptions(), names or (), letterbox=False)
+    if names is None:
+        del content["class_names"]
+    write_checkpoint(path, {**content, "weights": network.state_dict()})
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ("ab", None),
+        ("ba", "2 of 2 classes are known by name"),
+        ("bc", "1 of 2 classes are known by name, the heads' rows of the others start fresh"),
+        ("cd", "0 of 2 classes are known by name, the heads' rows of the others start fresh"),
+        ("cba", "2 of 3 classes are known by name, the heads' rows of the others start fresh"),
+        ("b", "1 of 1 classes are known by name"),
+    ],
+)
+def test_the_line_says_how_many_classes_a_checkpoint_knows(tmp_path, now, said):
+    network = network_of(plan_of())
+    path = checkpoint_of(network, ("a", "b"), tmp_path / "x.pt")
+    other = fresh(NormOptions(), classes=len(now))
+    before = other.state_dict()["layers.7.conv.bias"].clone()
+    line = start_from(path, None, other, now)
+    assert line == f"weights   10 layers from {path}, 0 start fresh" + (f"; {said}" if said else "")
+    biases, old = other.state_dict()["layers.7.conv.bias"].view(3, -1), network.state_dict()["layers.7.conv.bias"]
+    for row, name in enumerate(now, start=5):
+        wanted = old.view(3, -1)[:, 5 + "ab".index(name)] if name in "ab" else before.view(3, -1)[:, row]
+        assert torch.equal(biases[:, row], wanted), name
+    assert torch.equal(biases[:, :5], old.view(3, -1)[:, :5])
+
+
+@pytest.mark.parametrize(("before", "now"), [(None, "xy"), (("class 0", "class 1"), "xy"), (("a", "b"), None)])
+def test_where_names_are_not_known_heads_that_fit_are_taken_as_they_are(tmp_path, before, now):
+    """As those of darknet's weights that were made a checkpoint without --names."""
+    network, other = network_of(plan_of()), fresh(NormOptions())
+    path = checkpoint_of(network, before, tmp_path / "x.pt")
+    assert start_from(path, None, other, now).endswith("0 start fresh")
+    assert torch.equal(other.state_dict()["layers.7.conv.weight"], network.state_dict()["layers.7.conv.weight"])
+
+
+def test_darknets_heads_are_taken_as_they_are(trained):
+    network, weights, cfg = trained
+    other = fresh(NormOptions())
+    assert start_from(weights, cfg, other, ("x", "y")).endswith("0 bytes left")
+    assert torch.equal(other.state_dict()["layers.7.conv.bias"], network.state_dict()["layers.7.conv.bias"])
+
+
 def test_a_partial_file(tmp_path, trained):
     network, weights, cfg = trained
     raw = Path(weights).read_bytes()
