@@ -45,11 +45,11 @@ class OptimOptions:
     batch_size: int = knob(16, "pictures per optimizer step (cfg: batch)", unit="PICTURES", low=1)
     subdivisions: int | str = knob(
         1,
-        "mini-batches a batch is cut into, one forward each; auto: as few as fit into the GPU's memory",
+        "mini-batches a batch is cut into, one forward each; auto: as few as fit into the GPU's memory (cfg)",
         unit="N",
         parse=parse_subdivisions,
     )
-    learning_rate: float = knob(0.01, "rate after burn-in", low=1e-12)
+    learning_rate: float = knob(0.01, "rate after burn-in (cfg)", low=1e-12)
     final_learning_rate: float = knob(1e-5, "where cosine and sgdr end (cfg: learning_rate_min)", low=0)
     lr_policy: str = knob(
         "cosine",
@@ -69,7 +69,7 @@ class OptimOptions:
         unit="STEPS",
         low=0,
     )
-    momentum: float = knob(0.9, "of SGD", low=0, high=0.9999)
+    momentum: float = knob(0.9, "of SGD (cfg)", low=0, high=0.9999)
     weight_decay: float = knob(5e-4, "on convolution weights only (cfg: decay)", low=0, high=1)
     freeze: int = knob(
         0,
@@ -194,8 +194,8 @@ def resize_knob() -> Any:
 def nms_knob() -> Any:
     return knob(
         "cfg",
-        "overlap of two boxes: IoU (default), less a share for their centres' distance (greedynms, diounms), or what "
-        "the network's last [yolo] says",
+        "overlap of two boxes: default = IoU; greedynms, diounms = less a share for their centres' distance; cfg = "
+        "what the network's last [yolo] says",
         choices=("cfg", *NMS_KINDS),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,7 +148,7 @@ def resumed(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     # Memory may have run out since the settings were made.
     settings = {**checkpoint["settings"], "subdivisions": checkpoint["subdivisions"]}
     data = settings["data"]
-    if "data" not in given and data != BUILT_IN and not Path(data).expanduser().exists():
+    if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
         raise UserError(
             f"{path}: its data set {data} is not to be found from {Path.cwd()}; --data may name where it is now"
         )
@@ -158,8 +159,8 @@ def choose_plan(given: dict[str, Any], checkpoint: dict[str, Any] | None, class_
     """The network's plan, its heads sized for the data: of the checkpoint, unless a new run names a cfg."""
     if checkpoint is not None and ("resume" in given or given.get("cfg") is None):
         name = checkpoint["cfg_name"] + ".cfg"
-        plan = parse_plan(checkpoint["cfg_text"], path=name, classes=len(class_names))
-        plan = plan.with_input_hw(tuple(checkpoint["input_hw"]))
+        input_hw = tuple(checkpoint["input_hw"])
+        plan = parse_plan(checkpoint["cfg_text"], path=name, classes=len(class_names), input_hw=input_hw)
     else:
         plan = load_plan(given.get("cfg") or "yolov4-pico", classes=len(class_names))
     if not plan.heads or plan.net.channels != 3:

@@ -35,7 +35,8 @@ class NormOptions:
 
     norm: str = knob(
         "bn",
-        "normalisation layer of every conv-norm-activation block; auto: by the pictures in a forward",
+        "normalisation layer of every conv-norm-activation block; auto: by the pictures in a forward (cfg: "
+        "batch_normalize=2 is cmbn; --weights: theirs)",
         choices=lambda: (*NORMS, AUTO),
     )
     norm_gradient: str | None = knob(

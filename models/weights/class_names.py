@@ -24,4 +24,9 @@ def class_names(plan: Plan, file: Path | None = None) -> tuple[tuple[str, ...], 
     coco = read_lines(COCO_NAMES)
     if len(coco) == plan.classes:
         return tuple(coco), "COCO's, because there are 80 classes; --names FILE gives others"
-    return tuple(f"class {label}" for label in range(plan.classes)), "class 0, class 1 ...; --names FILE gives others"
+    return made_up_names(plan.classes), "class 0, class 1 ...; --names FILE gives others"
+
+
+def made_up_names(classes: int) -> tuple[str, ...]:
+    """For classes whose names nobody gave; a .data file without names calls them so, too."""
+    return tuple(f"class {label}" for label in range(classes))

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from models.network import Network
 from models.norms.centred import CentredConv2d
 from models.norms.table import NormOptions, resolve_norm
+from models.weights.class_names import made_up_names
 from models.weights.class_rows import by_class_name
 from models.weights.layout import EPS
 from models.weights.trained import is_darknet, read_darknet
@@ -47,18 +48,13 @@ def _for_classes(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The start's weights with heads for `class_names`; and in words, where these are not its own."""
     before = start.get("class_names")
-    if class_names is None or before is None or list(before) in (list(class_names), _made_up(len(before))):
+    if class_names is None or before is None or tuple(before) in (tuple(class_names), made_up_names(len(before))):
         return start["weights"], []
     weights, known = by_class_name(start["weights"], before, network, class_names)
     if known is None:
         return weights, []
     rest = "" if known == len(class_names) else ", the heads' rows of the others start fresh"
     return weights, [f"{known} of {len(class_names)} classes are known by name{rest}"]
-
-
-def _made_up(classes: int) -> list[str]:
-    """What `class_names.py` calls classes whose names nobody gave."""
-    return [f"class {label}" for label in range(classes)]
 
 
 def _change_of_filters(start: Mapping[str, Any], network: Network) -> list[str]:
