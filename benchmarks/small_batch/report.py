@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
@@ -53,7 +53,7 @@ class Results:
     recipe's tuning with a `BORROWED` one."""
 
     def __init__(self, rows: Iterable[Row], grid: Grid) -> None:
-        self._rates = TunedRates(grid, rows := list(rows))
+        self._grid, self._rates = grid, TunedRates(grid, rows := list(rows))
         self._rows: dict[tuple[Any, ...], BySeed] = {}
         for row in rows:
             if row["role"] != "main" or row["test_AP"] is None or row["steps"] != grid.steps:
@@ -69,8 +69,9 @@ class Results:
         return own, None if lender is None else self._rates.of(data, net, lender, mini_batch)
 
     def scenes(self) -> list[tuple[str, str, bool]]:
-        """(data, net, mosaic) in the order of the rows."""
-        return list(dict.fromkeys(place[:3] for place in self._rows))
+        """(data, net, mosaic); data and nets in the grid's order, and behind them what it does not ask for."""
+        order = (*self._grid.data, *self._grid.nets)
+        return sorted({place[:3] for place in self._rows}, key=lambda scene: [*_ranks(scene[:2], order), scene])
 
     def at(self, scene: tuple[str, str, bool], mini_batch: int, recipe: str) -> BySeed:
         """Its stand-in's, where it has one."""
@@ -80,7 +81,8 @@ class Results:
         return sorted({place[3] for place in self._rows if place[:3] == scene})
 
     def recipes(self, scene: tuple[str, str, bool]) -> list[str]:
-        return list(dict.fromkeys(place[4] for place in self._rows if place[:3] == scene))
+        found = {place[4] for place in self._rows if place[:3] == scene}
+        return sorted(found, key=lambda recipe: [*_ranks([recipe], self._grid.recipes), recipe])
 
     def lines(self) -> list[Line]:
         return [line for scene in self.scenes() for m in self.mini_batches(scene) for line in self._block(scene, m)]
@@ -123,6 +125,11 @@ class Results:
             "memory_MB": some["memory_MB"],
             "memory_ratio": _ratio(rows, bn, "memory_MB"),
         }
+
+
+def _ranks(names: Iterable[str], order: Sequence[str]) -> list[int]:
+    """Where each stands in the order; those that are not in it are last."""
+    return [order.index(name) if name in order else len(order) for name in names]
 
 
 def _column(rows: BySeed, name: str) -> dict[int, float]:
@@ -213,7 +220,8 @@ def text_report(lines: Sequence[Line], rows: Sequence[Row], *, steps: int) -> st
         ]
         parts.append("\n".join([title, *said]))
     parts.append("\n".join(note.format(mark="*") for note in NOTES))
-    parts.append("\n".join(_key(lines, steps)))
+    recipes = _typed(lines, steps)
+    parts.append("\n".join(f"{recipe:<{max(map(len, recipes))}}  {flags}" for recipe, flags in recipes.items()))
     parts.append("\n".join(provenance(rows)))
     return "\n\n".join(parts)
 
@@ -223,22 +231,56 @@ def markdown_report(
 ) -> str:
     """steps: of a training."""
     parts = [f"# {title}"]
+    for heading, table in _overviews(lines):
+        parts += [f"## {heading}", "\n".join(f"| {' | '.join(texts)} |" for texts in table)]
+    parts.append(
+        "AP on the test split, mean over seeds (their number, where others of the table have more), and the interval "
+        "of the gain over BN at the same mini-batch; bold: a significant gain. All of it in the tables that follow."
+    )
     for heading, block in _blocks(lines):
         table = [HEAD, ("---",) * len(HEAD), *(cells_of(line, bold=True) for line in block)]
         parts.append(f"## {heading}")
         parts.append("\n".join(f"| {' | '.join(texts)} |" for texts in table))
     parts += [f"![{name}]({name})" for name in pictures]
     parts.append("\n".join(f"- {note.format(mark='bold')}" for note in NOTES))
-    parts.append("\n".join(f"- `{line}`" for line in _key(lines, steps)))
+    parts.append("\n".join(f"- {recipe}: `{flags}`" for recipe, flags in _typed(lines, steps).items()))
     parts.append("\n".join(f"- {line}" for line in provenance(rows)))
     return "\n\n".join(parts) + "\n"
 
 
-def _key(lines: Sequence[Line], steps: int) -> list[str]:
-    """A line a recipe: what to type."""
-    recipes = dict.fromkeys(line.recipe for line in lines)
-    width = max(map(len, recipes))
-    return [f"{recipe:<{width}}  train.py {typed(recipe, steps=steps)}" for recipe in recipes]
+def _typed(lines: Sequence[Line], steps: int) -> dict[str, str]:
+    """Recipe -> what to type for it."""
+    return {line.recipe: f"train.py {typed(line.recipe, steps=steps)}" for line in lines}
+
+
+def _overviews(lines: Sequence[Line]) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """(heading, rows of texts): a row a recipe, a column a mini-batch."""
+    scenes = dict.fromkeys((line.data, line.net, line.mosaic) for line in lines)
+    for scene in scenes:
+        here = [line for line in lines if (line.data, line.net, line.mosaic) == scene]
+        sizes = sorted({line.mini_batch for line in here})
+        cells = {(line.recipe, line.mini_batch): _overview(line, max(each.ap.seeds for each in here)) for line in here}
+        table = [("recipe", *(f"mini-batch {size}" for size in sizes)), ("---",) * (1 + len(sizes))]
+        for recipe in dict.fromkeys(line.recipe for line in here):
+            others = {size: stand_in(recipe, size) for size in sizes}
+            texts = (
+                cells.get((recipe, size), "") if others[size] == recipe else f"as {others[size]}" for size in sizes
+            )
+            table.append((recipe, *texts))
+        yield _heading(*scene), table
+
+
+def _overview(line: Line, most_seeds: int) -> str:
+    """42.3 (5) [-0.3, +5.9]"""
+    said = f"{100 * line.ap.value:.1f}" + (f" ({line.ap.seeds})" if line.ap.seeds < most_seeds else "")
+    if line.gain is None:
+        return said
+    said = f"**{said}**" if line.gain.is_significant else said
+    return said if line.gain.seeds < 2 else f"{said} [{100 * line.gain.low:+.1f}, {100 * line.gain.high:+.1f}]"
+
+
+def _heading(data: str, net: str, mosaic: bool) -> str:
+    return f"{data}, {net} net" + (", mosaic" if mosaic else "")
 
 
 def json_report(lines: Sequence[Line]) -> str:
@@ -255,8 +297,8 @@ def _without_nan(value: Any) -> Any:
 def _blocks(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
     blocks: dict[str, list[Line]] = {}
     for line in lines:
-        mosaic = ", mosaic" if line.mosaic else ""
-        blocks.setdefault(f"{line.data}, {line.net} net{mosaic}, mini-batch {line.mini_batch}", []).append(line)
+        heading = f"{_heading(line.data, line.net, line.mosaic)}, mini-batch {line.mini_batch}"
+        blocks.setdefault(heading, []).append(line)
     return list(blocks.items())
 
 
