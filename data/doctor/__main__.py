@@ -21,6 +21,7 @@ import numpy as np
 from cfg.plan import load_plan
 from data.doctor.charts import draw_charts
 from data.doctor.checkup import full_checkup, quick_checkup
+from data.doctor.finding import Finding
 from data.doctor.labels import tiny_findings
 from data.doctor.report import anchor_line, overview, verdict
 from data.image_set import ImageSet
@@ -30,11 +31,16 @@ from utils.flags import parse_image_hw, positive_number
 from utils.runlog import free_folder
 
 _SPLITS = ("train", "val", "test")
+_WANTED = {
+    "train": "train.py learns from it: name another with --train-split, or make a list of pictures by this name.",
+    "val": "train.py chooses the best weights by it: name another with --val-split, or make it of a tenth of the "
+    "pictures, which train then does without.",
+}
 _WORTH_A_LOOK = (
     "Worth a look is all that readers skip, drop or clip; pictures that do not open, have another size than "
     "annotated or are nearly black for their 16 bits; boxes drawn twice; pictures that are in two splits, or twice in "
-    "one byte for byte; classes that the training split never shows or does not list; a split without any object. "
-    "Pictures without objects are fine."
+    "one byte for byte; classes that the training split never shows or does not list; a split without any object, or "
+    "that is not there. Pictures without objects are fine."
 )
 
 
@@ -47,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sides = [input_sides(image_set, plan.net.input_hw, letterbox) for image_set in image_sets]
     anchors = np.array([anchor for head in plan.head_specs for anchor in head.head_anchors]).reshape(-1, 2)
     folder = free_folder(given.out, default=f"doctor-{image_sets[0].name}")
-    findings = quick_checkup(image_sets) if given.quick else full_checkup(image_sets, given.threads)
+    findings = [] if given.splits else absent_splits(given.data)
+    findings += quick_checkup(image_sets) if given.quick else full_checkup(image_sets, given.threads)
     for image_set, own in zip(image_sets, sides, strict=True):
         findings += tiny_findings(image_set, own)
 
@@ -105,6 +112,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="that decode (default: all cores)",
     )
     return parser.parse_args(argv)
+
+
+def absent_splits(data: str | Path) -> list[Finding]:
+    """Those that a training wants; a lone COCO json need not have any."""
+    there = splits_of(data)
+    wanted = [] if Path(data).suffix == ".json" else [split for split in _WANTED if split not in there]
+    kind = ("split that is not there", "splits that are not there")
+    return [Finding(kind=kind, where=split, count=1, advice=_WANTED[split]) for split in wanted]
 
 
 def open_splits(data: str | Path, wanted: Sequence[str] | None) -> list[ImageSet]:

@@ -301,6 +301,17 @@ def test_a_split_without_objects_is_a_finding(clean: Path, capsys: pytest.Captur
     assert "no box to compare them with" in said
 
 
+def test_a_split_that_a_training_wants_is_missed(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (clean / "annotations" / "instances_val.json").rename(clean / "annotations" / "instances_dev.json")
+    (clean / "val").rename(clean / "dev")
+    code, said = doctor(capsys, clean)
+    assert code == 1 and titles(said) == ["val: 1 split that is not there"] and "--val-split" in said
+    assert doctor(capsys, clean, "--splits", "train")[0] == 0
+    (clean / "annotations" / "instances_train.json").unlink()
+    code, said = doctor(capsys, clean)
+    assert code == 1 and titles(said) == [f"{split}: 1 split that is not there" for split in ("train", "val")]
+
+
 def test_one_picture_of_one_class_in_one_split(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = clean / "annotations" / "instances_train.json"
     (clean / "annotations" / "instances_val.json").unlink()
@@ -310,7 +321,7 @@ def test_one_picture_of_one_class_in_one_split(clean: Path, capsys: pytest.Captu
         annotations=lambda rows: [row for row in rows if row["category_id"] == 3],
         categories=lambda rows: [row for row in rows if row["id"] == 3],
     )
-    code, said = doctor(capsys, clean)
+    code, said = doctor(capsys, clean, "--splits", "train")
     assert code == 0 and "objects of 1 classes" in said
     loose = clean / "loose.json"
     shutil.move(file, loose)
