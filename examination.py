@@ -130,6 +130,6 @@ def _pictures_for(
         workers=workers,
         resize=detector.resize,
         rect=rect,
-        step_px=detector.network.plan.size_step_px,
+        step_px=detector.size_step_px,
         **share,
     )

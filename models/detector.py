@@ -41,6 +41,11 @@ class Detector:
         return self.network.plan.net.input_hw
 
     @property
+    def size_step_px(self) -> int:
+        """Between inputs that fit the network."""
+        return self.network.plan.size_step_px
+
+    @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 

@@ -39,6 +39,7 @@ class Knowing:
 
     class_names: tuple[str, ...] = ("emu", "owl", "dog", "cat")
     input_hw: tuple[int, int] = (120, 240)
+    size_step_px: int = 32
     letterbox: bool = False
     resize: str = "opencv"
     device: str = "cpu"

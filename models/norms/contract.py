@@ -47,7 +47,6 @@ class ConvView:
                 return weight @ per_patch[0]
         return (self.per_channel(per_patch) * weight).sum(-1)
 
-    @torch.no_grad()
     def patches_with(
         self, y: Tensor, own: Moments, *, positions: int, sync: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,20 +58,21 @@ class ConvView:
         """
         parallel = sync and ranks.is_parallel()
         local = Moments.of(y) if parallel else own
-        patch = self.mean_patch(own.mean.dtype)
-        cov, along = self.covariance(y, local, positions=positions)
-        if parallel:
-            share = local.count / own.count
-            patch, step = self._pooled_patch(patch, share)
-            (cov,) = ranks.summed(share * (cov + (local.mean - own.mean)[:, None] * self.per_channel(step)))
-            along = self.along_weight(cov)
+        with torch.no_grad():  # as a decorator, torch 2.14 would not compile it
+            patch = self.mean_patch(own.mean.dtype)
+            cov, along = self.covariance(y, local, positions=positions)
+            if parallel:
+                share = local.count / own.count
+                patch, step = self._pooled_patch(patch, share)
+                (cov,) = ranks.summed(share * (cov + (local.mean - own.mean)[:, None] * self.per_channel(step)))
+                along = self.along_weight(cov)
         return patch, cov, along
 
-    @torch.no_grad()
     def pooled_mean_patch(self, y: Tensor, own: Moments, *, sync: bool = False) -> Tensor:
         """(G, K); with sync of all ranks, which together have the moments `own`."""
-        patch = self.mean_patch(own.mean.dtype)
-        return self._pooled_patch(patch, y.numel() // y.shape[1] / own.count)[0] if sync else patch
+        with torch.no_grad():
+            patch = self.mean_patch(own.mean.dtype)
+            return self._pooled_patch(patch, y.numel() // y.shape[1] / own.count)[0] if sync else patch
 
     def _pooled_patch(self, patch: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         """Mean patch of all ranks, of whose positions this one has `share`; and this one's distance from it."""
