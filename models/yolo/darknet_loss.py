@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from cfg.layers import YoloSpec
 from models.yolo.ascent import iou_ascent
 from models.yolo.assign import Assignment, assign, best_object, best_overlap
-from models.yolo.coder import cell_grid
+from models.yolo.coder import at_least_float32, cell_grid
 from models.yolo.head import RawHead
 from models.yolo.iou_loss import iou_loss
 from models.yolo.loss import LossOptions, LossTerms
@@ -118,7 +118,7 @@ class _Cells:
 
     def __init__(self, head: RawHead, targets: Targets, label_smooth_eps: float) -> None:
         self.head, self.spec, self.targets = head, head.spec, targets
-        logits = head.logits.to(torch.promote_types(head.logits.dtype, torch.float32))
+        logits = at_least_float32(head.logits)
         said = logits.sigmoid()
         if not self.spec.new_coords:
             said[..., 2:4] = logits[..., 2:4]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.yolo.coder import decode_head
+from models.yolo.coder import at_least_float32, decode_head
 from models.yolo.head import RawHead
 from models.yolo.nms import NmsRule, survivors
 from utils.structures import Detections
@@ -54,7 +54,7 @@ def candidates(heads: Sequence[RawHead], *, confidence: float) -> list[Detection
 def _scores(head: RawHead) -> Tensor:
     """(N, H, W, A, C)"""
     logits = head.logits[..., 4:].permute(0, 2, 3, 1, 4)
-    said = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+    said = at_least_float32(logits).sigmoid()
     return said[..., :1] * said[..., 1:]
 
 
