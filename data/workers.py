@@ -97,7 +97,7 @@ class _Worker:
     def _start(self) -> None:
         """A new process, asked all that is still to be answered."""
         self._pipe, theirs = multiprocessing.Pipe()
-        self.process = multiprocessing.Process(target=_work, args=(self._make, theirs), daemon=True)
+        self.process = multiprocessing.Process(target=_work, args=(self._make, theirs, os.getpid()), daemon=True)
         # Ctrl-C, and a SIGTERM to a whole process group, reach workers too. The main process decides what they mean,
         # may want batches until then, and ends its workers by SIGKILL. A child inherits what is blocked.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -156,14 +156,17 @@ def _end(workers: list[_Worker]) -> None:
     workers.clear()
 
 
-def _work(make: Make, pipe: Connection) -> None:
-    """The life of a worker, until its main process is gone, whose end of the pipe a forked one holds, too."""
+def _work(make: Make, pipe: Connection, main: int) -> None:
+    """The life of a worker, until the main process (its pid) is gone.
+
+    A forked worker holds main's ends of its elders' pipes, which so do not end when main is killed. Whose child it is
+    tells, and is compared with who started it: main may be gone before this begins.
+    """
     # What the main process had made is shared until written to, and a garbage collection writes to all of it.
     gc.freeze()
     cv2.setNumThreads(0)  # workers are the parallelism
     torch.set_num_threads(1)
-    main = os.getppid()
-    while os.getppid() == main:
+    while multiprocessing.get_start_method() != "fork" or os.getppid() == main:
         try:
             if pipe.poll(_LOOK_UP_S):
                 pipe.send(_made(make, pipe.recv()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -151,8 +152,15 @@ def test_a_worker_that_is_killed_between_two_iterations_is_replaced() -> None:
         assert answers(made, range(4)) == [0, 1, 2, 3]
 
 
-def leave(pipe: Any, wait: bool) -> None:
-    """A main process that ends, or is killed, in the middle of an iteration."""
+def slow_start(pipe: Any) -> None:
+    pipe.send([os.getpid()])
+    time.sleep(1)
+
+
+def leave(pipe: Any, wait: bool, is_start_slow: bool = False) -> None:
+    """A main process that ends, or is killed, in the middle of an iteration, or while its workers start."""
+    if is_start_slow:
+        gc.freeze = partial(slow_start, pipe)  # the first that a worker does
     made = Workers(told, 3)
     batches = made.batches(range(100))
     next(batches)
@@ -172,4 +180,14 @@ def test_workers_end_with_their_main_process(killed: bool) -> None:
     main.join(20)
     assert main.exitcode == (-signal.SIGKILL if killed else 0)
     assert len(pids) == 3
+    assert soon(lambda: all(is_gone(pid) for pid in pids))
+
+
+def test_workers_end_with_a_main_process_that_is_killed_before_they_have_begun() -> None:
+    ours, theirs = FORK.Pipe()
+    main = FORK.Process(target=leave, args=(theirs, True, True))
+    main.start()
+    pids = [pid for _ in range(3) for pid in ours.recv()]
+    main.kill()
+    main.join(20)
     assert soon(lambda: all(is_gone(pid) for pid in pids))
