@@ -46,14 +46,6 @@ def encode(boxes: Tensor, at: Places) -> Tensor:
     return torch.cat((position, extent), dim=-1)
 
 
-def cell_grid(height: int, width: int, like: Tensor) -> Tensor:
-    """(H, W, 2): column and row of each cell, float32 on `like`'s device."""
-    rows = torch.arange(height, device=like.device, dtype=torch.float32)
-    columns = torch.arange(width, device=like.device, dtype=torch.float32)
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack((x, y), dim=-1)
-
-
 def decode_head(head: RawHead) -> Tensor:
     """All boxes of a head: (N, A, H, W, 4) xyxy in input pixels, float32 at least."""
     raw = at_least_float32(head.logits[..., :4])

@@ -24,10 +24,11 @@ from torch.autograd.function import once_differentiable
 from cfg.layers import YoloSpec
 from models.yolo.ascent import iou_ascent
 from models.yolo.assign import Assignment, assign, best_object, best_overlap
-from models.yolo.coder import at_least_float32, cell_grid
+from models.yolo.coder import at_least_float32
 from models.yolo.head import RawHead
 from models.yolo.iou_loss import iou_loss
 from models.yolo.loss import LossOptions, LossTerms
+from models.yolo.places import cell_grid
 from utils.errors import UserError
 from utils.structures import Targets
 from utils.transfer import constant, sent
@@ -128,7 +129,7 @@ class _Cells:
         self.input = self.grid * constant(head.stride_px[::-1], like=said)  # width and height in pixels
         sides = 4 * said[..., 2:4].square() if self.spec.new_coords else said[..., 2:4].exp()
         sides = sides * head.anchors_px().to(said.dtype)[:, None, None] / self.input
-        centres = (cell_grid(height, width, like=said).to(said.dtype) + said[..., :2]) / self.grid
+        centres = (cell_grid(height, width, like=said) + said[..., :2]) / self.grid
         self.boxes = torch.cat((centres, sides), dim=-1).flatten(0, 3)
         self.said = said.flatten(0, 3)
         self.delta = torch.zeros_like(self.said)

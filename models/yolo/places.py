@@ -66,9 +66,15 @@ def _made(
 ) -> Places:
     rows = []
     for spec, (height, width), stride_px in kinds:
-        row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        cells = torch.stack((column, row), dim=-1).to(dtype).expand(len(spec.mask), -1, -1, -1)
+        cells = cell_grid(height, width, like=torch.empty(0, dtype=dtype)).expand(len(spec.mask), -1, -1, -1)
         anchors = torch.tensor(spec.head_anchors, dtype=dtype)[:, None, None].expand_as(cells)
         rows.append(Places.of(cells, anchors, stride_px, spec).numbers.flatten(0, 2))
     numbers = sent(torch.cat(rows), like=torch.empty(0, device=device))
     return Places(numbers=numbers, new_coords=kinds[0][0].new_coords)
+
+
+def cell_grid(height: int, width: int, like: Tensor) -> Tensor:
+    """(H, W, 2): column and row of each cell."""
+    rows, columns = (torch.arange(count, dtype=like.dtype, device=like.device) for count in (height, width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack((x, y), dim=-1)

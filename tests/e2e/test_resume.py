@@ -70,7 +70,7 @@ def test_a_killed_training_ends_like_one_that_was_not(scenes: Path, toy_cfg: str
     took_s = seconds_of(flags(scenes, toy_cfg, norm, tmp_path / "whole"), tmp_path / "log")
     start = flags(scenes, toy_cfg, norm, tmp_path / "parts")
     rng = random.Random(norm)
-    killed = kill_until_done(start, tmp_path / "parts", tmp_path / "log", kills=3, rng=rng, typical_s=took_s)
+    killed = kill_until_done(start, tmp_path / "parts", tmp_path / "log", kills=2, rng=rng, typical_s=took_s)
     assert killed > 0
     children.assert_same_training(tmp_path / "whole", tmp_path / "parts")
 
