@@ -95,7 +95,10 @@ def trained_on_cpu(norm: str, loss: str) -> tuple[list[float], dict[str, Tensor]
 
 
 # The losses see what the network gives, whichever norm is in it: darknet's needs few of them beside it.
-NORMS_AND_LOSSES = [*((norm, "autograd") for norm in NORMS), *((norm, "darknet") for norm in ("bn", "cmbn-weights", "cbn-std"))]
+NORMS_AND_LOSSES = [
+    *((norm, "autograd") for norm in NORMS),
+    *((norm, "darknet") for norm in ("bn", "cmbn-weights", "cbn-std")),
+]
 
 
 @pytest.mark.parametrize(("norm", "loss"), NORMS_AND_LOSSES)
