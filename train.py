@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 # First, because it checks that torchvision fits torch before anything else imports it.
@@ -29,9 +30,10 @@ from utils.stop import Stop, Stopped
 from utils.whole_file import unless_full
 
 
-def train(job: Job, stop: Stop | None = None) -> CocoTable:
+def train(job: Job, stop: Stop | None = None, *, is_reported: bool = True) -> CocoTable:
     """From a job to a trained network in its folder. Returns the table of the best weights on the validation split.
 
+    is_reported: what they find is written and drawn, too, which takes as long as many steps of a small network.
     Stopped, after last.pt was written, where a stop was requested: the job goes on from there.
     """
     stop = stop or Stop()
@@ -81,11 +83,11 @@ def train(job: Job, stop: Stop | None = None) -> CocoTable:
         raise
     finally:
         run.log.close()
-    return finish(job, stop)
+    return finish(job, stop, is_reported=is_reported)
 
 
-def finish(job: Job, stop: Stop) -> CocoTable:
-    """Measure the best weights, write all that shows them; give their norms precise statistics, where asked for."""
+def finish(job: Job, stop: Stop, *, is_reported: bool = True) -> CocoTable:
+    """Measure the best weights, and write all that shows them; give their norms precise statistics, where asked for."""
     options, path = job.options, job.folder / "best.pt"
     best = ranks.from_first(read_checkpoint(path) if ranks.is_first() else {})
     network = build_network(best, path=str(path)).to(ranks.local_device(pick_device(options.device)))
@@ -94,12 +96,13 @@ def finish(job: Job, stop: Stop) -> CocoTable:
     detector = make_detector(options, network, job.train_set.class_names)
     loading = {"batch_size": job.mini_batch, "workers": options.workers}
     examiner = make_examiner(detector, job.val_set, backend=options.eval_backend, stop=stop, **loading)
+    measure = partial(examiner.report, job.folder) if is_reported else examiner.measure
     if not options.norm.precise_bn or best.get("is_precise"):
         keep_weights(job, best)
-        return examiner.report(job.folder)
+        return measure()
     before = examiner.measure()
     source = recalibrate_on(job.train_set, detector, pictures=options.norm.precise_bn, **loading)
-    after = examiner.report(job.folder)
+    after = measure()
     if ranks.is_first():
         best |= {"weights": network.state_dict(), "best_ap": after.AP, "is_precise": True}
         with unless_full(path):

@@ -62,7 +62,7 @@ def run_cell(
     scores = {"val_AP": 0.0, "val_AP50": 0.0, "test_AP": None, "test_AP50": None}
     is_tested = cell.role == "main" and source.test is not None
     try:
-        table = train.train(job)
+        table = train.train(job, is_reported=False)
         scores |= {"val_AP": table.AP, "val_AP50": table.AP50}
         detector = load_detector(str(folder / "best.pt"), device=pick_device(device), **_as_evaluated())
         if is_tested:

@@ -99,9 +99,9 @@ def test_test_pictures_never_enter_training_or_selection(
         read[training].append(Path(path).parent.name)
         return read_picture(path, **settings)
 
-    def watched_train(*given: Any) -> Any:
+    def watched_train(*given: Any, **named: Any) -> Any:
         nonlocal training
-        table = train_it(*given)
+        table = train_it(*given, **named)
         assert (tmp_path / "run" / "best.pt").is_file()
         training = False
         return table
@@ -109,6 +109,7 @@ def test_test_pictures_never_enter_training_or_selection(
     monkeypatch.setattr(data.dataset, "read_picture", watched_read)
     monkeypatch.setattr(train, "train", watched_train)
     row = run_cell(replace(CELL, role=role), tmp_path / "run", **HERE)
+    assert not (tmp_path / "run" / "metrics.json").exists(), "nobody looks at a cell's report"
     assert set(read[True]) == {"train", "val"}
     assert set(read[False]) == ({"test", "val"} if role == "main" else {"val"})
     assert (row["test_AP"] is None) == (role == "tune")

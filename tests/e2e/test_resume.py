@@ -176,9 +176,9 @@ def test_memory_that_ran_out_in_training_and_in_evaluation_costs_only_time(
 def fill_disk_at_the_end() -> None:
     finish = train.finish
 
-    def on_a_full_disk(*given: object) -> object:
+    def on_a_full_disk(*given: object, **named: object) -> object:
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
-        table = finish(*given)  # type: ignore[arg-type]
+        table = finish(*given, **named)  # type: ignore[arg-type]
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         return table
 
