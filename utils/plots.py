@@ -64,16 +64,16 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | P
     share = matrix / np.maximum(matrix.sum(axis=0, keepdims=True), 1)
     side = float(np.clip(3.2 + 0.55 * classes, 4.5, 14))
     figure, (axes,) = _figure(1, width_inches=side * 1.08, height_inches=side)
-    picture = axes.imshow(np.where(share > 0, share, np.nan), cmap="Blues", vmin=0, vmax=1)
+    shown = np.where(share > 0, share, np.nan)
+    picture = axes.pcolormesh(shown, cmap="Blues", vmin=0, vmax=1, edgecolors="0.92", linewidth=0.6)
     ticks = [*map(_literal, class_names), "background"]
     size = float(np.clip(11 - classes / 12, 5, 10))
-    axes.set_xticks(range(classes + 1), ticks, rotation=90 if classes > 8 else 0, fontsize=size)
-    axes.set_yticks(range(classes + 1), ticks, fontsize=size)
+    middle = np.arange(classes + 1) + 0.5
+    axes.set_xticks(middle, ticks, rotation=90 if classes > 8 else 0, fontsize=size)
+    axes.set_yticks(middle, ticks, fontsize=size)
+    axes.tick_params(length=0)
     axes.set(xlabel="true class", ylabel="predicted class", title="confusion, shares of each true class")
-    axes.set_xticks(np.arange(classes + 2) - 0.5, minor=True)
-    axes.set_yticks(np.arange(classes + 2) - 0.5, minor=True)
-    axes.grid(which="minor", color="0.92", linewidth=0.6)
-    axes.tick_params(which="both", length=0)
+    axes.set(aspect="equal", ylim=(classes + 1, 0))
     if classes <= 20:
         _write_cells(axes, share, matrix, size)
     figure.colorbar(picture, ax=axes, shrink=0.8, fraction=0.04)
@@ -84,7 +84,7 @@ def _write_cells(axes: Axes, share: np.ndarray, matrix: np.ndarray, size: float)
     for row, column in np.argwhere(matrix > 0):
         text = f"{share[row, column]:.2f}\n{matrix[row, column]}"
         ink = "white" if share[row, column] > 0.55 else "black"
-        axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size - 1)
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, fontsize=size - 1)
 
 
 def plot_layer_gaps(
@@ -189,7 +189,8 @@ def _figure(panels: int, *, width_inches: float, height_inches: float) -> tuple[
     """A figure of `panels` axes in at most three columns; no pyplot, so no window and no global state."""
     columns = min(panels, 3 if panels != 4 else 2)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(width_inches * columns, height_inches * rows), layout="constrained")
+    size = (width_inches * columns, height_inches * rows)
+    figure = Figure(figsize=size, layout="constrained" if panels > 1 else None)
     FigureCanvasAgg(figure)
     return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
 
@@ -213,4 +214,6 @@ def _unit_colour(label: int) -> tuple[float, float, float]:
 
 def _save(figure: Figure, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DOTS_PER_INCH, bbox_inches="tight")  # square axes push their labels out
+    # Either finds room for all labels, by drawing them twice. Panels side by side also need room between them.
+    bbox = "tight" if figure.get_layout_engine() is None else None
+    figure.savefig(path, dpi=_DOTS_PER_INCH, bbox_inches=bbox)
