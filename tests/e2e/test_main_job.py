@@ -109,7 +109,7 @@ class StopAfter(Stop):
 def test_of_equally_good_weights_the_later_are_kept(scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch) -> None:
     """As when nothing is found yet, or the split has no objects."""
     monkeypatch.setattr(Examiner, "measure", lambda *_, **__: SimpleNamespace(AP=0.0, AP50=0.0))
-    monkeypatch.setattr(train, "finish", lambda *_: None)
+    monkeypatch.setattr(train, "finish", lambda *_, **__: None)
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu"]
     train.train(begun(prepare([*common, "--epochs", "3", "--evals", "3", "--run", str(tmp_path / "run")])))
     assert read_checkpoint(tmp_path / "run" / "best.pt")["step"] == 12

@@ -225,7 +225,7 @@ def test_a_training_of_an_earlier_format_is_refused(scenes: Path, toy_cfg: str, 
 @pytest.fixture
 def resume(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`train.py --resume RUN FLAGS`, without the tables and plots of its end."""
-    monkeypatch.setattr(train, "finish", lambda *_: None)
+    monkeypatch.setattr(train, "finish", lambda *_, **__: None)
     return lambda run, *more: train.train(begun(prepare(["--resume", str(run), "--workers", "0", *more])))
 
 
@@ -234,7 +234,7 @@ def once(scenes: Path, toy_cfg: str, tmp_path_factory: pytest.TempPathFactory) -
     """A run of one epoch, which is 4 steps of 4 pictures."""
     run = tmp_path_factory.mktemp("once") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "finish", lambda *_: None)
+        patch.setattr(train, "finish", lambda *_, **__: None)
         train.train(begun(prepare(flags(scenes, toy_cfg, "bn", run, "--epochs", "1", "--workers", "0"))))
     return run
 
