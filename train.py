@@ -86,7 +86,7 @@ def train(job: Job, stop: Stop | None = None, *, is_reported: bool = True) -> Co
     return finish(job, stop, is_reported=is_reported)
 
 
-def finish(job: Job, stop: Stop, *, is_reported: bool = True) -> CocoTable:
+def finish(job: Job, stop: Stop, *, is_reported: bool) -> CocoTable:
     """Measure the best weights, and write all that shows them; give their norms precise statistics, where asked for."""
     options, path = job.options, job.folder / "best.pt"
     best = ranks.from_first(read_checkpoint(path) if ranks.is_first() else {})

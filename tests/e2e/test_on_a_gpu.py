@@ -94,10 +94,13 @@ def trained_on_cpu(norm: str, loss: str) -> tuple[list[float], dict[str, Tensor]
     return losses, state
 
 
-# The losses see what the network gives, whichever norm is in it: darknet's needs few of them beside it.
+# The losses see what the network gives, whichever norm is in it: by default darknet's meets a few.
 NORMS_AND_LOSSES = [
     *((norm, "autograd") for norm in NORMS),
-    *((norm, "darknet") for norm in ("bn", "cmbn-weights", "cbn-std")),
+    *(
+        pytest.param(norm, "darknet", marks=[] if norm in ("bn", "cmbn-weights", "cbn-std") else pytest.mark.slow)
+        for norm in NORMS
+    ),
 ]
 
 
