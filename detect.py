@@ -1,4 +1,4 @@
-"""Find objects: `python detect.py --weights runs/NAME/best.pt PICTURES`."""
+"""Find objects: `python detect.py --weights runs/NAME/best.pt IMAGES`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
-# First, because it checks that torchvision fits torch before anything else imports it.
-from options import DetectOptions, run_page
-
-# isort: split
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.frames import Frame, find_sources
+from cfg.parse import CfgError
 from data.geometry import as_input
+from data.inference_sources import Frame, find_sources
 from models.detector import Detector, detector_of
 from models.norms.fold import can_fold, fold
 from models.weights.trained import read_trained
-from utils.annotated import AnnotatedFiles
+from options import DetectOptions
 from utils.environment import pick_device
-from utils.flags import given_flags, settle
-from utils.runlog import free_folder
+from utils.flags import parse_flags, resolve
+from utils.page import run_page
+from utils.run_folder import free_folder
+from utils.save_detections import DetectionFiles
 from utils.structures import Detections, pixels_of
 
 
@@ -32,7 +31,7 @@ def detect(detector: Detector, image: np.ndarray, device: torch.device) -> Detec
     """image (H, W, 3) uint8 RGB of any size -> Detections with boxes in the image's own pixels."""
     laid, placement = as_input(image, detector.input_hw, letterbox=detector.letterbox, how=detector.resize)
     pixels = pixels_of(torch.from_numpy(laid).permute(2, 0, 1)[None].to(device))
-    (found,) = detector(pixels, [placement.picture_px])  # darknet's detections are relative to the picture
+    (found,) = detector(pixels, [placement.image_px])  # darknet's detections are relative to the image
     found = found.cpu()
     boxes = torch.from_numpy(placement.to_source(found.boxes.numpy()))
     inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)  # not wholly in the letterbox's border
@@ -50,7 +49,7 @@ def describe_frame(frame: Frame, found: Detections, class_names: Sequence[str], 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = settle(DetectOptions, given_flags(DetectOptions, argv))
+    options = resolve(DetectOptions, parse_flags(DetectOptions, argv))
     device = pick_device(options.device)
     sources = find_sources(options.sources)
     trained, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
@@ -70,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in origin:
         print(line)
     folder = free_folder(options.run, default="detect")
-    files = AnnotatedFiles(
+    files = DetectionFiles(
         folder,
         detector.class_names,
         save_json=options.save_json,
@@ -79,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     total = sum(source.frames for source in sources)
     unreadable = 0
-    with files, tqdm(total=total, unit="picture", disable=total < 2, leave=False) as bar:
+    with files, tqdm(total=total, unit="image", disable=total < 2, leave=False) as bar:
         for source in sources:
             limit = options.max_frames if source.is_video else None
             for frame in islice(source.read(), limit):
@@ -95,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 video_fps = source.fps if source.is_video else None
                 files.add(source.path, frame.image, found, number=frame.number, video_fps=video_fps)
     skipped = f", {unreadable} unreadable" if unreadable else ""
-    print(f"{files.written} pictures annotated{skipped}; they are in {folder}")
+    print(f"{files.written} images annotated{skipped}; they are in {folder}")
 
 
 if __name__ == "__main__":
-    run_page(main)
+    run_page(main, CfgError)

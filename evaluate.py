@@ -6,43 +6,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# First, because it checks that torchvision fits torch before anything else imports it.
-from options import EvaluateOptions, run_page
-
-# isort: split
 import numpy as np
 from torch import Tensor
 
+from cfg.parse import CfgError
 from data.image_set import ImageSet
 from data.source import open_image_set
-from examination import (
+from evaluation.build import (
     TRAINED_ON_VAL2017,
-    make_examiner,
+    make_evaluator,
     may_have_trained_on,
     measure_as_darknet,
     places_of,
     recalibrate_on,
     sample_images,
 )
+from evaluation.darknet_map import WHY_NOT_COCO
+from evaluation.plots import plot_layer_gaps
 from models.detector import Detector, detector_of
-from models.norms.effective import describe_norm, effective_pictures
-from models.norms.population import norms_with_statistics
-from models.norms.regime import use_batch_statistics
+from models.norms.effective_batch import describe_norm, effective_images
+from models.norms.freeze_stats import use_batch_statistics
 from models.norms.report import measure_norms
+from models.norms.running_stats import norms_with_statistics
 from models.norms.table import NormOptions
 from models.weights.trained import read_trained
+from options import EvaluateOptions
 from utils.checkpoint import write_checkpoint
-from utils.darknet_map import WHY_NOT_COCO
 from utils.environment import pick_device
 from utils.errors import UserError
-from utils.flags import given_flags, settle
-from utils.plots import plot_layer_gaps
-from utils.runlog import free_folder
+from utils.flags import parse_flags, resolve
+from utils.page import run_page
+from utils.run_folder import free_folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    given = given_flags(EvaluateOptions, argv)
-    options = settle(EvaluateOptions, given)
+    given = parse_flags(EvaluateOptions, argv)
+    options = resolve(EvaluateOptions, given)
     trained, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
     detector = detector_of(
         trained,
@@ -59,28 +58,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_metric(given)
     loading = {"batch_size": options.batch_size, "workers": options.workers}
     image_set = open_image_set(options.data, options.split)
-    examiner = make_examiner(detector, image_set, **loading, rect=options.rect, backend=options.eval_backend)
+    evaluator = make_evaluator(detector, image_set, **loading, rect=options.rect, backend=options.eval_backend)
     domain = open_image_set(options.recalibrate_on, "train") if options.recalibrate_on else None
     folder = free_folder(options.run, default=f"eval-{image_set.name}-{image_set.split}")
     for line in origin:
         print(line)
-    print(f"data      {image_set.name} {image_set.split}: {len(image_set)} pictures")
+    print(f"data      {image_set.name} {image_set.split}: {len(image_set)} images")
     for line in image_set.problems.summary():
         print(f"          {line}")
     is_darknets = "seen" in trained
     if is_darknets and may_have_trained_on(trained["cfg_name"], len(detector.class_names), places_of(image_set)):
         print(f"warning: {TRAINED_ON_VAL2017}")
     if options.norm_report:
-        images = sample_images(image_set, detector, pictures=options.recalibrate_pictures, **loading)
+        images = sample_images(image_set, detector, image_count=options.recalibrate_images, **loading)
         print(write_norm_report(folder, trained, detector, images))
     if options.norm_stats == "batch":
         use_batch_statistics(detector.network)
     change = ""
     if domain is not None:
-        change = f"AP {examiner.measure().AP:.3f} with the statistics of {options.weights}, "
-        said = recalibrate_on(domain, detector, pictures=options.recalibrate_pictures, **loading)
+        change = f"AP {evaluator.measure().AP:.3f} with the statistics of {options.weights}, "
+        said = recalibrate_on(domain, detector, image_count=options.recalibrate_images, **loading)
         write_recalibrated(folder / "recalibrated.pt", trained, detector)
-    table = examiner.report(folder)
+    table = evaluator.report(folder)
     print(table.summary(), table.class_table(), sep="\n\n")
     truth = image_set.coco_json or folder / "ground_truth.json"
     print(f"\nthese are COCOeval's numbers for {truth} and {folder / 'detections.json'}; curves are in {folder}")
@@ -100,8 +99,8 @@ def check_metric(given: dict[str, Any]) -> None:
 def check_statistics(options: EvaluateOptions, given: dict[str, Any], detector: Detector) -> None:
     """UserError for flags that contradict each other or that the network's norms have no use for."""
     wanted = options.norm_report or options.recalibrate_on is not None
-    if "recalibrate_pictures" in given and not wanted:
-        raise UserError("--recalibrate-pictures is read with --recalibrate-on and --norm-report only")
+    if "recalibrate_images" in given and not wanted:
+        raise UserError("--recalibrate-images is read with --recalibrate-on and --norm-report only")
     if options.norm_stats == "batch" and wanted:
         raise UserError("--norm-stats batch leaves the population's statistics out, so nothing can be said of them")
     if options.norm_stats == "batch" or wanted:
@@ -114,7 +113,7 @@ def write_norm_report(folder: Path, checkpoint: dict[str, Any], detector: Detect
     mini_batch = checkpoint.get("mini_batch", batch // parts)  # what is stored is one rank's
     norm, cut = NormOptions(**checkpoint["norm"]), {"mini_batch": mini_batch, "subdivisions": parts}
     report = measure_norms(detector.network, images)
-    verdict = report.verdict(mini_batch=mini_batch, effective=effective_pictures(norm, **cut))
+    verdict = report.verdict(mini_batch=mini_batch, effective=effective_images(norm, **cut))
     text = f"{report.table()}\n\ntrained with {describe_norm(norm, **cut)}\n{verdict}\n"
     (folder / "norm_report.txt").write_text(text)
     panels = {
@@ -152,4 +151,4 @@ def write_recalibrated(path: Path, checkpoint: dict[str, Any], detector: Detecto
 
 
 if __name__ == "__main__":
-    run_page(main)
+    run_page(main, CfgError)

@@ -6,31 +6,20 @@ here. `utils/flags.py` makes the command lines. Precedence: flag > data set > cf
 
 from __future__ import annotations
 
-import io
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-from utils.environment import check_opencv, check_torchvision
-from utils.errors import UserError, exit_on_error
-
-# Before the imports below pull torchvision in: a mismatched pair fails there, in words that help nobody.
-exit_on_error(check_torchvision)
-check_opencv()
-
-from cfg.parse import CfgError  # noqa: E402
-from cfg.yolo import NMS_KINDS  # noqa: E402
-from data.augment import AugmentOptions  # noqa: E402
-from data.geometry import RESIZES  # noqa: E402
-from data.picture_cache import CACHES  # noqa: E402
-from models.norms.table import NormOptions  # noqa: E402
-from models.yolo.loss import LossOptions  # noqa: E402
-from utils.coco_backends import BACKENDS  # noqa: E402
-from utils.darknet_map import POINTS  # noqa: E402
-from utils.flags import parse_image_hw, parse_subdivisions  # noqa: E402
-from utils.knob import knob  # noqa: E402
-from utils.schedule import POLICIES  # noqa: E402
+from cfg.yolo import NMS_KINDS
+from data.augment import AugmentOptions
+from data.geometry import RESIZES
+from data.image_cache import CACHES
+from evaluation.coco_backends import BACKENDS
+from evaluation.darknet_map import POINTS
+from models.norms.table import NormOptions
+from models.yolo.loss import LossOptions
+from utils.flags import parse_image_hw, parse_subdivisions
+from utils.knob import knob
+from utils.schedule import POLICIES
 
 AMP_KINDS = ("auto", "off", "bf16", "fp16")
 METRICS = ("coco", "darknet")
@@ -40,9 +29,9 @@ METRICS = ("coco", "darknet")
 class OptimOptions:
     """Batches, learning rate and what else makes an optimizer step."""
 
-    epochs: int | None = knob(None, "passes over the pictures (default: as many as make max_steps)", low=1)
+    epochs: int | None = knob(None, "passes over the images (default: as many as make max_steps)", low=1)
     max_steps: int = knob(2000, "optimizer steps, if epochs is not given (cfg: max_batches)", unit="STEPS", low=1)
-    batch_size: int = knob(16, "pictures per optimizer step (cfg: batch)", unit="PICTURES", low=1)
+    batch_size: int = knob(16, "images per optimizer step (cfg: batch)", unit="IMAGES", low=1)
     subdivisions: int | str = knob(
         1,
         "mini-batches a batch is cut into, one forward each; auto: as few as fit into the GPU's memory (cfg)",
@@ -110,7 +99,7 @@ class SpeedOptions:
     checkpoint_activations: bool = knob(
         False, "keep few activations and compute the rest again in the backward: less memory, more time"
     )
-    channels_last: bool = knob(False, "lay pictures out channel by channel in memory; often faster, with amp above all")
+    channels_last: bool = knob(False, "lay images out channel by channel in memory; often faster, with amp above all")
     compile: bool = knob(False, "compile the network with torch.compile, once for each input size")
     profile: bool = knob(False, "time the first steps by operation: profile.json for a trace viewer, and a table")
 
@@ -164,20 +153,20 @@ class TrainOptions:
         low=0,
     )
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
-    workers: int = knob(2, "processes that load pictures; 0 = the main one", unit="N", low=0)
+    workers: int = knob(2, "processes that load images; 0 = the main one", unit="N", low=0)
     cache: str = knob(
         "ram",
-        "where decoded training pictures are kept: in up to a quarter of the free memory, shared by the workers, or on "
+        "where decoded training images are kept: in up to a quarter of the free memory, shared by the workers, or on "
         "up to half of the free disk, in ~/.cache/yolov4-norms (to be deleted at will), for later runs too",
         choices=CACHES,
     )
-    seed: int = knob(0, "fixes initial weights, picture order and augmentation", low=0, high=2**32 - 1)
+    seed: int = knob(0, "fixes initial weights, image order and augmentation", low=0, high=2**32 - 1)
     evals: int = knob(10, "evaluations over the run; the last epoch always gets one", unit="N", low=1)
     eval_backend: str = eval_backend_knob()
-    optim: OptimOptions = field(default_factory=OptimOptions, metadata={"title": "optimisation"})
-    norm: NormOptions = field(default_factory=NormOptions, metadata={"title": "normalisation"})
+    optim: OptimOptions = field(default_factory=OptimOptions, metadata={"title": "optimization"})
+    norm: NormOptions = field(default_factory=NormOptions, metadata={"title": "normalization"})
     augment: AugmentOptions = field(
-        default_factory=AugmentOptions, metadata={"title": "augmentation (training pictures)"}
+        default_factory=AugmentOptions, metadata={"title": "augmentation (training images)"}
     )
     loss: LossOptions = field(default_factory=LossOptions, metadata={"title": "loss"})
     speed: SpeedOptions = field(default_factory=SpeedOptions, metadata={"title": "memory and speed"})
@@ -186,7 +175,7 @@ class TrainOptions:
 def resize_knob() -> Any:
     return knob(
         "opencv",
-        "how a picture becomes the network's input: OpenCV, which averages where it shrinks, or darknet's own bilinear",
+        "how an image becomes the network's input: OpenCV, which averages where it shrinks, or darknet's own bilinear",
         choices=RESIZES,
     )
 
@@ -217,28 +206,28 @@ class EvaluateOptions:
     image_size: tuple[int, int] | None = knob(
         None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
     )
-    batch_size: int = knob(16, "pictures per forward", unit="PICTURES", low=1)
+    batch_size: int = knob(16, "images per forward", unit="IMAGES", low=1)
     rect: bool = knob(
         False,
-        "of a network with letterboxed pictures, batches of pictures of one shape without most of the grey: quicker, "
+        "of a network with letterboxed images, batches of images of one shape without most of the grey: quicker, "
         "and AP may differ a little",
     )
     norm_stats: str = knob(
         "population",
-        "what norms normalise by: their population statistics, or each batch's own",
+        "what norms normalize by: their population statistics, or each batch's own",
         choices=("population", "batch"),
     )
     recalibrate_on: str | None = knob(
         None,
-        "give the norms the statistics of pictures of this data set's 'train' split, print AP before and after and "
+        "give the norms the statistics of images of this data set's 'train' split, print AP before and after and "
         "write recalibrated.pt",
         unit="PATH",
     )
     norm_report: bool = knob(
         False, "per layer, how far statistics of mini-batches are from the population's: norm_report.txt, .png"
     )
-    recalibrate_pictures: int = knob(
-        200, "pictures that recalibrate_on takes, and norm_report of the split", unit="PICTURES", low=1
+    recalibrate_images: int = knob(
+        200, "images that recalibrate_on takes, and norm_report of the split", unit="IMAGES", low=1
     )
     eval_backend: str = eval_backend_knob()
     metric: str = knob("coco", "COCO's AP, or darknet's beside it", choices=METRICS)
@@ -252,20 +241,20 @@ class EvaluateOptions:
     nms_iou: float = knob(
         0.6, "of two overlapping boxes of a class the weaker is dropped above this overlap", low=0, high=1
     )
-    max_detections: int = knob(100, "kept per picture, best first; COCO scores 100", unit="N", low=1)
-    run: str | None = knob(None, "folder for tables and pictures (default: runs/eval-DATA-SPLIT)", unit="DIR")
+    max_detections: int = knob(100, "kept per image, best first; COCO scores 100", unit="N", low=1)
+    run: str | None = knob(None, "folder for tables and images (default: runs/eval-DATA-SPLIT)", unit="DIR")
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
-    workers: int = knob(2, "processes that load pictures; 0 = the main one", unit="N", low=0)
+    workers: int = knob(2, "processes that load images; 0 = the main one", unit="N", low=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectOptions:
     """python detect.py
 
-    Find objects in pictures and videos and write annotated copies.
+    Find objects in images and videos and write annotated copies.
     """
 
-    sources: tuple[str, ...] = knob(MISSING, "pictures, folders, globs, videos, or a webcam's number", unit="SOURCE")
+    sources: tuple[str, ...] = knob(MISSING, "images, folders, globs, videos, or a webcam's number", unit="SOURCE")
     weights: str = knob(MISSING, "checkpoint to detect with, or darknet's .weights (with --cfg)", unit="FILE")
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(
@@ -277,22 +266,13 @@ class DetectOptions:
     nms_iou: float = knob(
         0.45, "of two overlapping boxes of a class the weaker is dropped above this overlap", low=0, high=1
     )
-    max_detections: int = knob(300, "kept per picture, best first", unit="N", low=1)
+    max_detections: int = knob(300, "kept per image, best first", unit="N", low=1)
     image_size: tuple[int, int] | None = knob(
         None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
     )
     run: str | None = knob(None, "folder for annotated copies (default: runs/detect)", unit="DIR")
-    save_json: bool = knob(False, "write detections.json: one entry a picture, boxes as x, y, width, height in px")
-    save_txt: bool = knob(False, "write a darknet label file per picture: class x y w h score, relative")
-    save_crops: bool = knob(False, "write each detected object as a picture of its own")
+    save_json: bool = knob(False, "write detections.json: one entry an image, boxes as x, y, width, height in px")
+    save_txt: bool = knob(False, "write a darknet label file per image: class x y w h score, relative")
+    save_crops: bool = knob(False, "write each detected object as an image of its own")
     max_frames: int | None = knob(None, "stop a video or webcam after this many frames", unit="N", low=1)
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
-
-
-def run_page(page: Callable[[Sequence[str] | None], None]) -> None:
-    """Bad input becomes one sentence on stderr and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        # A file's name need not be text: what cannot be printed is escaped. Not every stand-in stream can be told.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    exit_on_error(lambda: page(sys.argv[1:]), (UserError, CfgError))

@@ -1,7 +1,7 @@
 """Train a YOLOv4-family detector: `python train.py --norm cmbn --data PATH --cfg yolov4-tiny`.
 
-`preparation.py` settles what is asked for, `training.py` builds it, `train` is the loop, and what it repeats is in
-`utils/batch_step.py`.
+`engine/job.py` settles what is asked for, `engine/trainer.py` builds it, `train` is the loop, and what it repeats is in
+`engine/step.py`.
 """
 
 from __future__ import annotations
@@ -10,24 +10,22 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-# First, because it checks that torchvision fits torch before anything else imports it.
-from options import run_page
-
-# isort: split
-from examination import make_examiner, recalibrate_on
-from fitting import fitted
+from cfg.parse import CfgError
+from engine.auto_subdivisions import resolve_subdivisions
+from engine.job import Job, make_detector, open_run, parse_job
+from engine.trainer import Trainer
+from evaluation.build import make_evaluator, recalibrate_on
+from evaluation.coco_map import CocoTable
+from evaluation.plots import plot_results
 from models.detector import build_network
 from models.freeze import freeze
-from preparation import Job, begun, make_detector, prepare
-from training import Training
 from utils import ranks
+from utils.atomic_file import warn_on_disk_error
 from utils.checkpoint import read_checkpoint, write_checkpoint, write_weights
-from utils.coco_map import CocoTable
 from utils.draw import draw_batch
 from utils.environment import pick_device
-from utils.plots import plot_results
+from utils.page import run_page
 from utils.stop import Stop, Stopped
-from utils.whole_file import unless_full
 
 
 def train(job: Job, stop: Stop | None = None, *, is_reported: bool = True) -> CocoTable:
@@ -37,14 +35,14 @@ def train(job: Job, stop: Stop | None = None, *, is_reported: bool = True) -> Co
     Stopped, after last.pt was written, where a stop was requested: the job goes on from there.
     """
     stop = stop or Stop()
-    run = Training(job, stop)
+    run = Trainer(job, stop)
     try:
         if job.checkpoint is None:
             run.keep_last()  # a run that is killed early can go on, too
         for epoch in range(run.epochs_done, run.epochs):
             for batch in run.batches(epoch):
                 if run.steps_done == 0:
-                    run.log.picture("first_batch", draw_batch(batch, job.train_set.class_names))
+                    run.log.image("first_batch", draw_batch(batch, job.train_set.class_names))
                 rate = run.schedule.rate(run.steps_done)
                 for group in run.optimizer.param_groups:
                     group["lr"] = rate * group["lr_scale"]
@@ -52,7 +50,7 @@ def train(job: Job, stop: Stop | None = None, *, is_reported: bool = True) -> Co
                 losses = run.step(batch)
                 run.average.update(run.network, step=run.steps_done)
                 run.log.losses(run.steps_done, losses, rate=rate, epoch=f"{epoch + 1}/{run.epochs}")
-                is_stopped, is_save_due = ranks.agreed(stop.requested, run.log.is_save_due())
+                is_stopped, is_save_due = ranks.any_rank(stop.requested, run.log.is_save_due())
                 if is_stopped:
                     raise Stopped
                 if is_save_due:
@@ -63,20 +61,20 @@ def train(job: Job, stop: Stop | None = None, *, is_reported: bool = True) -> Co
             if is_measured:
                 run.keep_last()  # an evaluation can take long, and run out of memory
                 run.average.agree()
-                table = run.examiner.measure(show=run.show_predictions)
+                table = run.evaluator.measure(show=run.show_predictions)
                 row |= {"AP": table.AP, "AP50": table.AP50}
                 run.log.say(f"epoch {epoch + 1}: AP {table.AP:.3f}  AP50 {table.AP50:.3f}")
             run.log.end_epoch(row)
             run.epochs_done = epoch + 1
             if is_measured and run.best_ap <= table.AP:  # of equal ones the later, which learnt more
                 run.keep_best(table.AP)
-            (is_save_due,) = ranks.agreed(run.log.is_save_due(at_epoch_end=True))
+            (is_save_due,) = ranks.any_rank(run.log.is_save_due(at_epoch_end=True))
             if is_measured or is_save_due:
                 run.keep_last()
-        (is_unmeasured,) = ranks.agreed(run.best_ap == float("-inf"))
+        (is_unmeasured,) = ranks.any_rank(run.best_ap == float("-inf"))
         if is_unmeasured:  # resumed, and told to end before the first evaluation; or best.pt met a full disk
             run.average.agree()
-            run.keep_best(run.examiner.measure().AP)
+            run.keep_best(run.evaluator.measure().AP)
             run.keep_last()
     except Stopped as stopped:
         stopped.is_kept = run.is_kept or run.keep_last()
@@ -89,23 +87,23 @@ def train(job: Job, stop: Stop | None = None, *, is_reported: bool = True) -> Co
 def finish(job: Job, stop: Stop, *, is_reported: bool) -> CocoTable:
     """Measure the best weights, and write all that shows them; give their norms precise statistics, where asked for."""
     options, path = job.options, job.folder / "best.pt"
-    best = ranks.from_first(read_checkpoint(path) if ranks.is_first() else {})
+    best = ranks.broadcast(read_checkpoint(path) if ranks.is_rank_zero() else {})
     network = build_network(best, path=str(path)).to(ranks.local_device(pick_device(options.device)))
     if options.optim.freeze:
         freeze(network, options.optim.freeze)  # precise statistics are for the layers that learnt
     detector = make_detector(options, network, job.train_set.class_names)
     loading = {"batch_size": job.mini_batch, "workers": options.workers}
-    examiner = make_examiner(detector, job.val_set, backend=options.eval_backend, stop=stop, **loading)
-    measure = partial(examiner.report, job.folder) if is_reported else examiner.measure
+    evaluator = make_evaluator(detector, job.val_set, backend=options.eval_backend, stop=stop, **loading)
+    measure = partial(evaluator.report, job.folder) if is_reported else evaluator.measure
     if not options.norm.precise_bn or best.get("is_precise"):
         keep_weights(job, best)
         return measure()
-    before = examiner.measure()
-    source = recalibrate_on(job.train_set, detector, pictures=options.norm.precise_bn, **loading)
+    before = evaluator.measure()
+    source = recalibrate_on(job.train_set, detector, image_count=options.norm.precise_bn, **loading)
     after = measure()
-    if ranks.is_first():
+    if ranks.is_rank_zero():
         best |= {"weights": network.state_dict(), "best_ap": after.AP, "is_precise": True}
-        with unless_full(path):
+        with warn_on_disk_error(path):
             write_checkpoint(path, best)
         keep_weights(job, best)
         print(f"AP {before.AP:.3f} with running averages, {after.AP:.3f} with {source}, which best.pt now has")
@@ -114,31 +112,31 @@ def finish(job: Job, stop: Stop, *, is_reported: bool) -> CocoTable:
 
 def keep_weights(job: Job, best: dict[str, Any]) -> None:
     """best.pt as best.safetensors."""
-    if ranks.is_first():
-        with unless_full(job.folder / "best.safetensors"):
+    if ranks.is_rank_zero():
+        with warn_on_disk_error(job.folder / "best.safetensors"):
             write_weights(job.folder / "best.safetensors", best)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with ranks.joined():
-        job = begun(fitted(prepare(argv)))
+    with ranks.process_group():
+        job = open_run(resolve_subdivisions(parse_job(argv)))
         try:
             with Stop() as stop:
                 table = train(job, stop)
         except Stopped as stopped:
-            if ranks.is_first():
+            if ranks.is_rank_zero():
                 what = "nothing is lost" if stopped.is_kept else "but last.pt could not be written and is older"
                 print(f"\nstopped, {what}; go on with: python train.py --resume {job.folder}")
             return
-        if not ranks.is_first():
+        if not ranks.is_rank_zero():
             return
-        with unless_full(job.folder / "results.png"):
+        with warn_on_disk_error(job.folder / "results.png"):
             plot_results(job.folder / "results.csv", job.folder / "results.png")
         best = job.folder / "best.pt"
         print(f"\n{best} on {job.val_set.name} {job.val_set.split}:")
         print(table.summary(), table.class_table(), sep="\n\n")
-        print(f"\nall of it is in {job.folder}; next: python detect.py --weights {best} PICTURES")
+        print(f"\nall of it is in {job.folder}; next: python detect.py --weights {best} IMAGES")
 
 
 if __name__ == "__main__":
-    run_page(main)
+    run_page(main, CfgError)

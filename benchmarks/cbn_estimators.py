@@ -2,7 +2,7 @@
 
     python benchmarks/cbn_estimators.py [--data PATH] [--lag 3] [--steps 100]
 
-A network is trained for some steps with stock BN; then a mini-batch of two pictures is remembered by CBN's own
+A network is trained for some steps with stock BN; then a mini-batch of two images is remembered by CBN's own
 norm layers, `lag` more optimizer steps are made, and the estimates are held against the truth: the remembered
 inputs of each layer convolved with its new weights. Printed: root mean square and 99th percentile of the relative
 error of sigma^2 over layers, channels and repeats; the share of estimates that came out negative, which the norm

@@ -1,10 +1,10 @@
 """What COCO's numbers cost at the size of val2017, and whether both implementations agree on them.
 
-    python benchmarks/evaluate.py [--pictures 5000] [--detections 500000] [--rounds 2]
+    python benchmarks/evaluate.py [--images 5000] [--detections 500000] [--rounds 2]
 
-Synthetic pictures of 80 classes, as unevenly spread over them as COCO's, with sizes and crowds like theirs. Half of
+Synthetic images of 80 classes, as unevenly spread over them as COCO's, with sizes and crowds like theirs. Half of
 the detections are noisy copies of the objects, scored by how well they lie, some of the wrong class; the others are
-anywhere, scored low: as a network gives them at a low confidence, at most 100 a picture. The two take turns in every
+anywhere, scored low: as a network gives them at a low confidence, at most 100 an image. The two take turns in every
 round; a time is that of `evaluate_coco`, from arrays to the table, of this process alone. A ratio is the median over
 rounds of t(pycocotools) / t(faster-coco-eval).
 """
@@ -26,27 +26,27 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.measured import RESULTS, circumstances, write  # noqa: E402
-from utils.coco_backends import FASTER, PYCOCOTOOLS  # noqa: E402
-from utils.coco_map import CocoTable, evaluate_coco  # noqa: E402
-from utils.coco_results import CocoResults  # noqa: E402
+from evaluation.coco_backends import FASTER, PYCOCOTOOLS  # noqa: E402
+from evaluation.coco_map import CocoTable, evaluate_coco  # noqa: E402
+from evaluation.coco_results import CocoResults  # noqa: E402
 
 WIDTH_PX, HEIGHT_PX = 640, 480
-BOXES_PER_PICTURE = 7.27  # val2017: 36,335 in 5,000
-MOST_PER_PICTURE = 100
+BOXES_PER_IMAGE = 7.27  # val2017: 36,335 in 5,000
+MOST_PER_IMAGE = 100
 CROWD_SHARE = 0.012
 CLASSES = 80
 
 
-def make_truth(pictures: int, random: np.random.Generator) -> dict[str, Any]:
-    """COCO's instances form; a picture's boxes are geometrically distributed, so that some have none."""
-    counts = np.minimum(random.geometric(1 / (BOXES_PER_PICTURE + 1), pictures) - 1, 60)
+def make_truth(images: int, random: np.random.Generator) -> dict[str, Any]:
+    """COCO's instances form; an image's boxes are geometrically distributed, so that some have none."""
+    counts = np.minimum(random.geometric(1 / (BOXES_PER_IMAGE + 1), images) - 1, 60)
     total = int(counts.sum())
     share = 1 / np.arange(1, CLASSES + 1)  # Zipf's law: a third of COCO's boxes are persons
     sides = np.exp(random.normal(4, 1.1, (total, 2))).clip(4, [[WIDTH_PX, HEIGHT_PX]])
     corners = random.random((total, 2)) * ([[WIDTH_PX, HEIGHT_PX]] - sides)
     bboxes = np.concatenate([corners, sides], axis=1).round(2)
     columns = (
-        np.repeat(np.arange(pictures), counts),
+        np.repeat(np.arange(images), counts),
         random.choice(CLASSES, total, p=share / share.sum()),
         bboxes,
         bboxes[:, 2] * bboxes[:, 3] * random.uniform(0.3, 1, total),  # of the mask, as in COCO
@@ -55,23 +55,23 @@ def make_truth(pictures: int, random: np.random.Generator) -> dict[str, Any]:
     names = ("image_id", "category_id", "bbox", "area", "iscrowd")
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return {
-        "images": [{"id": picture} for picture in range(pictures)],
+        "images": [{"id": image} for image in range(images)],
         "annotations": [{"id": number, **dict(zip(names, row, strict=True))} for number, row in enumerate(rows, 1)],
         "categories": [{"id": label, "name": f"class {label}"} for label in range(CLASSES)],
     }
 
 
 def make_results(truth: dict[str, Any], count: int, random: np.random.Generator) -> CocoResults:
-    """`count` detections, in the order of the pictures, those of one picture best first."""
-    pictures, rows = len(truth["images"]), truth["annotations"]
-    picture = np.repeat(np.arange(pictures), count // pictures)
-    picture = np.append(picture, np.arange(count - len(picture)))
+    """`count` detections, in the order of the images, those of one image best first."""
+    images, rows = len(truth["images"]), truth["annotations"]
+    image = np.repeat(np.arange(images), count // images)
+    image = np.append(image, np.arange(count - len(image)))
     objects = np.array([row["bbox"] for row in rows])
     of_object, classes = (np.array([row[name] for row in rows]) for name in ("image_id", "category_id"))
-    starts = np.searchsorted(of_object, np.arange(pictures + 1))
-    here = np.diff(starts)[picture]
+    starts = np.searchsorted(of_object, np.arange(images + 1))
+    here = np.diff(starts)[image]
     is_copy = (random.random(count) < 0.5) & (here > 0)
-    source = np.minimum(starts[picture] + (random.random(count) * here).astype(int), len(rows) - 1)
+    source = np.minimum(starts[image] + (random.random(count) * here).astype(int), len(rows) - 1)
     noise = np.abs(random.normal(0, 0.15, count)) * is_copy
     sides = np.where(is_copy[:, None], objects[source, 2:], np.exp(random.normal(4, 1, (count, 2))))
     anywhere = random.random((count, 2)) * [WIDTH_PX, HEIGHT_PX]
@@ -81,12 +81,12 @@ def make_results(truth: dict[str, Any], count: int, random: np.random.Generator)
     is_confused = ~is_copy | (random.random(count) < 0.1)
     scores = np.where(is_copy, np.exp(-6 * noise) * random.beta(5, 2, count), random.beta(1, 12, count))
     found = CocoResults(
-        image_ids=picture,
+        image_ids=image,
         category_ids=np.where(is_confused, random.integers(CLASSES, size=count), classes[source]),
         bboxes=np.concatenate([corners, sides], axis=1).round(3),
         scores=scores.round(6),
     )
-    return found.where(np.lexsort((-scores, picture)))
+    return found.where(np.lexsort((-scores, image)))
 
 
 def same(one: CocoTable, other: CocoTable) -> bool:
@@ -104,7 +104,7 @@ def measure(truth: dict[str, Any], results: CocoResults, rounds: int) -> dict[st
             times.append(time.process_time() - begun)
     ratios = [slow / fast for slow, fast in zip(*seconds.values(), strict=True)]
     return {
-        "pictures": len(truth["images"]),
+        "images": len(truth["images"]),
         "boxes": len(truth["annotations"]),
         "detections": len(results),
         "classes": len(truth["categories"]),
@@ -118,17 +118,17 @@ def measure(truth: dict[str, Any], results: CocoResults, rounds: int) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=500_000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS / "evaluate.json")
     asked = parser.parse_args()
-    if asked.detections > MOST_PER_PICTURE * asked.pictures:
-        parser.error(f"COCO counts {MOST_PER_PICTURE} detections a picture: ask for fewer or for more pictures")
+    if asked.detections > MOST_PER_IMAGE * asked.images:
+        parser.error(f"COCO counts {MOST_PER_IMAGE} detections an image: ask for fewer or for more images")
     random = np.random.default_rng(0)
-    truth = make_truth(asked.pictures, random)
+    truth = make_truth(asked.images, random)
     row = measure(truth, make_results(truth, asked.detections, random), asked.rounds)
-    counts = ", ".join(f"{row[name]:,} {name}" for name in ("pictures", "boxes", "detections", "classes"))
+    counts = ", ".join(f"{row[name]:,} {name}" for name in ("images", "boxes", "detections", "classes"))
     print(f"{counts}: AP {row['numbers']['AP']:.3f}")
     print(f"the twelve numbers and the precision array are {'identical' if row['identical'] else 'NOT identical'}")
     for backend, times in row["seconds"].items():

@@ -1,16 +1,16 @@
-"""Training samples per second: ours, with pictures decoded each time or kept, beside a plain baseline.
+"""Training samples per second: ours, with images decoded each time or kept, beside a plain baseline.
 
     python benchmarks/loader.py --bccd PATH --coco PATH [--size 416] [--workers 2] [--rounds 7]
     python benchmarks/loader.py --memory [--entries 100000] [--epochs 5] [--workers 2] [--cache ram]
 
-All make mosaics of four pictures, with jitter, mirroring and colour. The baseline does what one would write first: a
-torch DataLoader whose dataset reads four whole pictures by cv2.imread, gives each to an albumentations pipeline
+All make mosaics of four images, with jitter, mirroring and colour. The baseline does what one would write first: a
+torch DataLoader whose dataset reads four whole images by cv2.imread, gives each to an albumentations pipeline
 (RandomResizedCrop, HorizontalFlip, HueSaturationValue) and pastes quarters. `cold` decodes (--cache off); `ram` and
-`disk` find all pictures in their cache. All take turns in every round, so that a machine's moods hit them alike; a
+`disk` find all images in their cache. All take turns in every round, so that a machine's moods hit them alike; a
 ratio is the median over rounds of (samples/s) / (samples/s of the baseline) in the same round.
 
 --memory: what the workers and the main process hold, in epochs over a synthetic index of many entries that name a few
-small pictures, by /proc/PID/smaps_rollup: of memory that processes share, each counts its part (PSS).
+small images, by /proc/PID/smaps_rollup: of memory that processes share, each counts its part (PSS).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ import torch  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 from benchmarks.measured import RESULTS, against, circumstances, write  # noqa: E402
+from data.albumentations_import import albumentations as A  # noqa: E402
 from data.augment import AugmentOptions  # noqa: E402
+from data.image_cache import CACHES  # noqa: E402
 from data.image_set import ImageSet, Record, pack  # noqa: E402
 from data.loader import TrainLoader, make_train_loader  # noqa: E402
-from data.offline import albumentations as A  # noqa: E402
-from data.picture_cache import CACHES  # noqa: E402
 from data.problems import Problems  # noqa: E402
 from data.source import open_image_set  # noqa: E402
 
@@ -126,7 +126,7 @@ def our_batches(
         cache="off" if cache == "cold" else cache,
         cache_folder=folder,
     )
-    filling = 0 if cache == "cold" else 4  # epochs: each shows all pictures but the last few, and mosaics draw others
+    filling = 0 if cache == "cold" else 4  # epochs: each shows all images but the last few, and mosaics draw others
     for epoch in count():
         loader.set_epoch(epoch)
         if epoch < filling:
@@ -151,7 +151,7 @@ def measure(image_set: ImageSet, *, size: int, workers: int, rounds: int, batche
         rows.append(
             {
                 "data": image_set.name,
-                "pictures": len(image_set),
+                "images": len(image_set),
                 "loader": name,
                 "workers": workers,
                 "size": size,
@@ -174,7 +174,7 @@ def rate_of(made: Iterator[object], batches: int, *, ahead: int) -> float:
 
 
 def synthetic_set(folder: Path, entries: int) -> ImageSet:
-    """An index with so many entries, in many names, of 16 small pictures, with three objects each."""
+    """An index with so many entries, in many names, of 16 small images, with three objects each."""
     rng = np.random.default_rng(0)
     for number in range(16):
         cv2.imwrite(str(folder / f"{number:02d}.jpg"), rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))

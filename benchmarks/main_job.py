@@ -1,4 +1,4 @@
-"""The main job, timed and scored: train, then evaluate on pictures that training never saw.
+"""The main job, timed and scored: train, then evaluate on images that training never saw.
 
     python benchmarks/main_job.py [--data PATH] [--split test] [-- flags for train.py]
 

@@ -2,7 +2,7 @@
 
     python benchmarks/nms.py [--device cpu] [--candidates 100 1000 30000] [--rounds 9]
 
-The candidates are a crowded picture's, 608 px, of 80 classes or of one: noisy copies of 20 objects and some boxes of
+The candidates are a crowded image's, 608 px, of 80 classes or of one: noisy copies of 20 objects and some boxes of
 the wrong class, as a network gives them at a low confidence. All take turns in every round, so that a machine's moods
 hit them alike; a ratio is the median over rounds of t(kind) / t(batched_nms) of the same round. The loop takes part
 up to 1,000 candidates. `default` suppresses by IoU as batched_nms does, the two others measure distances as well.

@@ -2,7 +2,7 @@
 
     python benchmarks/norm_cost.py [--device cpu] [--sizes 160 224] [--minibatches 1 2 4] [--rounds 7] [--only cmbn ...]
 
-The network is yolov4-tiny up to its first head (17 normalised convolutions, 4.9 M weights); a step is a batch of
+The network is yolov4-tiny up to its first head (17 normalized convolutions, 4.9 M weights); a step is a batch of
 four mini-batches, forward and backward each, and SGD. All norms take turns in every round, so that a machine's
 moods hit them alike; a ratio is the median over rounds of t(norm) / t(bn) of the same round.
 
@@ -107,11 +107,11 @@ def headless_tiny(activation: str) -> Plan:
 
 
 def measure(
-    kinds: list[str], activation: str, side_px: int, pictures: int, rounds: int, device: torch.device
+    kinds: list[str], activation: str, side_px: int, image_count: int, rounds: int, device: torch.device
 ) -> list[dict]:
-    """pictures: of a mini-batch. One row a norm."""
+    """images: of a mini-batch. One row a norm."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(PARTS * pictures, 3, side_px, side_px, generator=generator).to(device)
+    images = torch.rand(PARTS * image_count, 3, side_px, side_px, generator=generator).to(device)
     contestants = [Contestant(kind, activation, device) for kind in kinds]
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     peaks: dict[str, int] = {}
@@ -129,7 +129,7 @@ def measure(
                 if device.type == "cuda":
                     peaks[contestant.kind] = torch.cuda.max_memory_allocated(device) - before
     if device.type != "cuda":
-        peaks = {c.kind: c.saved_bytes(images[:pictures]) for c in contestants}
+        peaks = {c.kind: c.saved_bytes(images[:image_count]) for c in contestants}
     weights = sum(p.numel() for p in contestants[0].network.parameters() if p.ndim == 4)
     rows = []
     for contestant in contestants:
@@ -139,7 +139,7 @@ def measure(
                 "norm": kind,
                 "activation": activation,
                 "size_px": side_px,
-                "mini_batch": pictures,
+                "mini_batch": image_count,
                 "step_s": round(statistics.median(seconds[kind]), 4),
                 **against(seconds["bn"], seconds[kind]),
                 "memory_MB": round(peaks[kind] / 2**20, 1),
@@ -161,11 +161,11 @@ def table(rows: list[dict]) -> str:
     cases = sorted({(row["size_px"], row["mini_batch"]) for row in rows})
     at = {(row["norm"], row["size_px"], row["mini_batch"]): row for row in rows}
     kinds = list(dict.fromkeys(row["norm"] for row in rows))
-    head = [f"{size} px, {pictures}" for size, pictures in cases]
+    head = [f"{size} px, {image_count}" for size, image_count in cases]
     lines = ["time of a training step / stock BN's, by size and mini-batch; memory and history at the last"]
     lines.append(f"{'norm':<28}" + "".join(f"{text:>12}" for text in head) + f"{'memory':>9}{'history':>10}")
     for kind in kinds:
-        cells = [at[kind, size, pictures] for size, pictures in cases]
+        cells = [at[kind, size, image_count] for size, image_count in cases]
         ratios = "".join(f"{cell['time_ratio']:>12.2f}" for cell in cells)
         lines.append(f"{kind:<28}{ratios}{cells[-1]['memory_ratio']:>9.2f}{cells[-1]['history_MB']:>7.1f} MB")
     return "\n".join(lines)
@@ -175,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--sizes", type=int, nargs="+", default=[160, 224], help="input side in px")
-    parser.add_argument("--minibatches", type=int, nargs="+", default=[1, 2, 4], help="pictures per forward")
+    parser.add_argument("--minibatches", type=int, nargs="+", default=[1, 2, 4], help="images per forward")
     parser.add_argument("--activation", default="leaky", help="of every convolution (default leaky; yolov4 has mish)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
@@ -187,9 +187,10 @@ def main() -> None:
     kinds = list(KINDS) if not asked.only else ["bn", *(kind for kind in asked.only if kind != "bn")]
     rows: list[dict] = []
     for side_px in asked.sizes:
-        for pictures in asked.minibatches:
-            rows += measure(kinds, asked.activation, side_px, pictures, asked.rounds, device)
-            print(f"{side_px} px, mini-batch {pictures}: bn takes {rows[-len(kinds)]['step_s']} s a step", flush=True)
+        for image_count in asked.minibatches:
+            rows += measure(kinds, asked.activation, side_px, image_count, asked.rounds, device)
+            took_s = rows[-len(kinds)]["step_s"]
+            print(f"{side_px} px, mini-batch {image_count}: bn takes {took_s} s a step", flush=True)
     print("\n" + table(rows))
     write(asked.out or results_path("norm_cost", device), {"rows": rows}, circumstances(device))
 

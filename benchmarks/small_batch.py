@@ -1,12 +1,12 @@
-"""The small-batch study: what a norm is worth in COCO AP when a forward sees 1, 2, 4, 8 or 16 pictures.
+"""The small-batch study: what a norm is worth in COCO AP when a forward sees 1, 2, 4, 8 or 16 images.
 
     python benchmarks/small_batch.py --budget quick
     python benchmarks/small_batch.py --budget standard --bccd PATH [--time-limit MINUTES]
 
 Protocol. A cell is one training through train.py's own functions: a data set, a norm recipe, a mini-batch, a seed, a
-learning rate, with or without mosaic, a network. Every cell takes as many optimizer steps on batches of 16 pictures,
-cut into 16 / mini-batch mini-batches, so all see equally many pictures. A seed fixes the initial weights, the order
-of pictures and their augmentation, for every recipe and every mini-batch alike: cells are paired by seed. The best of
+learning rate, with or without mosaic, a network. Every cell takes as many optimizer steps on batches of 16 images,
+cut into 16 / mini-batch mini-batches, so all see equally many images. A seed fixes the initial weights, the order
+of images and their augmentation, for every recipe and every mini-batch alike: cells are paired by seed. The best of
 4 evaluations on the val split gives the weights, and these are measured once on the test split, which neither training
 nor selection ever reads. The learning rate is tuned for each recipe and mini-batch by AP on val, with the same rates
 and one seed for all, which is no test seed; such cells are not tested at all. A cell whose loss stops being finite
@@ -15,7 +15,7 @@ scores 0.
 Statistics. Mean over seeds with an expanded percentile bootstrap interval; differences to BN at the same mini-batch
 are paired by seed, and tested one-sided with all 2^n sign flips. One-sided, because the question is who gains on BN,
 and because two-sided p cannot fall below .0625 with 5 seeds; a table of k recipes needs more seeds yet (8 for up to
-12) to hold together after Holm's correction, which is marked apart. Recipes with centralised weights are compared with
+12) to hold together after Holm's correction, which is marked apart. Recipes with centralized weights are compared with
 BN that has them too. Data are fixed: intervals are over seeds, not over data sets.
 
 Budgets: smoke (a minute, proves that it runs), quick (minutes on 2 cores, rates not tuned), standard (hours on a CPU),
@@ -198,12 +198,12 @@ def report(grid: Grid, rows: Sequence[Row], path: Path) -> None:
         "images": partial(plot_images, results, shown),
         "gaps": partial(plot_gaps, results, shown),
     }
-    pictures = {name: path.with_name(f"{path.stem}-{name}.png") for name in plots}
+    images = {name: path.with_name(f"{path.stem}-{name}.png") for name in plots}
     for name, plot in plots.items():
-        plot(pictures[name])
+        plot(images[name])
     title = f"Small-batch study, budget {path.stem}"
-    names = [picture.name for picture in pictures.values()]
-    path.with_suffix(".md").write_text(markdown_report(lines, rows, steps=grid.steps, title=title, pictures=names))
+    names = [image.name for image in images.values()]
+    path.with_suffix(".md").write_text(markdown_report(lines, rows, steps=grid.steps, title=title, images=names))
     path.with_suffix(".json").write_text(json_report(lines))
     print(f"\n{text_report(lines, rows, steps=grid.steps)}\n\nrows, table and plots: {path.with_suffix('.*')}")
 

@@ -1,8 +1,8 @@
 """What a training step takes, by the way it is computed: time and memory, relative to plain eager PyTorch.
 
-    python benchmarks/train_step.py [--nets yolov4-tiny yolov4] [--device cpu] [--pictures 1] [--rounds 5] [--only ...]
+    python benchmarks/train_step.py [--nets yolov4-tiny yolov4] [--device cpu] [--images 1] [--rounds 5] [--only ...]
 
-A step is one forward, the loss and backward of a mini-batch, and SGD, at 416 px through the project's own BatchStep.
+A step is one forward, the loss and backward of a mini-batch, and SGD, at 416 px through the project's own TrainStep.
 "eager" is stock nn.BatchNorm2d with an activation of its own behind it, in float32. All ways take turns in every round,
 so that a machine's moods hit them alike; a ratio is the median over rounds of t(way) / t(eager) of the same round.
 
@@ -35,14 +35,14 @@ from cfg.plan import load_plan  # noqa: E402
 from models.network import Network, parameter_groups  # noqa: E402
 from models.norms.table import NormOptions, norm_factory  # noqa: E402
 from models.yolo.loss import LossOptions, YoloLoss  # noqa: E402
-from utils.amp import MixedPrecision  # noqa: E402
-from utils.batch_step import BatchStep  # noqa: E402
+from engine.amp import MixedPrecision  # noqa: E402
+from engine.step import TrainStep  # noqa: E402
 from utils.clock import BatchClock  # noqa: E402
 from utils.environment import pick_device  # noqa: E402
 from utils.structures import Batch, Targets  # noqa: E402
 
 SIDE_PX = 416
-BOXES = 12  # in each picture
+BOXES = 12  # in each image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +79,7 @@ class Contestant:
             self.network.to(memory_format=torch.channels_last)
         if way.compiled:
             self.network.compile(dynamic=False)
-        self.step = BatchStep(
+        self.step = TrainStep(
             network=self.network,
             forward=self.network,
             criterion=YoloLoss(LossOptions()),
@@ -123,23 +123,23 @@ class Contestant:
             return saved_bytes(run, self.network)
 
 
-def batch_of(pictures: int, device: torch.device) -> Batch:
+def batch_of(image_count: int, device: torch.device) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(pictures * BOXES, 2, generator=generator) * SIDE_PX * 0.7
-    sides = 8 + torch.rand(pictures * BOXES, 2, generator=generator) * SIDE_PX * 0.25
+    corners = torch.rand(image_count * BOXES, 2, generator=generator) * SIDE_PX * 0.7
+    sides = 8 + torch.rand(image_count * BOXES, 2, generator=generator) * SIDE_PX * 0.25
     targets = Targets(
         boxes=torch.cat((corners, corners + sides), 1),
-        labels=torch.randint(80, (pictures * BOXES,), generator=generator),
-        image_index=torch.arange(pictures).repeat_interleave(BOXES),
-        is_crowd=torch.zeros(pictures * BOXES, dtype=torch.bool),
+        labels=torch.randint(80, (image_count * BOXES,), generator=generator),
+        image_index=torch.arange(image_count).repeat_interleave(BOXES),
+        is_crowd=torch.zeros(image_count * BOXES, dtype=torch.bool),
     )
-    images = torch.randint(256, (pictures, 3, SIDE_PX, SIDE_PX), dtype=torch.uint8, generator=generator)
+    images = torch.randint(256, (image_count, 3, SIDE_PX, SIDE_PX), dtype=torch.uint8, generator=generator)
     batch = Batch(
         images=images,
         targets=targets,
-        image_ids=(0,) * pictures,
-        paths=("",) * pictures,
-        placements=(None,) * pictures,
+        image_ids=(0,) * image_count,
+        paths=("",) * image_count,
+        placements=(None,) * image_count,
     )
     return batch.to(device)
 
@@ -151,8 +151,8 @@ def has_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported()) or bool(torch.cpu._is_amx_tile_supported())
 
 
-def measure(net: str, ways: list[str], pictures: int, rounds: int, device: torch.device) -> list[dict]:
-    batch = batch_of(pictures, device)
+def measure(net: str, ways: list[str], image_count: int, rounds: int, device: torch.device) -> list[dict]:
+    batch = batch_of(image_count, device)
     contestants = {name: Contestant(net, WAYS[name], device) for name in ways}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     peaks = dict.fromkeys(ways, 0)
@@ -172,9 +172,9 @@ def measure(net: str, ways: list[str], pictures: int, rounds: int, device: torch
                 "net": net,
                 "way": name,
                 **asdict(WAYS[name]),
-                "pictures": pictures,
+                "images": image_count,
                 "step_s": round(step_s, 4),
-                "pictures_per_s": round(pictures / step_s, 2),
+                "images_per_s": round(image_count / step_s, 2),
                 **against(seconds["eager"], seconds[name]),
                 "memory_MB": round(peaks[name] / 2**20, 1) or None,
                 "memory_ratio": round(peaks[name] / peaks["eager"], 3) or None,
@@ -184,13 +184,13 @@ def measure(net: str, ways: list[str], pictures: int, rounds: int, device: torch
 
 
 def table(rows: list[dict]) -> str:
-    head = f"{'net':<14}{'way':<32}{'pictures/s':>11}{'time':>7}{'quartiles':>14}{'memory MB':>11}{'memory':>8}"
+    head = f"{'net':<14}{'way':<32}{'image_count/s':>11}{'time':>7}{'quartiles':>14}{'memory MB':>11}{'memory':>8}"
     lines = ["time and memory relative to eager", head]
     for row in rows:
         low, high = row["time_ratio_quartiles"]
         memory = f"{row['memory_MB']:>11.0f}{row['memory_ratio']:>8.2f}" if row["memory_MB"] else f"{'-':>11}{'-':>8}"
         lines.append(
-            f"{row['net']:<14}{row['way']:<32}{row['pictures_per_s']:>11.2f}{row['time_ratio']:>7.2f}"
+            f"{row['net']:<14}{row['way']:<32}{row['images_per_s']:>11.2f}{row['time_ratio']:>7.2f}"
             f"{f'{low:.2f}-{high:.2f}':>14}{memory}"
         )
     return "\n".join(lines)
@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=["yolov4-tiny", "yolov4"])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--pictures", type=int, help="of a mini-batch (default 1, on CUDA 8)")
+    parser.add_argument("--images", type=int, help="of a mini-batch (default 1, on CUDA 8)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
     parser.add_argument("--only", nargs="+", choices=WAYS, help="these ways and eager")
@@ -212,10 +212,10 @@ def main() -> None:
     if not has_bf16(device):
         print("bf16 left out: this device has none in hardware")
         ways = [name for name in ways if not WAYS[name].bf16]
-    pictures = asked.pictures or (8 if device.type == "cuda" else 1)
+    image_count = asked.image_count or (8 if device.type == "cuda" else 1)
     rows: list[dict] = []
     for net in asked.nets:
-        rows += measure(net, ways, pictures, asked.rounds, device)
+        rows += measure(net, ways, image_count, asked.rounds, device)
         print(table(rows[-len(ways) :]), flush=True)
     write(asked.out or results_path("train_step", device), {"rows": rows}, circumstances(device))
 

@@ -53,7 +53,7 @@ UNSUPPORTED = {
     "history": "a memory of past frames",
     "implicit": "a learned constant",
     "local": "a convolution without shared weights",
-    "normalization": "local response normalisation",
+    "normalization": "local response normalization",
     "region": "the head of YOLOv2",
     "reorg": "YOLOv2's reorganisation, which is not that of [reorg3d]",
     **dict.fromkeys(("rnn", "gru", "lstm", "crnn", "conv_lstm"), "a recurrent layer"),

@@ -1,4 +1,4 @@
-"""The [net] section: input size, optimiser, schedule and augmentation.
+"""The [net] section: input size, optimizer, schedule and augmentation.
 
 Keys and defaults: darknet `parser.c`, parse_net_options.
 """

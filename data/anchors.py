@@ -12,10 +12,6 @@ from collections.abc import Iterator, Sequence
 from itertools import count as numbers
 from pathlib import Path
 
-# First, because it checks that torchvision fits torch before anything else imports it.
-from options import run_page
-
-# isort: split
 import numpy as np
 
 from cfg.edit import with_values
@@ -23,14 +19,15 @@ from cfg.layers import ConvSpec
 from cfg.parse import CfgError
 from cfg.plan import Plan, load_plan, parse_plan
 from data.augment import AugmentOptions
+from data.box_sizes import input_sides, owners
 from data.clusters import RECALL_LIMITS, ShapeFit, best_iou, cluster_shapes, measure_fit, shape_iou
 from data.image_set import ImageSet
-from data.shapes import input_sides, owners
 from data.source import open_image_set
 from utils.errors import UserError
 from utils.flags import parse_image_hw, positive_number
+from utils.page import run_page
 
-# What mean best IoU must gain on pictures that the clustering has not seen. Other halves of the same data move that
+# What mean best IoU must gain on images that the clustering has not seen. Other halves of the same data move that
 # figure by 0.002 (BCCD, 2,804 boxes) to 0.012 (700 boxes of COCO); and who changes the anchors gives up heads that
 # were trained with the old ones.
 CLEAR_GAIN = 0.02
@@ -41,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     image_set = open_image_set(given.data, given.split)
     text, plan = read_cfg(given.cfg, given.image_size)
     letterbox = plan.net.letter_box if given.letterbox is None else given.letterbox
-    shapes, pictures = input_shapes(image_set, plan.net.input_hw, letterbox)
+    shapes, images = input_shapes(image_set, plan.net.input_hw, letterbox)
     height, width = plan.net.input_hw
     laid = f"{'letterboxed' if letterbox else 'stretched'} to {height}x{width}"
-    print(f"data      {image_set.name} {image_set.split}: {len(image_set)} pictures, {len(shapes)} boxes, {laid}")
-    shapes, pictures = large_enough(shapes, pictures)
+    print(f"data      {image_set.name} {image_set.split}: {len(image_set)} images, {len(shapes)} boxes, {laid}")
+    shapes, images = large_enough(shapes, images)
 
     old = np.array([anchor for head in plan.head_specs for anchor in head.head_anchors])
     count = given.clusters or len(old)
@@ -55,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     new_plan = parse_plan(new_text, path=plan.path)
 
     before, after = (measure_fit(best_iou(shapes, anchors), RECALL_LIMITS) for anchors in (old, new))
-    unseen = fit_on_unseen(shapes, pictures, count, start)
+    unseen = fit_on_unseen(shapes, images, count, start)
     print(f"network   {plan.name}: {len(old)} anchors in {len(plan.heads)} heads; new: {count}\n")
-    print("\n".join(fit_table({"anchors of the cfg": before, "new anchors": after, "new, on unseen pictures": unseen})))
+    print("\n".join(fit_table({"anchors of the cfg": before, "new anchors": after, "new, on unseen images": unseen})))
     print("", *head_table(shapes, plan, new_plan), "", sep="\n")
 
     better, judged = judge(before, unseen)
@@ -85,7 +82,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--letterbox",
         action=argparse.BooleanOptionalAction,
-        help="whether pictures keep their aspect ratio (default: the cfg's letter_box)",
+        help="whether images keep their aspect ratio (default: the cfg's letter_box)",
     )
     parser.add_argument(
         "--clusters",
@@ -110,17 +107,17 @@ def read_cfg(name_or_path: str, input_hw: tuple[int, int] | None) -> tuple[str, 
 
 
 def input_shapes(image_set: ImageSet, input_hw: tuple[int, int], letterbox: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Of every object, crowds aside: (M, 2) width and height in input pixels, and (M,) the index of its picture."""
+    """Of every object, crowds aside: (M, 2) width and height in input pixels, and (M,) the index of its image."""
     shapes = input_sides(image_set, input_hw, letterbox)
     single = ~image_set.is_crowd
     if not single.any():
         crowds = f", but {len(single)} crowd regions" if len(single) else ""
-        raise UserError(f"{image_set.name}: no picture of '{image_set.split}' has an object{crowds}")
+        raise UserError(f"{image_set.name}: no image of '{image_set.split}' has an object{crowds}")
     # Boxes that are equal in the annotations differ in their last digits.
     return shapes[single].round(2), owners(image_set)[single]
 
 
-def large_enough(shapes: np.ndarray, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def large_enough(shapes: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Without those that training drops by default, and a line that says so."""
     least_px = AugmentOptions().min_side_px
     large = (shapes >= least_px).all(axis=1)
@@ -128,12 +125,12 @@ def large_enough(shapes: np.ndarray, pictures: np.ndarray) -> tuple[np.ndarray, 
         raise UserError(f"all {len(shapes)} boxes have a side below {least_px:g} px at this input size")
     if not large.all():
         print(f"          {(~large).sum()} with a side below {least_px:g} px are left out, as in training")
-    return shapes[large], pictures[large]
+    return shapes[large], images[large]
 
 
-def fit_on_unseen(shapes: np.ndarray, pictures: np.ndarray, count: int, start: np.ndarray | None) -> ShapeFit | None:
-    """Of anchors made from one half of the pictures on the other half's boxes, and vice versa; None for too few."""
-    half = np.random.default_rng(0).permutation(pictures.max() + 1)[pictures] % 2
+def fit_on_unseen(shapes: np.ndarray, images: np.ndarray, count: int, start: np.ndarray | None) -> ShapeFit | None:
+    """Of anchors made from one half of the images on the other half's boxes, and vice versa; None for too few."""
+    half = np.random.default_rng(0).permutation(images.max() + 1)[images] % 2
     overlaps = []
     for seen, unseen in ((half == 0, half == 1), (half == 1, half == 0)):
         if len(np.unique(shapes[seen], axis=0)) < count:
@@ -184,11 +181,11 @@ def with_anchors(text: str, plan: Plan, anchors: np.ndarray) -> str:
 def judge(before: ShapeFit, unseen: ShapeFit | None) -> tuple[bool, str]:
     """Whether the new anchors are clearly better, and why, in words."""
     if unseen is None:
-        return False, "Too few boxes to judge the new anchors on unseen pictures"
+        return False, "Too few boxes to judge the new anchors on unseen images"
     gain = unseen.mean_iou - before.mean_iou
     is_better = gain >= CLEAR_GAIN
     verdict = f"{'' if is_better else 'not '}clearly better (from {CLEAR_GAIN:+g})"
-    return is_better, f"Mean best IoU {gain:+.3f} on unseen pictures, {verdict}"
+    return is_better, f"Mean best IoU {gain:+.3f} on unseen images, {verdict}"
 
 
 def fit_table(fits: dict[str, ShapeFit | None]) -> Iterator[str]:
@@ -236,4 +233,4 @@ def _cell(anchors: Sequence[tuple[float, float]], boxes: int) -> str:
 
 
 if __name__ == "__main__":
-    run_page(main)
+    run_page(main, CfgError)

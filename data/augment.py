@@ -1,4 +1,4 @@
-"""From whole pictures to training Samples: crop, flip, colour and mosaic, drawn from one generator."""
+"""From whole images to training Samples: crop, flip, colour and mosaic, drawn from one generator."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from data.albumentations_import import albumentations as A
 from data.crop import JitteredCrop, LateCrop
 from data.geometry import clip_boxes, visible
 from data.mosaic import darknet_mosaic, draw_cut, mosaic
-from data.offline import albumentations as A
 from data.photometric import HsvJitter, photometric_transforms
 from utils.errors import UserError
 from utils.knob import check_limits, knob
@@ -27,7 +27,7 @@ class AugmentOptions:
     """The knobs of training augmentation; the defaults are those of darknet's yolov4.cfg."""
 
     mosaic: float = knob(
-        0.5, "share of the training pictures that are made of four (cfg: mosaic=1 is a half)", low=0, high=1
+        0.5, "share of the training images that are made of four (cfg: mosaic=1 is a half)", low=0, high=1
     )
     mosaic_geometry: str = knob(
         "content",
@@ -36,15 +36,15 @@ class AugmentOptions:
         choices=MOSAIC_GEOMETRIES,
     )
     mosaic_bound: bool = knob(
-        True, "cut a mosaic's boxes to their tiles; otherwise, in darknet's geometry only, to the whole picture"
+        True, "cut a mosaic's boxes to their tiles; otherwise, in darknet's geometry only, to the whole image"
     )
     max_boxes: int | None = knob(
-        None, "objects kept per training picture, drawn at random (cfg, in darknet's geometry: max)", unit="N", low=1
+        None, "objects kept per training image, drawn at random (cfg, in darknet's geometry: max)", unit="N", low=1
     )
-    flip: bool = knob(True, "mirror half of the pictures (off where a data set says that mirrors mislead)")
+    flip: bool = knob(True, "mirror half of the images (off where a data set says that mirrors mislead)")
     jitter: float = knob(0.3, "each margin of the crop moves by up to this share of the side", low=0, high=0.45)
     resize: float = knob(1.5, "zoom between 1/resize and resize", low=1, high=10)
-    letterbox: bool = knob(False, "keep the pictures' aspect ratio, here and in evaluation (cfg: letter_box)")
+    letterbox: bool = knob(False, "keep the images' aspect ratio, here and in evaluation (cfg: letter_box)")
     saturation: float = knob(1.5, "saturation times or divided by up to this", low=1, high=100)
     exposure: float = knob(1.5, "brightness times or divided by up to this", low=1, high=100)
     hue: float = knob(0.1, "hue shifted by up to this share of the colour circle", low=0, high=0.5)
@@ -54,7 +54,7 @@ class AugmentOptions:
     min_side_px: float = knob(
         2.0, "objects with a shorter side left after all cuts are dropped", unit="PX", low=0, high=1000
     )
-    fill: tuple[int, int, int] | None = None  # RGB around the picture; None: its mean colour, as in darknet
+    fill: tuple[int, int, int] | None = None  # RGB around the image; None: its mean colour, as in darknet
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -65,14 +65,14 @@ class AugmentOptions:
 class Augmenter:
     """(index, input size, generator) -> training Sample; the same generator state gives the same Sample.
 
-    load: index -> Sample, a whole picture of any size with boxes in its own pixels. pictures: how many
+    load: index -> Sample, a whole image of any size with boxes in its own pixels. images: how many
     there are to draw a mosaic's other three tiles from.
     """
 
-    def __init__(self, options: AugmentOptions, load: Callable[[int], Sample], pictures: int) -> None:
+    def __init__(self, options: AugmentOptions, load: Callable[[int], Sample], images: int) -> None:
         self.options = options
         self.load = load
-        self.pictures = pictures
+        self.images = images
         self._pipelines: dict[tuple[tuple[int, int], tuple[int, int] | None], A.Compose] = {}
         colour = photometric_transforms(
             saturation=options.saturation,
@@ -90,7 +90,7 @@ class Augmenter:
             sample, _ = self._jittered(index, input_hw, rng)
             sample = _within_input(replace(sample, image=sample.image[:, :]), **self._limits)
         else:
-            indices = [index, *rng.integers(self.pictures, size=3).tolist()]
+            indices = [index, *rng.integers(self.images, size=3).tolist()]
             make = self._darknet_mosaic if self.options.mosaic_geometry == "darknet" else self._mosaic
             sample = make(indices, input_hw, rng)
         return _at_most(self.options.max_boxes, sample, rng)
@@ -105,7 +105,7 @@ class Augmenter:
         )
 
     def _darknet_mosaic(self, indices: list[int], input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
-        """Half of the crops are pushed into the corner of their picture that lies outside in the mosaic."""
+        """Half of the crops are pushed into the corner of their image that lies outside in the mosaic."""
         tiles = []
         for tile, each in enumerate(indices):
             row, column = divmod(tile, 2)
@@ -130,7 +130,7 @@ class Augmenter:
         rng: np.random.Generator,
         corner: tuple[int, int] | None = None,
     ) -> tuple[Sample, np.ndarray]:
-        """The picture warped to the input, and (4,) xyxy where it lies there; boxes may reach outside.
+        """The image warped to the input, and (4,) xyxy where it lies there; boxes may reach outside.
 
         Its image may be a Warped, which only slices can be taken of.
 
@@ -159,7 +159,7 @@ class Augmenter:
         return sample, boxes[0]
 
     def _late(self, pipeline: A.Compose, corners: np.ndarray, state: tuple[np.random.Generator, random.Random]) -> Any:
-        """What `pipeline` has drawn for a picture, whose (4, 2) corners it has moved, and its change of colour."""
+        """What `pipeline` has drawn for an image, whose (4, 2) corners it has moved, and its change of colour."""
         (crop,) = (each for each in pipeline.transforms if isinstance(each, LateCrop))
         # A mirror before the crop is in its source already.
         mirrored = crop is pipeline.transforms[0] and corners[0, 0] > corners[1, 0]
@@ -183,7 +183,7 @@ class Augmenter:
             )
             flip = A.HorizontalFlip(p=0.5 if options.flip else 0.0)
             self._pipelines[input_hw, corner] = A.Compose(
-                # A corner is one of the picture as the mosaic shows it, so of a mirrored one it is another.
+                # A corner is one of the image as the mosaic shows it, so of a mirrored one it is another.
                 [*((crop, flip) if corner is None else (flip, crop)), *([] if self._is_late else self._colour)],
                 keypoint_params=A.KeypointParams("xy", remove_invisible=False, check_each_transform=False),
             )

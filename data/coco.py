@@ -1,4 +1,4 @@
-"""COCO: annotations/instances_<split>.json beside folders of pictures, or one such json file."""
+"""COCO: annotations/instances_<split>.json beside folders of images, or one such json file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from data.image_file import image_hw, is_transposed, lies_on_its_side
 from data.image_set import ImageSet, Record, pack
 from data.instances import annotation_fault, load_instances
-from data.picture import is_transposed, lies_on_its_side, picture_hw
 from data.problems import (
-    BROKEN_PICTURE,
-    MISSING_PICTURE,
+    BROKEN_IMAGE,
+    MISSING_IMAGE,
     SWAPPED_SIZE,
     UNKNOWN_CLASS,
     Problems,
@@ -25,9 +25,9 @@ from data.problems import (
 )
 from utils.errors import UserError
 
-# Up to so many, every picture's header is read: 0.01 ms each where the disk is cached, but several ms on a slow
+# Up to so many, every image's header is read: 0.01 ms each where the disk is cached, but several ms on a slow
 # one, which would be many minutes for COCO's 118,287; above, a size in the json is trusted as long as no box belies it.
-_OPENED_PICTURES = 20_000
+_OPENED_IMAGES = 20_000
 
 
 def holds(path: Path) -> bool:
@@ -52,7 +52,7 @@ def has_split(path: Path, split: str) -> bool:
 def read(path: Path, split: str) -> ImageSet:
     """Labels 0..C-1 follow the sorted category ids. Sizes are the json's, where it has them, as `_boxes_hw` has it.
 
-    Raises UserError if the json is unusable or none of its pictures is found.
+    Raises UserError if the json is unusable or none of its images is found.
     """
     file = path if path.is_file() else _annotation_file(path, split)
     content = load_instances(file)
@@ -60,22 +60,22 @@ def read(path: Path, split: str) -> ImageSet:
     category_ids = [category["id"] for category in categories]
     problems = Problems()
     objects = _objects_by_image(content, category_ids, file.name, problems)
-    folder = _picture_folder(file, split, [image["file_name"] for image in content["images"]])
-    trusted = len(content["images"]) > _OPENED_PICTURES
-    pictures: list[tuple[Path, int, tuple[int, int]]] = []
+    folder = _image_folder(file, split, [image["file_name"] for image in content["images"]])
+    trusted = len(content["images"]) > _OPENED_IMAGES
+    images: list[tuple[Path, int, tuple[int, int]]] = []
     for image in content["images"]:
-        picture = folder / image["file_name"]
-        if not picture.exists():
-            problems.add(MISSING_PICTURE, str(picture))
+        image_path = folder / image["file_name"]
+        if not image_path.exists():
+            problems.add(MISSING_IMAGE, str(image_path))
             continue
         written_hw = _written_hw(image)
         believed = trusted and written_hw and not _seems_swapped(written_hw, objects.get(image["id"], []))
-        hw = written_hw if believed else picture_hw(str(picture))
+        hw = written_hw if believed else image_hw(str(image_path))
         if hw is None:
-            problems.add(BROKEN_PICTURE, str(picture))
+            problems.add(BROKEN_IMAGE, str(image_path))
             continue
-        pictures.append((picture, image["id"], _boxes_hw(picture, hw, written_hw, problems)))
-    records = _records(pictures, objects, problems)
+        images.append((image_path, image["id"], _boxes_hw(image_path, hw, written_hw, problems)))
+    records = _records(images, objects, problems)
     return pack(
         records,
         name=_root(file).name,
@@ -111,8 +111,8 @@ def _root(file: Path) -> Path:
     return folder.parent if folder.name == "annotations" else folder
 
 
-def _picture_folder(file: Path, split: str, file_names: list[str]) -> Path:
-    """The first of the usual folders that holds the first picture that is in any of them."""
+def _image_folder(file: Path, split: str, file_names: list[str]) -> Path:
+    """The first of the usual folders that holds the first image that is in any of them."""
     folders: list[Path] = []
     for place in (file, file.resolve()):
         root, stem = _root(place), place.stem.removeprefix("instances_")
@@ -125,7 +125,7 @@ def _picture_folder(file: Path, split: str, file_names: list[str]) -> Path:
                 return folder
     if not file_names:
         raise UserError(f"{file}: its list 'images' is empty.")
-    raise UserError(f"{file}: its pictures, such as {file_names[0]}, are in none of {_listing(folders)}.")
+    raise UserError(f"{file}: its images, such as {file_names[0]}, are in none of {_listing(folders)}.")
 
 
 def _listing(folders: list[Path]) -> str:
@@ -174,35 +174,35 @@ def _seems_swapped(hw: tuple[int, int], objects: list[tuple[list[float], int, bo
 
 
 def _boxes_hw(
-    picture: Path, hw: tuple[int, int], written_hw: tuple[int, int] | None, problems: Problems
+    image_path: Path, hw: tuple[int, int], written_hw: tuple[int, int] | None, problems: Problems
 ) -> tuple[int, int]:
-    """The written size, if any; with its sides swapped, and a problem, where the picture lies on its side without EXIF.
+    """The written size, if any; with its sides swapped, and a problem, where the image lies on its side without EXIF.
 
-    hw: of the picture, upright.
+    hw: of the image, upright.
     """
-    if written_hw is None or not lies_on_its_side(hw, written_hw) or is_transposed(str(picture)):
+    if written_hw is None or not lies_on_its_side(hw, written_hw) or is_transposed(str(image_path)):
         return written_hw or hw
-    problems.add(SWAPPED_SIZE, other_size(str(picture), written_hw, hw))
+    problems.add(SWAPPED_SIZE, other_size(str(image_path), written_hw, hw))
     return written_hw[::-1]
 
 
 def _records(
-    pictures: list[tuple[Path, int, tuple[int, int]]],
+    images: list[tuple[Path, int, tuple[int, int]]],
     objects: dict[int, list[tuple[list[float], int, bool, str]]],
     problems: Problems,
 ) -> list[Record]:
-    """pictures: path, id, (height, width). All boxes are judged at once: COCO has 860,000."""
-    of_each = [objects.get(image_id, []) for _, image_id, _ in pictures]
+    """images: path, id, (height, width). All boxes are judged at once: COCO has 860,000."""
+    of_each = [objects.get(image_id, []) for _, image_id, _ in images]
     counts = [len(rows) for rows in of_each]
     rows = list(chain.from_iterable(of_each))
     boxes = np.array([box for box, *_ in rows], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    hws = np.repeat(np.array([hw for *_, hw in pictures], np.float32).reshape(-1, 2), counts, axis=0)
+    hws = np.repeat(np.array([hw for *_, hw in images], np.float32).reshape(-1, 2), counts, axis=0)
     boxes, keep = usable_boxes(boxes, hws, [place for *_, place in rows], problems)
     labels = np.array([label for _, label, _, _ in rows], np.int64)
     is_crowd = np.array([is_crowd for _, _, is_crowd, _ in rows], bool)
     records, start = [], 0
-    for (path, image_id, hw), count in zip(pictures, counts, strict=True):
+    for (path, image_id, hw), count in zip(images, counts, strict=True):
         own = start + np.flatnonzero(keep[start : start + count])
         start += count
         records.append(

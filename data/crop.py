@@ -1,7 +1,7 @@
-"""Darknet's geometric jitter: a random crop rectangle of the picture, warped onto the network input.
+"""Darknet's geometric jitter: a random crop rectangle of the image, warped onto the network input.
 
 Source: darknet, `data.c`, load_data_detection (`jitter`, `resize`, `letter_box`). The rectangle may reach
-outside the picture; there the input shows the fill colour.
+outside the image; there the input shows the fill colour.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any
 import cv2
 import numpy as np
 
+from data.albumentations_import import albumentations as A
 from data.geometry import letterbox_placement
-from data.offline import albumentations as A
-from data.warped import Warped
+from data.lazy_warp import Warped
 
 
 class JitteredCrop(A.Affine):  # type: ignore[misc]
-    """Picture of any size -> network input of `input_hw`, in one warp.
+    """Image of any size -> network input of `input_hw`, in one warp.
 
     jitter: each margin of the crop is moved by up to this share of the side. resize: zoom between 1/resize
-    and resize. keep_aspect: start from the letterboxed rectangle rather than from the picture itself.
-    fill: RGB, or None for the mean colour of the picture, as in darknet. corner: (column, row), each 0 or 1,
-    of the picture's corner that the rectangle, in whatever size was drawn, is pushed into; None leaves it
+    and resize. keep_aspect: start from the letterboxed rectangle rather than from the image itself.
+    fill: RGB, or None for the mean colour of the image, as in darknet. corner: (column, row), each 0 or 1,
+    of the image's corner that the rectangle, in whatever size was drawn, is pushed into; None leaves it
     where it was drawn.
     """
 
@@ -65,25 +65,25 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
         fill = cv2.mean(img)[:3] if self.mean_fill else self.fill
         return Warped(source=img, matrix=matrix[:2], hw=self.input_hw, fill=fill)
 
-    def _rectangle(self, picture_hw: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Left, top, width and height of the crop, in pixels of the picture."""
-        height, width = picture_hw
-        left, right, top, bottom = self._margins(picture_hw)
+    def _rectangle(self, image_hw: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Left, top, width and height of the crop, in pixels of the image."""
+        height, width = image_hw
+        left, right, top, bottom = self._margins(image_hw)
         crop_w, crop_h = max(width - left - right, 1.0), max(height - top - bottom, 1.0)
         if self.corner is not None:
             left, top = self.corner[0] * (width - crop_w), self.corner[1] * (height - crop_h)
         return left, top, crop_w, crop_h
 
-    def _margins(self, picture_hw: tuple[int, int]) -> np.ndarray:
-        """(4,) left, right, top and bottom: how far the crop's edges lie within the picture, in its pixels."""
-        height, width = picture_hw
+    def _margins(self, image_hw: tuple[int, int]) -> np.ndarray:
+        """(4,) left, right, top and bottom: how far the crop's edges lie within the image, in its pixels."""
+        height, width = image_hw
         rng = self.random_generator
         margins = rng.uniform(-self.jitter, self.jitter, size=4) * (width, width, height, height)
         # One number for left and top and one for right and bottom: x and y zoom together.
         near, far = rng.uniform((1 - self.resize) / 2, (1 - 1 / self.resize) / 2, size=2)
         margins += np.array([near * width, far * width, near * height, far * height])
         if self.keep_aspect:
-            bars = letterbox_placement(picture_hw, self.input_hw)
+            bars = letterbox_placement(image_hw, self.input_hw)
             bar_x, bar_y = bars.left_px / bars.scale_x, bars.top_px / bars.scale_y
             margins -= np.array([bar_x, bar_x, bar_y, bar_y])
         return margins

@@ -1,4 +1,4 @@
-"""Darknet: a .data file that names lists of pictures, with one .txt of normalised boxes per picture."""
+"""Darknet: a .data file that names lists of images, with one .txt of normalized boxes per image."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.image_file import image_hw
 from data.image_set import ImageSet, Record, pack
-from data.picture import picture_hw
-from data.problems import BROKEN_LABEL, BROKEN_PICTURE, MISSING_PICTURE, UNKNOWN_CLASS, Problems, usable_boxes
+from data.problems import BROKEN_IMAGE, BROKEN_LABEL, MISSING_IMAGE, UNKNOWN_CLASS, Problems, usable_boxes
 from utils.errors import UserError
 from utils.listing import read_lines
 
@@ -26,7 +26,7 @@ def splits(path: Path) -> tuple[str, ...]:
     keys = _settings(file)
     there = tuple(split for split, key in _KEYS.items() if key in keys)
     if not there:
-        raise UserError(f"{file}: names no list of pictures: expected 'train = FILE', 'valid = FILE' or 'test = FILE'.")
+        raise UserError(f"{file}: names no list of images: expected 'train = FILE', 'valid = FILE' or 'test = FILE'.")
     return there
 
 
@@ -35,9 +35,9 @@ def has_split(path: Path, split: str) -> bool:
 
 
 def read(path: Path, split: str) -> ImageSet:
-    """A picture without a label file has no objects; an image id counts the lines of the list from 1.
+    """An image without a label file has no objects; an image id counts the lines of the list from 1.
 
-    Raises UserError if the .data file misses something or no listed picture is usable.
+    Raises UserError if the .data file misses something or no listed image is usable.
     """
     file = _data_file(path)
     settings = _settings(file)
@@ -47,15 +47,15 @@ def read(path: Path, split: str) -> ImageSet:
     problems, records = Problems(), []
     folders = [file.parent, list_file.parent, file.parent.parent, Path()]
     for image_id, line in enumerate(read_lines(list_file), start=1):
-        picture = next((folder / line for folder in folders if (folder / line).is_file()), None)
-        if picture is None:
-            problems.add(MISSING_PICTURE, line)
+        image = next((folder / line for folder in folders if (folder / line).is_file()), None)
+        if image is None:
+            problems.add(MISSING_IMAGE, line)
             continue
-        hw = picture_hw(str(picture))
+        hw = image_hw(str(image))
         if hw is None:
-            problems.add(BROKEN_PICTURE, line)
+            problems.add(BROKEN_IMAGE, line)
             continue
-        records.append(_record(picture, image_id, hw, len(class_names), problems))
+        records.append(_record(image, image_id, hw, len(class_names), problems))
     return pack(
         records,
         name=file.stem,
@@ -68,15 +68,15 @@ def read(path: Path, split: str) -> ImageSet:
     )
 
 
-def label_file(picture: Path) -> Path | None:
-    """.../images/... or .../JPEGImages/... -> .../labels/... .txt, else beside the picture; None if absent.
+def label_file(image: Path) -> Path | None:
+    """.../images/... or .../JPEGImages/... -> .../labels/... .txt, else beside the image; None if absent.
 
     Source: darknet, `utils.c`, replace_image_to_label.
     """
-    candidates = [picture.with_suffix(".txt")]
-    for depth in range(len(picture.parts) - 2, -1, -1):
-        if picture.parts[depth] in ("images", "JPEGImages"):
-            labels = Path(*picture.parts[:depth], "labels", *picture.parts[depth + 1 :])
+    candidates = [image.with_suffix(".txt")]
+    for depth in range(len(image.parts) - 2, -1, -1):
+        if image.parts[depth] in ("images", "JPEGImages"):
+            labels = Path(*image.parts[:depth], "labels", *image.parts[depth + 1 :])
             candidates.insert(0, labels.with_suffix(".txt"))
             break
     return next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -118,9 +118,9 @@ def _found(value: str, file: Path, folders: list[Path]) -> Path:
     raise UserError(f"{file}: names the file {value}, which does not exist.")
 
 
-def _record(picture: Path, image_id: int, hw: tuple[int, int], classes: int, problems: Problems) -> Record:
+def _record(image: Path, image_id: int, hw: tuple[int, int], classes: int, problems: Problems) -> Record:
     rows, places = [], []
-    labels_from = label_file(picture)
+    labels_from = label_file(image)
     text = labels_from.read_text(encoding="utf-8-sig", errors="replace") if labels_from else ""
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -139,7 +139,7 @@ def _record(picture: Path, image_id: int, hw: tuple[int, int], classes: int, pro
     pixels = np.concatenate([centre - half, centre + half], axis=1) * (hw[1], hw[0], hw[1], hw[0])
     boxes, keep = usable_boxes(pixels.astype(np.float32), hw, places, problems)
     return Record(
-        path=str(picture),
+        path=str(image),
         image_id=image_id,
         boxes=boxes[keep],
         labels=table[:, 0].astype(np.int64)[keep],

@@ -1,4 +1,4 @@
-"""The pictures of an ImageSet as Samples: augmented for training, whole for evaluation."""
+"""The images of an ImageSet as Samples: augmented for training, whole for evaluation."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from torch.utils.data import Dataset
 
 from data.augment import Augmenter, AugmentOptions
 from data.geometry import GREY, as_input, resize
+from data.image_cache import ImageCache, file_stamp, shrunk_hws
+from data.image_file import hw_of_boxes, read_image
 from data.image_set import ImageSet, Record
-from data.picture import hw_of_boxes, read_picture
-from data.picture_cache import PictureCache, file_stamp, shrunk_hws
 from utils.errors import UserError
 from utils.structures import Sample
 
 log = logging.getLogger(__name__)
 
-# Training pictures are kept at up to this multiple of the input: zooming in still finds detail to show.
+# Training images are kept at up to this multiple of the input: zooming in still finds detail to show.
 _DETAIL = 1.5
 
 
 def longest_px_for(largest_hw: tuple[int, int]) -> int:
-    """The longer side at which training pictures are kept for inputs of up to this size."""
+    """The longer side at which training images are kept for inputs of up to this size."""
     return int(_DETAIL * max(largest_hw))
 
 
-class Key(NamedTuple):
+class SampleKey(NamedTuple):
     """What a training Sample is made from; whoever holds the key makes the same Sample."""
 
     epoch: int
     position: int
-    picture: int
+    image: int
     input_hw: tuple[int, int]
 
 
-class ShrunkPictures:
-    """index -> Sample, a whole picture with its longer side about `longest_px` at most, boxes in its own pixels.
+class ShrunkImages:
+    """index -> Sample, a whole image with its longer side about `longest_px` at most, boxes in its own pixels.
 
-    A picture that turns out to be unreadable is replaced by the next one that is not. What comes does not depend on
+    An image that turns out to be unreadable is replaced by the next one that is not. What comes does not depend on
     the cache, nor on what is in it.
     """
 
-    def __init__(self, image_set: ImageSet, *, longest_px: int, cache: PictureCache | None = None) -> None:
+    def __init__(self, image_set: ImageSet, *, longest_px: int, cache: ImageCache | None = None) -> None:
         self.image_set = image_set
         self.longest_px = longest_px
         self.cache = cache
@@ -57,7 +57,7 @@ class ShrunkPictures:
             image = self._image(candidate, record)
             if image is not None:
                 return _whole(record, image)
-        raise UserError(f"{self.image_set.name}: none of its {count} pictures can be read.")
+        raise UserError(f"{self.image_set.name}: none of its {count} images can be read.")
 
     def _image(self, index: int, record: Record) -> np.ndarray | None:
         if index in self._unreadable:
@@ -66,10 +66,10 @@ class ShrunkPictures:
         if image is not None:
             return image
         stamp = file_stamp(record.path)  # before reading: a file that is replaced meanwhile is read again
-        image = read_picture(record.path, source_hw=record.hw, enough_px=self.longest_px)
+        image = read_image(record.path, source_hw=record.hw, enough_px=self.longest_px)
         if image is None:
             self._unreadable.add(index)
-            log.warning("%s: unreadable, another picture is used in its place", record.path)
+            log.warning("%s: unreadable, another image is used in its place", record.path)
             return None
         ((height, width),) = shrunk_hws(np.array([image.shape[:2]]), self.longest_px).tolist()
         image = resize(image, (height, width))
@@ -79,7 +79,7 @@ class ShrunkPictures:
 
 
 class TrainDataset(Dataset[Sample]):
-    """Key -> Sample, the same in whichever process it is asked for. longest_px: as of `longest_px_for`."""
+    """SampleKey -> Sample, the same in whichever process it is asked for. longest_px: as of `longest_px_for`."""
 
     def __init__(
         self,
@@ -88,33 +88,33 @@ class TrainDataset(Dataset[Sample]):
         augment: AugmentOptions,
         seed: int,
         longest_px: int,
-        cache: PictureCache | None = None,
+        cache: ImageCache | None = None,
     ) -> None:
-        pictures = ShrunkPictures(image_set, longest_px=longest_px, cache=cache)
-        self.augmenter = Augmenter(augment, pictures, len(image_set))
+        images = ShrunkImages(image_set, longest_px=longest_px, cache=cache)
+        self.augmenter = Augmenter(augment, images, len(image_set))
         self.seed = seed
         self.length = len(image_set)
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, key: Key) -> Sample:
+    def __getitem__(self, key: SampleKey) -> Sample:
         rng = np.random.default_rng([self.seed, key.epoch, key.position])
-        return self.augmenter(key.picture, key.input_hw, rng)
+        return self.augmenter(key.image, key.input_hw, rng)
 
 
 class EvalKey(NamedTuple):
-    """A picture of the set and the input it is laid into."""
+    """An image of the set and the input it is laid into."""
 
-    picture: int
+    image: int
     input_hw: tuple[int, int]
 
 
 class EvalDataset(Dataset[Sample]):
-    """EvalKey -> the picture, whole, with its Placement.
+    """EvalKey -> the image, whole, with its Placement.
 
     It is decoded at full size: reduced decoding is quick, but would change the scores a little. An
-    unreadable picture comes as grey with its objects, which then count as missed. resize: of geometry.RESIZES.
+    unreadable image comes as grey with its objects, which then count as missed. resize: of geometry.RESIZES.
     """
 
     def __init__(self, image_set: ImageSet, *, letterbox: bool, resize: str = "opencv") -> None:
@@ -126,10 +126,10 @@ class EvalDataset(Dataset[Sample]):
         return len(self.image_set)
 
     def __getitem__(self, key: EvalKey) -> Sample:
-        record = self.image_set[key.picture]
-        image = read_picture(record.path, source_hw=record.hw)
+        record = self.image_set[key.image]
+        image = read_image(record.path, source_hw=record.hw)
         if image is None:
-            log.warning("%s: unreadable, evaluated as a grey picture", record.path)
+            log.warning("%s: unreadable, evaluated as a grey image", record.path)
             image = np.full((*record.hw, 3), GREY, np.uint8)
         # The annotations' size rules; nearly always the same.
         image = resize(image, hw_of_boxes(record.hw, image.shape[:2]))

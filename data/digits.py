@@ -1,6 +1,6 @@
 """The data set to start with: scenes of real handwritten digits on textured grounds, made on first use.
 
-The digits are scikit-learn's (UCI "Optical Recognition of Handwritten Digits": 1,797 pictures of 8x8 in 17
+The digits are scikit-learn's (UCI "Optical Recognition of Handwritten Digits": 1,797 images of 8x8 in 17
 grey levels), dealt to train, val and test by class, so that no scene shows a digit of another split.
 """
 
@@ -17,14 +17,14 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
-from data.scene import draw_scene
+from data.digits_scene import draw_scene
 from utils.errors import UserError, exit_on_error
 
 SPLITS = ("train", "val", "test")
 DEFAULT_COUNTS = {"train": 2048, "val": 400, "test": 400}
 _SHARES = (0.6, 0.2, 0.2)
 _MANIFEST = "digits.json"
-_VERSION = 2  # raise it when the same parameters would give other pictures
+_VERSION = 2  # raise it when the same parameters would give other images
 
 
 def ensure_digits(root: str | Path) -> Path:

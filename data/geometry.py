@@ -1,4 +1,4 @@
-"""Laying a whole picture into the network input, and the one rule for which boxes survive a cut."""
+"""Laying a whole image into the network input, and the one rule for which boxes survive a cut."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from utils.structures import Placement
 
 GREY = (127, 127, 127)  # darknet fills letterboxes with 0.5
-RESIZES = ("opencv", "darknet")  # how evaluation and detection make a picture the network's input
+RESIZES = ("opencv", "darknet")  # how evaluation and detection make an image the network's input
 
 
 def stretch_placement(source_hw: tuple[int, int], input_hw: tuple[int, int]) -> Placement:
-    """The picture fills the input; its aspect ratio changes."""
+    """The image fills the input; its aspect ratio changes."""
     return Placement(
         source_hw=source_hw,
         scale_x=input_hw[1] / source_hw[1],
@@ -25,7 +25,7 @@ def stretch_placement(source_hw: tuple[int, int], input_hw: tuple[int, int]) -> 
 
 
 def letterbox_placement(source_hw: tuple[int, int], input_hw: tuple[int, int]) -> Placement:
-    """The whole picture in the middle of the input, in its own aspect ratio but for rounding to whole pixels.
+    """The whole image in the middle of the input, in its own aspect ratio but for rounding to whole pixels.
 
     Source: darknet, `image.c`, letterbox_image.
     """
@@ -46,16 +46,16 @@ def letterbox_placement(source_hw: tuple[int, int], input_hw: tuple[int, int]) -
 def as_input(
     image: np.ndarray, hw: tuple[int, int], *, letterbox: bool, how: str = "opencv"
 ) -> tuple[np.ndarray, Placement]:
-    """A whole picture (H, W, 3) uint8 as the network sees it, (*hw, 3): uint8, or darknet's float32 in 0..1.
+    """A whole image (H, W, 3) uint8 as the network sees it, (*hw, 3): uint8, or darknet's float32 in 0..1.
 
     letterbox: with grey bars at two sides, else stretched. how: of RESIZES.
     """
     placement = (letterbox_placement if letterbox else stretch_placement)(image.shape[:2], hw)
-    inner_w, inner_h = (round(side) for side in placement.picture_px)
+    inner_w, inner_h = (round(side) for side in placement.image_px)
     top, left = int(placement.top_px), int(placement.left_px)
-    picture = (darknet_resize if how == "darknet" else resize)(image, (inner_h, inner_w))
-    canvas = np.full((*hw, 3), 0.5 if how == "darknet" else GREY, picture.dtype)
-    canvas[top : top + inner_h, left : left + inner_w] = picture
+    resized = (darknet_resize if how == "darknet" else resize)(image, (inner_h, inner_w))
+    canvas = np.full((*hw, 3), 0.5 if how == "darknet" else GREY, resized.dtype)
+    canvas[top : top + inner_h, left : left + inner_w] = resized
     if how == "darknet":
         # It pastes at whole pixels, but brings boxes back from half ones (`yolo_layer.c`, correct_yolo_boxes).
         placement = replace(placement, left_px=(hw[1] - inner_w) / 2, top_px=(hw[0] - inner_h) / 2)
@@ -63,7 +63,7 @@ def as_input(
 
 
 def resize(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """Area-averaging when the picture shrinks, so that thin things do not flicker; else bilinear."""
+    """Area-averaging when the image shrinks, so that thin things do not flicker; else bilinear."""
     if image.shape[:2] == tuple(hw):
         return image
     shrinks = hw[0] < image.shape[0] or hw[1] < image.shape[1]
@@ -74,7 +74,7 @@ def darknet_resize(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
     """(H, W, 3) uint8 -> (*hw, 3) float32 in 0..1: bilinear between the corner pixels, no averaging on shrinking.
 
     Source: darknet, `image.c`, resize_image: first the columns, then the rows, in single precision. Its last row is
-    never given its lower neighbour's share, so that one which rounding puts just above the picture's last row comes
+    never given its lower neighbour's share, so that one which rounding puts just above the image's last row comes
     out black (50 rows to 96, say); detections depend on it.
     """
     pixels = image.astype(np.float32) / np.float32(255)

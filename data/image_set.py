@@ -1,4 +1,4 @@
-"""The index of one split of a data set: which pictures, with which objects, and what was wrong with it."""
+"""The index of one split of a data set: which images, with which objects, and what was wrong with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.errors import UserError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One picture on disk: boxes (M, 4) float32 xyxy in source pixels, labels (M,) int64, is_crowd (M,) bool.
+    """One image on disk: boxes (M, 4) float32 xyxy in source pixels, labels (M,) int64, is_crowd (M,) bool.
 
     hw: the size the boxes refer to.
     """
@@ -33,12 +33,12 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSet:
-    """N pictures with M objects in all, packed: forked workers that touch a list copy its every page.
+    """N images with M objects in all, packed: forked workers that touch a list copy its every page.
 
     class_names, category_ids: by class index. paths (N,) bytes; ids (N,); hws (N, 2); boxes (M, 4);
-    labels (M,); is_crowd (M,); picture i owns the objects starts[i] to starts[i + 1] - 1.
+    labels (M,); is_crowd (M,); image i owns the objects starts[i] to starts[i + 1] - 1.
     coco_json: the annotation file, where there is one in COCO's format. mirror_safe: whether a mirrored
-    picture still shows what its labels say; a COCO file can deny it by "mirror_safe": false in its `info`.
+    image still shows what its labels say; a COCO file can deny it by "mirror_safe": false in its `info`.
     """
 
     name: str
@@ -78,7 +78,7 @@ class ImageSet:
         """COCO's json as a dict: the data set's own, if it has one; else made from the records.
 
         Of its own file only the annotations are left out that no COCOeval could take (`annotation_fault`).
-        A COCO file may hold pictures that are not on this disk: score the `image_ids` of this set.
+        A COCO file may hold images that are not on this disk: score the `image_ids` of this set.
         """
         if self.coco_json is not None:
             return usable_instances(Path(self.coco_json))
@@ -89,12 +89,12 @@ class ImageSet:
             "categories": [{"id": category, "name": name} for category, name in categories],
         }
 
-    def sample(self, pictures: int) -> ImageSet:
-        """So many pictures, or all there are, drawn without replacement, in the order drawn.
+    def sample(self, images: int) -> ImageSet:
+        """So many images, or all there are, drawn without replacement, in the order drawn.
 
         The same ones each time; a smaller sample is the beginning of a larger one. coco_json is of the whole set.
         """
-        drawn = np.random.default_rng(0).permutation(len(self))[:pictures]
+        drawn = np.random.default_rng(0).permutation(len(self))[:images]
         counts = np.diff(self.starts)[drawn]
         objects = np.concatenate([np.arange(*self.starts[at : at + 2]) for at in drawn]).astype(np.int64)
         return replace(
@@ -108,8 +108,8 @@ class ImageSet:
             starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         )
 
-    def shares_pictures_with(self, other: ImageSet) -> int:
-        """How many picture files both sets hold."""
+    def shares_images_with(self, other: ImageSet) -> int:
+        """How many image files both sets hold."""
         return len(np.intersect1d(self.paths, other.paths))
 
     def _coco_image(self, record: Record) -> dict[str, Any]:
@@ -153,13 +153,13 @@ def pack(
     coco_json: str | None = None,
     mirror_safe: bool = True,
 ) -> ImageSet:
-    """source: the file that listed the pictures, for the UserError raised when none of them is usable.
+    """source: the file that listed the images, for the UserError raised when none of them is usable.
 
     classes_source: the file that named the classes, if another, for the one raised when two share a name.
     """
     if not records:
         reasons = "; ".join(problems.summary()) or "it lists none"
-        raise UserError(f"{source}: no usable picture in split '{split}': {reasons}.")
+        raise UserError(f"{source}: no usable image in split '{split}': {reasons}.")
     if not class_names:
         raise UserError(f"{source}: no annotation names a class, so there is nothing to learn.")
     twice = [name for name, count in Counter(class_names).items() if count > 1]

@@ -18,7 +18,7 @@ _NEEDED = {
     "categories": {"id", "name"},
 }
 _NUMBERS = (int, float)
-_FARTHEST_PX = 1e9  # no picture is so large, and it is still a float32
+_FARTHEST_PX = 1e9  # no image is so large, and it is still a float32
 
 
 def load_instances(file: Path) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def annotation_fault(
 ) -> tuple[str, str] | None:
     """The kind of problem that bars this row from training and from COCOeval alike, or None.
 
-    A box without area or out of its picture is none: COCOeval takes it, and the reader judges it by itself.
+    A box without area or out of its image is none: COCOeval takes it, and the reader judges it by itself.
     """
     image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
     if _is_usual(annotation) and image_id in image_ids and category_id in category_ids:

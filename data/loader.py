@@ -16,10 +16,10 @@ from torch.utils.data import Dataset
 
 from data.augment import AugmentOptions
 from data.batch import collate
-from data.dataset import EvalDataset, EvalKey, Key, TrainDataset, longest_px_for
+from data.dataset import EvalDataset, EvalKey, SampleKey, TrainDataset, longest_px_for
 from data.geometry import letterbox_placement
+from data.image_cache import open_cache
 from data.image_set import ImageSet
-from data.picture_cache import open_cache
 from data.workers import Workers
 from utils.environment import cuda_is_in_use
 from utils.errors import UserError
@@ -31,18 +31,18 @@ _BATCHES_PER_SIZE = 10
 _ORDER, _SIZE = 1, 2
 
 
-class EpochKeys:
+class TrainBatchSampler:
     """The batches of one epoch as lists of Keys: of each batch the `rank`-th of `ranks` equal slices.
 
-    Pictures that do not fill a last batch sit out the epoch; a set smaller than one batch makes one smaller
+    Images that do not fill a last batch sit out the epoch; a set smaller than one batch makes one smaller
     batch. multi_scale: the input size is drawn anew every 10 batches, between size / multi_scale and
-    size * multi_scale, in steps of step_px; darknet's `random=1` is 1.4. batch_size counts the pictures of all
+    size * multi_scale, in steps of step_px; darknet's `random=1` is 1.4. batch_size counts the images of all
     ranks; UserError where it cannot be dealt out evenly.
     """
 
     def __init__(
         self,
-        pictures: int,
+        images: int,
         *,
         batch_size: int,
         input_hw: tuple[int, int],
@@ -52,11 +52,11 @@ class EpochKeys:
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        self.pictures = pictures
-        self.batch_size = min(batch_size, pictures)
+        self.images = images
+        self.batch_size = min(batch_size, images)
         if self.batch_size % ranks:
-            whole = "" if self.batch_size == batch_size else f", all that the {pictures} pictures of the set allow,"
-            raise UserError(f"a batch of {self.batch_size} pictures{whole} is not divisible by the {ranks} ranks.")
+            whole = "" if self.batch_size == batch_size else f", all that the {images} images of the set allow,"
+            raise UserError(f"a batch of {self.batch_size} images{whole} is not divisible by the {ranks} ranks.")
         self.input_hw = input_hw
         self.multi_scale = multi_scale
         self.step_px = step_px
@@ -67,15 +67,15 @@ class EpochKeys:
         self.start_batch = 0
 
     def __len__(self) -> int:
-        return self.pictures // self.batch_size
+        return self.images // self.batch_size
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        order = np.random.default_rng([self.seed, self.epoch, 0, _ORDER]).permutation(self.pictures).tolist()
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order = np.random.default_rng([self.seed, self.epoch, 0, _ORDER]).permutation(self.images).tolist()
         for batch in range(self.start_batch, len(self)):
             hw = self.hw_of_batch(self.epoch * len(self) + batch)
             share = self.batch_size // self.ranks
             start = batch * self.batch_size + self.rank * share
-            yield [Key(self.epoch, at, order[at], hw) for at in range(start, start + share)]
+            yield [SampleKey(self.epoch, at, order[at], hw) for at in range(start, start + share)]
 
     def hw_of_batch(self, global_batch: int) -> tuple[int, int]:
         """Both sides follow the same factor, u or 1/u with u in 1..multi_scale, in steps of step_px."""
@@ -141,11 +141,11 @@ class TrainLoader(Loader):
     Announce before iterating; the length is that of a whole epoch.
     """
 
-    keys: EpochKeys
+    keys: TrainBatchSampler
 
     @property
     def batch_size(self) -> int:
-        """Of every batch, over all ranks: less than was asked for where there are fewer pictures."""
+        """Of every batch, over all ranks: less than was asked for where there are fewer images."""
         return self.keys.batch_size
 
     @property
@@ -179,13 +179,13 @@ def make_train_loader(
     cache_folder: Path | None = None,
 ) -> TrainLoader:
     """batch_size: over all ranks. step_px: of the sizes that multi_scale draws. cache, cache_bytes, cache_folder: of
-    decoded pictures, as of `open_cache`."""
+    decoded images, as of `open_cache`."""
     if batch_size < 1 or workers < 0 or multi_scale < 1:
         raise UserError(
             f"batch_size={batch_size} must be at least 1, workers={workers} at least 0 "
             f"and multi_scale={multi_scale} at least 1."
         )
-    keys = EpochKeys(
+    keys = TrainBatchSampler(
         len(image_set),
         batch_size=batch_size,
         input_hw=input_hw,
@@ -219,29 +219,29 @@ def make_eval_loader(
     rect: bool = False,
     step_px: int = 32,
 ) -> Loader:
-    """Each picture once, in the order of the set; the last batch may be smaller. resize: of geometry.RESIZES.
+    """Each image once, in the order of the set; the last batch may be smaller. resize: of geometry.RESIZES.
 
-    Of several ranks each takes every `ranks`-th picture, from `rank` on: none, where there are fewer of them.
-    rect: pictures are sorted by their aspect ratio, and a batch's input is cut to what they take of `input_hw`:
-    the same pictures with less grey around, in steps of step_px. UserError where they are not letterboxed.
+    Of several ranks each takes every `ranks`-th image, from `rank` on: none, where there are fewer of them.
+    rect: images are sorted by their aspect ratio, and a batch's input is cut to what they take of `input_hw`:
+    the same images with less grey around, in steps of step_px. UserError where they are not letterboxed.
     """
     if rect and not letterbox:
-        raise UserError("rectangular batches are for letterboxed pictures; these are stretched to fill the input.")
-    pictures = np.arange(rank, len(image_set), ranks)
+        raise UserError("rectangular batches are for letterboxed images; these are stretched to fill the input.")
+    images = np.arange(rank, len(image_set), ranks)
     if rect:
-        height, width = image_set.hws[pictures].T
-        pictures = pictures[np.argsort(height / width, kind="stable")]
+        height, width = image_set.hws[images].T
+        images = images[np.argsort(height / width, kind="stable")]
     keys = []
-    for start in range(0, len(pictures), batch_size):
-        batch = pictures[start : start + batch_size]
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
         hw = rect_hw(image_set.hws[batch], input_hw, step_px) if rect else input_hw
-        keys.append([EvalKey(picture, hw) for picture in batch.tolist()])
+        keys.append([EvalKey(image, hw) for image in batch.tolist()])
     return Loader(EvalDataset(image_set, letterbox=letterbox, resize=resize), keys, workers)
 
 
 def rect_hw(hws: np.ndarray, input_hw: tuple[int, int], step_px: int) -> tuple[int, int]:
-    """The smallest input, in steps of step_px, that shows letterboxed pictures (N, 2) as large as `input_hw` does."""
-    inner = np.array([letterbox_placement((h, w), input_hw).picture_px[::-1] for h, w in hws.tolist()]).max(axis=0)
+    """The smallest input, in steps of step_px, that shows letterboxed images (N, 2) as large as `input_hw` does."""
+    inner = np.array([letterbox_placement((h, w), input_hw).image_px[::-1] for h, w in hws.tolist()]).max(axis=0)
     steps = np.ceil(np.round(inner) / step_px).astype(int)
     height, width = np.minimum(step_px * steps, input_hw).tolist()
     return height, width

@@ -1,7 +1,7 @@
-"""Four pictures in one: the augmentation that lets a small batch see many objects and contexts.
+"""Four images in one: the augmentation that lets a small batch see many objects and contexts.
 
 Source: Bochkovskiy et al., YOLOv4 (arXiv:2004.10934), section 3.3, and darknet, `data.c`: each tile is a
-window cut out of a picture of full input size, not a shrunken picture. `mosaic` is ours; `darknet_mosaic`
+window cut out of an image of full input size, not a shrunken image. `mosaic` is ours; `darknet_mosaic`
 has darknet's windows and boxes. Tiles are top left, top right, bottom left, bottom right.
 """
 
@@ -35,7 +35,7 @@ def mosaic(
 ) -> Sample:
     """Four Samples of one size -> one of that size.
 
-    contents: (4, 4) xyxy, where each picture really is within its sample (the rest is fill); a tile's
+    contents: (4, 4) xyxy, where each image really is within its sample (the rest is fill); a tile's
     window is moved so that it shows content where it can. Boxes may reach beyond their sample, so that
     `min_visibility` counts against the whole object. They are cut to their tile.
     """
@@ -117,7 +117,7 @@ def _window(side: int, cut: int, full: int, content_start: float, content_stop: 
 
 def _contents_of_darknet(contents: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
     """Where darknet takes the contents to be, in whole pixels: it brings the margins of the crop to input
-    pixels by the ratio of input and picture, not of input and crop (left_shift and so on), as if nothing
+    pixels by the ratio of input and image, not of input and crop (left_shift and so on), as if nothing
     had been zoomed."""
     full = np.array(hw[::-1], np.float64)
     start, stop = contents[:, :2].astype(np.float64), contents[:, 2:].astype(np.float64)

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data.offline import albumentations as A
+from data.albumentations_import import albumentations as A
 
 
 class HsvJitter(A.ImageOnlyTransform):  # type: ignore[misc]

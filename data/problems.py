@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 # Kinds, in singular and plural, as they stand in the summary.
-MISSING_PICTURE = ("missing picture skipped", "missing pictures skipped")
-BROKEN_PICTURE = ("unreadable picture skipped", "unreadable pictures skipped")
+MISSING_IMAGE = ("missing image skipped", "missing images skipped")
+BROKEN_IMAGE = ("unreadable image skipped", "unreadable images skipped")
 BROKEN_ANNOTATION = (
-    "unusable annotation file, its picture skipped",
-    "unusable annotation files, their pictures skipped",
+    "unusable annotation file, its image skipped",
+    "unusable annotation files, their images skipped",
 )
 BROKEN_LABEL = ("malformed label dropped", "malformed labels dropped")
 NO_BBOX = ("annotation without a bbox dropped", "annotations without a bbox dropped")
 UNKNOWN_CLASS = ("label of an unknown class dropped", "labels of unknown classes dropped")
 NO_AREA = ("box without area dropped", "boxes without area dropped")
-OUTSIDE = ("box outside its picture dropped", "boxes outside their pictures dropped")
-CLIPPED = ("box reaching out of its picture clipped", "boxes reaching out of their pictures clipped")
+OUTSIDE = ("box outside its image dropped", "boxes outside their images dropped")
+CLIPPED = ("box reaching out of its image clipped", "boxes reaching out of their images clipped")
 SWAPPED_SIZE = (
-    "picture annotated with width and height swapped, its own size used",
-    "pictures annotated with width and height swapped, their own sizes used",
+    "image annotated with width and height swapped, its own size used",
+    "images annotated with width and height swapped, their own sizes used",
 )
 
 _KEPT = 1000  # places of each kind: all of what one would mend by hand
@@ -64,17 +64,17 @@ class Problems:
 
 
 def other_size(place: str, annotated_hw: Sequence[int], hw: Sequence[int]) -> str:
-    """A place, such as `a.jpg: annotated as 96x64, the picture is 64x96` (height x width)."""
+    """A place, such as `a.jpg: annotated as 96x64, the image is 64x96` (height x width)."""
     annotated, own = ("x".join(map(str, each)) for each in (annotated_hw, hw))
-    return f"{place}: annotated as {annotated}, the picture is {own}"
+    return f"{place}: annotated as {annotated}, the image is {own}"
 
 
 def usable_boxes(
     boxes: np.ndarray, hw: tuple[int, int] | np.ndarray, places: Sequence[str], problems: Problems
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clip (M, 4) xyxy boxes to their picture -> the clipped (M, 4), and (M,) bool: which are to be kept.
+    """Clip (M, 4) xyxy boxes to their image -> the clipped (M, 4), and (M,) bool: which are to be kept.
 
-    A box needs 1 px of both sides within the picture. hw: its height and width, or (M, 2) those of each box's.
+    A box needs 1 px of both sides within the image. hw: its height and width, or (M, 2) those of each box's.
     places: M of them, for the messages.
     """
     limits = np.broadcast_to(np.asarray(hw, boxes.dtype)[..., [1, 0, 1, 0]], boxes.shape)

@@ -26,7 +26,7 @@ _EXPECTED = (
 def open_image_set(path: str | Path, split: str) -> ImageSet:
     """The split of the data set at `path`; 'digits' is the built-in one, made under datasets/ on first use.
 
-    Raises UserError if the path, its format, the split or every picture of it is no good.
+    Raises UserError if the path, its format, the split or every image of it is no good.
     """
     path, found = _recognised(path)
     if not found.has_split(path, split):

@@ -8,13 +8,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from data.image_file import SUFFIXES, image_hw, is_transposed
 from data.image_set import ImageSet, Record, pack
-from data.picture import SUFFIXES, is_transposed, picture_hw
 from data.problems import (
     BROKEN_ANNOTATION,
+    BROKEN_IMAGE,
     BROKEN_LABEL,
-    BROKEN_PICTURE,
-    MISSING_PICTURE,
+    MISSING_IMAGE,
     SWAPPED_SIZE,
     Problems,
     other_size,
@@ -44,7 +44,7 @@ def read(path: Path, split: str) -> ImageSet:
     An image id counts the sorted annotation files from 1. `difficult` becomes is_crowd: such an object is
     neither rewarded nor punished. Coordinates stay as they are written, although VOC itself counts them
     from 1: most sets made with its tools count from 0, and half a pixel either way is within their care.
-    Raises UserError if the list cannot be read or no listed picture is usable.
+    Raises UserError if the list cannot be read or no listed image is usable.
     """
     root = _root(path)
     trees = {file.stem: _parse(file) for file in sorted((root / "Annotations").glob("*.xml"))}
@@ -113,16 +113,16 @@ def _record(
     label_of: dict[str, int],
     problems: Problems,
 ) -> Record | None:
-    """None, and a problem, if there is no readable picture."""
+    """None, and a problem, if there is no readable image."""
     names = [*(stem + suffix for suffix in SUFFIXES), (tree.findtext("filename") or "").strip()]
-    pictures = (root / "JPEGImages" / name for name in names if name)
-    picture = next((picture for picture in pictures if picture.is_file()), None)
-    if picture is None:
-        problems.add(MISSING_PICTURE, f"JPEGImages/{names[0]}")
+    images = (root / "JPEGImages" / name for name in names if name)
+    image = next((image for image in images if image.is_file()), None)
+    if image is None:
+        problems.add(MISSING_IMAGE, f"JPEGImages/{names[0]}")
         return None
-    hw = picture_hw(str(picture))
+    hw = image_hw(str(image))
     if hw is None:
-        problems.add(BROKEN_PICTURE, f"JPEGImages/{picture.name}")
+        problems.add(BROKEN_IMAGE, f"JPEGImages/{image.name}")
         return None
     rows, labels, is_crowd, places = [], [], [], []
     for number, item in enumerate(tree.iter("object"), start=1):
@@ -136,10 +136,10 @@ def _record(
         labels.append(label)
         is_crowd.append((item.findtext("difficult") or "0").strip() == "1")
     boxes = np.array(rows, np.float32).reshape(-1, 4)
-    hw = _boxes_hw(f"Annotations/{stem}.xml", tree, picture, hw, problems)
+    hw = _boxes_hw(f"Annotations/{stem}.xml", tree, image, hw, problems)
     boxes, keep = usable_boxes(boxes, hw, places, problems)
     return Record(
-        path=str(picture),
+        path=str(image),
         image_id=image_id,
         boxes=boxes[keep],
         labels=np.array(labels, np.int64)[keep],
@@ -157,16 +157,16 @@ def _box(item: ElementTree.Element) -> list[float] | None:
 
 
 def _boxes_hw(
-    place: str, tree: ElementTree.Element, picture: Path, hw: tuple[int, int], problems: Problems
+    place: str, tree: ElementTree.Element, image: Path, hw: tuple[int, int], problems: Problems
 ) -> tuple[int, int]:
-    """The picture's own size, upright; as stored where EXIF turns it and the xml says that it was labelled so.
+    """The image's own size, upright; as stored where EXIF turns it and the xml says that it was labelled so.
 
     Where the xml says so without EXIF, that is a problem.
     """
     written = tuple((tree.findtext(f"size/{side}") or "").strip() for side in ("height", "width"))
     if hw[0] == hw[1] or written != (str(hw[1]), str(hw[0])):
         return hw
-    if is_transposed(str(picture)):
+    if is_transposed(str(image)):
         return hw[::-1]
     problems.add(SWAPPED_SIZE, other_size(place, hw[::-1], hw))
     return hw

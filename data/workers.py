@@ -125,11 +125,11 @@ class _Worker:
                 self.end()
                 if deaths > _MOST_DEATHS:
                     raise UserError(
-                        f"a worker that loads pictures died {deaths} times in a row ({self._cause()}): SIGKILL mostly "
+                        f"a worker that loads images died {deaths} times in a row ({self._cause()}): SIGKILL mostly "
                         "means too little memory, SIGBUS too little shared memory (docker's --shm-size); try fewer "
                         "--workers, or 0"
                     ) from error
-                log.warning("a worker that loads pictures died (%s), another takes its place", self._cause())
+                log.warning("a worker that loads images died (%s), another takes its place", self._cause())
                 self._start()
         self._asked.popleft()
         if isinstance(answer, Exception):
@@ -180,4 +180,4 @@ def _made(make: Make, request: Any) -> Batch | Exception:
     except UserError as error:
         return error
     except Exception:
-        return RuntimeError(f"in a worker that loads pictures:\n{traceback.format_exc()}")
+        return RuntimeError(f"in a worker that loads images:\n{traceback.format_exc()}")

@@ -187,7 +187,7 @@ class WeightedShortcut(nn.Module):
     """As Shortcut, but of inputs times trained weights (Tan et al. 2020, BiFPN, section 3.3).
 
     weight: (inputs,) or, per channel, (inputs, C); the first is of the previous layer. normalization: none, relu or
-    softmax over the inputs. Weights start at 1, which without a normalisation is a plain shortcut; darknet adds
+    softmax over the inputs. Weights start at 1, which without a normalization is a plain shortcut; darknet adds
     noise of up to 0.01 to that.
     """
 

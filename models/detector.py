@@ -23,7 +23,7 @@ from utils.structures import Detections
 class Detector:
     """Call it with images (N, 3, H, W) in 0..1 on its network's device: N Detections in input pixels.
 
-    resize: of data.geometry.RESIZES, how pictures become its input. nms, max_detections, units_px: `postprocess`.
+    resize: of data.geometry.RESIZES, how images become its input. nms, max_detections, units_px: `postprocess`.
     """
 
     network: Network
@@ -37,7 +37,7 @@ class Detector:
 
     @property
     def input_hw(self) -> tuple[int, int]:
-        """(height, width) in pixels that pictures are laid into."""
+        """(height, width) in pixels that images are laid into."""
         return self.network.plan.net.input_hw
 
     @property
@@ -62,7 +62,7 @@ class Detector:
 
 
 def describe_network(plan: Plan, norm: NormOptions, class_names: tuple[str, ...], letterbox: bool) -> dict[str, Any]:
-    """The checkpoint entries from which `build_network` makes the same network again, and how it saw pictures."""
+    """The checkpoint entries from which `build_network` makes the same network again, and how it saw images."""
     return {
         "cfg_name": plan.name,
         "cfg_text": plan.source_text,

@@ -1,4 +1,4 @@
-"""The first layers of a network do not learn: for fine-tuning with few pictures, or in little memory.
+"""The first layers of a network do not learn: for fine-tuning with few images, or in little memory.
 
 darknet's stopbackward=1, whose layers keep their running statistics, too.
 """

@@ -62,7 +62,7 @@ def spans_of(plan: Plan) -> tuple[range, ...]:
 
 
 def _spans_in_numbers(plan: Plan) -> tuple[list[list[int]], list[list[int]]]:
-    """For a span from layer i to before layer i + k + 1, at [i][k], numbers per picture: those that its layers keep
+    """For a span from layer i to before layer i + k + 1, at [i][k], numbers per image: those that its layers keep
     for their backward, and those of their outputs that later layers read."""
     count = len(plan.nodes)
     sizes = [node.shape.channels * node.shape.height * node.shape.width for node in plan.nodes]

@@ -30,7 +30,7 @@ def root() -> Path:
 
 @pytest.fixture
 def shared() -> Path:
-    """The folder `shared` beside the checkout: pictures and reference files too large for the repository."""
+    """The folder `shared` beside the checkout: images and reference files too large for the repository."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
         pytest.skip(f"needs reference files in {folder}")

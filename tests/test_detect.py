@@ -1,4 +1,4 @@
-"""One picture through detect.py's hands, with a detector that says what it was given."""
+"""One image through detect.py's hands, with a detector that says what it was given."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Saying:
         (True, (64.0, 64.0), [[15, 15, 45, 45]]),  # the other lies wholly in the border
     ],
 )
-def test_boxes_come_back_in_the_pictures_pixels(letterbox, unit, boxes, resize) -> None:  # type: ignore[no-untyped-def]
+def test_boxes_come_back_in_the_images_pixels(letterbox, unit, boxes, resize) -> None:  # type: ignore[no-untyped-def]
     image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
     detector = Saying(letterbox=letterbox, resize=resize)
     found = detect(detector, image, CPU)  # type: ignore[arg-type]

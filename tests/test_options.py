@@ -16,10 +16,11 @@ import pytest
 
 from cfg.plan import cfg_names, load_plan, parse_plan
 from cfg.settings import cfg_settings, unread_settings
-from options import DetectOptions, EvaluateOptions, OptimOptions, TrainOptions, run_page
+from options import DetectOptions, EvaluateOptions, OptimOptions, TrainOptions
 from utils.errors import UserError
-from utils.flags import flatten, given_flags, parse_image_hw, settle
+from utils.flags import flatten, parse_flags, parse_image_hw, resolve
 from utils.knob import check_limits, knob
+from utils.page import run_page
 
 PAGES = {"train.py": TrainOptions, "evaluate.py": EvaluateOptions, "detect.py": DetectOptions}
 # Of the dataclasses of knobs in TrainOptions, by field name.
@@ -29,7 +30,7 @@ NEEDED = {"train.py": [], "evaluate.py": ["--weights", "x"], "detect.py": ["x.jp
 
 def help_of(kind: type, capsys) -> str:
     with pytest.raises(SystemExit) as caught:
-        given_flags(kind, ["--help"])
+        parse_flags(kind, ["--help"])
     assert caught.value.code == 0
     return capsys.readouterr().out
 
@@ -71,9 +72,9 @@ def test_the_help_page_has_its_groups_and_a_text_for_each_flag(page, capsys):
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("argv", [["--no-such-flag"], ["--dat", "x"], ["--image-size", "big"]])
 def test_a_bad_flag_exits_with_two(page, argv, capsys):
-    given_flags(PAGES[page], NEEDED[page])
+    parse_flags(PAGES[page], NEEDED[page])
     with pytest.raises(SystemExit) as caught:
-        given_flags(PAGES[page], [*NEEDED[page], *argv])
+        parse_flags(PAGES[page], [*NEEDED[page], *argv])
     assert caught.value.code == 2
     assert argv[0] in capsys.readouterr().err
 
@@ -81,7 +82,7 @@ def test_a_bad_flag_exits_with_two(page, argv, capsys):
 @pytest.mark.parametrize("argv", [["--norm", "xn"], ["--amp", "int8"], ["--lr-policy", "random"], ["--epochs", "many"]])
 def test_a_bad_value_exits_with_two(argv, capsys):
     with pytest.raises(SystemExit) as caught:
-        given_flags(TrainOptions, argv)
+        parse_flags(TrainOptions, argv)
     assert caught.value.code == 2
     assert argv[1] in capsys.readouterr().err
 
@@ -89,7 +90,7 @@ def test_a_bad_value_exits_with_two(argv, capsys):
 @pytest.mark.parametrize(("kind", "argv"), [(EvaluateOptions, []), (DetectOptions, ["x.jpg"]), (DetectOptions, [])])
 def test_what_has_no_default_is_asked_for(kind, argv, capsys):
     with pytest.raises(SystemExit) as caught:
-        given_flags(kind, argv)
+        parse_flags(kind, argv)
     assert caught.value.code == 2
     assert "required" in capsys.readouterr().err
 
@@ -107,7 +108,7 @@ ABSURD = {
         label-smoothing 2 -0.1; mosaic 1.5; jitter 0.5; resize 0.5; saturation 0; exposure 101; hue nan; blur -1
         noise 2; min-visibility 2; min-side-px -1; max-boxes 0""",
     "evaluate.py": """confidence 2 nan; nms-iou -1 1.1; max-detections 0; batch-size 0; workers -1
-        recalibrate-pictures 0; map-iou -0.1 1.1""",
+        recalibrate-images 0; map-iou -0.1 1.1""",
     "detect.py": "confidence -0.1 nan; nms-iou -1 1.1; max-detections 0; max-frames -1 0",
 }
 
@@ -120,7 +121,7 @@ def absurd_flags() -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize(("page", "flag", "value"), absurd_flags())
 def test_an_absurd_number_exits_with_two(page, flag, value, capsys):
     with pytest.raises(SystemExit) as caught:
-        given_flags(PAGES[page], [*NEEDED[page], flag, value])
+        parse_flags(PAGES[page], [*NEEDED[page], flag, value])
     assert caught.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert re.search(rf"argument {flag}: {re.escape(value)} must (be|lie) .*\d", said)
@@ -144,13 +145,13 @@ def test_each_number_has_limits_and_they_belong_to_it(page):
         for limit in (f.metadata["low"], f.metadata["high"]):
             if limit is not None:
                 argv = [*NEEDED[page], f"--{f.name.replace('_', '-')}", str(limit)]
-                assert given_flags(PAGES[page], argv)[f.name] in (limit, (limit,))
+                assert parse_flags(PAGES[page], argv)[f.name] in (limit, (limit,))
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_defaults_and_the_shipped_cfgs_are_within_limits(page):
     for name in ("yolov4", "yolov4-csp", "yolov4-tiny", "yolov4-tiny-3l", "yolov4-pico"):
-        made = settle(PAGES[page], {"weights": "x", "sources": ("x",)}, cfg_settings(load_plan(name)))
+        made = resolve(PAGES[page], {"weights": "x", "sources": ("x",)}, cfg_settings(load_plan(name)))
         assert check_limits(made) is None
         for group in GROUP_TITLES:
             if hasattr(made, group):
@@ -199,7 +200,7 @@ def test_a_file_name_that_is_no_text_can_be_printed(monkeypatch):
 
     def page(argv: object) -> None:
         print("photo-\udcff.jpg")
-        raise UserError("photo-\udcfe.jpg: no such picture")
+        raise UserError("photo-\udcfe.jpg: no such image")
 
     with pytest.raises(SystemExit) as caught:
         run_page(page)
@@ -228,10 +229,10 @@ def test_a_doubled_opencv_is_told_before_the_page_begins(root: Path, monkeypatch
 
 
 def test_only_what_was_typed_is_given():
-    assert given_flags(TrainOptions, []) == {}
+    assert parse_flags(TrainOptions, []) == {}
     argv = ["--data", "x", "--batch-size", "8", "--image-size", "96x128", "--no-flip", "--letterbox"]
     argv += ["--lr-steps", "10", "20", "--lr-scales", ".1", ".5"]
-    assert given_flags(TrainOptions, argv) == {
+    assert parse_flags(TrainOptions, argv) == {
         "data": "x",
         "batch_size": 8,
         "image_size": (96, 128),
@@ -244,21 +245,21 @@ def test_only_what_was_typed_is_given():
 
 def test_flag_beats_file_beats_default():
     files = {"batch_size": 32, "subdivisions": 4, "jitter": 0.25, "unknown_key": 1}
-    made = settle(TrainOptions, {"batch_size": 8, "mosaic": 0.0}, files)
+    made = resolve(TrainOptions, {"batch_size": 8, "mosaic": 0.0}, files)
     assert (made.optim.batch_size, made.optim.subdivisions, made.optim.momentum) == (8, 4, 0.9)
     assert (made.augment.mosaic, made.augment.jitter, made.augment.flip) == (0.0, 0.25, True)
 
 
 def test_a_typed_default_beats_the_file_too():
     assert (
-        settle(TrainOptions, given_flags(TrainOptions, ["--batch-size", "16"]), {"batch_size": 64}).optim.batch_size
+        resolve(TrainOptions, parse_flags(TrainOptions, ["--batch-size", "16"]), {"batch_size": 64}).optim.batch_size
         == 16
     )
 
 
 def test_the_cfg_file_is_heard():
     plan = load_plan("yolov4-pico")
-    made = settle(TrainOptions, {"learning_rate": 0.5}, cfg_settings(plan))
+    made = resolve(TrainOptions, {"learning_rate": 0.5}, cfg_settings(plan))
     assert made.optim.learning_rate == 0.5
     assert (made.optim.batch_size, made.optim.momentum) == (plan.net.batch, plan.net.momentum)
     assert (made.optim.burn_in_steps, made.optim.lr_steps) == (None, None), "in proportion to the run: make_schedule"
@@ -274,16 +275,16 @@ def test_a_cfg_may_ask_for_cmbn(line, norm):
     plan = parse_plan(load_plan("yolov4-pico").source_text.replace("batch_normalize=1", line), path="some.cfg")
     settings = cfg_settings(plan)
     assert settings.get("norm") == norm
-    assert settle(TrainOptions, {"norm": "gn"}, settings).norm.norm == "gn"
+    assert resolve(TrainOptions, {"norm": "gn"}, settings).norm.norm == "gn"
 
 
 def test_a_cfgs_stopbackward_freezes_unless_something_else_is_typed():
     text = "[net]\nwidth=32\nheight=32\n[maxpool]\n[convolutional]\nfilters=6\nactivation=linear\nstopbackward={}\n"
     text += "[yolo]\nclasses=1\nanchors=4,4\n"
     frozen, none = (cfg_settings(parse_plan(text.format(value), path="some.cfg")) for value in (1, 0))
-    assert settle(TrainOptions, {}, frozen).optim.freeze == 1
-    assert settle(TrainOptions, {"freeze": 0}, frozen).optim.freeze == 0
-    assert settle(TrainOptions, {}, none).optim.freeze == 0
+    assert resolve(TrainOptions, {}, frozen).optim.freeze == 1
+    assert resolve(TrainOptions, {"freeze": 0}, frozen).optim.freeze == 0
+    assert resolve(TrainOptions, {}, none).optim.freeze == 0
 
 
 def test_darknets_mosaic_hears_more_of_the_cfg():
@@ -291,13 +292,15 @@ def test_darknets_mosaic_hears_more_of_the_cfg():
     text += "activation=linear\n[yolo]\nclasses=1\nanchors=4,4\nmax=90\n"
     for bound in (True, False):
         plan = parse_plan(text.format(int(bound)), path="some.cfg")
-        plain = settle(TrainOptions, {}, cfg_settings(plan)).augment
+        plain = resolve(TrainOptions, {}, cfg_settings(plan)).augment
         assert (plain.mosaic_bound, plain.max_boxes, plain.min_visibility, plain.min_side_px) == (True, None, 0.2, 2)
         given = {"mosaic_geometry": "darknet"}
-        made = settle(TrainOptions, given, cfg_settings(plan, **given)).augment
+        made = resolve(TrainOptions, given, cfg_settings(plan, **given)).augment
         assert (made.mosaic_bound, made.max_boxes, made.min_visibility, made.min_side_px) == (bound, 90, 0, 1)
         assert (made.mosaic, made.letterbox) == (0.5, True)
-        typed = settle(TrainOptions, {**given, "max_boxes": 7, "min_side_px": 3.0}, cfg_settings(plan, **given)).augment
+        typed = resolve(
+            TrainOptions, {**given, "max_boxes": 7, "min_side_px": 3.0}, cfg_settings(plan, **given)
+        ).augment
         assert (typed.max_boxes, typed.min_side_px, typed.min_visibility) == (7, 3, 0)
 
 
@@ -305,7 +308,7 @@ def test_darknets_mosaic_hears_more_of_the_cfg():
 def test_each_shipped_cfg_settles(name):
     settings = cfg_settings(load_plan(name))
     assert None not in settings.values()
-    flat = flatten(settle(TrainOptions, {}, settings))
+    flat = flatten(resolve(TrainOptions, {}, settings))
     assert {key: flat[key] for key in settings} == settings
 
 
@@ -351,26 +354,26 @@ def test_no_cfg_of_ours_has_such_a_warning(name):
     ],
 )
 def test_settle_takes_back_what_flatten_gave(kind, given):
-    options = settle(kind, given)
+    options = resolve(kind, given)
     flat = flatten(options)
-    assert settle(kind, flat) == options
+    assert resolve(kind, flat) == options
     assert {key: flat[key] for key in given} == given
     assert json.loads(json.dumps(flat)).keys() == flat.keys()
 
 
 def test_no_two_groups_share_a_name():
     def names(kind: type) -> list[str]:
-        nested = [getattr(settle(kind, {}), group) for group in GROUP_TITLES]
+        nested = [getattr(resolve(kind, {}), group) for group in GROUP_TITLES]
         return [name for part in nested for name in flatten(part)]
 
-    own = [name for name in flatten(settle(TrainOptions, {})) if name not in names(TrainOptions)]
+    own = [name for name in flatten(resolve(TrainOptions, {})) if name not in names(TrainOptions)]
     assert len(set(names(TrainOptions))) == len(names(TrainOptions)) > 20
     assert "data" in own and "norm" not in own
 
 
 def test_a_value_out_of_bounds_is_the_users_error():
     with pytest.raises(UserError, match=r"mosaic=1\.5 must lie between 0 and 1"):
-        settle(TrainOptions, {"mosaic": 1.5})
+        resolve(TrainOptions, {"mosaic": 1.5})
 
 
 # --- sizes ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Boxes and captions on pictures, and pictures on a sheet. All pictures are (H, W, 3) uint8 RGB."""
+"""Boxes and captions on images, and images on a sheet. All images are (H, W, 3) uint8 RGB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GOLDEN = 0.6180339887  # steps of the golden ratio never fall close to an earli
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """RGB in 0..255: the same for a label in every picture and run, and far from its neighbours'."""
+    """RGB in 0..255: the same for a label in every image and run, and far from its neighbours'."""
     saturation, value = ((0.85, 1.0), (0.55, 0.95), (0.95, 0.7))[label // 8 % 3]
     red, green, blue = colorsys.hsv_to_rgb((0.02 + label * _GOLDEN) % 1.0, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
@@ -32,8 +32,8 @@ def draw_boxes(
 ) -> np.ndarray:
     """A copy of the image with its boxes, (K, 4) xyxy in pixels, outlined and captioned.
 
-    Line and letter grow with the picture's shorter side. boxes[0] is drawn on top and captioned first; a
-    caption that finds no free place at its box, within the picture, is left out: the colour still tells.
+    Line and letter grow with the image's shorter side. boxes[0] is drawn on top and captioned first; a
+    caption that finds no free place at its box, within the image, is left out: the colour still tells.
     """
     canvas = np.ascontiguousarray(image).copy()
     line_px = max(1, round(min(canvas.shape[:2]) / 300))
@@ -56,7 +56,7 @@ def _write_caption(
 ) -> None:
     """Write on a filled plate above the box, else in its top, else below it, where nothing is occupied yet.
 
-    A plate that would leave the picture is moved into it. Marks the plate as occupied, (H, W) bool.
+    A plate that would leave the image is moved into it. Marks the plate as occupied, (H, W) bool.
     """
     height, width = canvas.shape[:2]
     scale = max(0.32, min(height, width) / 1300)
@@ -81,12 +81,12 @@ def _write_caption(
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int, pad: int = 4) -> np.ndarray:
-    """Pictures in rows of `columns`, each centred in a cell of the largest height and width, `pad` px apart.
+    """Images in rows of `columns`, each centred in a cell of the largest height and width, `pad` px apart.
 
-    Raises ValueError where there are no pictures, or no columns.
+    Raises ValueError where there are no images, or no columns.
     """
     if not images or columns < 1:
-        raise ValueError(f"a contact sheet of {len(images)} pictures in {columns} columns")
+        raise ValueError(f"a contact sheet of {len(images)} images in {columns} columns")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     cell_height = max(image.shape[0] for image in images)
@@ -102,11 +102,11 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int, pad: int = 4) -> n
 
 
 def write_png(path: str | Path, rgb: np.ndarray) -> None:
-    """Write an RGB picture, making its folder. Raises OSError where the disk refuses."""
+    """Write an RGB image, making its folder. Raises OSError where the disk refuses."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     done, encoded = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
-    assert done, "any uint8 picture can be encoded"
+    assert done, "any uint8 image can be encoded"
     path.write_bytes(encoded.tobytes())  # cv2.imwrite would answer a bad path with False, and no error
 
 
@@ -117,21 +117,21 @@ def draw_batch(
     *,
     columns: int = 4,
 ) -> np.ndarray:
-    """The batch's pictures as the network sees them, with their targets, or with what was detected.
+    """The batch's images as the network sees them, with their targets, or with what was detected.
 
     Small ones are enlarged, by a whole number, so that captions leave room for what they name.
     """
-    pictures = (batch.pixels().cpu() * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    zoom = max(1, _READABLE_PX // max(pictures.shape[1:3]))
-    pictures = pictures.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    images = (batch.pixels().cpu() * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    zoom = max(1, _READABLE_PX // max(images.shape[1:3]))
+    images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
     drawn = []
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         if detections is None:
             here = batch.targets.of_images(index, index + 1)
             boxes = here.boxes.cpu().numpy() * zoom
-            drawn.append(draw_boxes(picture, boxes, here.labels.cpu().numpy(), class_names))
+            drawn.append(draw_boxes(image, boxes, here.labels.cpu().numpy(), class_names))
         else:
             found = detections[index].cpu()
             boxes, labels, scores = (part.numpy() for part in (found.boxes, found.labels, found.scores))
-            drawn.append(draw_boxes(picture, boxes * zoom, labels, class_names, scores))
+            drawn.append(draw_boxes(image, boxes * zoom, labels, class_names, scores))
     return contact_sheet(drawn, columns)

@@ -1,6 +1,6 @@
 """A command line made of dataclasses of knobs, and the settings that come of it: argparse, for the pages.
 
-`given_flags` returns only what was typed, `settle` lays it over what files say and the defaults, once; the result is
+`parse_flags` returns only what was typed, `resolve` lays it over what files say and the defaults, once; the result is
 printed, saved and never changed.
 """
 
@@ -20,7 +20,7 @@ from utils.knob import outside_limits
 Options = TypeVar("Options")
 
 
-def given_flags(kind: type, argv: Sequence[str] | None) -> dict[str, Any]:
+def parse_flags(kind: type, argv: Sequence[str] | None) -> dict[str, Any]:
     """Parse `argv`: only what was typed, by field name. Exits with 0 after --help, with 2 on a bad flag.
 
     The first line of `kind`'s docstring is the command, the rest what it does. A field that holds a dataclass of knobs
@@ -42,12 +42,12 @@ def given_flags(kind: type, argv: Sequence[str] | None) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
-def settle(kind: type[Options], given: Mapping[str, Any], files: Mapping[str, Any] | None = None) -> Options:
+def resolve(kind: type[Options], given: Mapping[str, Any], files: Mapping[str, Any] | None = None) -> Options:
     """The settings: what was typed, else what the files (cfg, data set) say, else the default."""
     values: dict[str, Any] = {}
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
         if inner := _nested(f):
-            values[f.name] = settle(inner, given, files)
+            values[f.name] = resolve(inner, given, files)
         elif f.name in given:
             values[f.name] = given[f.name]
         elif files and f.name in files:
@@ -56,7 +56,7 @@ def settle(kind: type[Options], given: Mapping[str, Any], files: Mapping[str, An
 
 
 def flatten(options: Any) -> dict[str, Any]:
-    """Settings as one flat dict of plain values, for printing and saving; `settle` takes it back."""
+    """Settings as one flat dict of plain values, for printing and saving; `resolve` takes it back."""
     flat: dict[str, Any] = {}
     for f in dataclasses.fields(options):
         value = getattr(options, f.name)

@@ -1,6 +1,7 @@
 """The processes of one `torchrun` job, called ranks; a program that was started plainly is a job of one.
 
-`gathered`, `from_first`, `summed` and `averaged` are collectives: every rank must call them, in the same order.
+`all_gather`, `broadcast`, `all_reduce_sum`, `all_reduce_mean` and `any_rank` are collectives: every rank must call
+them, in the same order.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from torch.nn.parallel import DistributedDataParallel
 Value = TypeVar("Value")
 
 # A rank that waits for the others this long takes them for dead: longer than any evaluation or file write.
-PATIENCE = timedelta(minutes=30)
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
-def count() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """From 0 to count() - 1, over all machines."""
-    return dist.get_rank() if count() > 1 else 0
+    """From 0 to world_size() - 1, over all machines."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the rank that prints and writes files."""
     return rank() == 0
 
@@ -42,21 +43,21 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def job() -> str:
+def job_id() -> str:
     """What tells this job of several ranks from others, and stays when it is started anew; "" for a job of one."""
-    if count() == 1:
+    if world_size() == 1:
         return ""
-    return from_first(f"{os.environ.get('TORCHELASTIC_RUN_ID', 'none')} of process {os.getppid()}")
+    return broadcast(f"{os.environ.get('TORCHELASTIC_RUN_ID', 'none')} of process {os.getppid()}")
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """The job that torchrun has put this process into, for as long as the block runs; nothing without torchrun."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
     # Plain values travel over gloo, so that they need no place on a GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT)
     yield
     # Not after an error, which other ranks may know nothing of: they wait for this one in NCCL, and ending the group
     # would wait for them. This way the error is told, the process ends, and torchrun ends the others.
@@ -65,20 +66,20 @@ def joined() -> Iterator[None]:
 
 def local_device(device: torch.device) -> torch.device:
     """The device, made the current one. A GPU without a number is this rank's own of the GPUs of its machine."""
-    if device.type == "cuda" and device.index is None and count() > 1:
+    if device.type == "cuda" and device.index is None and world_size() > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device
 
 
-def parallel(network: nn.Module) -> nn.Module:
+def data_parallel(network: nn.Module) -> nn.Module:
     """What to forward with, so that backward ends in the same gradient on all ranks: the mean of theirs.
 
     Buffers are not broadcast: each rank's norms remember their own mini-batches, which the first rank's would
     overwrite.
     """
-    if count() == 1:
+    if world_size() == 1:
         return network
     # torch 2.15 warns of the second name, which earlier ones know alone.
     named = inspect.signature(DistributedDataParallel).parameters
@@ -86,50 +87,50 @@ def parallel(network: nn.Module) -> nn.Module:
     return DistributedDataParallel(network, gradient_as_bucket_view=True, **off)  # or gradients lie there twice
 
 
-def unsynchronised(forward: nn.Module) -> AbstractContextManager[None]:
+def without_sync(forward: nn.Module) -> AbstractContextManager[None]:
     """Gradients stay on their ranks: for all mini-batches of a batch but the last, whose backward sums up."""
     return forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()
 
 
-def gathered(value: Value) -> list[Value]:
+def all_gather(value: Value) -> list[Value]:
     """Every rank's value, in rank order, on every rank. Plain values and tensors on the CPU."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * count()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def from_first(value: Value) -> Value:
+def broadcast(value: Value) -> Value:
     """The first rank's value."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     values: list[Any] = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
 
 
-def summed(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Over the ranks, in place."""
-    if count() > 1:
+    if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 @torch.no_grad()
-def averaged(tensors: Sequence[Tensor]) -> None:
+def all_reduce_mean(tensors: Sequence[Tensor]) -> None:
     """Each becomes its mean over the ranks, in place, in one message."""
-    if count() == 1 or not tensors:
+    if world_size() == 1 or not tensors:
         return
-    flat = summed(torch.cat([tensor.flatten() for tensor in tensors]))
-    flat /= count()
+    flat = all_reduce_sum(torch.cat([tensor.flatten() for tensor in tensors]))
+    flat /= world_size()
     for tensor, mean in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))
 
 
-def agreed(*wishes: bool) -> tuple[bool, ...]:
+def any_rank(*wishes: bool) -> tuple[bool, ...]:
     """For each, whether any rank wishes it: so that all of them do it, or none."""
-    if count() == 1:
+    if world_size() == 1:
         return wishes
-    votes = summed(torch.tensor(wishes, dtype=torch.int32))
+    votes = all_reduce_sum(torch.tensor(wishes, dtype=torch.int32))
     return tuple(bool(vote) for vote in votes.tolist())

@@ -1,7 +1,7 @@
 """The nouns that pass through doors between rooms.
 
-Boxes are xyxy in pixels, float32, everywhere; which pixels (network input or source picture) is said by
-the field. Normalised centre boxes exist only in the darknet label reader and in `models/yolo/coder.py`.
+Boxes are xyxy in pixels, float32, everywhere; which pixels (network input or source image) is said by
+the field. Normalized centre boxes exist only in the darknet label reader and in `models/yolo/coder.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Where a source picture lies inside the network input: `input = source * scale + offset`, in pixels.
+    """Where a source image lies inside the network input: `input = source * scale + offset`, in pixels.
 
-    The picture may have been stretched (scale_x != scale_y) or letterboxed (offsets > 0).
+    The image may have been stretched (scale_x != scale_y) or letterboxed (offsets > 0).
     """
 
     source_hw: tuple[int, int]
@@ -30,12 +30,12 @@ class Placement:
 
     @property
     def pixel_px(self) -> tuple[float, float]:
-        """Width and height of one pixel of the source picture, in input pixels."""
+        """Width and height of one pixel of the source image, in input pixels."""
         return self.scale_x, self.scale_y
 
     @property
-    def picture_px(self) -> tuple[float, float]:
-        """Width and height of the whole picture, in input pixels."""
+    def image_px(self) -> tuple[float, float]:
+        """Width and height of the whole image, in input pixels."""
         return self.scale_x * self.source_hw[1], self.scale_y * self.source_hw[0]
 
     def to_input(self, boxes: np.ndarray) -> np.ndarray:
@@ -43,7 +43,7 @@ class Placement:
         return boxes * self._scale() + self._offset()
 
     def to_source(self, boxes: np.ndarray) -> np.ndarray:
-        """(M, 4) xyxy in input pixels -> (M, 4) xyxy in source pixels, clipped to the picture."""
+        """(M, 4) xyxy in input pixels -> (M, 4) xyxy in source pixels, clipped to the image."""
         height, width = self.source_hw
         source = (boxes - self._offset()) / self._scale()
         return source.clip(0, np.array([width, height, width, height], source.dtype))
@@ -57,11 +57,11 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One picture with its objects, in numpy: the data room's currency, before it becomes part of a Batch.
+    """One image with its objects, in numpy: the data room's currency, before it becomes part of a Batch.
 
     image: (H, W, 3) RGB, uint8 or float32 in 0..1. boxes: (M, 4) float32 xyxy in pixels of `image`. labels: (M,)
     int64 class indices. is_crowd: (M,) bool, regions that neither count as objects nor as background (COCO crowds,
-    VOC difficult). placement: present when `image` is one whole source picture laid into a network input.
+    VOC difficult). placement: present when `image` is one whole source image laid into a network input.
     """
 
     image: np.ndarray
@@ -102,10 +102,10 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Pictures on their way through the network; one optimizer step consumes one training Batch.
+    """Images on their way through the network; one optimizer step consumes one training Batch.
 
     images: (N, 3, H, W) uint8 RGB, or float in 0..1. image_ids and placements have N entries; a mosaic has
-    the id of its first picture and no placement.
+    the id of its first image and no placement.
     """
 
     images: Tensor
@@ -118,12 +118,12 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The pictures. The targets stay: how many there are, and who answers for them, is asked all the time, and a
+        """The images. The targets stay: how many there are, and who answers for them, is asked all the time, and a
         GPU would have to be waited for."""
         return replace(self, images=self.images.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """With the pictures in page-locked memory, from which a GPU fetches them while the program goes on."""
+        """With the images in page-locked memory, from which a GPU fetches them while the program goes on."""
         return replace(self, images=self.images.pin_memory())
 
     def pixels(self) -> Tensor:

@@ -14,12 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import train
-from options import EvaluateOptions, TrainOptions
-
-# isort: split
 import torch
 
+import train
 from benchmarks import measured
 from benchmarks.small_batch.grid import BATCH, Cell
 from benchmarks.small_batch.recipes import settings_of, spoken
@@ -28,20 +25,21 @@ from benchmarks.tensor_bytes import saved_storages, state_storages
 from cfg.plan import Plan
 from data.image_set import ImageSet
 from data.source import open_image_set
-from examination import make_examiner, sample_images
+from engine.job import Job, job_of
+from engine.step import NotFinite
+from evaluation.build import make_evaluator, sample_images
 from models.detector import Detector, load_detector
 from models.network import Network
-from models.norms.effective import effective_pictures
+from models.norms.effective_batch import effective_images
 from models.norms.report import measure_norms
 from models.norms.table import NormOptions, has_batch_statistics, norm_factory, resolve_norm
-from preparation import Job, job_of
-from utils.batch_step import NotFinite
+from options import EvaluateOptions, TrainOptions
 from utils.clock import BatchClock
 from utils.environment import describe, pick_device
 from utils.errors import UserError
 
 EVALS = 4
-_REPORT_PICTURES = 128
+_REPORT_IMAGES = 128
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -68,7 +66,7 @@ def run_cell(
         if is_tested:
             test_set = open_image_set(source.path, str(source.test))
             check_apart(job.train_set, val_set, test_set)
-            table = make_examiner(detector, test_set, batch_size=BATCH, workers=workers).measure()
+            table = make_evaluator(detector, test_set, batch_size=BATCH, workers=workers).measure()
             scores |= {"test_AP": table.AP, "test_AP50": table.AP50}
         row |= trained(folder) | gaps(detector, val_set, cell, options.norm, workers=workers)
     except NotFinite:
@@ -108,10 +106,10 @@ def job_of_cell(cell: Cell, source: Source, *, device: str, workers: int) -> Job
 
 
 def check_apart(train_set: ImageSet, val_set: ImageSet, test_set: ImageSet) -> None:
-    """UserError where the test split shares a picture with a split that training or selection saw."""
+    """UserError where the test split shares an image with a split that training or selection saw."""
     for seen in (train_set, val_set):
-        if common := test_set.shares_pictures_with(seen):
-            raise UserError(f"{test_set.name}: '{test_set.split}' shares {common} pictures with '{seen.split}'")
+        if common := test_set.shares_images_with(seen):
+            raise UserError(f"{test_set.name}: '{test_set.split}' shares {common} images with '{seen.split}'")
 
 
 def trained(folder: Path) -> dict[str, Any]:
@@ -119,7 +117,7 @@ def trained(folder: Path) -> dict[str, Any]:
 
     step_s: of an optimizer step with its loading, in the fastest epoch after the first and before any freeze, since
     other processes can only slow an epoch down. curve: [training images, AP on val] at each evaluation.
-    first_batch: a hash of its picture, which shows that two runs saw the same.
+    first_batch: a hash of its image, which shows that two runs saw the same.
     """
     with open(folder / "results.csv", newline="") as file:
         epochs = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
@@ -139,17 +137,17 @@ def trained(folder: Path) -> dict[str, Any]:
 
 
 def gaps(detector: Detector, val_set: ImageSet, cell: Cell, norm: NormOptions, *, workers: int) -> dict[str, Any]:
-    """Per layer, how far statistics of mini-batches of val pictures are from the running ones that test uses.
+    """Per layer, how far statistics of mini-batches of val images are from the running ones that test uses.
 
-    statistics_of: pictures behind the statistics that the norm trained with in the end, None if not of mini-batches.
-    gap: root mean square of sigma_b / sigma - 1 by layer, for mini-batches b of 1, 2, 4, 8 and 16 pictures.
+    statistics_of: images behind the statistics that the norm trained with in the end, None if not of mini-batches.
+    gap: root mean square of sigma_b / sigma - 1 by layer, for mini-batches b of 1, 2, 4, 8 and 16 images.
     """
     cut = {"mini_batch": cell.mini_batch, "subdivisions": BATCH // cell.mini_batch}
-    pictures = effective_pictures(norm, **cut)
+    image_count = effective_images(norm, **cut)
     is_frozen = norm.norm_freeze_after is not None and norm.norm_freeze_after < 1
-    found: dict[str, Any] = {"statistics_of": None if is_frozen else pictures, "gap": None}
+    found: dict[str, Any] = {"statistics_of": None if is_frozen else image_count, "gap": None}
     if any(map(has_batch_statistics, detector.network.modules())):
-        images = sample_images(val_set, detector, pictures=_REPORT_PICTURES, batch_size=BATCH, workers=workers)
+        images = sample_images(val_set, detector, image_count=_REPORT_IMAGES, batch_size=BATCH, workers=workers)
         report = measure_norms(detector.network, images)
         found["gap"] = {str(size): [round(gap.sigma[size], 4) for gap in report.layers] for size in report.sizes}
     return found

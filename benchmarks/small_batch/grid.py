@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.small_batch.recipes import all_recipes
 
-BATCH = 16  # pictures of an optimizer step, at every mini-batch size
+BATCH = 16  # images of an optimizer step, at every mini-batch size
 TUNE_SEED = 0  # no main cell's
 
 
@@ -17,7 +17,7 @@ TUNE_SEED = 0  # no main cell's
 class Cell:
     """One training. role: `tune` chooses a learning rate and is never tested, `main` counts.
 
-    scenes: training scenes of the digits, 0 for other data. mini_batch: pictures per forward.
+    scenes: training scenes of the digits, 0 for other data. mini_batch: images per forward.
     """
 
     role: str

@@ -1,4 +1,4 @@
-"""The pictures of the study: AP over mini-batch, AP over training images, statistics gaps over layers."""
+"""The images of the study: AP over mini-batch, AP over training images, statistics gaps over layers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _LINES = {"freeze": "--", "precise": ":", "burn": "-."}
 
 def _style(recipe: str) -> dict[str, Any]:
     """Colour: the base. Dashed: frozen late; dotted: exact statistics in the end; dash-dotted: a burn-in. Hollow:
-    centralised weights."""
+    centralized weights."""
     base, *added = recipe.split("+")
     colour = _COLOURS[max((name for name in _COLOURS if base.startswith(name)), key=len)]
     return {
@@ -72,7 +72,7 @@ def plot_mini_batches(lines: Sequence[Line], path: Path) -> None:
         ticks = sorted({line.mini_batch for line in inside})
         axis.set_xticks(ticks, map(str, ticks))
         axis.minorticks_off()
-        _label(axis, title, "pictures in a mini-batch (batch 16)", "AP on test, %")
+        _label(axis, title, "images in a mini-batch (batch 16)", "AP on test, %")
     _legend(figure, axes)
     _save(figure, path)
 
@@ -84,7 +84,7 @@ def plot_images(results: Results, shown: set[str], path: Path) -> None:
 
 def plot_gaps(results: Results, shown: set[str], path: Path) -> None:
     """Statistics that the norm trained with against the running ones, over layers: a panel a mini-batch."""
-    _grid(results, shown, path, _draw_gaps, "number of the normalised layer", "rms of sigma_b / sigma - 1, %")
+    _grid(results, shown, path, _draw_gaps, "number of the normalized layer", "rms of sigma_b / sigma - 1, %")
 
 
 def _draw_curves(axis: Axes, rows: BySeed, recipe: str) -> None:

@@ -67,7 +67,7 @@ def settings_of(recipe: str, *, steps: int) -> dict[str, Any]:
         )
     settings = dict(BASES[base])
     if settings["norm"] == "mabn" and "wc" in added:
-        raise UserError(f"'{recipe}': mabn centralises its weights as it is")
+        raise UserError(f"'{recipe}': mabn centralizes its weights as it is")
     if settings["norm"] in _WITH_BURN_IN and "burn" in added:
         raise UserError(f"'{recipe}': {settings['norm']} has a burn-in as it is")
     if settings["norm"] in _WITH_BURN_IN or "burn" in added:
@@ -85,7 +85,7 @@ def options_of(recipe: str, *, steps: int) -> NormOptions:
 
 
 def reference_of(recipe: str) -> str:
-    """The recipe that a recipe is measured against: BN, with weight centralisation where the recipe has it."""
+    """The recipe that a recipe is measured against: BN, with weight centralization where the recipe has it."""
     return "bn+wc" if options_of(recipe, steps=100).weight_centralization else "bn"
 
 
@@ -111,7 +111,7 @@ def all_recipes() -> tuple[str, ...]:
                 try:
                     options_of(base + wc + late, steps=100)
                 except UserError:
-                    continue  # gn has no statistics to freeze, mabn is centralised already, bn's burn-in is bn itself
+                    continue  # gn has no statistics to freeze, mabn is centralized already, bn's burn-in is bn itself
                 found.append(base + wc + late)
     return tuple(found)
 

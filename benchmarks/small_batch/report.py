@@ -197,12 +197,12 @@ def _said(value: Estimate, *, digits: int = 1, sign: str = "") -> str:
 NOTES = (
     "AP (COCO, 50:95) and AP50 in per cent on the test split: mean over n seeds [95 % interval: expanded percentile "
     "bootstrap over seeds; of 2 or 3 seeds it is their range, which covers only 50 or 75 %].",
-    "gain over BN: paired by seed, at the same mini-batch; recipes with weight centralisation (mabn, +wc) against "
+    "gain over BN: paired by seed, at the same mini-batch; recipes with weight centralization (mabn, +wc) against "
     "bn+wc. p: exact sign-flip permutation, one-sided (larger than 0), per comparison.",
     "{mark}: p <= .05 and the interval excludes 0; †: also after Holm's correction over the recipes of the block, for "
     "which 5 seeds (p >= .031) do not suffice where there are two or more.",
     "gap won back: of that from BN at the mini-batch to BN at 16, where the gap's own interval excludes 0.",
-    "At 16 pictures a batch is one mini-batch: cmbn-share, cmbn-renorm, cmbn-carry and +burn are cmbn-weights, to the "
+    "At 16 images a batch is one mini-batch: cmbn-share, cmbn-renorm, cmbn-carry and +burn are cmbn-weights, to the "
     "last bit.",
     "step, memory: relative to bn at the same mini-batch and seed. rate: learning rate, ! at the edge of those tried, "
     "~ not tuned but that of cmbn-weights.",
@@ -227,7 +227,7 @@ def text_report(lines: Sequence[Line], rows: Sequence[Row], *, steps: int) -> st
 
 
 def markdown_report(
-    lines: Sequence[Line], rows: Sequence[Row], *, steps: int, title: str, pictures: Sequence[str]
+    lines: Sequence[Line], rows: Sequence[Row], *, steps: int, title: str, images: Sequence[str]
 ) -> str:
     """steps: of a training."""
     parts = [f"# {title}"]
@@ -241,7 +241,7 @@ def markdown_report(
         table = [HEAD, ("---",) * len(HEAD), *(cells_of(line, bold=True) for line in block)]
         parts.append(f"## {heading}")
         parts.append("\n".join(f"| {' | '.join(texts)} |" for texts in table))
-    parts += [f"![{name}]({name})" for name in pictures]
+    parts += [f"![{name}]({name})" for name in images]
     parts.append("\n".join(f"- {note.format(mark='bold')}" for note in NOTES))
     parts.append("\n".join(f"- {recipe}: `{flags}`" for recipe, flags in _typed(lines, steps).items()))
     parts.append("\n".join(f"- {line}" for line in provenance(rows)))
@@ -319,7 +319,7 @@ def provenance(rows: Sequence[Row]) -> list[str]:
 
 
 def _unpaired(rows: Iterable[Row]) -> list[str]:
-    """Groups of rows that should have seen the same pictures, and did not."""
+    """Groups of rows that should have seen the same images, and did not."""
     seen: dict[tuple[Any, ...], set[str]] = {}
     for row in rows:
         if "first_batch" in row:

@@ -12,35 +12,33 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-# First, because it checks that torchvision fits torch before anything else imports it.
-from options import run_page
-
-# isort: split
 import numpy as np
 
+from cfg.parse import CfgError
 from cfg.plan import load_plan
+from data.box_sizes import input_sides
 from data.doctor.charts import draw_charts
 from data.doctor.checkup import full_checkup, quick_checkup
 from data.doctor.finding import Finding
 from data.doctor.labels import tiny_findings
 from data.doctor.report import anchor_line, overview, verdict
 from data.image_set import ImageSet
-from data.shapes import input_sides
 from data.source import open_image_set, splits_of
 from utils.flags import parse_image_hw, positive_number
-from utils.runlog import free_folder
+from utils.page import run_page
+from utils.run_folder import free_folder
 
 _SPLITS = ("train", "val", "test")
 _WANTED = {
-    "train": "train.py learns from it: name another with --train-split, or make a list of pictures by this name.",
+    "train": "train.py learns from it: name another with --train-split, or make a list of images by this name.",
     "val": "train.py chooses the best weights by it: name another with --val-split, or make it of a tenth of the "
-    "pictures, which train then does without.",
+    "images, which train then does without.",
 }
 _WORTH_A_LOOK = (
-    "Worth a look is all that readers skip, drop or clip; pictures that do not open, have another size than "
-    "annotated or are nearly black for their 16 bits; boxes drawn twice; pictures that are in two splits, or twice in "
+    "Worth a look is all that readers skip, drop or clip; images that do not open, have another size than "
+    "annotated or are nearly black for their 16 bits; boxes drawn twice; images that are in two splits, or twice in "
     "one byte for byte; classes that the training split never shows or does not list; a split without any object, or "
-    "that is not there. Pictures without objects are fine."
+    "that is not there. Images without objects are fine."
 )
 
 
@@ -71,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print("\n".join(whole if given.all else [*page, *verdict(findings, every_place=False)]))
     if given.quick:
-        print("\nNo picture was decoded (--quick).")
+        print("\nNo image was decoded (--quick).")
     print(f"\n{folder / 'doctor.txt'} has every place, {folder / 'doctor.png'} the histograms")
     if any(not each.is_note for each in findings):
         raise SystemExit(1)
@@ -99,9 +97,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--letterbox",
         action=argparse.BooleanOptionalAction,
-        help="whether pictures keep their aspect ratio (default: the cfg's letter_box)",
+        help="whether images keep their aspect ratio (default: the cfg's letter_box)",
     )
-    parser.add_argument("--quick", action="store_true", help="decode no picture: what train.py does by itself")
+    parser.add_argument("--quick", action="store_true", help="decode no image: what train.py does by itself")
     parser.add_argument("--all", action="store_true", help="print every place, not only the first of each kind")
     parser.add_argument("--out", metavar="FOLDER", help="for doctor.txt and doctor.png (default: runs/doctor-NAME)")
     parser.add_argument(
@@ -126,10 +124,10 @@ def open_splits(data: str | Path, wanted: Sequence[str] | None) -> list[ImageSet
     """Those wanted; else the usual ones that are there, else all that are. Raises UserError."""
     there = splits_of(data)
     if not wanted:
-        # A json that stands for any split is one set of pictures.
+        # A json that stands for any split is one set of images.
         wanted = [split for split in _SPLITS if split in there] or there or ["train"]
     return [open_image_set(data, split) for split in dict.fromkeys(wanted)]
 
 
 if __name__ == "__main__":
-    run_page(main)
+    run_page(main, CfgError)

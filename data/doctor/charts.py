@@ -1,4 +1,4 @@
-"""The picture beside the page: histograms of a data set's classes and boxes."""
+"""The image beside the page: histograms of a data set's classes and boxes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from data.box_sizes import owners, relative_sides
 from data.doctor.classes import all_class_names, class_counts
 from data.doctor.report import COCO_LIMITS_PX
 from data.image_set import ImageSet
-from data.shapes import owners, relative_sides
 
 _DOTS_PER_INCH = 110
 _NAMED_CLASSES = 100  # more names would not be read
@@ -44,7 +44,7 @@ def draw_charts(
     _draw_crowding(figure.add_subplot(grid[0, 2]), image_sets)
     axes = figure.add_subplot(grid[1, 0])
     _draw_shares(axes, relative, splits, np.linspace(0, 1, _BINS + 1))
-    _label(axes, "box size beside the picture", "side of a square of its area / the picture's", "share of the boxes")
+    _label(axes, "box size beside the image", "side of a square of its area / the image's", "share of the boxes")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes = figure.add_subplot(grid[1, 1])
     _draw_input_sizes(axes, single, splits, longest_px=max(input_hw))
@@ -78,13 +78,13 @@ def _draw_classes(axes: Axes, image_sets: Sequence[ImageSet]) -> None:
 
 
 def _draw_crowding(axes: Axes, image_sets: Sequence[ImageSet]) -> None:
-    """How many objects pictures have."""
+    """How many objects images have."""
     counts = [np.bincount(owners(image_set)[~image_set.is_crowd], minlength=len(image_set)) for image_set in image_sets]
     most = max(int(count.max()) for count in counts)
     step = most // _BINS + 1
-    names = [f"{image_set.split}: {len(image_set):,} pictures" for image_set in image_sets]
+    names = [f"{image_set.split}: {len(image_set):,} images" for image_set in image_sets]
     _draw_shares(axes, counts, names, np.arange(0, most + step + 1, step) - 0.5)
-    _label(axes, "objects in a picture", "objects", "share of the pictures")
+    _label(axes, "objects in an image", "objects", "share of the images")
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 

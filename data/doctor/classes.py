@@ -10,11 +10,11 @@ from data.doctor.finding import Finding
 from data.image_set import ImageSet
 
 _UNSEEN = (
-    "The network cannot learn them, though each takes its place in every head. Add pictures, or take them off the list."
+    "The network cannot learn them, though each takes its place in every head. Add images, or take them off the list."
 )
-_ONLY_HERE = "The network cannot have learned them, so their AP is zero. Add such pictures to {train}."
+_ONLY_HERE = "The network cannot have learned them, so their AP is zero. Add such images to {train}."
 _UNLISTED = "The network has no output for them: the two are refused as they stand. Give both the same list of classes."
-_NOT_MEASURED = "AP says nothing about them. Move a few pictures that show them from {train} to {other}."
+_NOT_MEASURED = "AP says nothing about them. Move a few images that show them from {train} to {other}."
 
 
 def class_counts(image_set: ImageSet, class_names: Sequence[str]) -> np.ndarray:

@@ -48,8 +48,8 @@ class Finding:
             yield f"      and {left_out:,} more"
 
 
-def described(image_set: ImageSet, picture: int, item: int) -> str:
+def described(image_set: ImageSet, image: int, item: int) -> str:
     """An object, such as `a.png: dog, 10,20 to 30,40` (its corners, as trained on, in source pixels)."""
     left, top, right, bottom = (f"{value:g}" for value in image_set.boxes[item].round(1).tolist())
     name = image_set.class_names[image_set.labels[item]]
-    return f"{image_set[picture].path}: {name}, {left},{top} to {right},{bottom}"
+    return f"{image_set[image].path}: {name}, {left},{top} to {right},{bottom}"

@@ -6,24 +6,24 @@ import numpy as np
 
 from data import problems
 from data.augment import AugmentOptions
+from data.box_sizes import owners
 from data.doctor.finding import Finding, described
 from data.image_set import ImageSet
-from data.shapes import owners
 
-NO_OBJECT = ("picture, which has no object", "pictures, none of which has an object")
+NO_OBJECT = ("image, which has no object", "images, none of which has an object")
 REPEATED_BOX = ("box drawn twice", "boxes drawn twice")
 
 # Two neighbours of one class never overlap so far; annotators who drew one object twice mostly do.
 REPEATED_IOU = 0.95
 
 SWAPPED_ADVICE = (
-    "No EXIF tag turns it, so its boxes are taken as they lie in the picture. Look at a few, and correct the written "
+    "No EXIF tag turns it, so its boxes are taken as they lie in the image. Look at a few, and correct the written "
     "size."
 )
 _OF_READERS = {
-    problems.MISSING_PICTURE: "Listed, but not there: its objects are not learned. Restore it, or unlist it.",
-    problems.BROKEN_PICTURE: "Its first bytes are no picture's; its objects are not learned. Restore or remove it.",
-    problems.BROKEN_ANNOTATION: "Nobody knows what the picture shows, so it is left out. Mend the file, or take it "
+    problems.MISSING_IMAGE: "Listed, but not there: its objects are not learned. Restore it, or unlist it.",
+    problems.BROKEN_IMAGE: "Its first bytes are no image's; its objects are not learned. Restore or remove it.",
+    problems.BROKEN_ANNOTATION: "Nobody knows what the image shows, so it is left out. Mend the file, or take it "
     "off the list.",
     problems.BROKEN_LABEL: "The object is not learned, and counts as background. Mend the line.",
     problems.NO_BBOX: "Polygons and masks are not read: the object is not learned, and counts as background. Write the "
@@ -33,9 +33,9 @@ _OF_READERS = {
     problems.NO_AREA: "A box needs 1 px of both sides; the object is not learned, and counts as background. Draw it "
     "anew, or delete it.",
     problems.OUTSIDE: "Nothing of the object can be seen, so it is not learned. Of many, the labels may be for "
-    "another size of the pictures; delete single ones.",
-    problems.CLIPPED: "They are learned as far as the picture reaches. If they reach far out, the labels may be for "
-    "another size of the pictures; else nothing is lost.",
+    "another size of the images; delete single ones.",
+    problems.CLIPPED: "They are learned as far as the image reaches. If they reach far out, the labels may be for "
+    "another size of the images; else nothing is lost.",
     problems.SWAPPED_SIZE: SWAPPED_ADVICE,
 }
 _NO_OBJECT = "There is nothing to learn or to measure here. See whether the labels are where they are looked for."
@@ -44,7 +44,7 @@ _REPEATED = (
     "with double weight. Delete one of the two."
 )
 _TINY = (
-    "Training leaves them out, evaluation counts them as missed. If they matter: a larger --image-size, or pictures "
+    "Training leaves them out, evaluation counts them as missed. If they matter: a larger --image-size, or images "
     "cut into tiles."
 )
 
@@ -76,22 +76,22 @@ def tiny_findings(image_set: ImageSet, sides: np.ndarray) -> list[Finding]:
 
 
 def repeated_boxes(image_set: ImageSet) -> np.ndarray:
-    """(K,) the objects, crowds aside, that nearly equal another one of their class and picture: of two, one.
+    """(K,) the objects, crowds aside, that nearly equal another one of their class and image: of two, one.
 
     Sorted by left side, an object and its double are close: a ratio of widths and overlap is never below the IoU,
     so that with an IoU of t their left sides differ by at most (1 - t) / t of a width.
     """
     single = np.flatnonzero(~image_set.is_crowd)
-    boxes, labels, pictures = image_set.boxes[single], image_set.labels[single], owners(image_set)[single]
-    order = np.lexsort((boxes[:, 0], labels, pictures))
-    boxes, labels, pictures = boxes[order].astype(np.float64), labels[order], pictures[order]
+    boxes, labels, images = image_set.boxes[single], image_set.labels[single], owners(image_set)[single]
+    order = np.lexsort((boxes[:, 0], labels, images))
+    boxes, labels, images = boxes[order].astype(np.float64), labels[order], images[order]
     reach = boxes[:, 0] + (boxes[:, 2] - boxes[:, 0]) * (1 - REPEATED_IOU) / REPEATED_IOU
     repeated = np.zeros(len(single), bool)
     first = np.arange(len(single))
     for step in range(1, len(single)):
         first = first[first + step < len(single)]
         second = first + step
-        near = (pictures[first] == pictures[second]) & (labels[first] == labels[second])
+        near = (images[first] == images[second]) & (labels[first] == labels[second])
         first = first[near & (boxes[second, 0] <= reach[first])]
         if not len(first):
             break
@@ -113,6 +113,6 @@ def _kept(image_set: ImageSet, kind: tuple[str, str]) -> tuple[str, ...]:
 
 
 def _places(image_set: ImageSet, items: np.ndarray) -> tuple[str, ...]:
-    pictures = np.searchsorted(image_set.starts, items, side="right") - 1
-    pairs = zip(pictures.tolist(), items.tolist(), strict=True)
-    return tuple(described(image_set, picture, item) for picture, item in pairs)
+    images = np.searchsorted(image_set.starts, items, side="right") - 1
+    pairs = zip(images.tolist(), items.tolist(), strict=True)
+    return tuple(described(image_set, image, item) for image, item in pairs)

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from data.box_sizes import relative_sides
 from data.clusters import RECALL_LIMITS, best_iou, measure_fit
 from data.doctor.classes import all_class_names, class_counts
 from data.doctor.finding import Finding
 from data.image_set import ImageSet
-from data.shapes import relative_sides
 
 COCO_LIMITS_PX = (32, 96)  # sides of a square: COCO's small, medium and large objects
 _CLASSES_SHOWN = 20
@@ -60,11 +60,11 @@ def _amounts(image_sets: Sequence[ImageSet]) -> dict[str, list[str]]:
         by_area = image_set.hws[np.argsort(image_set.hws.prod(axis=1, dtype=np.int64), kind="stable")]
         aspects = image_set.hws[:, 1] / image_set.hws[:, 0]
         cells = {
-            "pictures": f"{len(image_set):,}",
+            "images": f"{len(image_set):,}",
             "  without objects": f"{(counts == 0).sum():,}",
             "objects": f"{counts.sum():,}",
-            "  in a picture, mean": f"{counts.mean():.1f}",
-            "  in a picture, most": f"{counts.max():,}",
+            "  in an image, mean": f"{counts.mean():.1f}",
+            "  in an image, most": f"{counts.max():,}",
             "crowds and difficult, not learned": f"{image_set.is_crowd.sum():,}",
             "height x width, smallest": _size(by_area[0]),
             "  median": _size(by_area[len(by_area) // 2]),
@@ -78,7 +78,7 @@ def _amounts(image_sets: Sequence[ImageSet]) -> dict[str, list[str]]:
 
 def _boxes(image_sets: Sequence[ImageSet], sides: Sequence[np.ndarray]) -> dict[str, list[str]]:
     small, large = COCO_LIMITS_PX
-    rows: dict[str, list[str]] = {"box side, share of the picture's": ["" for _ in image_sets]}
+    rows: dict[str, list[str]] = {"box side, share of the image's": ["" for _ in image_sets]}
     for image_set, own in zip(image_sets, sides, strict=True):
         single = ~image_set.is_crowd
         relative, areas = relative_sides(image_set)[single], own[single].prod(axis=1)

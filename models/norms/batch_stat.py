@@ -52,7 +52,7 @@ class BatchStatNorm(nn.Module, BatchAware):
 
     @abstractmethod
     def normalize(self, y: Tensor, own: Moments, pool: Moments, *context: Any) -> Tensor:
-        """Normalise y (N, C, H, W) with the moments this norm believes in.
+        """Normalize y (N, C, H, W) with the moments this norm believes in.
 
         own: of y. pool: of the batch's mini-batches so far, y included. Asked only when announced.
         """
@@ -145,7 +145,7 @@ class BatchStatNorm(nn.Module, BatchAware):
         return moments.mean, unbiased(moments)
 
     def as_used(self, moments: Moments) -> Moments:
-        """What of a population's moments normalises it in inference."""
+        """What of a population's moments normalizes it in inference."""
         return moments
 
     @torch.no_grad()

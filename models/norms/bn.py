@@ -16,7 +16,7 @@ from models.norms.moments import Moments
 
 
 class PooledBatchNorm(BatchStatNorm):
-    """Each mini-batch normalised by its own moments; with `sync` those of all ranks (SyncBN).
+    """Each mini-batch normalized by its own moments; with `sync` those of all ranks (SyncBN).
 
     nn.SyncBatchNorm does the same but refuses CPU tensors, so that no test without a GPU could run it.
     """

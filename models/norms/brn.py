@@ -1,4 +1,4 @@
-"""Batch renormalisation (Ioffe 2017, arXiv 1702.03275): values as by the running statistics, within limits.
+"""Batch renormalization (Ioffe 2017, arXiv 1702.03275): values as by the running statistics, within limits.
 
 y_hat = xhat * r + d, r = sigma_B / sigma clamped to 1/r_max..r_max and d = (mu_B - mu) / sigma to +-d_max, both
 constants for the gradient (section 3). The limits open linearly from plain batch norm, as in section 4 of the

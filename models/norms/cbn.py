@@ -1,4 +1,4 @@
-"""CBN, cross-iteration batch normalisation (Yao et al., CVPR 2021): a window of past mini-batches.
+"""CBN, cross-iteration batch normalization (Yao et al., CVPR 2021): a window of past mini-batches.
 
 Past statistics were made with other weights, so they are compensated to today's. With y = W . P and P a patch,
 mean_i(W) = W . mean(P)_i is exact and needs no old weights. The second moment is estimated from D = cov(y, P),

@@ -1,4 +1,4 @@
-"""CmBN, cross mini-batch normalisation: pool the statistics of mini-batches 1..t of the running batch.
+"""CmBN, cross mini-batch normalization: pool the statistics of mini-batches 1..t of the running batch.
 
 Sources: YOLOv4 (Bochkovskiy et al. 2020, section 3.3, figure 4) for the forward; "the" backward does not exist,
 so it is a named choice. Pixels weight the pool, so mini-batches of unequal size are pooled exactly.
@@ -8,7 +8,7 @@ so it is a named choice. Pixels weight the pool, so mini-batches of unequal size
   through the earlier mini-batches. Inside a batch the weights are constant, so with P a patch and y = W . P
   the past mean moves with W as mean(P), and the past second moment as 2 mean(y P): numbers that fit in memory
   although the activations are gone. Then, as for true batch norm, the gradient is orthogonal to each filter.
-- `renorm`: pooled values with the mini-batch's own batch-norm gradient, as batch renormalisation does it.
+- `renorm`: pooled values with the mini-batch's own batch-norm gradient, as batch renormalization does it.
 - `darknet`: what `batch_normalize=2` computes there on a GPU (convolutional_layer.c, commit 59596d7).
 """
 
@@ -46,7 +46,7 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
     They are no buffers, as nothing of them outlives the batch, and are bound anew rather than written over, which
     spares passes over memory.
 
-    In the first `burn_in_steps` optimizer steps a mini-batch is normalised by its own statistics, as in batch norm.
+    In the first `burn_in_steps` optimizer steps a mini-batch is normalized by its own statistics, as in batch norm.
 
     The covariance is taken from at least `positions` positions (0 = all) and scaled to the exact variance, so that
     the gradient is orthogonal to each filter all the same, unless the grid sees hardly any of that variance.

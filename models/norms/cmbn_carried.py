@@ -1,6 +1,6 @@
 """CmBN-W with carry-over (ours): the last batch stands in for the mini-batches that are still to come.
 
-CmBN's pool begins anew with each batch: its first mini-batch is normalised by nothing but itself, the second by two.
+CmBN's pool begins anew with each batch: its first mini-batch is normalized by nothing but itself, the second by two.
 Here the batch before makes up the number: after t of n mini-batches it counts as n - t, brought to today's weights as
 CBN's `std` does it, and moves with the layer's own weights as the earlier mini-batches of CmBN-W do. So every
 mini-batch but the last sees a window of n, for one copy of the weights more, where CBN's ring takes n of them.

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from models.norms import ranks
-from models.norms.centred import used_weight
 from models.norms.moments import Moments
+from models.norms.weight_centralization import used_weight
 
 _MOST_SCALE = 10.0  # of a grid's variance; with 256 positions 0.8..1.25 is usual
 
@@ -181,4 +181,4 @@ class ConvAware(ABC):
 
     @abstractmethod
     def forward(self, y: Tensor, view: ConvView) -> Tensor:
-        """Normalise y (N, C, H, W), the output of the convolution behind `view`."""
+        """Normalize y (N, C, H, W), the output of the convolution behind `view`."""

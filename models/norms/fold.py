@@ -14,13 +14,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models.blocks import ConvNormAct
 from models.network import Network
-from models.norms.centred import used_weight
 from models.norms.table import has_batch_statistics
+from models.norms.weight_centralization import used_weight
 from utils.errors import UserError
 
 
 def can_fold(network: Network) -> bool:
-    """Whether no norm looks at the picture at hand."""
+    """Whether no norm looks at the image at hand."""
     return not _unfoldable(network)
 
 
@@ -28,11 +28,11 @@ def can_fold(network: Network) -> bool:
 def fold(network: Network) -> Network:
     """A copy in eval mode with plain convolutions in place of convolution and norm; the same outputs to rounding.
 
-    UserError for group, layer and instance norm: they take the statistics of the picture at hand.
+    UserError for group, layer and instance norm: they take the statistics of the image at hand.
     """
     if stuck := _unfoldable(network):
         raise UserError(
-            f"{type(stuck[0]).__name__} cannot be merged into a convolution: it takes the statistics of each picture "
+            f"{type(stuck[0]).__name__} cannot be merged into a convolution: it takes the statistics of each image "
             "itself, which gn, ln and in do"
         )
     folded = copy.deepcopy(network).eval()

@@ -19,7 +19,7 @@ class NormKind:
     make: convolution and resolved options -> the layer; None for a bias instead.
     knobs: settings that only some norms read, with their defaults for this one.
     gradients: what `norm_gradient` may be.
-    pictures: options, pictures of a mini-batch and subdivisions -> how many pictures its statistics in training are
+    images: options, images of a mini-batch and subdivisions -> how many images its statistics in training are
     of, where they are pooled the most; one of the functions below. None where no mini-batch's are used: then `words`
     says what is.
     """
@@ -27,13 +27,13 @@ class NormKind:
     make: Callable[[nn.Conv2d, NormOptions], nn.Module | None]
     knobs: Mapping[str, Any] = field(default_factory=dict)
     gradients: Sequence[str] = ()
-    pictures: Callable[[NormOptions, int, int], float] | None = None
-    words: str = "each picture by its own"
+    images: Callable[[NormOptions, int, int], float] | None = None
+    words: str = "each image by its own"
 
     @property
     def sees_only_its_mini_batch(self) -> bool:
-        """Whether nothing but the mini-batch at hand normalises it in training. Several GPUs are not looked at."""
-        return self.pictures is of_mini_batch
+        """Whether nothing but the mini-batch at hand normalizes it in training. Several GPUs are not looked at."""
+        return self.images is of_mini_batch
 
 
 def of_mini_batch(options: NormOptions, mini_batch: int, subdivisions: int) -> float:

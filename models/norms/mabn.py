@@ -6,7 +6,7 @@ which is why it wants centred weights. Backward: dy = (gamma g - y_hat q) / sqrt
 E[gamma g y_hat].
 
 The paper averages over a window of 16 mini-batches and corrects by a ratio of averages after a warm-up; here both
-are exponential averages without bias from their start, measured in pictures, so that one setting means the same
+are exponential averages without bias from their start, measured in images, so that one setting means the same
 at every mini-batch size.
 """
 
@@ -26,7 +26,7 @@ from utils.clock import Tick
 
 
 class MovingAverageNorm(BatchStatNorm):
-    """An average over about `average_images` pictures. Running statistics: mean 0, and E[y^2] as the variance."""
+    """An average over about `average_images` images. Running statistics: mean 0, and E[y^2] as the variance."""
 
     fuses_activation = False
 

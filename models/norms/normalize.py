@@ -1,6 +1,6 @@
 """The one forward and backward that batch-statistics norms share.
 
-Normalised with moments of which the mini-batch at hand holds the share alpha (Ioffe & Szegedy 2015 with
+Normalized with moments of which the mini-batch at hand holds the share alpha (Ioffe & Szegedy 2015 with
 alpha = 1; alpha < 1 is the exact partial derivative when the rest is constant):
 
     dx = gamma * r * (g - alpha * (mean(g) + xhat * mean(g * xhat))),   r = 1 / sqrt(var + eps)
@@ -55,7 +55,7 @@ def normalize(
     across_ranks: bool = False,
     activation: str | None = None,
 ) -> Tensor:
-    """y (N, C, H, W) normalised with `moments`.
+    """y (N, C, H, W) normalized with `moments`.
 
     is_share: the gradient takes y for a share of the moments, or with False for all of them; the values do not change.
     moments.count may be () or (C,). With across_ranks, y is this rank's part of a mini-batch that all ranks hold, and

@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.norms.moments import Moments
-from utils.ranks import count
+from utils.ranks import world_size
 
 
 def is_parallel() -> bool:
-    return count() > 1
+    return world_size() > 1
 
 
 def summed(*vectors: Tensor) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
 """How far the statistics of mini-batches are from the population's, layer by layer.
 
-One pass in eval mode takes the moments of every picture at every norm; those of mini-batches are pooled from them
-(Chan et al.). So each layer's input has been normalised by population statistics, and what is measured is the
+One pass in eval mode takes the moments of every image at every norm; those of mini-batches are pooled from them
+(Chan et al.). So each layer's input has been normalized by population statistics, and what is measured is the
 layer's own noise, not what it inherits.
 """
 
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from models.network import Network
-from models.norms.effective import said_pictures
+from models.norms.effective_batch import said_images
 from models.norms.moments import Moments
-from models.norms.population import as_used, eval_mode, norms_with_statistics, pixels_for, watched
+from models.norms.running_stats import as_used, eval_mode, norms_with_statistics, pixels_for, watched
 from utils.errors import UserError
 
 SIZES = (1, 2, 4, 8, 16)
@@ -29,7 +29,7 @@ class LayerGap:
     """Of one norm; pop are its running statistics, sigma the root of variance + eps.
 
     sigma, mean: mini-batch size -> root mean square, over channels and mini-batches, of sigma_b / sigma_pop - 1 and
-    of (mu_b - mu_pop) / sigma_pop. stale_sigma, stale_mean: the same of all pictures together.
+    of (mu_b - mu_pop) / sigma_pop. stale_sigma, stale_mean: the same of all images together.
     """
 
     layer: int
@@ -46,17 +46,17 @@ class LayerGap:
 
     @property
     def stale(self) -> float:
-        """The larger of the two gaps of all pictures together."""
+        """The larger of the two gaps of all images together."""
         return max(self.stale_sigma, self.stale_mean)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NormReport:
-    """layers in order of the cfg; sizes: the mini-batch sizes that `pictures` pictures make at least one of."""
+    """layers in order of the cfg; sizes: the mini-batch sizes that `images` images make at least one of."""
 
     layers: tuple[LayerGap, ...]
     sizes: tuple[int, ...]
-    pictures: int
+    images: int
 
     def table(self) -> str:
         """Gaps in per cent, a row a layer."""
@@ -66,7 +66,7 @@ class NormReport:
         width = max(len(gap.name) for gap in self.layers)
         lines = [
             f"{'':{width + 16}} |{'sigma_b / sigma - 1, %':>{half}} |{'(mu_b - mu) / sigma, %':>{half}}",
-            f"layer {'':{width}}  channels |{cells} |{cells}   <- pictures b",
+            f"layer {'':{width}}  channels |{cells} |{cells}   <- images b",
         ]
         for gap in self.layers:
             halves = (
@@ -77,23 +77,23 @@ class NormReport:
         return "\n".join(lines)
 
     def verdict(self, *, mini_batch: int, effective: int | None) -> str:
-        """What the table says of a training with such mini-batches, whose statistics were of `effective` pictures.
+        """What the table says of a training with such mini-batches, whose statistics were of `effective` images.
 
-        effective None: it did not normalise by statistics of mini-batches.
+        effective None: it did not normalize by statistics of mini-batches.
         """
-        lines = [self._at(mini_batch, f"mini-batches of {said_pictures(mini_batch)}")]
+        lines = [self._at(mini_batch, f"mini-batches of {said_images(mini_batch)}")]
         if effective is not None and effective != mini_batch:
-            lines.append(self._at(effective, f"{said_pictures(effective)} pooled"))
+            lines.append(self._at(effective, f"{said_images(effective)} pooled"))
         is_stale = any(gap.stale > LARGE for gap in self.layers)
         lines.append(
-            f"running statistics against these {self.pictures} pictures: {self._worst(lambda gap: gap.stale)}"
+            f"running statistics against these {self.images} images: {self._worst(lambda gap: gap.stale)}"
             + ("; evaluate.py --recalibrate-on replaces them" if is_stale else "")
         )
         return "\n".join(lines)
 
-    def _at(self, pictures: int, said: str) -> str:
-        size = max(size for size in self.sizes if size <= max(pictures, 1))
-        measured = "" if size == pictures else f" (measured at {size})"
+    def _at(self, images: int, said: str) -> str:
+        size = max(size for size in self.sizes if size <= max(images, 1))
+        measured = "" if size == images else f" (measured at {size})"
         return f"{said}{measured}: {self._worst(lambda gap: gap.at(size))}"
 
     def _worst(self, value: Callable[[LayerGap], float]) -> str:
@@ -112,18 +112,18 @@ class NormReport:
 def measure_norms(network: Network, batches: Sequence[Tensor]) -> NormReport:
     """batches: images (N, 3, H, W) of one size, uint8 or float in 0..1, in random order: neighbours are pooled.
 
-    UserError for a network without batch statistics, and where there is no picture.
+    UserError for a network without batch statistics, and where there is no image.
     """
     norms = norms_with_statistics(network)
-    pictures = sum(map(len, batches))
-    if not pictures:
-        raise UserError("there is no picture to take statistics from")
-    sizes = tuple(size for size in SIZES if size <= pictures)
-    seen = _moments_of_pictures(network, norms, batches)
+    images = sum(map(len, batches))
+    if not images:
+        raise UserError("there is no image to take statistics from")
+    sizes = tuple(size for size in SIZES if size <= images)
+    seen = _moments_of_images(network, norms, batches)
     return NormReport(
         layers=tuple(_gap(network, name, norms[name], moments, sizes) for name, moments in seen.items()),
         sizes=sizes,
-        pictures=pictures,
+        images=images,
     )
 
 
@@ -136,12 +136,10 @@ def pooled_pairs(moments: Moments) -> Moments:
     return first.merged_with(second)
 
 
-def _moments_of_pictures(
-    network: Network, norms: dict[str, nn.Module], batches: Sequence[Tensor]
-) -> dict[str, Moments]:
-    """By the norm's name, in the order of layers: count () positions of a picture, mean and var (pictures, C)."""
+def _moments_of_images(network: Network, norms: dict[str, nn.Module], batches: Sequence[Tensor]) -> dict[str, Moments]:
+    """By the norm's name, in the order of layers: count () positions of an image, mean and var (images, C)."""
     seen: dict[nn.Module, list[Moments]] = {norm: [] for norm in norms.values()}
-    with eval_mode(network), watched(seen, lambda norm, y: seen[norm].append(_of_each_picture(y))):
+    with eval_mode(network), watched(seen, lambda norm, y: seen[norm].append(_of_each_image(y))):
         for images in batches:
             network(pixels_for(network, images))
     return {
@@ -154,22 +152,22 @@ def _moments_of_pictures(
     }
 
 
-def _of_each_picture(y: Tensor) -> Moments:
+def _of_each_image(y: Tensor) -> Moments:
     """y (N, C, H, W) -> mean, var (N, C)."""
-    pictures, channels, height, width = y.shape
-    rows = Moments.of(y.reshape(1, pictures * channels, height, width))
-    return Moments(count=rows.count, mean=rows.mean.view(pictures, channels), var=rows.var.view(pictures, channels))
+    images, channels, height, width = y.shape
+    rows = Moments.of(y.reshape(1, images * channels, height, width))
+    return Moments(count=rows.count, mean=rows.mean.view(images, channels), var=rows.var.view(images, channels))
 
 
-def _gap(network: Network, name: str, norm: nn.Module, of_pictures: Moments, sizes: tuple[int, ...]) -> LayerGap:
+def _gap(network: Network, name: str, norm: nn.Module, of_images: Moments, sizes: tuple[int, ...]) -> LayerGap:
     sigma, mean = {}, {}
-    pooled = of_pictures
+    pooled = of_images
     for size in sizes:
         sigma[size], mean[size] = _distance(norm, pooled)
         pooled = pooled_pairs(pooled)
-    # Every picture has the same number of positions.
-    centre, spread = of_pictures.mean.mean(0), of_pictures.mean.var(0, correction=0)
-    everything = Moments(count=of_pictures.count, mean=centre, var=of_pictures.var.mean(0) + spread)
+    # Every image has the same number of positions.
+    centre, spread = of_images.mean.mean(0), of_images.mean.var(0, correction=0)
+    everything = Moments(count=of_images.count, mean=centre, var=of_images.var.mean(0) + spread)
     stale_sigma, stale_mean = _distance(norm, everything)
     layer = int(name.split(".")[1])
     return LayerGap(

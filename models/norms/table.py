@@ -12,7 +12,6 @@ from models.norms.bn import FrozenBatchNorm, PooledBatchNorm
 from models.norms.brn import BatchRenorm
 from models.norms.cbn import CBN_GRADIENTS, ESTIMATORS, CrossIterationBatchNorm, WindowGrowth
 from models.norms.cbn_lite import CrossIterationBatchNormLite
-from models.norms.centred import CentredConv2d
 from models.norms.cmbn import (
     CrossMiniBatchNorm,
     CrossMiniBatchNormR,
@@ -22,6 +21,7 @@ from models.norms.cmbn import (
 from models.norms.cmbn_carried import CarriedCrossMiniBatchNorm
 from models.norms.kind import NormKind, of_average, of_batch, of_mini_batch, of_running_average, of_window
 from models.norms.mabn import MovingAverageNorm
+from models.norms.weight_centralization import CentralizedConv2d
 from utils.errors import UserError
 from utils.knob import knob
 
@@ -35,7 +35,7 @@ class NormOptions:
 
     norm: str = knob(
         "bn",
-        "normalisation layer of every conv-norm-activation block; auto: by the pictures in a forward (cfg: "
+        "normalization layer of every conv-norm-activation block; auto: by the images in a forward (cfg: "
         "batch_normalize=2 is cmbn; --weights: theirs)",
         choices=lambda: (*NORMS, AUTO),
     )
@@ -78,7 +78,7 @@ class NormOptions:
         low=0,
     )
     norm_average_images: float | None = knob(
-        None, "mabn: pictures its statistics are averaged over (default 16)", unit="PICTURES", low=1
+        None, "mabn: images its statistics are averaged over (default 16)", unit="IMAGES", low=1
     )
     norm_r_max: float | None = knob(None, "brn: largest ratio to the running deviation (default 3)", low=1)
     norm_d_max: float | None = knob(None, "brn: largest shift, in running deviations (default 5)", low=0)
@@ -103,19 +103,19 @@ class NormOptions:
     )
     norm_freeze_affine: bool = knob(False, "gamma and beta stay as they start")
     norm_eval: bool | None = knob(
-        None, "normalise by the running statistics from the first step on, and keep them (use with --weights)"
+        None, "normalize by the running statistics from the first step on, and keep them (use with --weights)"
     )
     norm_freeze_after: float | None = knob(
         None,
-        "from this fraction of training on, normalise by the running statistics and keep them (default 1: never)",
+        "from this fraction of training on, normalize by the running statistics and keep them (default 1: never)",
         unit="FRACTION",
         low=0,
         high=1,
     )
     precise_bn: int | None = knob(
         None,
-        "training pictures that give the best weights exact statistics in the end (default 0: running averages)",
-        unit="PICTURES",
+        "training images that give the best weights exact statistics in the end (default 0: running averages)",
+        unit="IMAGES",
         low=0,
     )
 
@@ -128,8 +128,8 @@ class NormFactory:
 
     @property
     def conv_class(self) -> type[nn.Conv2d]:
-        """Of the convolutions to be normalised."""
-        return CentredConv2d if self.options.weight_centralization else nn.Conv2d
+        """Of the convolutions to be normalized."""
+        return CentralizedConv2d if self.options.weight_centralization else nn.Conv2d
 
     def __call__(self, conv: nn.Conv2d) -> nn.Module | None:
         norm = NORMS[self.options.norm].make(conv, self.options)
@@ -254,7 +254,7 @@ _WINDOW = {
 
 
 NORMS: dict[str, NormKind] = {
-    "bn": NormKind(make=_bn, knobs={"norm_running": "ema", **_STATISTICS}, pictures=of_mini_batch),
+    "bn": NormKind(make=_bn, knobs={"norm_running": "ema", **_STATISTICS}, images=of_mini_batch),
     "cmbn": NormKind(
         make=_cmbn,
         knobs={
@@ -266,21 +266,21 @@ NORMS: dict[str, NormKind] = {
             **_STATISTICS,
         },
         gradients=CMBN_GRADIENTS,
-        pictures=of_batch,
+        images=of_batch,
     ),
     "cbn": NormKind(
         make=_cbn,
         knobs={"norm_gradient": "weights", "norm_estimator": "std", **_WINDOW},
         gradients=CBN_GRADIENTS,
-        pictures=of_window,
+        images=of_window,
     ),
     "cbn-lite": NormKind(
         make=_cbn_lite,
         knobs={"norm_gradient": "share", "norm_refresh_steps": 4, **_WINDOW},
         gradients=[gradient for gradient in CBN_GRADIENTS if gradient != "weights"],
-        pictures=of_window,
+        images=of_window,
     ),
-    "mabn": NormKind(make=_mabn, knobs={"norm_average_images": 16.0, **_STATISTICS}, pictures=of_average),
+    "mabn": NormKind(make=_mabn, knobs={"norm_average_images": 16.0, **_STATISTICS}, images=of_average),
     "brn": NormKind(
         make=_brn,
         knobs={
@@ -290,13 +290,13 @@ NORMS: dict[str, NormKind] = {
             "norm_ramp_steps": 400,
             **_STATISTICS,
         },
-        pictures=of_running_average,
+        images=of_running_average,
     ),
     "gn": NormKind(make=_gn, knobs={"norm_groups": 32}),
     "ln": NormKind(make=_ln),
     "in": NormKind(make=_in),
     "frozen": NormKind(make=_frozen, knobs={"precise_bn": 0}, words="running statistics, which stay"),
-    "syncbn": NormKind(make=_syncbn, knobs=_STATISTICS, pictures=of_mini_batch),
+    "syncbn": NormKind(make=_syncbn, knobs=_STATISTICS, images=of_mini_batch),
     "none": NormKind(make=_none, words="no statistics"),
 }
 

@@ -28,7 +28,7 @@ def convert(source: Path, target: Path, cfg: str | None, names: str | None) -> N
     content, origin = read_trained(str(source), cfg=cfg, names=names)
     if is_darknets:
         write_checkpoint(target, content)
-        print(*origin, f"written   {target}; next: python detect.py --weights {target} PICTURES", sep="\n")
+        print(*origin, f"written   {target}; next: python detect.py --weights {target} IMAGES", sep="\n")
     else:
         weights, cfg_file, names_file = write_darknet(target, content, source=str(source))
         print(f"written   {weights}, {cfg_file} and {names_file}: what darknet needs")
@@ -52,7 +52,7 @@ def info(source: Path, cfg: str) -> None:
     _check_darknets(source)
     weights = read_weights(source, load_plan(cfg))
     header = weights.header
-    print(f"version   {header.major}.{header.minor}.{header.revision}, {header.seen:,} pictures seen")
+    print(f"version   {header.major}.{header.minor}.{header.revision}, {header.seen:,} images seen")
     print(f"weights   {weights.report}")
 
 

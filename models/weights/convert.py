@@ -12,8 +12,8 @@ from cfg.parse import parse_sections
 from cfg.plan import parse_plan
 from models.detector import build_network
 from models.weights.writer import write_weights
+from utils.atomic_file import atomic_write
 from utils.errors import UserError
-from utils.whole_file import whole_file
 
 
 def write_darknet(path: Path, checkpoint: dict[str, Any], *, source: str) -> tuple[Path, Path, Path]:
@@ -25,18 +25,18 @@ def write_darknet(path: Path, checkpoint: dict[str, Any], *, source: str) -> tup
     for file in files:
         if file.exists() or files.count(file) > 1:
             raise UserError(f"{file}: is there already, or would be written twice: choose another name")
-    write_weights(path, build_network(checkpoint, path=source), seen=pictures_seen(checkpoint))
+    write_weights(path, build_network(checkpoint, path=source), seen=images_seen(checkpoint))
     names = "".join(f"{name}\n" for name in checkpoint["class_names"])
     for file, text in zip(files[1:], (cfg_text(checkpoint), names), strict=True):
-        with whole_file(file) as out:
+        with atomic_write(file) as out:
             out.write(text.encode())
     return files
 
 
-def pictures_seen(checkpoint: Mapping[str, Any]) -> int:
-    """As darknet counts them: what a .weights file said, or the steps of our training times their pictures.
+def images_seen(checkpoint: Mapping[str, Any]) -> int:
+    """As darknet counts them: what a .weights file said, or the steps of our training times their images.
 
-    A training from a .weights file begins with step 0, and so with picture 0, as darknet's does with -clear.
+    A training from a .weights file begins with step 0, and so with image 0, as darknet's does with -clear.
     """
     if "seen" in checkpoint:
         return int(checkpoint["seen"])

@@ -24,7 +24,7 @@ from cfg.plan import Plan, parse_plan
 from models.weights.layout import FRESH_SCALES, StoredArray, StoredLayer, place, stored_layers
 from utils.errors import UserError
 
-MAX_SEEN = 2**48  # pictures: no training sees so many, but a damaged header says so
+MAX_SEEN = 2**48  # images: no training sees so many, but a damaged header says so
 MAX_REVISION = 99
 
 # A norm averages its first batches with equal weights (models/norms/batch_stat.py): what was loaded must not look like
@@ -34,7 +34,7 @@ SETTLED_BATCHES = 1_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """Version of the format, and on how many pictures the network was trained. The default is what darknet writes."""
+    """Version of the format, and on how many images the network was trained. The default is what darknet writes."""
 
     major: int = 0
     minor: int = 2
@@ -99,7 +99,7 @@ def read_header(path: Path, file: BinaryIO) -> Header:
         raise UserError(f"{path}: ends inside the header of a darknet .weights file")
     (seen,) = struct.unpack(layout, raw)
     if seen > MAX_SEEN:
-        raise UserError(f"{path}: its header is damaged, it says that {seen} pictures were seen")
+        raise UserError(f"{path}: its header is damaged, it says that {seen} images were seen")
     return Header(major=major, minor=minor, revision=revision, seen=seen)
 
 

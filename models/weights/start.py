@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models.network import Network
-from models.norms.centred import CentredConv2d
 from models.norms.table import NormOptions, resolve_norm
+from models.norms.weight_centralization import CentralizedConv2d
 from models.weights.class_names import made_up_names
 from models.weights.class_rows import by_class_name
 from models.weights.layout import EPS
@@ -58,10 +58,10 @@ def _for_classes(
 
 
 def _change_of_filters(start: Mapping[str, Any], network: Network) -> list[str]:
-    """Centred filters convolve with something else than what is stored (models/norms/centred.py)."""
+    """Centred filters convolve with something else than what is stored (models/norms/weight_centralization.py)."""
     norm = {name: value for name, value in start.get("norm", {}).items() if name in ("norm", "weight_centralization")}
     before = resolve_norm(NormOptions(**norm)).weight_centralization
-    now = any(isinstance(module, CentredConv2d) for module in network.modules())
+    now = any(isinstance(module, CentralizedConv2d) for module in network.modules())
     if before == now:
         return []
     return [f"filters are {'' if now else 'no longer '}centred from here on: the network computes something else"]
@@ -73,8 +73,8 @@ def _load_darknet(network: Network, state: dict[str, Tensor]) -> tuple[int, list
     Where the network has a bias in place of a norm, it gets the two of them in one.
     """
     own = network.state_dict()
-    normalised = [name.removesuffix(".norm.running_var") for name in state if name.endswith(".norm.running_var")]
-    biased = [layer for layer in normalised if f"{layer}.conv.bias" in own]
+    normalized = [name.removesuffix(".norm.running_var") for name in state if name.endswith(".norm.running_var")]
+    biased = [layer for layer in normalized if f"{layer}.conv.bias" in own]
     for layer in biased:
         state = state | _merged(state, layer)
     loaded, fresh = load_matching(network, state)
@@ -83,7 +83,7 @@ def _load_darknet(network: Network, state: dict[str, Tensor]) -> tuple[int, list
         exceptions.append(f"of another size in this network, so they start fresh: {' '.join(other_size)}")
     if biased:
         exceptions.append("batch norm is merged into weights and biases")
-    if any(f"{layer}.norm.weight" in own and f"{layer}.norm.running_var" not in own for layer in normalised):
+    if any(f"{layer}.norm.weight" in own and f"{layer}.norm.running_var" not in own for layer in normalized):
         exceptions.append("this norm has no place for running means and variances")
     return loaded, exceptions
 

@@ -61,7 +61,7 @@ def read_darknet(
         if not loaded.is_complete:
             raise UserError(f"{path}: is not the whole network, only train.py can use it: {loaded.report}")
         if not plan.heads or plan.net.channels != 3:
-            raise UserError(f"{plan.path}: is no detector of pictures, which has [yolo] layers and channels=3")
+            raise UserError(f"{plan.path}: is no detector of images, which has [yolo] layers and channels=3")
     named, origin = class_names(plan, None if names is None else Path(names))
     content = {
         **describe_network(plan, _norm_of(plan), named, plan.net.letter_box),

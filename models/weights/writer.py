@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from cfg.layers import ConvSpec
 from cfg.plan import Plan
 from models.network import Network
-from models.norms.centred import used_weight
 from models.norms.table import has_batch_statistics
+from models.norms.weight_centralization import used_weight
 from models.weights.layout import EPS, StoredLayer, place, stored_layers
 from models.weights.reader import Header
+from utils.atomic_file import atomic_write
 from utils.errors import UserError
-from utils.whole_file import whole_file
 
 
 def write_weights(path: Path, network: Network, *, seen: int) -> None:
-    """All layers, under darknet's header 0.2.5; `seen` counts pictures. Nothing is written where it is refused.
+    """All layers, under darknet's header 0.2.5; `seen` counts images. Nothing is written where it is refused.
 
     UserError for a norm without running statistics, and for values that no reader would take.
     """
@@ -45,7 +45,7 @@ def write_state(
             if fault := array.fault_of(values):
                 raise UserError(f"{path}: cannot be written, in {place(plan, layer.node)} {fault}")
             blobs.append(values.tobytes())
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.writelines(blobs)
 
 
@@ -70,7 +70,7 @@ def _check_norm(norm: nn.Module | None, where: str) -> None:
         raise UserError(f"{where}: has a bias in place of the batch norm that the cfg asks for (--norm none)")
     if not has_batch_statistics(norm):
         raise UserError(
-            f"{where}: {type(norm).__name__} takes the statistics of each picture itself, as gn, ln and in do; darknet "
+            f"{where}: {type(norm).__name__} takes the statistics of each image itself, as gn, ln and in do; darknet "
             "knows batch norm only, with a running mean and variance"
         )
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from cfg.layers import YoloSpec
+from models.transfer import to_device_async
+from utils.boxes import box_iou
 from utils.structures import Targets
-from utils.transfer import sent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ def shape_iou(sizes: Tensor, anchors: Tensor) -> Tensor:
 def shape_overlap(sizes: Tensor, anchors: Tensor, kind: str) -> Tensor:
     """As shape_iou, of any kind (darknet box.c); diou is IoU, because the centres are one.
 
-    Of sizes as shares of the picture: what ciou takes for an aspect ratio is darknet's.
+    Of sizes as shares of the image: what ciou takes for an aspect ratio is darknet's.
     """
     iou = shape_iou(sizes, anchors)
     if kind == "giou":
@@ -92,11 +92,11 @@ def best_overlap(boxes: Tensor, targets: Targets) -> Tensor:
     """
     best = boxes.new_zeros(boxes.shape[:-1])
     for index, here in _images_with(targets):
-        predicted, objects = boxes[index].reshape(-1, 4), sent(targets.boxes[here], like=boxes)
+        predicted, objects = boxes[index].reshape(-1, 4), to_device_async(targets.boxes[here], like=boxes)
         overlap = box_iou(predicted, objects)
         crowd = targets.is_crowd[here]
         if crowd.any():
-            overlap = torch.where(sent(crowd, like=boxes), _share_inside(predicted, objects), overlap)
+            overlap = torch.where(to_device_async(crowd, like=boxes), _share_inside(predicted, objects), overlap)
         best[index] = overlap.amax(1).view(best.shape[1:])
     return best
 
@@ -110,9 +110,10 @@ def best_object(boxes: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
     for index, here in _images_with(targets):
         objects = (here & ~targets.is_crowd).nonzero()[:, 0]
         if len(objects):
-            overlap, which = box_iou(boxes[index].reshape(-1, 4), sent(targets.boxes[objects], like=boxes)).max(1)
+            ground_truth = to_device_async(targets.boxes[objects], like=boxes)
+            overlap, which = box_iou(boxes[index].reshape(-1, 4), ground_truth).max(1)
             best[index] = overlap.view(best.shape[1:])
-            target[index] = sent(objects, like=boxes)[which].view(best.shape[1:])
+            target[index] = to_device_async(objects, like=boxes)[which].view(best.shape[1:])
     return best, target
 
 

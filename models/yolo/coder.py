@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from models.yolo.anchor_grid import Places, places_of
 from models.yolo.head import RawHead
-from models.yolo.places import Places, places_of
 
 # exp(8) is 2981 anchors wide: no real box, but finite, so that one wild logit cannot poison a loss.
 MAX_LOG_SIZE = 8.0

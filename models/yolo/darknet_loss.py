@@ -3,7 +3,7 @@
 darknet (yolo_layer.c, box.c) writes for each output a delta, what gradient ascent should add, and prints a cost
 beside it that the deltas are not derived from. What differs from the gradient of `loss.py`:
 
-- a box's delta is nearly the derivative of IoU (`ascent.py`) to x, y, w, h as shares of the picture; of the decoder
+- a box's delta is nearly the derivative of IoU (`ascent.py`) to x, y, w, h as shares of the image; of the decoder
   only exp(tw) and exp(th) are chained, not the sigmoid, scale_x_y, the grid or the anchor;
 - a cell is spared only where it is also sure (over 0.25) of some class;
 - a further object in the same place asks for its own class alone, so that the others may stay;
@@ -22,19 +22,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cfg.layers import YoloSpec
-from models.yolo.ascent import iou_ascent
+from models.transfer import constant_like, to_device_async
+from models.yolo.anchor_grid import cell_grid
 from models.yolo.assign import Assignment, assign, best_object, best_overlap
 from models.yolo.coder import at_least_float32
+from models.yolo.darknet_iou_grad import iou_ascent
 from models.yolo.head import RawHead
 from models.yolo.iou_loss import iou_loss
 from models.yolo.loss import LossOptions, LossTerms
-from models.yolo.places import cell_grid
 from utils.errors import UserError
 from utils.structures import Targets
-from utils.transfer import constant, sent
 
 CLASS_SURE = 0.25
-MAX_SIDE = 1e15  # pictures; of larger boxes IoU and GIoU are the same to float32, but their areas overflow it
+MAX_SIDE = 1e15  # images; of larger boxes IoU and GIoU are the same to float32, but their areas overflow it
 
 
 class DarknetLoss:
@@ -71,9 +71,11 @@ def head_deltas(head: RawHead, targets: Targets, *, label_smooth_eps: float) -> 
     assignment = assign(targets, head.spec, head.grid_hw, head.stride_px)
     rows = cells.rows_of(assignment)
     for turn in _turns(rows):
-        cells.answer(sent(rows[turn], like=cells.said), sent(assignment.target[turn], like=cells.said))
+        cells.answer(
+            to_device_async(rows[turn], like=cells.said), to_device_async(assignment.target[turn], like=cells.said)
+        )
     cells.average()
-    rows, target = (sent(each, like=cells.said) for each in (rows, assignment.target))
+    rows, target = (to_device_async(each, like=cells.said) for each in (rows, assignment.target))
     delta, cost = cells.delta.view(head.logits.shape), cells.cost(rows, target)
     if head.spec.new_coords:
         # darknet's delta is to the output of the convolution's logistic, RawHead holds what goes into it.
@@ -113,7 +115,7 @@ class _Cells:
 
     said, delta: (R, 5 + C) with R = N * A * H * W; said is decoded as darknet's output: x and y as steps from the
     cell's corner, w and h raw, or their square roots with new_coords, objectness and classes as probabilities.
-    boxes: (R, 4) centre and sides as shares of the picture. The methods follow the order of yolo_layer.c
+    boxes: (R, 4) centre and sides as shares of the image. The methods follow the order of yolo_layer.c
     (process_batch, averages_yolo_deltas, forward_yolo_layer).
     """
 
@@ -125,19 +127,19 @@ class _Cells:
             said[..., 2:4] = logits[..., 2:4]
         said[..., :2] = said[..., :2] * self.spec.scale_x_y - (self.spec.scale_x_y - 1) / 2
         height, width = self.head.grid_hw
-        self.grid = constant((width, height), like=said)
-        self.input = self.grid * constant(head.stride_px[::-1], like=said)  # width and height in pixels
+        self.grid = constant_like((width, height), like=said)
+        self.input = self.grid * constant_like(head.stride_px[::-1], like=said)  # width and height in pixels
         sides = 4 * said[..., 2:4].square() if self.spec.new_coords else said[..., 2:4].exp()
         sides = sides * head.anchors_px().to(said.dtype)[:, None, None] / self.input
         centres = (cell_grid(height, width, like=said) + said[..., :2]) / self.grid
         self.boxes = torch.cat((centres, sides), dim=-1).flatten(0, 3)
         self.said = said.flatten(0, 3)
         self.delta = torch.zeros_like(self.said)
-        self.corners_px = corners = sent(targets.boxes, like=said).to(said.dtype)  # of the objects
+        self.corners_px = corners = to_device_async(targets.boxes, like=said).to(said.dtype)  # of the objects
         sides = corners[:, 2:] - corners[:, :2]
         self.truths = torch.cat(((corners[:, :2] + corners[:, 2:]) / 2, sides), dim=1) / self.input.repeat(2)
-        self.labels = sent(targets.labels, like=said)
-        self.importance = constant(class_multipliers(self.spec), like=said)[self.labels]
+        self.labels = to_device_async(targets.labels, like=said)
+        self.importance = constant_like(class_multipliers(self.spec), like=said)[self.labels]
         self.eps = label_smooth_eps
 
     def background(self) -> None:
@@ -202,7 +204,7 @@ class _Cells:
         return ((image * anchors + anchor) * height + row) * width + column
 
     def _corners_px(self, boxes: Tensor) -> Tensor:
-        """(P, 4) centre and sides as shares of the picture -> (P, 4) xyxy in input pixels"""
+        """(P, 4) centre and sides as shares of the image -> (P, 4) xyxy in input pixels"""
         centre, sides = boxes.split(2, dim=1)
         return torch.cat((centre - sides / 2, centre + sides / 2), dim=1) * self.input.repeat(2)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cfg.layers import YoloSpec
-from utils.transfer import sent
+from models.transfer import to_device_async
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,4 +25,4 @@ class RawHead:
 
     def anchors_px(self) -> Tensor:
         """(A, 2) width and height of this head's anchors, in input pixels."""
-        return sent(torch.tensor(self.spec.head_anchors, dtype=torch.float32), like=self.logits)
+        return to_device_async(torch.tensor(self.spec.head_anchors, dtype=torch.float32), like=self.logits)

@@ -3,10 +3,10 @@
 Sums, because the trainer divides by the images of the whole batch: then the gradient does not depend on how the
 batch is cut into mini-batches.
 
-Heads under the same rules lie in one row, all their cells' anchors behind each other: with a picture or two in a
+Heads under the same rules lie in one row, all their cells' anchors behind each other: with an image or two in a
 forward, a GPU is done with a kernel before the host has started the next, and each head would have its own hundred.
 
-The weights of the three terms are the cfg's normalisers. darknet applies iou_normalizer to a box gradient
+The weights of the three terms are the cfg's normalizers. darknet applies iou_normalizer to a box gradient
 without the chain factors of the decoder (about sigmoid' * stride / image side), so for a true gradient its 0.07
 is far too small: `box_gain` makes up for that.
 """
@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cfg.layers import YoloSpec
+from models.transfer import to_device_async
+from models.yolo.anchor_grid import Places, places_of
 from models.yolo.assign import assign, best_overlap
 from models.yolo.coder import at_least_float32, decode, encode
 from models.yolo.head import RawHead
 from models.yolo.iou_loss import iou_loss
-from models.yolo.places import Places, places_of
 from utils.knob import knob
 from utils.structures import Targets
-from utils.transfer import sent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,14 +96,14 @@ class YoloLoss:
         logits = at_least_float32(torch.cat([head.logits.flatten(1, 3) for head in heads], dim=1))  # (N, S, 5 + C)
         places = places_of(heads, logits.dtype)
         pairs = pairs_of(heads, targets)
-        where = tuple(sent(pairs.where, like=logits))
+        where = tuple(to_device_async(pairs.where, like=logits))
         objectness = self._objectness(logits, places, where, targets, rules)
         if len(pairs) == 0:
             # Keeps every logit in the graph: a parameter without a gradient stalls DDP.
             nothing = logits.sum() * 0
             return LossTerms(box=nothing, objectness=objectness, classes=nothing)
-        said, which = logits[where], sent(pairs.which, like=logits)
-        wanted = sent(targets.boxes[pairs.target], like=logits).to(logits.dtype)
+        said, which = logits[where], to_device_async(pairs.which, like=logits)
+        wanted = to_device_async(targets.boxes[pairs.target], like=logits).to(logits.dtype)
         return LossTerms(
             box=self._box(said[which, :4], places[where[1][which]], wanted, heads[0]),
             objectness=objectness,
@@ -146,7 +146,7 @@ class YoloLoss:
         wanted[pairs.which, targets.labels[pairs.target]] = 1
         smoothing = self.options.label_smoothing
         smoothing = rules.label_smooth_eps if smoothing is None else smoothing
-        wanted = sent(wanted, like=said).to(said.dtype) * (1 - smoothing) + smoothing / 2
+        wanted = to_device_async(wanted, like=said).to(said.dtype) * (1 - smoothing) + smoothing / 2
         return rules.cls_normalizer * F.binary_cross_entropy_with_logits(said, wanted, reduction="sum")
 
 

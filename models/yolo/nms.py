@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
-from utils.transfer import constant
+from models.transfer import constant_like
+from utils.boxes import nms
 
 GREEDY_BETA = 0.6  # fixed in darknet, whatever beta_nms says
 
@@ -67,7 +67,7 @@ def survivors(
     boxes, labels = boxes[order], labels[order]
     sizes = labels.unique_consecutive(return_counts=True)[1]
     if rule.kind != "default":
-        boxes = boxes / constant(unit * 2, like=boxes)
+        boxes = boxes / constant_like(unit * 2, like=boxes)
     return order[_quickest(rule.kind, sizes)(boxes, sizes, rule)]
 
 
@@ -84,7 +84,7 @@ def _by_kernel(boxes: Tensor, sizes: Tensor, rule: NmsRule) -> Tensor:
     """Boxes sorted by class, best first, sizes (C,) of the classes -> indices of those that stay, in that order.
 
     By IoU only: torchvision's nms, class by class. Not its batched_nms: that moves the classes apart by the largest
-    coordinate, so that boxes which reach out of the picture suppress another class's, and one huge box rounds all the
+    coordinate, so that boxes which reach out of the image suppress another class's, and one huge box rounds all the
     others.
     """
     # Compared in double there: an IoU of 0.6, rounded, must not exceed 0.6.

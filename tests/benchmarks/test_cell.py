@@ -13,13 +13,13 @@ import torch
 
 import benchmarks.small_batch.sources as sources
 import data.dataset
+import evaluation.evaluator
 import train
-import training as parts
-import utils.scoring
 from benchmarks.small_batch.cell import check_apart, job_of_cell, memory, run_cell
 from benchmarks.small_batch.grid import BUDGETS, Cell
 from data.digits import make_digits
 from data.source import open_image_set
+from engine import trainer as parts
 from utils.errors import UserError
 
 HERE = {"folders": {}, "device": "cpu", "workers": 0, "commit": "abc"}
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_scratch(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MADE", made)
     for plot in ("plot_pr_curves", "plot_confusion"):  # they take longer than the training
-        monkeypatch.setattr(utils.scoring, plot, lambda *_: None)
+        monkeypatch.setattr(evaluation.evaluator, plot, lambda *_: None)
 
 
 class Watched:
@@ -88,16 +88,16 @@ def test_norms_and_mini_batches_see_the_same_images_in_the_same_order(
 
 
 @pytest.mark.parametrize("role", ["main", "tune"])
-def test_test_pictures_never_enter_training_or_selection(
+def test_test_images_never_enter_training_or_selection(
     role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: dict[bool, list[str]] = {True: [], False: []}  # by whether the training was still going on
     training = True
-    read_picture, train_it = data.dataset.read_picture, train.train
+    read_image, train_it = data.dataset.read_image, train.train
 
     def watched_read(path: str, **settings: Any) -> Any:
         read[training].append(Path(path).parent.name)
-        return read_picture(path, **settings)
+        return read_image(path, **settings)
 
     def watched_train(*given: Any, **named: Any) -> Any:
         nonlocal training
@@ -106,7 +106,7 @@ def test_test_pictures_never_enter_training_or_selection(
         training = False
         return table
 
-    monkeypatch.setattr(data.dataset, "read_picture", watched_read)
+    monkeypatch.setattr(data.dataset, "read_image", watched_read)
     monkeypatch.setattr(train, "train", watched_train)
     row = run_cell(replace(CELL, role=role), tmp_path / "run", **HERE)
     assert not (tmp_path / "run" / "metrics.json").exists(), "nobody looks at a cell's report"
@@ -115,11 +115,11 @@ def test_test_pictures_never_enter_training_or_selection(
     assert (row["test_AP"] is None) == (role == "tune")
 
 
-def test_a_test_split_that_shares_pictures_is_refused() -> None:
+def test_a_test_split_that_shares_images_is_refused() -> None:
     source = sources.prepare(CELL, {})
     train_set, val_set = (open_image_set(source.path, split) for split in ("train", "val"))
     check_apart(train_set, val_set, open_image_set(source.path, str(source.test)))
-    with pytest.raises(UserError, match="shares 8 pictures with 'val'"):
+    with pytest.raises(UserError, match="shares 8 images with 'val'"):
         check_apart(train_set, val_set, val_set)
 
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import evaluate as benchmark
 
 
-def test_pictures_and_detections_are_like_cocos() -> None:
+def test_images_and_detections_are_like_cocos() -> None:
     random = np.random.default_rng(0)
     truth = benchmark.make_truth(400, random)
     rows = truth["annotations"]
@@ -19,8 +19,8 @@ def test_pictures_and_detections_are_like_cocos() -> None:
     results = benchmark.make_results(truth, 4001, random)
     assert len(results) == 4001
     assert (np.diff(results.image_ids) >= 0).all()
-    same_picture = np.diff(results.image_ids) == 0
-    assert (np.diff(results.scores)[same_picture] <= 0).all()
+    same_image = np.diff(results.image_ids) == 0
+    assert (np.diff(results.scores)[same_image] <= 0).all()
 
 
 def test_a_row_of_figures() -> None:
@@ -28,7 +28,7 @@ def test_a_row_of_figures() -> None:
     random = np.random.default_rng(1)
     truth = benchmark.make_truth(12, random)
     row = benchmark.measure(truth, benchmark.make_results(truth, 600, random), rounds=2)
-    assert (row["pictures"], row["detections"], row["classes"], len(row["time_ratios"])) == (12, 600, 80, 2)
+    assert (row["images"], row["detections"], row["classes"], len(row["time_ratios"])) == (12, 600, 80, 2)
     assert row["identical"] is True
     assert 0.01 < row["numbers"]["AP"] < 0.9
 

@@ -28,7 +28,7 @@ from models.norms.table import norm_factory
 from options import TrainOptions
 from utils.clock import BatchClock
 from utils.errors import UserError
-from utils.flags import given_flags
+from utils.flags import parse_flags
 from utils.seed import seed_everything
 
 TOY = replace(
@@ -181,7 +181,7 @@ def test_a_recipe_can_be_typed() -> None:
     assert typed("cmbn-carry+burn", steps=512) == "--norm cmbn --norm-carry --norm-burn-in-steps 51"
     assert typed("bn+freeze", steps=512) == "--norm bn --norm-freeze-after 0.7"
     for recipe in all_recipes():
-        flags = given_flags(TrainOptions, typed(recipe, steps=512).split())
+        flags = parse_flags(TrainOptions, typed(recipe, steps=512).split())
         assert flags == settings_of(recipe, steps=512)
 
 

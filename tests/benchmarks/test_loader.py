@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import loader as benchmark
-from tests.data.sets import picture_set
+from tests.data.sets import noise_image_set
 
 
 @pytest.mark.parametrize("cache", ["off", "ram"])
@@ -33,7 +33,7 @@ def test_an_index_of_many_entries_is_small(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_every_contestant_gets_a_row(tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "BATCH", 2)
-    image_set = picture_set(tmp_path / "set", 5)
+    image_set = noise_image_set(tmp_path / "set", 5)
     rows = benchmark.measure(image_set, size=64, workers=workers, rounds=2, batches=1, folder=tmp_path / "cache")
     assert [row["loader"] for row in rows] == list(benchmark.NAMES)
     assert rows[0]["ratio"] == 1
@@ -43,7 +43,7 @@ def test_every_contestant_gets_a_row(tmp_path: Path, workers: int, monkeypatch: 
 
 def test_the_baseline_makes_mosaics_with_objects(tmp_path: Path) -> None:
     np.random.seed(0)
-    image, objects = benchmark.Baseline(picture_set(tmp_path, 6), 64)[2]
+    image, objects = benchmark.Baseline(noise_image_set(tmp_path, 6), 64)[2]
     assert image.shape == (3, 64, 64)
     assert objects.shape[1] == 5
     assert len(objects) > 0

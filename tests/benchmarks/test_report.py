@@ -87,7 +87,7 @@ def test_costs_are_compared_on_one_machine_only() -> None:
 
 def test_the_overview_shows_recipes_in_the_grids_order_and_who_stands_in() -> None:
     lines = list(lines_of(STUDY).values())
-    text = markdown_report(lines, STUDY, steps=8, title="Some", pictures=["a.png"])
+    text = markdown_report(lines, STUDY, steps=8, title="Some", images=["a.png"])
     overview = text.partition("\n\nAP on the test split")[0].splitlines()
     assert overview[-4:] == [
         "| --- | --- | --- |",

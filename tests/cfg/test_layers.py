@@ -59,7 +59,7 @@ def test_every_alias_means_a_section():
         ("[convolutionl]", "a.cfg:1: [convolutionl] is no layer of darknet's, did you mean 'convolutional'?"),
         ("[qqq]", "a.cfg:1: [qqq] is no layer of darknet's"),
         ("\n[net]", "a.cfg:2: [net] can only be the first section"),
-        ("[lrn]", "a.cfg:1: [normalization], local response normalisation, is not supported"),
+        ("[lrn]", "a.cfg:1: [normalization], local response normalization, is not supported"),
     ],
 )
 def test_sections_that_are_no_layers(text, message):

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from data.image_set import ImageSet
-from tests.data.sets import picture_set
+from tests.data.sets import noise_image_set
 
 
 @pytest.fixture
 def noise_set(tmp_path: Path) -> ImageSet:
-    return picture_set(tmp_path / "noise", 11)
+    return noise_image_set(tmp_path / "noise", 11)

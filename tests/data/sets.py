@@ -20,7 +20,7 @@ CLASSES = ("cat", "dog", "owl")
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """objects: (class name, xyxy in px). The picture is plain noise."""
+    """objects: (class name, xyxy in px). The image is plain noise."""
 
     stem: str
     objects: Sequence[tuple[str, tuple[float, float, float, float]]]
@@ -34,7 +34,7 @@ SCENES = (
 )
 
 
-def write_picture(path: Path, hw: tuple[int, int], seed: int = 0) -> None:
+def write_image(path: Path, hw: tuple[int, int], seed: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(seed).integers(0, 256, (*hw, 3), dtype=np.uint8)
     assert cv2.imwrite(str(path), image)
@@ -56,7 +56,7 @@ def with_orientation(content: bytes, orientation: int, at: int = 33) -> bytes:
 
 
 def turn(path: Path, orientation: int = 6) -> None:
-    """Give a picture an EXIF tag that lays it on its side."""
+    """Give an image an EXIF tag that lays it on its side."""
     path.write_bytes(with_orientation(path.read_bytes(), orientation))
 
 
@@ -65,7 +65,7 @@ def write_coco(root: Path, split: str, scenes: Sequence[Scene] = SCENES) -> Path
     ids = {"owl": 9, "cat": 3, "dog": 7}
     images, annotations = [], []
     for number, scene in enumerate(scenes, start=1):
-        write_picture(root / split / f"{scene.stem}.png", scene.hw, number)
+        write_image(root / split / f"{scene.stem}.png", scene.hw, number)
         height, width = scene.hw
         images.append({"id": number, "file_name": f"{scene.stem}.png", "height": height, "width": width})
         for name, (left, top, right, bottom) in scene.objects:
@@ -97,7 +97,7 @@ def write_voc(root: Path, split: str, scenes: Sequence[Scene] = SCENES) -> Path:
     (root / "Annotations").mkdir(parents=True, exist_ok=True)
     (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
     for number, scene in enumerate(scenes, start=1):
-        write_picture(root / "JPEGImages" / f"{scene.stem}.png", scene.hw, number)
+        write_image(root / "JPEGImages" / f"{scene.stem}.png", scene.hw, number)
         objects = "".join(voc_object(name, box) for name, box in scene.objects)
         (root / "Annotations" / f"{scene.stem}.xml").write_text(f"<annotation>{objects}</annotation>")
     lines = "\n".join(scene.stem for scene in scenes)
@@ -106,11 +106,11 @@ def write_voc(root: Path, split: str, scenes: Sequence[Scene] = SCENES) -> Path:
 
 
 def write_darknet(root: Path, split: str, scenes: Sequence[Scene] = SCENES) -> Path:
-    """-> the .data file, whose `train` or `valid` lists pictures relative to it."""
+    """-> the .data file, whose `train` or `valid` lists images relative to it."""
     (root / "labels").mkdir(parents=True, exist_ok=True)
     lines = []
     for number, scene in enumerate(scenes, start=1):
-        write_picture(root / "images" / f"{scene.stem}.png", scene.hw, number)
+        write_image(root / "images" / f"{scene.stem}.png", scene.hw, number)
         lines.append(f"images/{scene.stem}.png")
         rows = []
         for name, (left, top, right, bottom) in scene.objects:
@@ -129,12 +129,12 @@ def write_darknet(root: Path, split: str, scenes: Sequence[Scene] = SCENES) -> P
     return file
 
 
-def picture_set(folder: Path, count: int, hw: tuple[int, int] = (60, 80)) -> ImageSet:
-    """`count` noise pictures with 0, 1 or 2 objects; every third has none."""
+def noise_image_set(folder: Path, count: int, hw: tuple[int, int] = (60, 80)) -> ImageSet:
+    """`count` noise images with 0, 1 or 2 objects; every third has none."""
     records = []
     for i in range(count):
         path = folder / f"{i:03d}.png"
-        write_picture(path, hw, seed=i)
+        write_image(path, hw, seed=i)
         boxes = np.array([[10, 10, 40, 40], [30, 5, 70, 50]], np.float32)[: i % 3]
         records.append(
             Record(

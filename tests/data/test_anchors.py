@@ -17,9 +17,9 @@ from data.clusters import ShapeFit
 from data.digits import make_digits
 from data.geometry import letterbox_placement, stretch_placement
 from data.source import open_image_set
-from options import run_page
 from tests.data.sets import SCENES, write_coco, write_darknet, write_voc
 from utils.errors import UserError
+from utils.page import run_page
 
 SHIPPED = ("yolov4", "yolov4-csp", "yolov4-tiny", "yolov4-tiny-3l", "yolov4-pico")
 MINI = """[net]
@@ -67,7 +67,7 @@ def changed_lines(before: str, after: str) -> dict[str, str]:
 def test_shapes_are_those_at_the_networks_input(tmp_path: Path, write, letterbox: bool) -> None:
     write(tmp_path, "train", SCENES)
     image_set = open_image_set(tmp_path, "train")
-    shapes, pictures = input_shapes(image_set, (96, 128), letterbox)
+    shapes, images = input_shapes(image_set, (96, 128), letterbox)
     place = letterbox_placement if letterbox else stretch_placement
     expected, owners = [], []
     for index in range(len(image_set)):
@@ -77,7 +77,7 @@ def test_shapes_are_those_at_the_networks_input(tmp_path: Path, write, letterbox
         owners += [index] * len(laid)
     assert len(expected) == 3
     np.testing.assert_allclose(shapes, expected, atol=0.005)
-    assert pictures.tolist() == owners
+    assert images.tolist() == owners
 
 
 def test_crowd_regions_are_not_clustered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,14 +90,14 @@ def test_crowd_regions_are_not_clustered(tmp_path: Path, capsys: pytest.CaptureF
     for annotation in content["annotations"]:
         annotation["iscrowd"] = 1
     file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="no picture of 'train' has an object, but 3 crowd regions"):
+    with pytest.raises(UserError, match="no image of 'train' has an object, but 3 crowd regions"):
         main(["--data", str(tmp_path), "--cfg", "yolov4-pico"])
 
 
 def test_boxes_that_training_drops_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shapes = np.array([[1.9, 50], [2, 2], [30, 1], [40, 40]])
-    kept, pictures = page.large_enough(shapes, np.arange(4))
-    assert pictures.tolist() == [1, 3] and kept.tolist() == [[2, 2], [40, 40]]
+    kept, images = page.large_enough(shapes, np.arange(4))
+    assert images.tolist() == [1, 3] and kept.tolist() == [[2, 2], [40, 40]]
     assert "2 with a side below 2 px are left out" in capsys.readouterr().out
     with pytest.raises(UserError, match="all 2 boxes have a side below 2 px"):
         page.large_enough(shapes[[0, 2]], np.arange(2))
@@ -211,8 +211,8 @@ def test_what_is_clearly_better() -> None:
     assert judge(before, None)[0] is False
 
 
-def test_the_verdict_is_passed_on_other_pictures() -> None:
-    """Noise of which every picture has its own: clusters fit their own half well and the other badly."""
+def test_the_verdict_is_passed_on_other_images() -> None:
+    """Noise of which every image has its own: clusters fit their own half well and the other badly."""
     shapes = np.random.default_rng(0).uniform(5, 300, (24, 2))
     fit = fit_on_unseen(shapes, np.arange(24), 10, None)
     assert fit is not None
@@ -288,7 +288,7 @@ def test_bytes_that_are_no_text_stay(digits: Path, here: Path) -> None:
         (["--data", "nowhere"], "nowhere: no such file or folder"),
         (["--split", "holidays"], "no split 'holidays'"),
         (["--data", "twins"], "there are 1 (3 boxes)"),
-        (["--data", "empty"], "no picture of 'train' has an object"),
+        (["--data", "empty"], "no image of 'train' has an object"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(
@@ -309,7 +309,7 @@ def test_what_cannot_be_is_one_sentence(
     before = sorted(here.rglob("*"))
     with pytest.raises(SystemExit) as caught:
         monkeypatch.setattr(sys, "argv", ["data.anchors", *given])
-        run_page(main)
+        run_page(main, CfgError)
     assert caught.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert said in error and "Traceback" not in error
@@ -330,7 +330,7 @@ def test_bccd(shared: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> N
     """Round cells are covered well by other anchors than COCO's."""
     main(["--data", str(shared / "data" / "bccd"), "--cfg", "yolov4-tiny"])
     said = capsys.readouterr().out
-    assert "205 pictures, 2804 boxes, stretched to 416x416" in said
+    assert "205 images, 2804 boxes, stretched to 416x416" in said
     means = [float(line.split()[-3]) for line in said.splitlines() if re.match("anchors of|new", line)]
     assert means == pytest.approx([0.749, 0.865, 0.862], abs=0.004)
     assert [head.mask for head in load_plan("yolov4-tiny-bccd.cfg").head_specs] == [(3, 4, 5), (0, 1, 2)]

@@ -73,7 +73,7 @@ def smooth(index: int) -> Sample:
 @pytest.mark.parametrize("colour", [{}, {"saturation": 1, "exposure": 1, "hue": 0}])
 @pytest.mark.parametrize("knobs", [{"mosaic": 0}, {"mosaic": 1}, {"mosaic": 1, "mosaic_geometry": "darknet"}])
 def test_pixels_may_wait_for_the_mosaic(knobs: dict[str, object], colour: dict[str, float]) -> None:
-    """The same is drawn and seen as if each picture were made whole, but for rounding."""
+    """The same is drawn and seen as if each image were made whole, but for rounding."""
     late, whole = (Augmenter(AugmentOptions(**knobs, **colour), smooth, 5) for _ in range(2))  # type: ignore[arg-type]
     assert late._is_late
     whole._is_late = False
@@ -91,7 +91,7 @@ def test_blur_and_noise_cannot_wait() -> None:
         assert not Augmenter(AugmentOptions(**{knob: 0.5}), smooth, 5)._is_late  # type: ignore[arg-type]
 
 
-def test_flip_mirrors_half_of_the_pictures() -> None:
+def test_flip_mirrors_half_of_the_images() -> None:
     options = AugmentOptions(mosaic=0, jitter=0, resize=1, saturation=1, exposure=1, hue=0)
     augmenter = Augmenter(options, one_object, 1)
     lefts = [augmenter(0, (120, 160), np.random.default_rng(seed)).boxes[0, 0] for seed in range(300)]
@@ -159,7 +159,7 @@ def test_same_generator_same_sample(options: AugmentOptions) -> None:
 
 
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
-def test_empty_pictures(mosaic: float) -> None:
+def test_empty_images(mosaic: float) -> None:
     sample = Augmenter(AugmentOptions(mosaic=mosaic), no_object, 5)(0, (64, 64), np.random.default_rng(0))
     assert sample.boxes.shape == (0, 4)
     assert sample.labels.shape == sample.is_crowd.shape == (0,)

@@ -50,7 +50,7 @@ def test_separate_groups_are_found() -> None:
 
 @pytest.mark.parametrize("scale", [(2.0, 2.0), (0.25, 0.25), (4.0, 0.5), (1.7, 1.7), (0.3, 2.9)])
 def test_scaled_boxes_scaled_anchors(scale: tuple[float, float]) -> None:
-    """IoU does not know the unit, nor whether a picture is stretched."""
+    """IoU does not know the unit, nor whether an image is stretched."""
     shapes = random_shapes(400)
     scaled = cluster_shapes(shapes * scale, 6)
     expected = cluster_shapes(shapes, 6) * scale

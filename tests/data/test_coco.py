@@ -41,14 +41,14 @@ def test_of_two_years_each_has_its_own_name(tmp_path: Path) -> None:
             open_image_set(path, "val2015")
 
 
-def test_pictures_are_looked_for_by_every_name(tmp_path: Path) -> None:
+def test_images_are_looked_for_by_every_name(tmp_path: Path) -> None:
     scenes = [Scene(stem=f"{number:02}", objects=[]) for number in range(30)]
     write_coco(tmp_path, "train", scenes)
     for scene in scenes[:29]:
         (tmp_path / "train" / f"{scene.stem}.png").unlink()
     image_set = open_image_set(tmp_path, "train")
     assert len(image_set) == 1
-    assert image_set.problems.summary()[0].startswith("29 missing pictures skipped (first: ")
+    assert image_set.problems.summary()[0].startswith("29 missing images skipped (first: ")
 
 
 def test_a_byte_order_mark(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_byte_order_mark(tmp_path: Path) -> None:
     assert len(image_set.ground_truth()["annotations"]) == 3
 
 
-def test_a_lone_json_with_pictures_beside_it_fits_every_split(tmp_path: Path) -> None:
+def test_a_lone_json_with_images_beside_it_fits_every_split(tmp_path: Path) -> None:
     write_coco(tmp_path, "train").rename(tmp_path / "train" / "labels.json")
     image_set = open_image_set(tmp_path / "train" / "labels.json", "val")
     assert len(image_set) == 3
@@ -257,17 +257,17 @@ def test_two_categories_of_one_name(tmp_path: Path) -> None:
         open_image_set(tmp_path, "train")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture"])
+@pytest.mark.parametrize("content", [b"", b"not an image"])
 @pytest.mark.parametrize(("opened", "found"), [(3, 2), (2, 3)])
 def test_only_large_sets_are_taken_at_their_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, opened: int, found: int
 ) -> None:
     write_coco(tmp_path, "train")
     (tmp_path / "train" / "b.png").write_bytes(content)
-    monkeypatch.setattr(coco, "_OPENED_PICTURES", opened)
+    monkeypatch.setattr(coco, "_OPENED_IMAGES", opened)
     image_set = open_image_set(tmp_path, "train")
     assert len(image_set) == found
-    assert [line.split(" (")[0] for line in image_set.problems.summary()] == ["1 unreadable picture skipped"] * (
+    assert [line.split(" (")[0] for line in image_set.problems.summary()] == ["1 unreadable image skipped"] * (
         3 - found
     )
 
@@ -283,13 +283,13 @@ def test_a_written_size_is_the_one_the_boxes_refer_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opened", [3, 2])
-def test_a_picture_turned_by_exif_may_be_annotated_as_it_is_stored(
+def test_an_image_turned_by_exif_may_be_annotated_as_it_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: int
 ) -> None:
     write_coco(tmp_path, "train")
     plain = open_image_set(tmp_path, "train")
     turn(tmp_path / "train" / "a.png")
-    monkeypatch.setattr(coco, "_OPENED_PICTURES", opened)
+    monkeypatch.setattr(coco, "_OPENED_IMAGES", opened)
     image_set = open_image_set(tmp_path, "train")
     assert image_set[0].hw == (60, 80)
     assert image_set.boxes.tolist() == plain.boxes.tolist()
@@ -308,15 +308,15 @@ def test_swapped_sides_that_no_exif_explains_are_a_problem(
         for row in json.loads(file.read_text())["images"]
     ]
     changed(file, images=images)
-    monkeypatch.setattr(coco, "_OPENED_PICTURES", opened)
+    monkeypatch.setattr(coco, "_OPENED_IMAGES", opened)
     image_set = open_image_set(tmp_path, "train")
     assert image_set.boxes.tolist() == plain.boxes.tolist()
     assert image_set[0].hw == (60, 80)
     assert image_set[2].hw == ((60, 64) if found == 2 else (64, 60))
     (line,) = image_set.problems.lines()[:1]
     assert line == (
-        "picture annotated with width and height swapped, its own size used: "
-        f"{tmp_path / 'train' / 'a.png'}: annotated as 80x60, the picture is 60x80"
+        "image annotated with width and height swapped, its own size used: "
+        f"{tmp_path / 'train' / 'a.png'}: annotated as 80x60, the image is 60x80"
     )
     assert len(image_set.problems) == found
 
@@ -338,7 +338,7 @@ def test_unusable_json(tmp_path: Path, text: str, message: str) -> None:
         open_image_set(tmp_path, "train")
 
 
-def test_missing_sizes_are_read_from_the_pictures(tmp_path: Path) -> None:
+def test_missing_sizes_are_read_from_the_images(tmp_path: Path) -> None:
     file = write_coco(tmp_path, "train")
     images = [{"id": row["id"], "file_name": row["file_name"]} for row in json.loads(file.read_text())["images"]]
     changed(file, images=images)

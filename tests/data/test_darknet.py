@@ -6,7 +6,7 @@ from cfg.plan import load_plan
 from data.darknet import label_file
 from data.source import open_image_set, splits_of
 from models.weights.class_names import class_names
-from tests.data.sets import write_darknet, write_picture
+from tests.data.sets import write_darknet, write_image
 from utils.errors import UserError
 
 
@@ -33,16 +33,16 @@ def test_unnamed_classes_are_those_of_weights_without_names(tmp_path: Path) -> N
 
 
 def test_label_file_follows_darknets_rule(tmp_path: Path) -> None:
-    for picture, label in (
+    for image, label in (
         ("x/images/train2017/a.jpg", "x/labels/train2017/a.txt"),
         ("VOC2007/JPEGImages/a.b.jpg", "VOC2007/labels/a.b.txt"),
         ("flat/a.png", "flat/a.txt"),
         ("images/images/a.png", "images/labels/a.txt"),
     ):
-        assert label_file(tmp_path / picture) is None
+        assert label_file(tmp_path / image) is None
         (tmp_path / label).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / label).write_text("")
-        assert label_file(tmp_path / picture) == tmp_path / label
+        assert label_file(tmp_path / image) == tmp_path / label
 
 
 def test_faulty_lines_are_dropped_and_named(tmp_path: Path) -> None:
@@ -92,10 +92,10 @@ def test_unusable_data_file(tmp_path: Path, text: str, message: str) -> None:
         open_image_set(file, "train")
 
 
-def test_a_data_file_that_lists_no_pictures(tmp_path: Path) -> None:
+def test_a_data_file_that_lists_no_images(tmp_path: Path) -> None:
     file = write_darknet(tmp_path, "train")
     file.write_text("classes = 3\nnames = set.names\n")
-    sentence = r"set\.data: names no list of pictures: expected 'train = FILE', 'valid = FILE' or 'test = FILE'\.$"
+    sentence = r"set\.data: names no list of images: expected 'train = FILE', 'valid = FILE' or 'test = FILE'\.$"
     for path in (file, tmp_path):
         with pytest.raises(UserError, match=sentence):
             open_image_set(path, "train")
@@ -110,8 +110,8 @@ def test_empty_list(tmp_path: Path) -> None:
         open_image_set(file, "train")
 
 
-def test_picture_beside_a_label_of_another_encoding(tmp_path: Path) -> None:
+def test_image_beside_a_label_of_another_encoding(tmp_path: Path) -> None:
     file = write_darknet(tmp_path, "train")
-    write_picture(tmp_path / "images" / "b.png", (60, 80))
+    write_image(tmp_path / "images" / "b.png", (60, 80))
     (tmp_path / "labels" / "b.txt").write_bytes(b"\xff\xfe\x00\x01 garbage\n")
     assert "malformed" in open_image_set(file, "train").problems.summary()[0]

@@ -1,4 +1,4 @@
-"""Mosaics in darknet's geometry: from whole pictures to Samples, against the oracle in tests/reference."""
+"""Mosaics in darknet's geometry: from whole images to Samples, against the oracle in tests/reference."""
 
 from collections import Counter
 from typing import Any
@@ -20,8 +20,8 @@ DARKNET: dict[str, Any] = {"mosaic_geometry": "darknet", "min_visibility": 0.0, 
 GREY = {"saturation": 1.0, "exposure": 1.0, "hue": 0.0}
 
 
-def picture(index: int) -> Sample:
-    """Noise of a size of its own, with boxes anywhere: on the edges, tiny, as large as the picture."""
+def image(index: int) -> Sample:
+    """Noise of a size of its own, with boxes anywhere: on the edges, tiny, as large as the image."""
     rng = np.random.default_rng(index)
     height, width = rng.integers((40, 50), (90, 110))
     corners = np.sort(rng.uniform(0, (width, height), size=(14, 2, 2)), axis=1).reshape(-1, 4)
@@ -40,7 +40,7 @@ def picture(index: int) -> Sample:
 class Recorder:
     """Makes one mosaic of an Augmenter and notes what was drawn for it.
 
-    Margins are drawn here, in whole pixels as in darknet; `zoom` or not; `flip` all pictures or none.
+    Margins are drawn here, in whole pixels as in darknet; `zoom` or not; `flip` all images or none.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seed: int, *, zoom: bool, flip: bool, bound: bool) -> None:
@@ -59,7 +59,7 @@ class Recorder:
         self.result = augmenter(seed, HW, np.random.default_rng(seed))
 
     def load(self, index: int) -> Sample:
-        self.loaded.append(picture(index))
+        self.loaded.append(image(index))
         return self.loaded[-1]
 
     def note_cut(self, cut_xy: tuple[int, int]) -> tuple[int, int]:
@@ -70,20 +70,20 @@ class Recorder:
         self.corners.append(corner)
         return corner
 
-    def draw_margins(self, picture_hw: tuple[int, int]) -> np.ndarray:
+    def draw_margins(self, image_hw: tuple[int, int]) -> np.ndarray:
         """Left, right, top and bottom; not zoomed means that the crop has the size of the input."""
         near = self.rng.integers(-25, 25, size=2)
-        far = self.rng.integers(-25, 25, size=2) if self.zoom else np.array(picture_hw) - HW - near
+        far = self.rng.integers(-25, 25, size=2) if self.zoom else np.array(image_hw) - HW - near
         self.margins.append((near[1], far[1], near[0], far[0]))
         return np.array(self.margins[-1], np.float64)
 
     def drawn(self, *, flip: bool) -> list[oracle.Drawn]:
         """For the oracle. Mirroring before the crop, as we do with a pushed one, swaps the margins drawn."""
-        pictures = []
+        images = []
         for sample, (left, right, top, bottom), corner in zip(self.loaded, self.margins, self.corners, strict=True):
             if flip and corner is not None:
                 left, right = right, left
-            pictures.append(
+            images.append(
                 oracle.Drawn(
                     image=sample.image,
                     boxes=sample.boxes,
@@ -96,7 +96,7 @@ class Recorder:
                     pushed=corner is not None,
                 )
             )
-        return pictures
+        return images
 
 
 @pytest.mark.parametrize("bound", [True, False])
@@ -133,7 +133,7 @@ def test_the_oracle_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_half_of_the_tiles_are_pushed_each_into_its_corner(monkeypatch: pytest.MonkeyPatch) -> None:
-    augmenter = Augmenter(AugmentOptions(mosaic=1, **GREY, **DARKNET), picture, 50)
+    augmenter = Augmenter(AugmentOptions(mosaic=1, **GREY, **DARKNET), image, 50)
     corners: list[tuple[int, int] | None] = []
     pipeline = augmenter._pipeline
     monkeypatch.setattr(augmenter, "_pipeline", lambda hw, corner: corners.append(corner) or pipeline(hw, corner))
@@ -159,7 +159,7 @@ def test_a_pushed_crop_keeps_its_size_and_begins_in_its_corner() -> None:
 
 
 def test_a_box_runs_on_into_the_next_tile_unless_bound() -> None:
-    """Darknet measures the empty margin of a shrunken picture too wide, moves the window too far, and the box stays."""
+    """Darknet measures the empty margin of a shrunken image too wide, moves the window too far, and the box stays."""
     empty = noise_sample(0, hw=HW, objects=0)
     box = np.array([[20.0, 10.0, 40.0, 24.0]], np.float32)
     first = Sample(image=empty.image, boxes=box, labels=np.array([7]), is_crowd=np.zeros(1, bool), image_id=1, path="p")
@@ -205,8 +205,8 @@ def test_sides_that_darknet_keeps(box: tuple[float, ...], kept: bool) -> None:
 
 @pytest.mark.parametrize("geometry", [{}, DARKNET])
 def test_max_boxes_keeps_so_many_drawn_at_random(geometry: dict[str, Any]) -> None:
-    every = Augmenter(AugmentOptions(**geometry), picture, 10**6)
-    few = Augmenter(AugmentOptions(max_boxes=5, **geometry), picture, 10**6)
+    every = Augmenter(AugmentOptions(**geometry), image, 10**6)
+    few = Augmenter(AugmentOptions(max_boxes=5, **geometry), image, 10**6)
     kept, seen = set[int](), set[int]()
     for seed in range(60):
         all_of_them = every(3, HW, np.random.default_rng(seed))
@@ -227,14 +227,14 @@ def test_mosaic_and_letterbox_go_together(bound: bool) -> None:
     options = AugmentOptions(mosaic=1, letterbox=True, mosaic_bound=bound, **DARKNET)
     kept = 0
     for seed in range(40):
-        sample = Augmenter(options, picture, 20)(seed, HW, np.random.default_rng(seed))
+        sample = Augmenter(options, image, 20)(seed, HW, np.random.default_rng(seed))
         assert sample.image.shape == (*HW, 3)
         assert (sample.boxes >= 0).all() and (sample.boxes <= (64, 48, 64, 48)).all()
         kept += len(sample.labels)
     assert kept > 200
 
 
-def test_empty_pictures() -> None:
+def test_empty_images() -> None:
     empty = [noise_sample(k, hw=HW, objects=0) for k in range(4)]
     result = darknet_mosaic(
         empty,

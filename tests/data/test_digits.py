@@ -7,7 +7,7 @@ import pytest
 
 from data import digits
 from data.digits import digit_pools, make_digits
-from data.scene import draw_scene
+from data.digits_scene import draw_scene
 from data.source import open_image_set
 from utils.errors import UserError
 

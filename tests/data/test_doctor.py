@@ -14,28 +14,29 @@ import cv2
 import numpy as np
 import pytest
 
+from cfg.parse import CfgError
 from data import coco, problems
+from data.box_sizes import input_sides
 from data.digits import make_digits
 from data.doctor import __main__ as page
-from data.doctor import checkup, labels, twins
+from data.doctor import checkup, duplicates, labels
 from data.doctor.charts import draw_charts
 from data.doctor.checkup import quick_findings
+from data.doctor.duplicates import nearest_look
 from data.doctor.finding import Finding
+from data.doctor.images import jpeg_ends, scan_images
 from data.doctor.labels import REPEATED_IOU, label_findings, repeated_boxes
-from data.doctor.pictures import jpeg_ends, scan_pictures
 from data.doctor.report import overview, verdict
-from data.doctor.twins import nearest_look
 from data.image_set import ImageSet, Record, pack
-from data.shapes import input_sides
 from data.source import open_image_set, splits_of
-from options import run_page
 from tests.data.sets import CLASSES, Scene, turn, write_coco, write_darknet, write_voc
+from utils.page import run_page
 
 CAT, DOG, OWL = ((name, (8.0 + 9 * at, 6.0, 40.0 + 9 * at, 30.0)) for at, name in enumerate(CLASSES))
 
 
 def scenes(prefix: str) -> list[Scene]:
-    """Two pictures with objects of all classes and one without; no two look the same."""
+    """Two images with objects of all classes and one without; no two look the same."""
     stems = [f"{prefix}{number}" for number in range(3)]
     return [
         Scene(stem=stems[0], objects=[CAT, DOG]),
@@ -45,7 +46,7 @@ def scenes(prefix: str) -> list[Scene]:
 
 
 def repaint(folder: Path) -> None:
-    """Blocks of random grey, so that pictures differ by their look, too: `write_picture`'s noise averages out."""
+    """Blocks of random grey, so that images differ by their look, too: `write_image`'s noise averages out."""
     for seed, path in enumerate(sorted(folder.rglob("*.png"))):
         hw = cv2.imread(str(path)).shape[:2]
         blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -96,7 +97,7 @@ def with_box(file: Path, image_id: int, category: int, box: Sequence[float]) -> 
 def test_nothing_is_wrong_with_a_clean_set(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, said = doctor(capsys, clean)
     assert code == 0 and "Nothing is wrong." in said and titles(said) == []
-    assert re.search(r"^pictures +3 +3$", said, re.MULTILINE)
+    assert re.search(r"^images +3 +3$", said, re.MULTILINE)
     assert re.search(r"^  without objects +1 +1$", said, re.MULTILINE)
     assert re.search(r"^objects +3 +3$", said, re.MULTILINE)
     assert re.search(r"^  owl +1 +1$", said, re.MULTILINE)
@@ -107,7 +108,7 @@ def test_nothing_is_wrong_with_a_clean_set(clean: Path, capsys: pytest.CaptureFi
 def test_the_built_in_digits_are_clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digits = make_digits(tmp_path / "digits", counts={"train": 40, "val": 10, "test": 10})
     code, said = doctor(capsys, digits, "--out", tmp_path / "out")
-    assert code == 0 and re.search(r"^pictures +40 +10 +10$", said, re.MULTILINE)
+    assert code == 0 and re.search(r"^images +40 +10 +10$", said, re.MULTILINE)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["doctor.png", "doctor.txt"]
     assert cv2.imread(str(tmp_path / "out" / "doctor.png")).shape[1] == 1650
 
@@ -125,8 +126,8 @@ def test_every_defect_of_labels_is_named(clean: Path, capsys: pytest.CaptureFixt
     assert code == 1
     assert sorted(titles(said)) == [
         "train: 1 box drawn twice",
-        "train: 1 box outside its picture dropped",
-        "train: 1 box reaching out of its picture clipped",
+        "train: 1 box outside its image dropped",
+        "train: 1 box reaching out of its image clipped",
         "train: 1 box with a side below 2 px at the network's input",
         "train: 1 box without area dropped",
         "train: 1 label of an unknown class dropped",
@@ -140,19 +141,19 @@ def test_every_defect_of_labels_is_named(clean: Path, capsys: pytest.CaptureFixt
 def test_a_note_alone_is_no_defect(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with_box(clean / "annotations" / "instances_train.json", 3, 9, (5, 5, 1.5, 20))
     code, said = doctor(capsys, clean)
-    assert code == 0 and titles(said) == [] and "Good to know" not in said  # pico's 160 px are twice the picture's
+    assert code == 0 and titles(said) == [] and "Good to know" not in said  # pico's 160 px are twice the image's
     code, said = doctor(capsys, clean, "--image-size", "64")
     assert code == 0 and titles(said) == ["train: 1 box with a side below 2 px at the network's input"]
 
 
-def test_every_defect_of_pictures_is_named(clean: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_defect_of_images_is_named(clean: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """capfd: what decoders write to stderr by themselves must not be seen either."""
     jpeg = cv2.imencode(".jpg", cv2.imread(str(clean / "train" / "train0.png")))[1].tobytes()
     (clean / "train" / "train0.png").write_bytes(jpeg[: len(jpeg) // 2])  # its header is whole
     png = (clean / "train" / "train1.png").read_bytes()
     (clean / "train" / "train1.png").write_bytes(png[: len(png) // 2])
     (clean / "val" / "val1.png").unlink()
-    (clean / "val" / "val2.png").write_text("no picture")
+    (clean / "val" / "val2.png").write_text("no image")
     change(
         clean / "annotations" / "instances_val.json",
         images=lambda rows: [{**rows[0], "height": 120, "width": 160}, *rows[1:]],
@@ -162,40 +163,40 @@ def test_every_defect_of_pictures_is_named(clean: Path, capfd: pytest.CaptureFix
     said, errors = capfd.readouterr()
     assert stop.value.code == 1 and not re.search("png|jpeg", errors, re.IGNORECASE)
     assert sorted(titles(said)) == [
-        "train: 2 pictures that do not open",
+        "train: 2 images that do not open",
         "val: 1 class of train that has no object here",
-        "val: 1 missing picture skipped",
-        "val: 1 picture of another size than annotated",
-        "val: 1 unreadable picture skipped",
+        "val: 1 missing image skipped",
+        "val: 1 image of another size than annotated",
+        "val: 1 unreadable image skipped",
     ]
-    assert "set/val/val0.png: annotated as 120x160, the picture is 60x80" in said
+    assert "set/val/val0.png: annotated as 120x160, the image is 60x80" in said
     assert re.search(r"^ +\S+set/train/train0\.png\n +\S+set/train/train1\.png$", said, re.MULTILINE)
     code, said = doctor(capfd, clean, "--quick")  # type: ignore[arg-type]
-    assert code == 1 and "No picture was decoded" in said
+    assert code == 1 and "No image was decoded" in said
     assert not any("open" in title or "another size" in title for title in titles(said))
 
 
 @pytest.mark.parametrize("opened", [3, 2])
-def test_a_picture_that_exif_turns_has_its_size(
+def test_an_image_that_exif_turns_has_its_size(
     clean: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, opened: int
 ) -> None:
     turn(clean / "val" / "val0.png")
-    monkeypatch.setattr(coco, "_OPENED_PICTURES", opened)
+    monkeypatch.setattr(coco, "_OPENED_IMAGES", opened)
     assert doctor(capsys, clean)[0] == 0
 
 
 @pytest.mark.parametrize("opened", [3, 2])
-def test_a_picture_on_its_side_without_exif_is_named(
+def test_an_image_on_its_side_without_exif_is_named(
     clean: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, opened: int
 ) -> None:
     """By its reader, or in a set that is taken at its word by the doctor; boxes stay where they are."""
     path = clean / "val" / "val0.png"
     assert cv2.imwrite(str(path), np.rot90(cv2.imread(str(path))))
-    monkeypatch.setattr(coco, "_OPENED_PICTURES", opened)
+    monkeypatch.setattr(coco, "_OPENED_IMAGES", opened)
     code, said = doctor(capsys, clean)
     assert code == 1
-    assert titles(said) == ["val: 1 picture annotated with width and height swapped, its own size used"]
-    assert "set/val/val0.png: annotated as 60x80, the picture is 80x60" in said
+    assert titles(said) == ["val: 1 image annotated with width and height swapped, its own size used"]
+    assert "set/val/val0.png: annotated as 60x80, the image is 80x60" in said
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -217,11 +218,11 @@ def test_16_bits_that_are_dark_in_8_are_named(
     path.write_bytes(cv2.imencode(suffix, (image / image.max() * most).astype(dtype))[1].tobytes())
     code, said = doctor(capsys, clean)
     assert code == int(named)
-    assert titles(said) == ["train: 1 picture of 16 bits that is nearly black in 8"] * named
+    assert titles(said) == ["train: 1 image of 16 bits that is nearly black in 8"] * named
     assert ("set/train/train0.png\n" in said) == ("Rescale the values to 0 to 255" in said) == named
 
 
-def test_a_blue_picture_of_16_bits_is_not_dark(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_blue_image_of_16_bits_is_not_dark(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Though as a grey one it is."""
     blue = np.zeros((60, 80, 3), np.uint16)
     blue[..., 0] = 65535
@@ -230,7 +231,7 @@ def test_a_blue_picture_of_16_bits_is_not_dark(clean: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_pictures_in_two_splits_are_found_by_their_bytes(
+def test_images_in_two_splits_are_found_by_their_bytes(
     clean: Path, capsys: pytest.CaptureFixture[str], quick: bool
 ) -> None:
     shutil.copy(clean / "train" / "train1.png", clean / "val" / "val2.png")
@@ -239,8 +240,8 @@ def test_pictures_in_two_splits_are_found_by_their_bytes(
     code, said = doctor(capsys, clean, *(["--quick"] if quick else []))
     assert code == 1
     assert titles(said) == [
-        "train and val: 2 pictures in both, byte for byte",
-        "train: 1 picture that is there before, byte for byte",
+        "train and val: 2 images in both, byte for byte",
+        "train: 1 image that is there before, byte for byte",
     ]
     for pair in (
         "val/val1.png = train/train0.png",
@@ -252,7 +253,7 @@ def test_pictures_in_two_splits_are_found_by_their_bytes(
     assert "AP on val will flatter" in said
 
 
-def test_a_picture_saved_again_is_found_by_its_look(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_saved_again_is_found_by_its_look(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = cv2.imread(str(clean / "train" / "train1.png"))
     smaller = cv2.resize(image, (64, 48), interpolation=cv2.INTER_AREA)
     (clean / "val" / "val2.png").write_bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 60])[1].tobytes())
@@ -264,8 +265,8 @@ def test_a_picture_saved_again_is_found_by_its_look(clean: Path, capsys: pytest.
     code, said = doctor(capsys, clean)
     assert code == 1
     assert titles(said) == [
-        "train and val: 2 pictures in both by their look",
-        "val: 1 picture that is there before by its look",
+        "train and val: 2 images in both by their look",
+        "val: 1 image that is there before by its look",
     ]
     assert said.index("Worth a look (1)") < said.index("in both by their look") < said.index("Good to know (1)")
     assert doctor(capsys, clean, "--quick")[0] == 0
@@ -297,7 +298,7 @@ def test_a_split_without_objects_is_a_finding(clean: Path, capsys: pytest.Captur
         change(clean / "annotations" / f"instances_{split}.json", annotations=lambda rows: [])
     code, said = doctor(capsys, clean)
     assert code == 1
-    assert titles(said) == [f"{split}: 3 pictures, none of which has an object" for split in ("train", "val")]
+    assert titles(said) == [f"{split}: 3 images, none of which has an object" for split in ("train", "val")]
     assert "no box to compare them with" in said
 
 
@@ -312,7 +313,7 @@ def test_a_split_that_a_training_wants_is_missed(clean: Path, capsys: pytest.Cap
     assert code == 1 and titles(said) == [f"{split}: 1 split that is not there" for split in ("train", "val")]
 
 
-def test_one_picture_of_one_class_in_one_split(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_image_of_one_class_in_one_split(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = clean / "annotations" / "instances_train.json"
     (clean / "annotations" / "instances_val.json").unlink()
     change(
@@ -374,7 +375,7 @@ def test_all_places_are_in_the_file_and_with_all_on_the_page(clean: Path, capsys
         (["set", "--threads", "0"], "0 must be at least 1"),
         (["set", "--out", "set"], "set: is there already"),
         (["empty"], "its list 'images' is empty"),
-        (["unreadable"], "no usable picture in split 'train': 3 unreadable pictures skipped"),
+        (["unreadable"], "no usable image in split 'train': 3 unreadable images skipped"),
         ([], "the following arguments are required: PATH"),
     ],
 )
@@ -385,10 +386,10 @@ def test_what_cannot_be_is_one_sentence(
     change(write_coco(Path("empty"), "train", scenes("x")), images=lambda rows: [])
     write_coco(Path("unreadable"), "train", scenes("x"))
     for path in Path("unreadable/train").iterdir():
-        path.write_text("no picture")
+        path.write_text("no image")
     monkeypatch.setattr(sys, "argv", ["data.doctor", *argv])
     with pytest.raises(SystemExit) as stop:
-        run_page(page.main)
+        run_page(page.main, CfgError)
     assert stop.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert said in error and "Traceback" not in error
@@ -407,12 +408,12 @@ def test_what_a_training_says(clean: Path, monkeypatch: pytest.MonkeyPatch) -> N
     folder = clean.resolve()
     expected = [
         "val: 1 box without area dropped (first: instances_val.json annotation 77)",
-        f"train and val: 1 picture in both, byte for byte (first: {folder}/val/val2.png = {folder}/train/train1.png)",
+        f"train and val: 1 image in both, byte for byte (first: {folder}/val/val2.png = {folder}/train/train1.png)",
     ]
     assert quick_findings(*sets) == expected
-    monkeypatch.setattr(checkup, "_QUICKLY_READ", 5)  # of six pictures: only paths are compared
+    monkeypatch.setattr(checkup, "_QUICKLY_READ", 5)  # of six images: only paths are compared
     assert quick_findings(*sets) == expected[:1]
-    assert "train: 3 pictures in both, byte for byte" in quick_findings(sets[0], sets[0])[0]
+    assert "train: 3 images in both, byte for byte" in quick_findings(sets[0], sets[0])[0]
 
 
 def test_there_is_advice_for_every_problem_of_readers() -> None:
@@ -421,15 +422,15 @@ def test_there_is_advice_for_every_problem_of_readers() -> None:
 
 
 def random_set(rng: np.random.Generator, objects: int) -> ImageSet:
-    """Boxes of which many nearly equal another; of three pictures, two classes, and a few crowds."""
+    """Boxes of which many nearly equal another; of three images, two classes, and a few crowds."""
     records = []
-    for picture in range(3):
+    for image in range(3):
         corners = rng.integers(0, 4, (objects, 2)) * 20.0
         boxes = np.concatenate([corners, corners + 40], axis=1) + rng.uniform(-1, 1, (objects, 4))
         records.append(
             Record(
-                path=f"{picture}.png",
-                image_id=picture,
+                path=f"{image}.png",
+                image_id=image,
                 boxes=boxes.astype(np.float32),
                 labels=rng.integers(0, 2, objects),
                 is_crowd=rng.random(objects) < 0.1,
@@ -445,8 +446,8 @@ def test_repeated_boxes_are_those_of_a_slow_loop(seed: int) -> None:
     """Every pair compared; of a pair the one further right, or the later one, counts."""
     image_set = random_set(np.random.default_rng(seed), 40)
     expected = set()
-    for picture in range(3):
-        mine = range(image_set.starts[picture], image_set.starts[picture + 1])
+    for image in range(3):
+        mine = range(image_set.starts[image], image_set.starts[image + 1])
         for i in mine:
             for j in mine:
                 (a, b, c, d), (e, f, g, h) = image_set.boxes[i].tolist(), image_set.boxes[j].tolist()
@@ -462,7 +463,7 @@ def test_repeated_boxes_are_those_of_a_slow_loop(seed: int) -> None:
 def test_no_boxes_repeat_nothing() -> None:
     empty = random_set(np.random.default_rng(0), 0)
     assert len(repeated_boxes(empty)) == 0
-    assert [each.what for each in label_findings(empty)] == ["train: 3 pictures, none of which has an object"]
+    assert [each.what for each in label_findings(empty)] == ["train: 3 images, none of which has an object"]
 
 
 @pytest.mark.parametrize("within", [False, True])
@@ -477,7 +478,7 @@ def test_the_nearest_look_is_that_of_a_slow_loop(within: bool) -> None:
     found = nearest_look(looks) if within else nearest_look(queries, among)
     hits = 0
     for index, query in enumerate(queries.astype(np.float64)):
-        limit = min(twins.ALIKE_LEVELS, twins.ALIKE_SHARE * query.std())
+        limit = min(duplicates.ALIKE_LEVELS, duplicates.ALIKE_SHARE * query.std())
         others = among[:index] if within else among
         distances = np.sqrt(((others - query) ** 2).mean(axis=1))
         distances[others.std(axis=1) < 4] = np.inf
@@ -498,26 +499,26 @@ def test_a_jpeg_that_was_cut_off_is_known_by_its_missing_end(flags: tuple[int, .
     whole = jpeg[:2] + b"\xff\xe1" + (len(preview) + 2).to_bytes(2, "big") + preview + jpeg[2:]
     for content in (jpeg, whole):
         assert jpeg_ends(content) and jpeg_ends(content + b"\0\0") and jpeg_ends(content + b"\xff\xda a film")
-    # Not within the preview's last bytes, where the file would end as a picture does.
+    # Not within the preview's last bytes, where the file would end as an image does.
     for cut in (4, 30, len(preview), len(whole) - 500, len(whole) - 2, len(whole) - 1):
         assert not jpeg_ends(whole[:cut])
 
 
 def test_looks_do_not_depend_on_the_threads(clean: Path) -> None:
     image_set = open_image_set(clean, "train")
-    one, four = scan_pictures(image_set, 1), scan_pictures(image_set, 4)
+    one, four = scan_images(image_set, 1), scan_images(image_set, 4)
     assert one.digests == four.digests and one.opens.all()
     np.testing.assert_array_equal(one.looks, four.looks)
     assert one.hws.tolist() == [[60, 80]] * 3
 
 
-def test_a_picture_that_vanished_meanwhile_does_not_open(clean: Path) -> None:
+def test_an_image_that_vanished_meanwhile_does_not_open(clean: Path) -> None:
     image_set = open_image_set(clean, "train")
     (clean / "train" / "train1.png").unlink()
-    scan = scan_pictures(image_set, 1)
+    scan = scan_images(image_set, 1)
     assert scan.opens.tolist() == [True, False, True] and scan.digests[1] == b""
-    assert twins.same_bytes([image_set, image_set], [[b"", b"a", b"b"], [b"", b"c", b"d"]]) == []
-    assert twins.quick_digests(image_set)[1] == b""
+    assert duplicates.same_bytes([image_set, image_set], [[b"", b"a", b"b"], [b"", b"c", b"d"]]) == []
+    assert duplicates.quick_digests(image_set)[1] == b""
 
 
 def test_many_classes_and_odd_names_fit_on_the_page(tmp_path: Path) -> None:
@@ -557,7 +558,7 @@ def test_bccd(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert titles(said) == [
         "train: 1 box without area dropped",
         "val: 1 box without area dropped",
-        "train and val: 1 picture in both by its look",
+        "train and val: 1 image in both by its look",
     ]
     assert re.search(r"^objects +2,804 +1,137 +945$", said, re.MULTILINE)
     assert re.search(r"BloodImage_00037\.jpg ~ .*BloodImage_00038\.jpg", said)

@@ -69,9 +69,9 @@ def test_letterbox_keeps_the_aspect_ratio_and_fills_the_bars(how: str, white: fl
 
 
 @pytest.mark.parametrize("letterbox", [False, True])
-def test_the_picture_within_the_input(letterbox: bool) -> None:
+def test_the_image_within_the_input(letterbox: bool) -> None:
     _, placement = as_input(np.zeros((30, 50, 3), np.uint8), (96, 96), letterbox=letterbox)
-    assert placement.picture_px == pytest.approx((96, 57) if letterbox else (96, 96))
+    assert placement.image_px == pytest.approx((96, 57) if letterbox else (96, 96))
     assert placement.pixel_px == pytest.approx((96 / 50, (57 if letterbox else 96) / 30))
 
 
@@ -79,7 +79,7 @@ def test_a_letterbox_is_of_whole_pixels_whatever_the_size() -> None:
     """Rounded down, as integers divide: 3 * (100 / 300) is a little more than 1 in floating point, or less."""
     for height in range(1, 120):
         _, placement = as_input(np.zeros((height, 60, 3), np.uint8), (96, 64), letterbox=True)
-        width_px, height_px = placement.picture_px
+        width_px, height_px = placement.image_px
         expected = (64, max(1, height * 64 // 60)) if 64 * height < 96 * 60 else (60 * 96 // height, 96)
         assert (width_px, height_px) == pytest.approx(expected)
         assert placement.left_px == (64 - expected[0]) // 2
@@ -108,7 +108,7 @@ def test_the_last_row_may_come_out_black() -> None:
     np.testing.assert_allclose(darknet_resize(white.transpose(1, 0, 2), (128, 96)), 1, atol=1e-6)  # not a column
 
 
-def test_a_picture_of_the_inputs_size_stays() -> None:
+def test_an_image_of_the_inputs_size_stays() -> None:
     image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     np.testing.assert_array_equal(darknet_resize(image, (24, 32)), image.astype(np.float32) / np.float32(255))
 
@@ -121,27 +121,27 @@ def test_an_input_one_pixel_high_or_wide(hw: tuple[int, int]) -> None:
 
 
 def test_darknet_brings_boxes_back_from_half_pixels() -> None:
-    """31 of 40 columns are the picture's: they begin at column 4, but count from 4.5."""
+    """31 of 40 columns are the image's: they begin at column 4, but count from 4.5."""
     laid, placement = as_input(np.full((40, 31, 3), 255, np.uint8), (40, 40), letterbox=True, how="darknet")
     assert (laid[:, 4:35] == 1).all()
     assert (laid[:, :4] == 0.5).all()
     assert (placement.left_px, placement.top_px) == (4.5, 0)
 
 
-def check_against_darknet(pictures: np.lib.npyio.NpzFile, tag: str, kind: str) -> None:
-    image, expected = (pictures[f"{tag}/{name}"].transpose(1, 2, 0) for name in ("u8_chw", kind))
+def check_against_darknet(images: np.lib.npyio.NpzFile, tag: str, kind: str) -> None:
+    image, expected = (images[f"{tag}/{name}"].transpose(1, 2, 0) for name in ("u8_chw", kind))
     made, _ = as_input(image, expected.shape[:2], letterbox=kind == "letterbox", how="darknet")
     np.testing.assert_allclose(made, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("tag", "kind"), [("down", "resize"), ("tall", "letterbox")])
-def test_pictures_are_as_darknet_made_them(root: Path, tag: str, kind: str) -> None:
+def test_images_are_as_darknet_made_them(root: Path, tag: str, kind: str) -> None:
     check_against_darknet(np.load(root / "tests" / "golden" / "darknet_resize.npz"), tag, kind)
 
 
 @pytest.mark.parametrize("kind", ["resize", "letterbox"])
 @pytest.mark.parametrize("tag", ["down", "up", "tall", "wide", "same"])
-def test_all_pictures_are_as_darknet_made_them(shared: Path, tag: str, kind: str) -> None:
+def test_all_images_are_as_darknet_made_them(shared: Path, tag: str, kind: str) -> None:
     check_against_darknet(np.load(shared / "darknet" / "fixtures" / "preprocess.npz"), tag, kind)
 
 

@@ -11,9 +11,9 @@ import torch
 
 from data.augment import AugmentOptions
 from data.image_set import ImageSet, pack
-from data.loader import EpochKeys, Loader, TrainLoader, make_eval_loader, make_train_loader, rect_hw
+from data.loader import Loader, TrainBatchSampler, TrainLoader, make_eval_loader, make_train_loader, rect_hw
 from data.problems import Problems
-from tests.data.sets import picture_set
+from tests.data.sets import noise_image_set
 from utils.errors import UserError
 from utils.structures import Batch
 
@@ -60,7 +60,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(noise_set: ImageSet) -> 
 
 @pytest.mark.parametrize(("cache", "workers"), [("ram", 0), ("ram", 2), ("disk", 0), ("disk", 2)])
 def test_batches_do_not_depend_on_the_cache(tmp_path: Path, cache: str, workers: int) -> None:
-    image_set = picture_set(tmp_path / "large", 7, hw=(150, 200))  # larger than they are kept
+    image_set = noise_image_set(tmp_path / "large", 7, hw=(150, 200))  # larger than they are kept
     plain = loader(image_set, cache="off")
     kept = [loader(image_set, workers, cache=cache, cache_folder=tmp_path / "cache") for _ in range(2)]
     for epoch in range(2):
@@ -86,7 +86,7 @@ def test_a_killed_worker_changes_no_batch(noise_set: ImageSet, kind: str, caplog
                 os.kill(helped.worker_pids[1], signal.SIGKILL)
     assert same(batches, list(made(0)))
     assert [record.getMessage() for record in caplog.records] == [
-        "a worker that loads pictures died (SIGKILL), another takes its place"
+        "a worker that loads images died (SIGKILL), another takes its place"
     ]
 
 
@@ -115,13 +115,13 @@ def test_pinning_a_batch_ahead_changes_none(noise_set: ImageSet, workers: int, m
 
 
 def test_an_error_comes_through_the_thread_that_pins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image_set = picture_set(tmp_path, 2)
+    image_set = noise_image_set(tmp_path, 2)
     for path in tmp_path.glob("*.png"):
         path.unlink()
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    with pytest.raises(UserError, match="none of its 2 pictures can be read"):
+    with pytest.raises(UserError, match="none of its 2 images can be read"):
         list(loader(image_set, 1))
 
 
@@ -132,23 +132,23 @@ def test_loading_leaves_the_global_stream_of_torch_alone(noise_set: ImageSet) ->
 
 
 def test_a_set_smaller_than_a_batch_makes_one_smaller_batch(tmp_path: Path) -> None:
-    small = loader(picture_set(tmp_path, 2), batch_size=8)
+    small = loader(noise_image_set(tmp_path, 2), batch_size=8)
     assert [len(batch) for batch in small] == [2]
     assert len(small) == 1
     assert (small.batch_size, small.smallest_hw) == (2, (64, 64))
 
 
-def test_empty_pictures_make_a_batch(tmp_path: Path) -> None:
-    batch = next(iter(loader(picture_set(tmp_path, 1), batch_size=1)))
+def test_empty_images_make_a_batch(tmp_path: Path) -> None:
+    batch = next(iter(loader(noise_image_set(tmp_path, 1), batch_size=1)))
     assert (len(batch), len(batch.targets)) == (1, 0)
 
 
-def keys(pictures: int = 1000, **knobs: object) -> EpochKeys:
+def keys(images: int = 1000, **knobs: object) -> TrainBatchSampler:
     settings = {"batch_size": 4, "input_hw": (128, 192), "multi_scale": 1.4, "seed": 0}
-    return EpochKeys(pictures, **(settings | knobs))  # type: ignore[arg-type]
+    return TrainBatchSampler(images, **(settings | knobs))  # type: ignore[arg-type]
 
 
-def test_an_epoch_shows_each_picture_once_in_an_order_of_its_own() -> None:
+def test_an_epoch_shows_each_image_once_in_an_order_of_its_own() -> None:
     sampler = keys(103)
     orders = []
     for epoch in range(2):
@@ -156,11 +156,11 @@ def test_an_epoch_shows_each_picture_once_in_an_order_of_its_own() -> None:
         flat = [key for batch in sampler for key in batch]
         assert [key.position for key in flat] == list(range(100))
         assert {key.epoch for key in flat} == {epoch}
-        orders.append([key.picture for key in flat])
+        orders.append([key.image for key in flat])
         assert len(set(orders[-1])) == 100
     assert orders[0] != orders[1]
     assert orders[0] != sorted(orders[0])
-    assert orders[0] != [key.picture for batch in keys(103, seed=1) for key in batch]
+    assert orders[0] != [key.image for batch in keys(103, seed=1) for key in batch]
 
 
 def test_input_sizes_change_every_ten_batches_within_their_bounds() -> None:
@@ -201,18 +201,18 @@ def test_ranks_share_each_batch_of_one_rank(noise_set: ImageSet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "batch_size", "said"),
+    ("images", "batch_size", "said"),
     [
-        (11, 4, "a batch of 4 pictures is not divisible by the 3 ranks"),
-        (5, 6, "a batch of 5 pictures, all that the 5 pictures of the set allow, is not divisible by the 3 ranks"),
+        (11, 4, "a batch of 4 images is not divisible by the 3 ranks"),
+        (5, 6, "a batch of 5 images, all that the 5 images of the set allow, is not divisible by the 3 ranks"),
     ],
 )
-def test_a_batch_that_ranks_cannot_share(pictures: int, batch_size: int, said: str) -> None:
+def test_a_batch_that_ranks_cannot_share(images: int, batch_size: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        keys(pictures, batch_size=batch_size, ranks=3)
+        keys(images, batch_size=batch_size, ranks=3)
 
 
-def test_ranks_evaluate_each_picture_once(noise_set: ImageSet) -> None:
+def test_ranks_evaluate_each_image_once(noise_set: ImageSet) -> None:
     def ids(rank: int, ranks: int) -> list[int]:
         share = make_eval_loader(
             noise_set, batch_size=2, input_hw=(64, 64), letterbox=True, workers=0, rank=rank, ranks=ranks
@@ -226,9 +226,9 @@ def test_ranks_evaluate_each_picture_once(noise_set: ImageSet) -> None:
 
 
 def mixed_set(folder: Path) -> ImageSet:
-    """Seven pictures of 120x160, five of 160x120, five of 80x160, alternating."""
+    """Seven images of 120x160, five of 160x120, five of 80x160, alternating."""
     sets = [
-        picture_set(folder / str(hw), count, hw) for count, hw in ((7, (120, 160)), (5, (160, 120)), (5, (80, 160)))
+        noise_image_set(folder / str(hw), count, hw) for count, hw in ((7, (120, 160)), (5, (160, 120)), (5, (80, 160)))
     ]
     records = [each[i] for i in range(7) for each in sets if i < len(each)]
     records = [replace(record, image_id=number) for number, record in enumerate(records)]
@@ -252,12 +252,12 @@ def test_rectangular_batches_are_the_square_ones_with_less_grey(tmp_path: Path) 
             at, inside = whole[image_id]
             assert inside is not None
             assert (placement.scale_x, placement.scale_y) == (inside.scale_x, inside.scale_y)
-            width, height = (round(side) for side in placement.picture_px)
+            width, height = (round(side) for side in placement.image_px)
             (x, y), (left, top) = ((int(p.left_px), int(p.top_px)) for p in (placement, inside))
             assert torch.equal(image[:, y : y + height, x : x + width], at[:, top : top + height, left : left + width])
 
 
-def test_a_rectangle_reaches_from_the_input_to_the_pictures() -> None:
+def test_a_rectangle_reaches_from_the_input_to_the_images() -> None:
     assert rect_hw(np.array([[480, 640]]), (416, 416), 32) == (320, 416)
     assert rect_hw(np.array([[480, 640], [640, 480]]), (416, 416), 32) == (416, 416)
     assert rect_hw(np.array([[10, 1000]]), (416, 416), 32) == (32, 416)
@@ -267,8 +267,8 @@ def test_a_rectangle_reaches_from_the_input_to_the_pictures() -> None:
     assert rect_hw(np.array([[410, 640]]), (512, 512), 64) == (384, 512)
 
 
-def test_stretched_pictures_are_never_in_rectangular_batches(noise_set: ImageSet) -> None:
-    with pytest.raises(UserError, match="for letterboxed pictures"):
+def test_stretched_images_are_never_in_rectangular_batches(noise_set: ImageSet) -> None:
+    with pytest.raises(UserError, match="for letterboxed images"):
         make_eval_loader(noise_set, batch_size=4, input_hw=(64, 64), letterbox=False, workers=0, rect=True)
 
 

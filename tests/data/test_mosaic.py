@@ -60,7 +60,7 @@ def test_what_is_dropped_is_hardly_visible() -> None:
             assert (label in result.labels) == (seen.mean() >= 0.2 and min(rows, columns) >= 2)
 
 
-def test_tiles_are_windows_of_the_full_size_pictures() -> None:
+def test_tiles_are_windows_of_the_full_size_images() -> None:
     samples = [noise_sample(k) for k in range(4)]
     result = mosaic(samples, cut_xy=(30, 20), **LIMITS)
     np.testing.assert_array_equal(result.image[:20, :30], samples[0].image[44:, 50:])
@@ -107,7 +107,7 @@ def test_of_a_crowd_any_remainder_is_kept() -> None:
         assert (result.image_id, result.path, result.placement) == (9, f"p + {empty.path}", None)
 
 
-def test_four_empty_pictures() -> None:
+def test_four_empty_images() -> None:
     result = mosaic([noise_sample(k, objects=0) for k in range(4)], cut_xy=(40, 32), **LIMITS)
     assert result.boxes.shape == (0, 4)
     assert result.boxes.dtype == np.float32

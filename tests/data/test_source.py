@@ -64,18 +64,18 @@ def test_two_splits(tmp_path: Path, style: str) -> None:
 
 
 @pytest.mark.parametrize("style", WRITERS)
-def test_pictures_in_two_splits_are_counted(tmp_path: Path, style: str) -> None:
+def test_images_in_two_splits_are_counted(tmp_path: Path, style: str) -> None:
     WRITERS[style](tmp_path / "set", "train")
     root = root_of(WRITERS[style](tmp_path / "set", "val", SCENES[2:]))
     train, val = open_image_set(root, "train"), open_image_set(root, "val")
     shared = 0 if style == "coco" else 1  # each COCO split has its own folder here
-    assert train.shares_pictures_with(val) == val.shares_pictures_with(train) == shared
-    assert train.shares_pictures_with(train) == 3
+    assert train.shares_images_with(val) == val.shares_images_with(train) == shared
+    assert train.shares_images_with(train) == 3
 
 
-def test_a_lone_json_shares_all_its_pictures(tmp_path: Path) -> None:
+def test_a_lone_json_shares_all_its_images(tmp_path: Path) -> None:
     file = write_coco(tmp_path, "train").rename(tmp_path / "train" / "labels.json")
-    assert open_image_set(file, "train").shares_pictures_with(open_image_set(file, "val")) == 3
+    assert open_image_set(file, "train").shares_images_with(open_image_set(file, "val")) == 3
 
 
 def test_wrong_paths(tmp_path: Path) -> None:
@@ -97,16 +97,16 @@ def test_the_home_of_an_unknown_user(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("style", WRITERS)
-def test_no_usable_picture(tmp_path: Path, style: str) -> None:
+def test_no_usable_image(tmp_path: Path, style: str) -> None:
     root = root_of(WRITERS[style](tmp_path / "set", "train"))
-    for picture in (tmp_path / "set").rglob("*.png"):
-        picture.unlink()
-    with pytest.raises(UserError, match=r"no usable picture|are in none of"):
+    for image in (tmp_path / "set").rglob("*.png"):
+        image.unlink()
+    with pytest.raises(UserError, match=r"no usable image|are in none of"):
         open_image_set(root, "train")
 
 
 @pytest.mark.parametrize("style", WRITERS)
-def test_boxes_are_cut_to_their_picture(tmp_path: Path, style: str) -> None:
+def test_boxes_are_cut_to_their_image(tmp_path: Path, style: str) -> None:
     boxes = {
         "reaching out": (60, 40, 100, 70),
         "outside": (90, 10, 120, 30),
@@ -121,34 +121,34 @@ def test_boxes_are_cut_to_their_picture(tmp_path: Path, style: str) -> None:
     lines = "\n".join(image_set.problems.summary())
     for expected in (
         "1 box reaching out",
-        "1 box outside its picture",
+        "1 box outside its image",
         "1 box without area dropped (first: ",
     ):
         assert expected in lines
 
 
 @pytest.mark.parametrize("style", WRITERS)
-def test_missing_picture_is_skipped(tmp_path: Path, style: str) -> None:
+def test_missing_image_is_skipped(tmp_path: Path, style: str) -> None:
     root = root_of(WRITERS[style](tmp_path / "set", "train"))
     next((tmp_path / "set").rglob("a.png")).unlink()
     image_set = open_image_set(root, "train")
     assert [Path(image_set[i].path).stem for i in range(len(image_set))] == ["b", "c"]
     assert len(image_set.problems) == 1
-    assert "1 missing picture skipped (first: " in image_set.problems.summary()[0]
+    assert "1 missing image skipped (first: " in image_set.problems.summary()[0]
 
 
 @pytest.mark.parametrize("style", WRITERS)
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"GIF89a nonsense"])
-def test_unreadable_picture_is_skipped(tmp_path: Path, style: str, content: bytes) -> None:
+def test_unreadable_image_is_skipped(tmp_path: Path, style: str, content: bytes) -> None:
     root = root_of(WRITERS[style](tmp_path / "set", "train"))
     next((tmp_path / "set").rglob("b.png")).write_bytes(content)
     image_set = open_image_set(root, "train")
     assert len(image_set) == 2
-    assert image_set.problems.summary()[0].startswith("1 unreadable picture skipped (first: ")
+    assert image_set.problems.summary()[0].startswith("1 unreadable image skipped (first: ")
 
 
 @pytest.mark.parametrize(
-    ("name", "split", "pictures", "classes"),
+    ("name", "split", "images", "classes"),
     [
         ("bccd", "train", 205, 3),
         ("bccd", "val", 87, 3),
@@ -157,9 +157,9 @@ def test_unreadable_picture_is_skipped(tmp_path: Path, style: str, content: byte
         ("coco_tiny", "val", 80, 80),
     ],
 )
-def test_official_sets(shared: Path, name: str, split: str, pictures: int, classes: int) -> None:
+def test_official_sets(shared: Path, name: str, split: str, images: int, classes: int) -> None:
     image_set = open_image_set(shared / "data" / name, split)
-    assert len(image_set) == pictures
+    assert len(image_set) == images
     assert len(image_set.class_names) == classes
     if name == "bccd":
         assert image_set.class_names == ("Platelets", "RBC", "WBC")

@@ -41,25 +41,24 @@ def test_difficult_objects_become_crowds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "<annotation>\n<object>", "plain words"])
-def test_unusable_xml_skips_its_picture(tmp_path: Path, text: str) -> None:
+def test_unusable_xml_skips_its_image(tmp_path: Path, text: str) -> None:
     write_voc(tmp_path, "train")
     (tmp_path / "Annotations" / "c.xml").write_text(text)
     image_set = open_image_set(tmp_path, "train")
     assert len(image_set) == 2
     assert (
-        "1 unusable annotation file, its picture skipped (first: Annotations/c.xml:"
-        in (image_set.problems.summary()[0])
+        "1 unusable annotation file, its image skipped (first: Annotations/c.xml:" in (image_set.problems.summary()[0])
     )
 
 
-def test_a_folder_in_place_of_an_xml_skips_its_picture(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_an_xml_skips_its_image(tmp_path: Path) -> None:
     write_voc(tmp_path, "train")
     (tmp_path / "Annotations" / "c.xml").unlink()
     (tmp_path / "Annotations" / "c.xml").mkdir()
     image_set = open_image_set(tmp_path, "train")
     assert len(image_set) == 2
     assert image_set.problems.lines() == [
-        "unusable annotation file, its picture skipped: Annotations/c.xml: Is a directory"
+        "unusable annotation file, its image skipped: Annotations/c.xml: Is a directory"
     ]
 
 
@@ -120,12 +119,12 @@ def test_a_list_that_is_no_text(tmp_path: Path) -> None:
 
 
 def write_annotation(root: Path, hw: tuple[int, int], box: tuple[float, float, float, float]) -> None:
-    """Of the picture a, with its size."""
+    """Of the image a, with its size."""
     size = f"<size><width>{hw[1]}</width><height> {hw[0]} </height><depth>3</depth></size>"
     (root / "Annotations" / "a.xml").write_text(f"<annotation>{size}{voc_object('cat', box)}</annotation>")
 
 
-def test_a_picture_labelled_on_its_side_keeps_the_size_it_was_labelled_in(tmp_path: Path) -> None:
+def test_an_image_labelled_on_its_side_keeps_the_size_it_was_labelled_in(tmp_path: Path) -> None:
     """As stored, 60 x 80, though its EXIF tag makes it 80 x 60."""
     write_voc(tmp_path, "train")
     turn(tmp_path / "JPEGImages" / "a.png")
@@ -143,6 +142,6 @@ def test_swapped_sides_that_no_exif_explains_are_a_problem(tmp_path: Path) -> No
     assert image_set[0].hw == (60, 80)
     assert image_set[0].boxes.tolist() == [[62, 10, 78, 50]]
     assert image_set.problems.summary() == [
-        "1 picture annotated with width and height swapped, its own size used "
-        "(first: Annotations/a.xml: annotated as 80x60, the picture is 60x80)"
+        "1 image annotated with width and height swapped, its own size used "
+        "(first: Annotations/a.xml: annotated as 80x60, the image is 60x80)"
     ]

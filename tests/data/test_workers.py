@@ -107,9 +107,9 @@ def test_an_iteration_left_early_leaves_nothing_to_the_next() -> None:
 
 def test_errors_are_raised_where_the_answer_was_due() -> None:
     with workers() as made:
-        batches = made.batches([1, UserError("no such picture"), 3])
+        batches = made.batches([1, UserError("no such image"), 3])
         next(batches)
-        with pytest.raises(UserError, match=r"^no such picture$"):
+        with pytest.raises(UserError, match=r"^no such image$"):
             next(batches)
         with pytest.raises(RuntimeError, match=r"raise request\nKeyError: 'x'"):
             answers(made, [KeyError("x")])

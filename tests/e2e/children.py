@@ -20,8 +20,9 @@ import pytest  # noqa: F401  for the server: the tests whose functions it is han
 import torch
 
 import train
-from options import run_page
+from cfg.parse import CfgError
 from utils.checkpoint import read_checkpoint
+from utils.page import run_page
 
 _PATIENCE_S = 240
 
@@ -51,7 +52,7 @@ def _live(flags: Sequence[str], log: Path, before: Callable[[], object] | None) 
     if before is not None:
         before()
     sys.argv = ["train.py", *flags]
-    run_page(train.main)
+    run_page(train.main, CfgError)
 
 
 def ended(child: BaseProcess) -> int | None:

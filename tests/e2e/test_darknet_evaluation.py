@@ -1,4 +1,4 @@
-"""`detector map` and `detector valid` of darknet, done again by evaluate.py from the same pictures and weights."""
+"""`detector map` and `detector valid` of darknet, done again by evaluate.py from the same images and weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 
 import evaluate
 from data.source import open_image_set
-from examination import measure_as_darknet
+from evaluation.build import measure_as_darknet
+from evaluation.darknet_map import POINTS
 from models.detector import Detector, detector_of
 from models.weights.trained import read_trained
 from tests.conftest import ROOT
 from tests.darknet_fixtures import write_weights
-from utils.darknet_map import POINTS
 
 EXACT = {"points11_iou0.75": ({"a": 31.82}, 0.106099)}  # darknet's own build takes 3 / 10 for less than 0.3 there
 
@@ -41,9 +41,9 @@ def flags(facts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> di
     (folder / "yolov4-tiny.cfg").write_text(cfg)
     write_weights(fixtures, folder / "yolov4-tiny.cfg", folder / "yolov4-tiny.weights", facts)
     (folder / "abc.names").write_text("a\nb\nc\n")
-    pictures = sorted((fixtures / "map" / "images").glob("*.png"))
-    (folder / "pictures.txt").write_text("".join(f"{path}\n" for path in pictures))
-    (folder / "abc.data").write_text("classes=3\nvalid=pictures.txt\nnames=abc.names\n")
+    images = sorted((fixtures / "map" / "images").glob("*.png"))
+    (folder / "images.txt").write_text("".join(f"{path}\n" for path in images))
+    (folder / "abc.data").write_text("classes=3\nvalid=images.txt\nnames=abc.names\n")
     return {
         "weights": str(folder / "yolov4-tiny.weights"),
         "cfg": str(folder / "yolov4-tiny.cfg"),
@@ -63,8 +63,8 @@ def detector(flags: dict[str, str]) -> Detector:
 @pytest.mark.parametrize("points", POINTS)
 def test_ap_is_darknets(facts: dict[str, Any], flags: dict[str, str], detector: Detector, points: int, iou: float):
     """To the last digit that it prints."""
-    pictures = open_image_set(flags["data"], "val")
-    table = measure_as_darknet(detector, pictures, iou=iou, points=points, batch_size=3, workers=0)
+    images = open_image_set(flags["data"], "val")
+    table = measure_as_darknet(detector, images, iou=iou, points=points, batch_size=3, workers=0)
     setting = f"points{points}_iou{iou}"
     printed = "\n".join(facts["darknet_map_output"][setting])
     expected = {name: float(ap) for name, ap in re.findall(r"name = (\w+), ap = ([\d.]+)%", printed)}

@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import preparation
 import train
 from cfg.plan import parse_plan
 from cfg.settings import cfg_settings
+from engine import job
 from models.blocks import ConvNormAct
 from models.network import Network, parameter_groups
 from models.norms.table import NormOptions, norm_factory
@@ -31,7 +31,7 @@ from options import TrainOptions
 from tests.models.yolo.recorded import GOLDEN, targets_of, truths_of
 from utils.clock import BatchClock
 from utils.errors import UserError
-from utils.flags import settle
+from utils.flags import resolve
 from utils.structures import Batch
 
 STEPS = 3
@@ -57,8 +57,8 @@ def cut_as(network: Network, flat: np.ndarray) -> list[Tensor]:
 def train_as_recorded(cfg: str, recorded: Mapping[str, np.ndarray]) -> tuple[Network, list[float], list[float]]:
     """Three steps with the project's own parts: the network, the rate of each step, the cost of each mini-batch."""
     plan = parse_plan(cfg, path="recorded.cfg")
-    options = settle(TrainOptions, {"norm_momentum": 0.01, "loss": "darknet"}, cfg_settings(plan))
-    schedule = preparation.make_schedule(options, plan, total_steps=plan.net.max_batches)
+    options = resolve(TrainOptions, {"norm_momentum": 0.01, "loss": "darknet"}, cfg_settings(plan))
+    schedule = job.make_schedule(options, plan, total_steps=plan.net.max_batches)
     network = Network(plan, norm_factory(options.norm)).train()
     with torch.no_grad():
         for array, values in zip(arrays_of(network), cut_as(network, recorded["weights0"]), strict=True):

@@ -12,13 +12,14 @@ import torch
 import detect
 import evaluate
 import train
+from cfg.parse import CfgError
 from cfg.plan import parse_plan
 from models.weights.__main__ import main as weights_main
 from models.weights.reader import read_weights
-from options import run_page
 from tests.e2e.conftest import TOY_CFG
 from tests.reference import darknet_weights as oracle
 from utils.checkpoint import read_checkpoint
+from utils.page import run_page
 
 TOY_OF_THREE = TOY_CFG.replace("filters=45", "filters=24").replace("classes=10", "classes=3")
 
@@ -136,7 +137,7 @@ def test_the_same_is_measured_and_recalibrated(exported, scenes, tmp_path, capsy
     more = [
         "--recalibrate-on",
         str(scenes),
-        "--recalibrate-pictures",
+        "--recalibrate-images",
         "4",
         "--norm-report",
         "--run",
@@ -144,10 +145,10 @@ def test_the_same_is_measured_and_recalibrated(exported, scenes, tmp_path, capsy
     ]
     evaluate.main([*darknet, "--data", str(scenes), "--workers", "0", *more])
     text = (tmp_path / "more" / "norm_report.txt").read_text()
-    assert "trained with bn: mini-batches of 2 pictures" in text
+    assert "trained with bn: mini-batches of 2 images" in text
     weights_main(["convert", str(tmp_path / "more" / "recalibrated.pt"), str(tmp_path / "again.weights")])
     seen = [(folder.read_bytes())[:20] for folder in (tmp_path / "again.weights", Path(f"{best}.weights"))]
-    assert seen[0] == seen[1] == oracle.header(8 * 4)  # two epochs of four steps of four pictures
+    assert seen[0] == seen[1] == oracle.header(8 * 4)  # two epochs of four steps of four images
 
 
 # --- bad input: one sentence, exit code 2 ---------------------------------------------------------------------
@@ -197,7 +198,7 @@ def test_refusals(page, given, sentence, exported, scenes, tmp_path, monkeypatch
     data = [str(scenes / "val")] if page is detect else ["--data", str(scenes), "--workers", "0"]
     monkeypatch.setattr(sys, "argv", [f"{page.__name__}.py", *data, *given, "--run", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as ended:
-        run_page(page.main)
+        run_page(page.main, CfgError)
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and sentence in said and said.count("\n") == 1

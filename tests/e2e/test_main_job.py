@@ -16,12 +16,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import train
+from cfg.parse import CfgError
 from data.digits import make_digits
-from options import run_page
-from preparation import begun, prepare
+from engine.job import open_run, parse_job
+from evaluation.evaluator import Evaluator
 from tests.e2e.conftest import TOY_CFG
 from utils.checkpoint import read_checkpoint
-from utils.scoring import Examiner
+from utils.page import run_page
 from utils.stop import Stop, Stopped
 
 
@@ -57,7 +58,7 @@ def test_train_evaluate_detect(root: Path, scenes: Path, toy_cfg: str, tmp_path:
     assert [Path(row["file"]).name for row in rows] == [f"{i:06d}.png" for i in range(8)]
     crops = len(list((found / "crops").rglob("*.png"))) if (found / "crops").exists() else 0
     assert crops == sum(len(row["objects"]) for row in rows)
-    assert said.splitlines()[-1] == f"8 pictures annotated; they are in {found}"
+    assert said.splitlines()[-1] == f"8 images annotated; they are in {found}"
 
 
 def coco_by_hand(ground_truth: Path, detections: Path) -> list[float]:
@@ -108,10 +109,10 @@ class StopAfter(Stop):
 
 def test_of_equally_good_weights_the_later_are_kept(scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch) -> None:
     """As when nothing is found yet, or the split has no objects."""
-    monkeypatch.setattr(Examiner, "measure", lambda *_, **__: SimpleNamespace(AP=0.0, AP50=0.0))
+    monkeypatch.setattr(Evaluator, "measure", lambda *_, **__: SimpleNamespace(AP=0.0, AP50=0.0))
     monkeypatch.setattr(train, "finish", lambda *_, **__: None)
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu"]
-    train.train(begun(prepare([*common, "--epochs", "3", "--evals", "3", "--run", str(tmp_path / "run")])))
+    train.train(open_run(parse_job([*common, "--epochs", "3", "--evals", "3", "--run", str(tmp_path / "run")])))
     assert read_checkpoint(tmp_path / "run" / "best.pt")["step"] == 12
 
 
@@ -121,7 +122,9 @@ def test_a_run_that_is_told_to_end_before_its_first_evaluation_is_measured(
     run = tmp_path / "run"
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--save-minutes", "0"]
     with pytest.raises(Stopped):
-        train.train(begun(prepare([*common, "--epochs", "50", "--evals", "1", "--run", str(run)])), StopAfter(steps=5))
+        train.train(
+            open_run(parse_job([*common, "--epochs", "50", "--evals", "1", "--run", str(run)])), StopAfter(steps=5)
+        )
     assert read_checkpoint(run / "last.pt")["epochs_done"] == 1 and not (run / "best.pt").exists()
     train.main(["--resume", str(run), "--epochs", "1", "--workers", "0"])
     assert "Average Precision" in capsys.readouterr().out
@@ -140,13 +143,13 @@ def test_a_norm_that_never_begins_is_said(
     assert ("warning: --norm-burn-in-steps 4 is all of it: cbn is plain batch norm here" in said) == is_warned
 
 
-def test_two_pictures_can_be_learnt_by_heart(toy_cfg: str, tmp_path: Path) -> None:
+def test_two_images_can_be_learnt_by_heart(toy_cfg: str, tmp_path: Path) -> None:
     """Loss near 0 and every object found: assignment, loss, decoder and evaluation speak of the same boxes."""
     two = make_digits(tmp_path / "two", counts={"train": 2, "val": 2}, hw=(64, 64), shift=0.0)
     annotations = two / "annotations"
     (annotations / "instances_val.json").write_text((annotations / "instances_train.json").read_text())
-    for picture in (two / "train").iterdir():
-        (two / "val" / picture.name).write_bytes(picture.read_bytes())
+    for image in (two / "train").iterdir():
+        (two / "val" / image.name).write_bytes(image.read_bytes())
     still = ["--mosaic", "0", "--jitter", "0", "--resize", "1", "--saturation", "1", "--exposure", "1", "--hue", "0"]
     flags = ["--data", str(two), "--cfg", "yolov4-pico", "--image-size", "64", "--norm", "cmbn", "--workers", "0"]
     speed = ["--epochs", "400", "--batch-size", "2", "--subdivisions", "2", "--evals", "1", "--weight-decay", "0"]
@@ -179,7 +182,7 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     """What train.py says on stderr when it refuses these flags."""
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
     with pytest.raises(SystemExit) as ended:
-        run_page(train.main)
+        run_page(train.main, CfgError)
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said
@@ -229,7 +232,7 @@ def test_an_existing_run_is_not_overwritten(capsys, monkeypatch, tmp_path, scene
     assert (tmp_path / "precious.pt").read_text() == "weights"
 
 
-def test_a_diverging_loss_stops_with_the_pictures_named(capsys, monkeypatch, tmp_path, scenes, toy_cfg) -> None:
+def test_a_diverging_loss_stops_with_the_images_named(capsys, monkeypatch, tmp_path, scenes, toy_cfg) -> None:
     flags = ["--data", str(scenes), "--cfg", toy_cfg, "--learning-rate", "1e12", "--workers", "0"]
     said = refused(capsys, monkeypatch, *flags, "--run", str(tmp_path / "run"))
     assert re.search(r"error: step \d: the (output|gradient|weights|loss) .* not finite .*000000.png", said), said

@@ -14,11 +14,12 @@ import torch
 import detect
 import evaluate
 import train
-from options import run_page
+from cfg.parse import CfgError
+from engine.step import TrainStep
 from tests.e2e.conftest import TOY_CFG
-from utils.batch_step import BatchStep
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
+from utils.page import run_page
 from utils.structures import Batch
 
 NORM = "layers.1.norm"
@@ -31,7 +32,7 @@ def flags(scenes: Path, toy_cfg: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def trained(scenes: Path, toy_cfg: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """best.pt of a short training with cmbn, 2 pictures at a time in batches of 4."""
+    """best.pt of a short training with cmbn, 2 images at a time in batches of 4."""
     run = tmp_path_factory.mktemp("trained") / "run"
     flags = ["--data", str(scenes), "--cfg", toy_cfg, "--norm", "cmbn", "--epochs", "2", "--workers", "0"]
     train.main([*flags, "--run", str(run)])
@@ -62,7 +63,7 @@ def test_precise_statistics_replace_those_of_the_best_weights(flags, tmp_path, c
     assert differing(weights_of(plain / "last.pt"), weights_of(precise / "last.pt")) == set()
     (line,) = (line for line in said.splitlines() if "running averages" in line)
     assert re.fullmatch(
-        r"AP 0\.\d{3} with running averages, 0\.\d{3} with statistics of 6 pictures of scenes train, "
+        r"AP 0\.\d{3} with running averages, 0\.\d{3} with statistics of 6 images of scenes train, "
         r"which best\.pt now has",
         line,
     )
@@ -88,14 +89,14 @@ def test_statistics_frozen_in_the_middle_survive_a_resume(flags, tmp_path, monke
     common = [*flags, "--norm", "cmbn", "--epochs", "3", "--evals", "3", "--ema-decay", "0.9"]
     common += ["--norm-freeze-after", "0.4", "--learning-rate", "0.0005"]
     train.main([*common, "--run", str(tmp_path / "whole")])
-    gradients, stop = BatchStep.gradients, 9
+    gradients, stop = TrainStep.gradients, 9
 
-    def interrupted(step: BatchStep, batch: Batch) -> torch.Tensor:
+    def interrupted(step: TrainStep, batch: Batch) -> torch.Tensor:
         if step.clock.step == stop:
             raise KeyboardInterrupt
         return gradients(step, batch)
 
-    monkeypatch.setattr(BatchStep, "gradients", interrupted)
+    monkeypatch.setattr(TrainStep, "gradients", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.main([*common, "--run", str(tmp_path / "parts")])
     monkeypatch.undo()
@@ -120,23 +121,23 @@ def test_another_norm_takes_over(flags, trained, tmp_path, capsys, after):
 def test_what_the_norm_sees_is_announced(flags, tmp_path, capsys):
     train.main([*flags, "--norm", "bn", "--max-steps", "1", "--run", str(tmp_path / "bn")])
     said = capsys.readouterr().out
-    assert "\nnorm      bn: mini-batches of 2 pictures, statistics of 2\n" in said
-    assert "\nwarning: bn normalises by the statistics of 2 pictures, fewer than 8: --norm cmbn pools" in said
+    assert "\nnorm      bn: mini-batches of 2 images, statistics of 2\n" in said
+    assert "\nwarning: bn normalizes by the statistics of 2 images, fewer than 8: --norm cmbn pools" in said
     train.main([*flags, "--norm", "cmbn", "--max-steps", "1", "--run", str(tmp_path / "cmbn")])
     said = capsys.readouterr().out
-    assert "\nnorm      cmbn (weights): mini-batches of 2 pictures, statistics of up to 4\n" in said
-    assert "\nwarning: cmbn normalises by the statistics of 4 pictures, fewer than 8: --norm cbn" in said
+    assert "\nnorm      cmbn (weights): mini-batches of 2 images, statistics of up to 4\n" in said
+    assert "\nwarning: cmbn normalizes by the statistics of 4 images, fewer than 8: --norm cbn" in said
 
 
 @pytest.mark.parametrize(
-    ("pictures", "batch", "factor"), [(16, ["4", "4"], "1"), (1, ["4", "2"], "1"), (16, ["2", "2"], "4")]
+    ("images", "batch", "factor"), [(16, ["4", "4"], "1"), (1, ["4", "2"], "1"), (16, ["2", "2"], "4")]
 )
-def test_one_value_per_channel_is_said_before_the_first_step(tmp_path, scenes, pictures, batch, factor):
-    """Cut too fine; a data set of one picture; and an input that multi-scale training will draw some day."""
+def test_one_value_per_channel_is_said_before_the_first_step(tmp_path, scenes, images, batch, factor):
+    """Cut too fine; a data set of one image; and an input that multi-scale training will draw some day."""
     side = 32 if factor == "1" else 64
     text = TOY_CFG.replace("stride=2", "stride=8").replace("=64", f"={side}")
     (tmp_path / "deep.cfg").write_text(text)
-    if pictures == 1:
+    if images == 1:
         scenes = train_on_one(scenes, tmp_path / "one")
     flags = ["--data", str(scenes), "--cfg", str(tmp_path / "deep.cfg"), "--workers", "0", "--max-steps", "1"]
     cut = ["--batch-size", batch[0], "--subdivisions", batch[1], "--multi-scale", factor]
@@ -146,7 +147,7 @@ def test_one_value_per_channel_is_said_before_the_first_step(tmp_path, scenes, p
 
 
 def train_on_one(scenes: Path, copy: Path) -> Path:
-    """The data set with a single training picture."""
+    """The data set with a single training image."""
     (copy / "annotations").mkdir(parents=True)
     for split in ("train", "val"):
         (copy / split).symlink_to(scenes / split)
@@ -165,10 +166,10 @@ def train_on_one(scenes: Path, copy: Path) -> Path:
 def test_recalibrated_on_another_data_set(scenes, trained, tmp_path, capsys):
     report = tmp_path / "report"
     flags = ["--weights", str(trained), "--data", str(scenes), "--workers", "0", "--run", str(report)]
-    evaluate.main([*flags, "--recalibrate-on", str(scenes), "--recalibrate-pictures", "5", "--image-size", "96"])
+    evaluate.main([*flags, "--recalibrate-on", str(scenes), "--recalibrate-images", "5", "--image-size", "96"])
     line = capsys.readouterr().out.splitlines()[-1]
     assert re.fullmatch(
-        rf"AP 0\.\d{{3}} with the statistics of {trained}, 0\.\d{{3}} with statistics of 5 pictures of scenes train: "
+        rf"AP 0\.\d{{3}} with the statistics of {trained}, 0\.\d{{3}} with statistics of 5 images of scenes train: "
         rf"{report / 'recalibrated.pt'}",
         line,
     )
@@ -177,7 +178,7 @@ def test_recalibrated_on_another_data_set(scenes, trained, tmp_path, capsys):
     assert after["input_hw"] == [96, 96]
     assert {name for name in before if name not in ("weights", "input_hw")} == after.keys() - {"weights", "input_hw"}
     detect.main(["--weights", str(report / "recalibrated.pt"), str(scenes / "val"), "--run", str(tmp_path / "found")])
-    assert "8 pictures annotated" in capsys.readouterr().out
+    assert "8 images annotated" in capsys.readouterr().out
 
 
 def test_statistics_of_each_batch_depend_on_its_size(scenes, trained, tmp_path):
@@ -210,11 +211,11 @@ def test_the_norm_report(scenes, trained, tmp_path, capsys):
     assert text in capsys.readouterr().out
     lines = text.splitlines()
     assert lines[2].split()[:6] == ["0", "conv", "3x3/4", "8", "|", lines[2].split()[5]]
-    assert "trained with cmbn (weights): mini-batches of 2 pictures, statistics of up to 4" in lines
+    assert "trained with cmbn (weights): mini-batches of 2 images, statistics of up to 4" in lines
     assert [line.partition(":")[0] for line in lines[-3:]] == [
-        "mini-batches of 2 pictures",
-        "4 pictures pooled",
-        "running statistics against these 8 pictures",
+        "mini-batches of 2 images",
+        "4 images pooled",
+        "running statistics against these 8 images",
     ]
     assert cv2.imread(str(tmp_path / "report" / "norm_report.png")).std() > 0
 
@@ -224,7 +225,7 @@ def test_the_norm_report(scenes, trained, tmp_path, capsys):
     [
         (["--norm-stats", "batch", "--norm-report"], "--norm-stats batch leaves the population's statistics out"),
         (["--norm-stats", "batch", "--recalibrate-on", "digits"], "--norm-stats batch leaves"),
-        (["--recalibrate-pictures", "5"], "--recalibrate-pictures is read with --recalibrate-on and --norm-report"),
+        (["--recalibrate-images", "5"], "--recalibrate-images is read with --recalibrate-on and --norm-report"),
         (["--recalibrate-on", "no/such/place"], "no/such/place: no such file or folder"),
     ],
 )
@@ -233,7 +234,7 @@ def test_bad_flags_of_evaluate(scenes, trained, tmp_path, monkeypatch, capsys, e
     flags = ["--weights", str(trained), "--data", str(scenes), "--workers", "0", "--run", str(run)]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags, *extra])
     with pytest.raises(SystemExit) as ended:
-        run_page(evaluate.main)
+        run_page(evaluate.main, CfgError)
     assert ended.value.code == 2
     assert sentence in capsys.readouterr().err
     assert not run.exists()

@@ -17,16 +17,16 @@ import detect
 import evaluate
 import train
 from cfg.plan import parse_plan
+from engine.amp import MixedPrecision
+from engine.step import TrainStep, _Undo
 from models.network import Network, parameter_groups
 from models.norms.table import norm_factory
 from models.yolo.criterion import make_criterion
 from models.yolo.loss import LossOptions
 from tests.e2e.conftest import TOY_CFG
+from tests.engine.test_step import batch_of
 from tests.models.norms.kinds import CORE, KINDS
 from tests.pretend_gpu import CPU, GPU, OnGpu, pretend_gpu, waits
-from tests.utils.test_batch_step import batch_of
-from utils.amp import MixedPrecision
-from utils.batch_step import BatchStep, _Undo
 from utils.clock import BatchClock
 
 NORMS = [*CORE, "ln", "in"]
@@ -64,7 +64,7 @@ def trained(
     """Three steps of two mini-batches -> their losses, the network's state, and the waits of the third step."""
     torch.manual_seed(0)
     network = Network(parse_plan(TOY_CFG, path="toy.cfg"), norm_factory(KINDS[norm])).train().to(device, dtype)
-    step = BatchStep(
+    step = TrainStep(
         network=network,
         forward=network,
         criterion=make_criterion(LossOptions(loss=loss)),
@@ -155,7 +155,7 @@ FLAGS = {
 @pytest.mark.parametrize("norm", FLAGS)
 def test_all_pages_run(norm: str, scenes: Path, toy_cfg: str, tmp_path: Path, gpu: torch.device, capsys) -> None:
     run_all_pages(["--amp", "off", *FLAGS[norm]], scenes, toy_cfg, tmp_path)
-    assert "1 pictures annotated" in capsys.readouterr().out
+    assert "1 images annotated" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
@@ -165,7 +165,7 @@ def test_all_pages_run_in_mixed_precision(
     norm: str, amp: str, scenes: Path, toy_cfg: str, tmp_path: Path, capsys
 ) -> None:
     run_all_pages(["--amp", amp, *FLAGS[norm]], scenes, toy_cfg, tmp_path)
-    assert "1 pictures annotated" in capsys.readouterr().out
+    assert "1 images annotated" in capsys.readouterr().out
 
 
 def run_all_pages(flags: list[str], scenes: Path, toy_cfg: str, folder: Path) -> None:
@@ -175,9 +175,9 @@ def run_all_pages(flags: list[str], scenes: Path, toy_cfg: str, folder: Path) ->
     train.main([*common, "--resume", str(run), "--epochs", "2"])
     reports = ["--norm-report", "--recalibrate-on", str(scenes), "--metric", "darknet", "--nms", "diounms"]
     evaluate.main([*common, "--weights", best, "--data", str(scenes), "--run", str(folder / "report"), *reports])
-    picture = str(next((scenes / "val").glob("*")))
+    image = str(next((scenes / "val").glob("*")))
     detect.main(
-        ["--device", str(GPU), "--weights", best, "--confidence", "0.001", "--run", str(folder / "found"), picture]
+        ["--device", str(GPU), "--weights", best, "--confidence", "0.001", "--run", str(folder / "found"), image]
     )
 
 

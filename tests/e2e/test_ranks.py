@@ -19,9 +19,10 @@ import torch
 
 import evaluate
 import train
+from engine.step import TrainStep
+from evaluation import evaluator
 from tests.e2e import children
-from utils import ranks, scoring
-from utils.batch_step import BatchStep
+from utils import ranks
 from utils.checkpoint import read_checkpoint
 from utils.structures import Batch
 
@@ -65,7 +66,7 @@ def differences(one: Path, other: Path) -> dict[str, float]:
 def test_two_ranks_are_one_with_the_same_batch(
     scenes: Path, toy_cfg: str, tmp_path: Path, norm: str, subdivisions: str
 ) -> None:
-    """With synchronised statistics and several mini-batches, other pictures would meet in each than in one process."""
+    """With synchronized statistics and several mini-batches, other images would meet in each than in one process."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     cut = ("--norm", norm, "--batch-size", "4", "--subdivisions", subdivisions)
     train.main(flags(scenes, toy_cfg, alone, *cut))
@@ -85,7 +86,7 @@ def test_what_two_ranks_measure_is_what_one_measures(scenes: Path, toy_cfg: str,
     pair = start_two(flags(scenes, toy_cfg, run, "--norm", "cmbn"), tmp_path / "log")
     assert [children.ended(child) for child in pair] == [0, 0], (tmp_path / "log").read_text()[-3000:]
     said = (tmp_path / "log").read_text()
-    assert said.count("processes 2, with 2 pictures of each batch on each") == 1  # the first one speaks
+    assert said.count("processes 2, with 2 images of each batch on each") == 1  # the first one speaks
     assert said.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") == 1
     report = ["--weights", str(run / "best.pt"), "--data", str(scenes), "--batch-size", "1", "--workers", "0"]
     evaluate.main([*report, "--run", str(tmp_path / "report")])
@@ -115,8 +116,8 @@ def test_histories_of_both_ranks_are_saved_and_the_job_goes_on_to_the_bit(
 
 
 def be_slow_to_evaluate() -> None:
-    detect = scoring._detect_in_parts
-    scoring._detect_in_parts = lambda *given: (time.sleep(1), detect(*given))[1]  # type: ignore[assignment]
+    detect = evaluator._detect_in_parts
+    evaluator._detect_in_parts = lambda *given: (time.sleep(1), detect(*given))[1]  # type: ignore[assignment]
 
 
 def test_a_signal_in_a_long_evaluation_is_heeded_and_nothing_is_lost(
@@ -177,14 +178,14 @@ def test_a_job_that_died_before_its_first_checkpoint_begins_anew_and_leaves_othe
 
 
 def plant_nan_on_rank_1() -> None:
-    whole = BatchStep.gradients
+    whole = TrainStep.gradients
 
-    def spoiled(step: BatchStep, batch: Batch) -> torch.Tensor:
+    def spoiled(step: TrainStep, batch: Batch) -> torch.Tensor:
         if ranks.rank() == 1 and step.clock.step == 2:
             batch.targets.boxes[:, 0] = float("nan")
         return whole(step, batch)
 
-    BatchStep.gradients = spoiled  # type: ignore[method-assign]
+    TrainStep.gradients = spoiled  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("norm", ["syncbn", "gn"])

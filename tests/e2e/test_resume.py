@@ -19,8 +19,8 @@ import torch
 
 import train
 from data.digits import make_digits
+from engine.job import open_run, parse_job
 from models.network import Network
-from preparation import begun, prepare
 from tests.e2e import children
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.errors import UserError
@@ -107,7 +107,7 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(
 
 def hang() -> None:
     """A step that takes an hour."""
-    train.Training.keep_last = lambda *_: time.sleep(3600)  # type: ignore[method-assign]
+    train.Trainer.keep_last = lambda *_: time.sleep(3600)  # type: ignore[method-assign]
 
 
 def test_the_second_signal_ends_it_at_once(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ def test_the_second_signal_ends_it_at_once(scenes: Path, toy_cfg: str, tmp_path:
 
 def fill_disk_after_the_first_checkpoint(run: Path) -> None:
     """No file may grow beyond 2 kB for five checkpoints after it: real writes that fail half-way."""
-    keep, calls = train.Training.keep_last, []
+    keep, calls = train.Trainer.keep_last, []
 
-    def keep_last(training: train.Training) -> None:
+    def keep_last(training: train.Trainer) -> None:
         calls.append(1)
         full = 2 < len(calls) < 8
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -135,7 +135,7 @@ def fill_disk_after_the_first_checkpoint(run: Path) -> None:
         left = read_checkpoint(run / "last.pt")
         assert left["step"] == (training.steps_done if not full else 1), left["step"]
 
-    train.Training.keep_last = keep_last  # type: ignore[method-assign]
+    train.Trainer.keep_last = keep_last  # type: ignore[method-assign]
 
 
 def test_a_full_disk_costs_checkpoints_but_not_the_training(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_full_disk_costs_checkpoints_but_not_the_training(scenes: Path, toy_cf
 def test_memory_that_ran_out_in_training_and_in_evaluation_costs_only_time(
     scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of 4 pictures 2 fit; the run goes on, evaluates, and after --resume still knows."""
+    """Of 4 images 2 fit; the run goes on, evaluates, and after --resume still knows."""
     forward = Network.forward
 
     def limited(network: Network, images: torch.Tensor) -> object:
@@ -165,7 +165,7 @@ def test_memory_that_ran_out_in_training_and_in_evaluation_costs_only_time(
     monkeypatch.setattr(Network, "forward", limited)
     common = flags(scenes, toy_cfg, "gn", tmp_path / "run", "--subdivisions", "1", "--workers", "0")
     train.main([*common, "--epochs", "1"])
-    assert "going on with --subdivisions 2, 2 pictures each" in capsys.readouterr().out
+    assert "going on with --subdivisions 2, 2 images each" in capsys.readouterr().out
     train.main(["--resume", str(tmp_path / "run"), "--epochs", "2", "--workers", "0"])
     assert "out of memory" not in capsys.readouterr().out
     assert read_checkpoint(tmp_path / "run" / "last.pt")["subdivisions"] == 2
@@ -214,7 +214,7 @@ def test_a_training_of_an_earlier_format_is_refused(scenes: Path, toy_cfg: str, 
     train.main(
         ["--data", str(scenes), "--cfg", toy_cfg, "--epochs", "1", "--workers", "0", "--run", str(tmp_path / "a")]
     )
-    monkeypatch.setattr("preparation.RESUMABLE_FROM", 1000)
+    monkeypatch.setattr("engine.job.RESUMABLE_FROM", 1000)
     with pytest.raises(UserError, match=r"earlier version .* start a new run from its weights"):
         train.main(["--resume", str(tmp_path / "a")])
 
@@ -226,16 +226,16 @@ def test_a_training_of_an_earlier_format_is_refused(scenes: Path, toy_cfg: str, 
 def resume(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`train.py --resume RUN FLAGS`, without the tables and plots of its end."""
     monkeypatch.setattr(train, "finish", lambda *_, **__: None)
-    return lambda run, *more: train.train(begun(prepare(["--resume", str(run), "--workers", "0", *more])))
+    return lambda run, *more: train.train(open_run(parse_job(["--resume", str(run), "--workers", "0", *more])))
 
 
 @pytest.fixture(scope="module")
 def once(scenes: Path, toy_cfg: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one epoch, which is 4 steps of 4 pictures."""
+    """A run of one epoch, which is 4 steps of 4 images."""
     run = tmp_path_factory.mktemp("once") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "finish", lambda *_, **__: None)
-        train.train(begun(prepare(flags(scenes, toy_cfg, "bn", run, "--epochs", "1", "--workers", "0"))))
+        train.train(open_run(parse_job(flags(scenes, toy_cfg, "bn", run, "--epochs", "1", "--workers", "0"))))
     return run
 
 
@@ -256,7 +256,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_the_training(once: Pa
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    monkeypatch.setattr(train, "Training", None)
+    monkeypatch.setattr(train, "Trainer", None)
     for place in (once, once / "last.pt"):
         with pytest.raises(UserError, match=f"^{once}: cannot be written to, Read-only file system$"):
             resume(place, "--epochs", "2")
@@ -267,43 +267,41 @@ def test_the_data_set_may_have_moved(once: Path, scenes: Path, resume, tmp_path:
     run = copied(once, tmp_path / "run", settings=settings)
     shutil.copytree(scenes, tmp_path / "here" / "scenes")
     with pytest.raises(UserError, match=f"^{run}: its data set scenes is not .* from .*; --data may name where it is"):
-        prepare(["--resume", str(run)])
+        parse_job(["--resume", str(run)])
     moved = str(tmp_path / "here" / "scenes")
     resume(run, "--data", moved, "--epochs", "2")
     assert read_checkpoint(run / "last.pt")["settings"]["data"] == moved
     monkeypatch.chdir(tmp_path / "here")
-    assert prepare(["--resume", str(copied(once, tmp_path / "relative", settings=settings))]).options.data == "scenes"
+    assert parse_job(["--resume", str(copied(once, tmp_path / "relative", settings=settings))]).options.data == "scenes"
 
 
-@pytest.mark.parametrize(
-    ("pictures", "epochs", "trained"), [(8, 4, [3, 4]), (8, 2, []), (24, 2, [1, 2]), (3, 6, [5, 6])]
-)
-def test_with_another_number_of_pictures_its_steps_say_where_it_goes_on(
-    once: Path, resume, tmp_path: Path, capsys, pictures: int, epochs: int, trained: list[int]
+@pytest.mark.parametrize(("images", "epochs", "trained"), [(8, 4, [3, 4]), (8, 2, []), (24, 2, [1, 2]), (3, 6, [5, 6])])
+def test_with_another_number_of_images_its_steps_say_where_it_goes_on(
+    once: Path, resume, tmp_path: Path, capsys, images: int, epochs: int, trained: list[int]
 ) -> None:
     """Each epoch of them has batches, and a row with their losses."""
     run = copied(once, tmp_path / "run")
-    other = make_digits(tmp_path / "other", counts={"train": pictures, "val": 2}, hw=(64, 64))
+    other = make_digits(tmp_path / "other", counts={"train": images, "val": 2}, hw=(64, 64))
     resume(run, "--data", str(other), "--epochs", str(epochs))
     assert (
-        "warning: there were 16 training pictures before: the epochs done are counted anew, by steps"
+        "warning: there were 16 training images before: the epochs done are counted anew, by steps"
         in capsys.readouterr().out
     )
     rows = rows_of(run)
     assert [int(row["epoch"]) for row in rows] == trained
     assert all(float(row["loss"]) > 0 for row in rows)
     last = read_checkpoint(run / "last.pt")
-    assert last["train_pictures"] == pictures and last["step"] == max(4, epochs * max(1, pictures // 4))
+    assert last["train_images"] == images and last["step"] == max(4, epochs * max(1, images // 4))
 
 
-def test_a_checkpoint_that_does_not_say_how_many_pictures_goes_on(once: Path, resume, tmp_path: Path, capsys) -> None:
+def test_a_checkpoint_that_does_not_say_how_many_images_goes_on(once: Path, resume, tmp_path: Path, capsys) -> None:
     content = read_checkpoint(once / "last.pt")
-    del content["train_pictures"]
+    del content["train_images"]
     (tmp_path / "run").mkdir()
     write_checkpoint(tmp_path / "run" / "last.pt", content)
     resume(tmp_path / "run", "--epochs", "2")
     assert [row["epoch"] for row in rows_of(tmp_path / "run")] == ["2"]
-    assert "training pictures before" not in capsys.readouterr().out
+    assert "training images before" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("epochs", [1, 2])

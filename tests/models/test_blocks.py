@@ -43,7 +43,7 @@ def pool_by_hand(
     padding: int,
     reduce: Callable[[torch.Tensor], torch.Tensor] = largest,
 ) -> torch.Tensor:
-    """Of the cells of each window that exist; windows start padding // 2 before the picture."""
+    """Of the cells of each window that exist; windows start padding // 2 before the image."""
     images, channels, height, width = x.shape
     rows = (height + padding - size) // stride[0] + 1
     columns = (width + padding - size) // stride[1] + 1
@@ -257,7 +257,7 @@ KERNELS = {1: ([[1, 2, 1], [2, 4, 2], [1, 2, 1]], 16, 1), 2: ([[1, 1], [1, 1]], 
 
 
 def blur_by_hand(x: torch.Tensor, antialiasing: int, stride: tuple[int, int]) -> torch.Tensor:
-    """Each output is the weighted sum of the cells under the kernel; those outside the picture are 0."""
+    """Each output is the weighted sum of the cells under the kernel; those outside the image are 0."""
     kernel, total, padding = KERNELS[antialiasing]
     size = len(kernel)
     height, width = x.shape[2:]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from cfg.plan import parse_plan
+from engine.ema import WeightAverage
+from engine.training_state import norm_histories
 from models.freeze import freeze
 from models.network import Network, parameter_groups
-from models.norms.regime import NormRegime
+from models.norms.freeze_stats import NormRegime
 from models.norms.table import NormOptions, norm_factory
-from utils.checkpoint import norm_histories
 from utils.clock import BatchClock
-from utils.ema import WeightAverage
 from utils.errors import UserError
 
 CONV = "[convolutional]\nbatch_normalize=1\nfilters=4\nsize=3\npad=1\nactivation=mish\n"

@@ -12,11 +12,11 @@ from torch import Tensor
 from benchmarks.tensor_bytes import saved_bytes
 from cfg.layers import ConvSpec
 from cfg.plan import Plan, load_plan, parse_plan
+from engine.training_state import norm_histories
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory
 from models.recompute import spans_of
 from tests.models.norms.kinds import assert_same_bits, state_of
-from utils.checkpoint import norm_histories
 from utils.clock import BatchClock
 
 NETS = ("yolov4-pico", "yolov4-tiny", "yolov4")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.coco_results import CocoResults
+from evaluation.coco_results import CocoResults
 
 
 def results_from(rows: Sequence[Mapping[str, Any]]) -> CocoResults:

@@ -2,7 +2,7 @@
 
 Source: darknet yolo_layer.c (process_batch, delta_yolo_class, delta_yolo_box, averages_yolo_deltas and the end of
 forward_yolo_layer) and box.c, in their order. A delta is minus a gradient. Boxes are (x, y, w, h): centre and sides,
-as a share of the picture. Python floats, so float64.
+as a share of the image. Python floats, so float64.
 """
 
 from __future__ import annotations
@@ -139,11 +139,11 @@ def box_ascent(pred: Box, truth: Box, kind: str) -> list[float]:
     return [gx + penalty_x, gy + penalty_y, gw + penalty_w, gh + penalty_h]
 
 
-# --- one picture -------------------------------------------------------------------------------------------------
+# --- one image -------------------------------------------------------------------------------------------------
 
 
-class Picture:
-    """Deltas of one picture: call `background`, then `assign`, then `average`, as darknet does.
+class Image:
+    """Deltas of one image: call `background`, then `assign`, then `average`, as darknet does.
 
     said[a][k][row][column]: the layer's activated output; raw w and h unless new_coords.
     """
@@ -297,14 +297,14 @@ def yolo_layer(
     label_smooth_eps: float | None = None,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """x (N, A, 5 + C, H, W), what the convolution before the layer says (after its logistic with new_coords), and
-    the objects of each picture -> deltas of x's shape, and darknet's printed cost in its parts."""
+    the objects of each image -> deltas of x's shape, and darknet's printed cost in its parts."""
     eps = spec.label_smooth_eps if label_smooth_eps is None else label_smooth_eps
-    pictures = [Picture(one, of, spec, input_hw, eps) for one, of in zip(x, truths, strict=True)]
-    for picture in pictures:
-        picture.background()
-        picture.assign()
-        picture.average()
-    delta = np.stack([picture.delta for picture in pictures])
+    images = [Image(one, of, spec, input_hw, eps) for one, of in zip(x, truths, strict=True)]
+    for image in images:
+        image.background()
+        image.assign()
+        image.average()
+    delta = np.stack([image.delta for image in images])
     parts = {
         "box": 0.0,
         "objectness": float((delta[:, :, 4] ** 2).sum()),
@@ -313,7 +313,7 @@ def yolo_layer(
     if spec.iou_loss == "mse":
         parts["box"] = float((delta[:, :, :4] ** 2).sum())
         return delta, parts
-    measured = [v for picture in pictures for v in (picture.gious if spec.iou_loss == "giou" else picture.ious)]
+    measured = [v for image in images for v in (image.gious if spec.iou_loss == "giou" else image.ious)]
     if measured:
         parts["box"] = spec.iou_normalizer * sum(1 - v for v in measured) / len(measured)
     parts["objectness"] *= spec.obj_normalizer

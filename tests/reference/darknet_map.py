@@ -10,12 +10,12 @@ Truth = tuple[int, Box]
 
 
 def average_precisions(
-    pictures: list[tuple[list[Found], list[Truth]]], classes: int, *, limit: float, points: int
+    images: list[tuple[list[Found], list[Truth]]], classes: int, *, limit: float, points: int
 ) -> list[float]:
     """limit: an IoU. points: 0 is the area under the curve."""
-    detections = []  # score, label, and which truth of which picture it claims
+    detections = []  # score, label, and which truth of which image it claims
     truths = [0] * classes
-    for picture, (found, there) in enumerate(pictures):
+    for image, (found, there) in enumerate(images):
         for label, _ in there:
             truths[label] += 1
         for score, label, box in found:
@@ -23,7 +23,7 @@ def average_precisions(
             for number, (truth_label, truth_box) in enumerate(there):
                 overlap = iou(box, truth_box)
                 if truth_label == label and overlap > limit and overlap > best:
-                    claim, best = (picture, number), overlap
+                    claim, best = (image, number), overlap
             detections.append((score, label, claim))
     detections.sort(key=lambda detection: -detection[0])
     curves: list[list[tuple[float, float]]] = [[] for _ in range(classes)]  # recall and precision at each rank

@@ -60,7 +60,7 @@ def layers_of(text: str) -> Iterator[tuple[int, list[Array]]]:
 
 
 def read(text: str, raw: bytes) -> tuple[int, dict[tuple[int, str], list[float]]]:
-    """Pictures seen, and the values by layer and darknet's word for them; layers behind the file's end are absent."""
+    """Images seen, and the values by layer and darknet's word for them; layers behind the file's end are absent."""
     if len(raw) < 12:
         raise Refused(None)
     major, minor, revision = struct.unpack("<iii", raw[:12])

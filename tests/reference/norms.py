@@ -126,7 +126,7 @@ def darknet_cmbn(batches, gradients, gamma, beta, *, eps, momentum, rolling_mean
     return results
 
 
-# --- batch renormalisation -----------------------------------------------------------------------------------
+# --- batch renormalization -----------------------------------------------------------------------------------
 
 
 def brn_limits(step, *, r_max, d_max, burn_in_steps, ramp_steps):
@@ -174,27 +174,27 @@ def gn(y, g, gamma, beta, groups, eps):
 # --- MABN ----------------------------------------------------------------------------------------------------
 
 
-def picture_average(values, pictures, average_images):
-    """(C,) average of `values`, one per mini-batch of so many `pictures`, oldest first.
+def image_average(values, images, average_images):
+    """(C,) average of `values`, one per mini-batch of so many `images`, oldest first.
 
-    Every picture has its mini-batch's value, and one seen k pictures later weighs (1 - 1 / average_images)^k more.
+    Every image has its mini-batch's value, and one seen k images later weighs (1 - 1 / average_images)^k more.
     """
-    of_pictures = [value for value, count in zip(values, pictures, strict=True) for _ in range(count)]
-    weights = (1 - 1 / average_images) ** np.arange(len(of_pictures) - 1, -1, -1.0)
-    return (weights[:, None] * np.array(of_pictures)).sum(0) / weights.sum()
+    of_images = [value for value, count in zip(values, images, strict=True) for _ in range(count)]
+    weights = (1 - 1 / average_images) ** np.arange(len(of_images) - 1, -1, -1.0)
+    return (weights[:, None] * np.array(of_images)).sum(0) / weights.sum()
 
 
 def mabn(batches, gradients, gamma, beta, average_images, eps):
     """(out, dx, dgamma, dbeta) of each mini-batch; the backward of one comes before the forward of the next."""
-    results, squares, products, pictures = [], [], [], []
+    results, squares, products, images = [], [], [], []
     for y, g in zip(batches, gradients, strict=True):
         x, rows_g = rows_of(y), rows_of(g)
-        pictures.append(len(y))
+        images.append(len(y))
         squares.append((x**2).mean(1))
-        r = 1 / np.sqrt(picture_average(squares, pictures, average_images) + eps)
+        r = 1 / np.sqrt(image_average(squares, images, average_images) + eps)
         hat = x * r[:, None]
         products.append((gamma[:, None] * rows_g * hat).mean(1))
-        q = picture_average(products, pictures, average_images)
+        q = image_average(products, images, average_images)
         dx = (gamma[:, None] * rows_g - hat * q[:, None]) * r[:, None]
         out = gamma[:, None] * hat + beta[:, None]
         results.append((from_rows(out, y), from_rows(dx, y), (rows_g * hat).sum(1), rows_g.sum(1)))

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.yolo.anchor_grid import Places
 from models.yolo.assign import assign, best_overlap
 from models.yolo.coder import decode_head, encode
 from models.yolo.head import RawHead
 from models.yolo.iou_loss import iou_loss
 from models.yolo.loss import LossOptions
-from models.yolo.places import Places
 from utils.structures import Targets
 
 
@@ -57,5 +57,5 @@ def _of_pair(
     goal = encode(wanted, Places.of(cell, head.anchors_px()[anchor], head.stride_px, spec))
     error = torch.cat((raw[:2].sigmoid() - goal[:2].sigmoid(), raw[2:4] - goal[2:]))
     width, height = wanted[2] - wanted[0], wanted[3] - wanted[1]
-    picture = head.grid_hw[0] * head.stride_px[0] * head.grid_hw[1] * head.stride_px[1]
-    return spec.iou_normalizer * (0.5 * (2 - width * height / picture) * error.square()).sum()
+    image = head.grid_hw[0] * head.stride_px[0] * head.grid_hw[1] * head.stride_px[1]
+    return spec.iou_normalizer * (0.5 * (2 - width * height / image) * error.square()).sum()

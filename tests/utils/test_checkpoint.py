@@ -13,21 +13,13 @@ import pytest
 import torch
 from torch import nn
 
+from engine.amp import MixedPrecision
+from engine.ema import WeightAverage
+from engine.training_state import TrainingState, load_norm_histories, norm_histories
 from models.blocks import ConvNormAct
 from models.norms.table import NormOptions, norm_factory
-from utils.amp import MixedPrecision
-from utils.checkpoint import (
-    FORMAT,
-    TrainingState,
-    load_matching,
-    load_norm_histories,
-    norm_histories,
-    read_checkpoint,
-    write_checkpoint,
-    write_weights,
-)
+from utils.checkpoint import FORMAT, load_matching, read_checkpoint, write_checkpoint, write_weights
 from utils.clock import BatchClock
-from utils.ema import WeightAverage
 from utils.errors import UserError
 from utils.seed import random_state, set_random_state
 

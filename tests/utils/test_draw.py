@@ -1,4 +1,4 @@
-"""Drawn pictures keep their size, leave their source alone, and show what they should where they should."""
+"""Drawn images keep their size, leave their source alone, and show what they should where they should."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def test_any_size_and_any_box(size: tuple[int, int], box: list[float]) -> None:
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (300, 0), (0, 230), (300, 230)])
-def test_captions_stay_inside_the_picture(corner: tuple[int, int]) -> None:
+def test_captions_stay_inside_the_image(corner: tuple[int, int]) -> None:
     # The letters are what is neither plate nor background: nothing of them may be cut off.
-    def letters(picture: np.ndarray) -> int:
-        return int(((picture != class_colour(0)).any(axis=2) & (picture != 128).any(axis=2)).sum())
+    def letters(image: np.ndarray) -> int:
+        return int(((image != class_colour(0)).any(axis=2) & (image != 128).any(axis=2)).sum())
 
     left, top = corner
     box = np.array([[left, top, left + 19, top + 9]])
@@ -75,13 +75,13 @@ def test_a_view_with_reversed_channels_can_be_drawn_on() -> None:
     assert draw_boxes(grey(50, 50)[..., ::-1], np.array([[5, 5, 20, 20]]), [0], NAMES).shape == (50, 50, 3)
 
 
-def test_a_contact_sheet_holds_every_picture_whole() -> None:
-    pictures = [np.full((10 + 5 * i, 30 - 5 * i, 3), 10 * (i + 1), np.uint8) for i in range(5)]
-    sheet = contact_sheet(pictures, 3, pad=2)
+def test_a_contact_sheet_holds_every_image_whole() -> None:
+    images = [np.full((10 + 5 * i, 30 - 5 * i, 3), 10 * (i + 1), np.uint8) for i in range(5)]
+    sheet = contact_sheet(images, 3, pad=2)
     assert sheet.shape == (2 * (30 + 2) + 2, 3 * (30 + 2) + 2, 3)
-    for picture in pictures:
-        assert (sheet == picture[0, 0]).all(axis=2).sum() == picture.shape[0] * picture.shape[1]
-    assert contact_sheet(pictures[:2], 10, pad=0).shape == (15, 60, 3)
+    for image in images:
+        assert (sheet == image[0, 0]).all(axis=2).sum() == image.shape[0] * image.shape[1]
+    assert contact_sheet(images[:2], 10, pad=0).shape == (15, 60, 3)
 
 
 @pytest.mark.parametrize(("count", "columns"), [(0, 2), (2, 0)])
@@ -91,9 +91,9 @@ def test_an_impossible_sheet_is_refused(count: int, columns: int) -> None:
 
 
 def test_png_is_written_as_rgb(tmp_path: Path) -> None:
-    picture = np.zeros((4, 6, 3), np.uint8)
-    picture[..., 0] = 200
-    path = tmp_path / "a folder" / "picture é.png"
-    write_png(path, picture)
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[..., 0] = 200
+    path = tmp_path / "a folder" / "image é.png"
+    write_png(path, image)
     read = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    np.testing.assert_array_equal(read[..., ::-1], picture)
+    np.testing.assert_array_equal(read[..., ::-1], image)

@@ -30,7 +30,7 @@ def test_to_input_is_scale_then_offset():
     assert made.tolist() == [[8, 63, 58, 163]]
 
 
-def test_to_source_clips_to_the_picture():
+def test_to_source_clips_to_the_image():
     made = LETTERBOXED.to_source(np.array([[-50, -50, 900, 900], [0, 0, 3, 40]], np.float32))
     assert made.tolist() == [[0, 0, 500, 300], [0, 0, 0, 0]]
 
@@ -44,18 +44,18 @@ def test_no_boxes_stay_none(placement):
 # --- Targets and Batch ---------------------------------------------------------------------------------------
 
 
-def batch_of(pictures: int, objects: int = 40) -> Batch:
+def batch_of(images: int, objects: int = 40) -> Batch:
     return Batch(
-        images=torch.arange(pictures).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).to(torch.uint8),
+        images=torch.arange(images).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).to(torch.uint8),
         targets=Targets(
             boxes=torch.rand(objects, 4),
             labels=torch.arange(objects),  # so that each object can be told apart
-            image_index=torch.randint(0, max(pictures, 1), (objects,)),  # in no order
+            image_index=torch.randint(0, max(images, 1), (objects,)),  # in no order
             is_crowd=torch.rand(objects) < 0.3,
         ),
-        image_ids=tuple(range(100, 100 + pictures)),
-        paths=tuple(f"{i}.jpg" for i in range(pictures)),
-        placements=(None,) * pictures,
+        image_ids=tuple(range(100, 100 + images)),
+        paths=tuple(f"{i}.jpg" for i in range(images)),
+        placements=(None,) * images,
     )
 
 
@@ -80,11 +80,11 @@ def test_a_split_is_a_partition(parts):
     assert sorted(seen) == list(range(40))
 
 
-def test_more_parts_than_pictures_give_one_each():
+def test_more_parts_than_images_give_one_each():
     assert [len(part) for part in batch_of(3).split(100)] == [1, 1, 1]
 
 
-def test_a_batch_without_objects_or_without_pictures_can_be_split():
+def test_a_batch_without_objects_or_without_images_can_be_split():
     assert [len(part.targets) for part in batch_of(4, objects=0).split(2)] == [0, 0]
     assert [len(part) for part in batch_of(0, objects=0).split(2)] == [0]
 
@@ -107,7 +107,7 @@ def test_bytes_become_shares_and_floats_stay():
     assert floats.pixels() is made
 
 
-def test_to_moves_the_pictures_and_loses_nothing():
+def test_to_moves_the_images_and_loses_nothing():
     whole = batch_of(3)
     moved = whole.to("meta")
     assert moved.images.device.type == "meta" and moved.targets is whole.targets

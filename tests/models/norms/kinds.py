@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from models.blocks import ConvNormAct
 from models.norms.batch_stat import BatchStatNorm
-from models.norms.centred import used_weight
 from models.norms.contract import ConvAware, ConvView
 from models.norms.table import NormOptions, norm_factory
+from models.norms.weight_centralization import used_weight
 from utils.clock import BatchClock
 
 # Windows that outlast a batch of two, no burn-in, and whole covariances: so that something happens in a short test.
@@ -163,7 +163,7 @@ def parts(
     seed: int = 1,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> list[Tensor]:
-    """Mini-batches of so many pictures of 4 channels, of different means and deviations."""
+    """Mini-batches of so many images of 4 channels, of different means and deviations."""
     generator = torch.Generator().manual_seed(seed)
     sizes = tuple(sizes)
     scales = torch.linspace(0.5, 2.0, len(sizes))

@@ -1,4 +1,4 @@
-"""`--norm auto`: which norm, for how many pictures, and what may be said besides."""
+"""`--norm auto`: which norm, for how many images, and what may be said besides."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ AUTO = NormOptions(norm="auto")
 
 
 @pytest.mark.parametrize("mini_batch", [1, 2, 3])
-def test_few_pictures_get_cmbn_with_carry(mini_batch):
+def test_few_images_get_cmbn_with_carry(mini_batch):
     norm, why = choose_norm(AUTO, mini_batch=mini_batch)
     assert norm == resolve_norm(NormOptions(norm="cmbn", norm_gradient="weights", norm_carry=True))
-    pictures = "1 picture in a forward is" if mini_batch == 1 else f"{mini_batch} pictures in a forward are"
-    assert why == f"cmbn --norm-carry, because {pictures} fewer than {ENOUGH}"
+    images = "1 image in a forward is" if mini_batch == 1 else f"{mini_batch} images in a forward are"
+    assert why == f"cmbn --norm-carry, because {images} fewer than {ENOUGH}"
 
 
-def test_many_pictures_get_batch_norm():
+def test_many_images_get_batch_norm():
     norm, why = choose_norm(AUTO, mini_batch=ENOUGH)
     assert norm == resolve_norm(NormOptions(norm="bn"))
-    assert why == "bn, because 4 pictures in a forward are enough for it"
+    assert why == "bn, because 4 images in a forward are enough for it"
 
 
 @pytest.mark.parametrize("mini_batch", [1, 16])

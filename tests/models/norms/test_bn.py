@@ -9,7 +9,7 @@ from torch import nn
 
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.moments import Moments
-from models.norms.population import adopt
+from models.norms.running_stats import adopt
 from tests.models.norms.kinds import (
     BATCH_STATISTICS,
     arrays,
@@ -131,7 +131,7 @@ def test_evaluation_after_one_batch_normalises_that_batch(kind):
 
 @pytest.mark.parametrize("kind", BATCH_STATISTICS)
 def test_a_population_can_be_adopted(kind):
-    """Then evaluation normalises that very population."""
+    """Then evaluation normalizes that very population."""
     module = block(kind)
     assert isinstance(module.norm, BatchStatNorm)
     nn.init.ones_(module.norm.weight)

@@ -1,4 +1,4 @@
-"""Batch renormalisation: values as by the running statistics, within limits that open in time."""
+"""Batch renormalization: values as by the running statistics, within limits that open in time."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from models.blocks import ConvNormAct
 from models.norms.cbn import WindowGrowth
-from models.norms.centred import used_weight
 from models.norms.contract import ConvView
 from models.norms.table import NormOptions, resolve_norm
+from models.norms.weight_centralization import used_weight
 from tests.models.norms.kinds import (
     CBN,
     CONV_SHAPES,

@@ -56,7 +56,7 @@ def test_every_batch_begins_anew(kind):
 
 @pytest.mark.parametrize("kind", POOLED)
 def test_the_last_mini_batch_sees_the_whole_batch(kind):
-    """As if it had been normalised together with the others: the end of the pool is batch norm."""
+    """As if it had been normalized together with the others: the end of the pool is batch norm."""
     module, stock = block(kind), block(replace(KINDS[kind], norm="bn", norm_gradient=None, **_NOT_BNS))
     batch = parts()
     together = stock(torch.cat(batch)).split([len(x) for x in batch])
@@ -66,7 +66,7 @@ def test_the_last_mini_batch_sees_the_whole_batch(kind):
 _NOT_BNS = {"norm_positions": None, "norm_sync": None}
 
 
-# --- the gradient to what is normalised ----------------------------------------------------------------------
+# --- the gradient to what is normalized ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", POOLED)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.blocks import ConvNormAct
-from models.norms.centred import used_weight
 from models.norms.contract import ConvView
 from models.norms.table import NormOptions
+from models.norms.weight_centralization import used_weight
 from tests.models.norms.kinds import (
     CONV_SHAPES,
     KINDS,
@@ -97,7 +97,7 @@ def test_a_batch_of_one_mini_batch_neither_borrows_nor_lends():
     assert carried.norm.last_count == 0
 
 
-def test_every_mini_batch_but_the_last_sees_as_many_pictures():
+def test_every_mini_batch_but_the_last_sees_as_many_images():
     module, *_ = after_a_batch("carried")
     batch = parts((2, 2, 2, 2))
     last = parts((2, 2, 2, 2), seed=7)

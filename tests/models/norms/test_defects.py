@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, is_tensor, nn
 
+from engine.training_state import load_norm_histories, norm_histories
 from models.norms.mabn import MovingAverageNorm
 from models.norms.table import norm_factory
 from models.recompute import checkpointed
@@ -29,7 +30,6 @@ from tests.models.norms.kinds import (
     steps,
     stock_block,
 )
-from utils.checkpoint import load_norm_histories, norm_histories
 from utils.clock import BatchClock
 
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -100,7 +100,7 @@ def test_the_network_itself_stays_as_it_is():
 
 
 @pytest.mark.parametrize("norm", ["gn", "ln", "in"])
-def test_norms_of_the_picture_at_hand_are_refused(norm):
+def test_norms_of_the_image_at_hand_are_refused(norm):
     network = Network(parse_plan(LAYERS, path="toy.cfg"), norm_factory(NormOptions(norm=norm)))
     assert not can_fold(network)
     with pytest.raises(UserError, match=r"^GroupNorm cannot be merged into a convolution"):

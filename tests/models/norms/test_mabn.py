@@ -1,4 +1,4 @@
-"""MABN: averages over pictures, of second moments in the forward and of E[gamma g y_hat] in the backward."""
+"""MABN: averages over images, of second moments in the forward and of E[gamma g y_hat] in the backward."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_it_is_its_formula_over_a_training(kind, average_images):
         clock.stepped()
 
 
-def test_averaged_over_one_picture_it_takes_the_mini_batch_alone():
+def test_averaged_over_one_image_it_takes_the_mini_batch_alone():
     """Then its gradient is the true derivative: q is the mini-batch's own."""
     module = block(replace(MABN, norm_average_images=1.0))
     for x in BatchClock(module).minibatches(parts(hw=(2, 3))):
@@ -43,14 +43,14 @@ def test_averaged_over_one_picture_it_takes_the_mini_batch_alone():
         assert torch.autograd.gradcheck(lambda t: module.norm(t), (y,))
 
 
-def test_the_cut_of_a_batch_does_not_change_what_is_remembered_of_equal_pictures():
+def test_the_cut_of_a_batch_does_not_change_what_is_remembered_of_equal_images():
     """One setting means the same at every mini-batch size."""
-    picture = parts((1,))[0]
+    image = parts((1,))[0]
     kept = []
     for sizes in ((4,), (2, 2), (1, 1, 1, 1)):
         module = block("mabn")
         run_batch(module, BatchClock(module), parts((3,), seed=8))
-        run_batch(module, BatchClock(module), [picture.expand(n, -1, -1, -1).contiguous() for n in sizes])
+        run_batch(module, BatchClock(module), [image.expand(n, -1, -1, -1).contiguous() for n in sizes])
         kept.append(module.norm.last_square / module.norm.last_square_weight)
     torch.testing.assert_close(kept[1], kept[0], rtol=1e-12, atol=0)
     torch.testing.assert_close(kept[2], kept[0], rtol=1e-12, atol=0)

@@ -144,7 +144,7 @@ KINDS = {
     "cbn-lite": NormOptions(norm="cbn-lite", norm_refresh_steps=2, **WINDOW),
     "cbn-lite-renorm": NormOptions(norm="cbn-lite", norm_refresh_steps=2, norm_gradient="renorm", **WINDOW),
 }
-STEPS = (  # pictures of rank 0 and rank 1 in each mini-batch: unequal parts, mini-batches and batches
+STEPS = (  # images of rank 0 and rank 1 in each mini-batch: unequal parts, mini-batches and batches
     ((1, 3), (2, 1)),
     ((3, 2),),
     ((1, 1), (2, 5), (4, 1)),
@@ -187,7 +187,7 @@ class CheckpointedNet(Net):
         return checkpointed(self.head, torch.cat([checkpointed(side, stem) for side in (self.left, self.right)], dim=1))
 
 
-def pictures(sizes: tuple[int, int], seed: int) -> Tensor:
+def make_images(sizes: tuple[int, int], seed: int) -> Tensor:
     """Of both ranks, in rank order; no two of one mean and deviation."""
     count = sum(sizes)
     generator = torch.Generator().manual_seed(seed)
@@ -231,7 +231,7 @@ def tell(net: nn.Module, rank: int | None, *, announced: bool = True, parallel: 
     for batch in STEPS:
         net.zero_grad()
         for index, sizes in enumerate(clock.minibatches(batch) if announced else batch):
-            x = part_of(pictures(sizes, seed), sizes, rank).clone().requires_grad_()
+            x = part_of(make_images(sizes, seed), sizes, rank).clone().requires_grad_()
             with nullcontext() if not parallel or index + 1 == len(batch) else wrapped.no_sync():
                 out = wrapped(x)
                 (out * part_of(factors(out, sizes, seed), sizes, rank)).sum().backward()
@@ -349,12 +349,12 @@ def block(options: NormOptions, size: int = 1) -> ConvNormAct:
 
 
 @on_both_ranks("syncbn", "cmbn-weights", "cbn-weights")
-def test_ranks_may_have_pictures_of_different_sizes(rank, case):
-    """Positions count, not pictures; down to a rank with one only, which has no variance of its own."""
+def test_ranks_may_have_images_of_different_sizes(rank, case):
+    """Positions count, not images; down to a rank with one only, which has no variance of its own."""
     shapes = [[(1, 4, 1, 1), (2, 4, 5, 3)], [(1, 4, 7, 6), (1, 4, 2, 2)]]
     parts = [[torch.randn(shape, dtype=torch.float64) for shape in pair] for pair in shapes]
     ours, whole = block(KINDS[case]).double(), block(alone(KINDS[case])).double()
-    # To a 1x1 convolution, pictures are positions in a row.
+    # To a 1x1 convolution, images are positions in a row.
     unions = [torch.cat([x.transpose(0, 1).flatten(1) for x in pair], dim=1)[None, :, None] for pair in parts]
     for pair, union in zip(BatchClock(ours).minibatches(parts), BatchClock(whole).minibatches(unions), strict=True):
         out, want = ours(pair[rank]), whole(union)
@@ -375,7 +375,7 @@ def test_with_few_positions_the_added_gradient_is_orthogonal_to_each_filter(rank
     sizes = [(1, 3), (2, 1), (4, 1)]
     for seed, of in enumerate(BatchClock(made).minibatches(sizes)):
         made.zero_grad()
-        out = made(part_of(pictures(of, seed), of, rank))
+        out = made(part_of(make_images(of, seed), of, rank))
         (out * torch.randn_like(out)).sum().backward()
         dist.all_reduce(made.conv.weight.grad)
         weight, gradient = made.conv.weight.detach().flatten(1), made.conv.weight.grad.flatten(1)
@@ -412,7 +412,7 @@ def test_bfloat16_stays_bfloat16_and_float32_statistics_are_the_same_bits(rank, 
     clock = BatchClock(net)
     for batch in STEPS[:2]:
         for seed, sizes in enumerate(clock.minibatches(batch)):
-            x = part_of(pictures(sizes, seed), sizes, rank).float().requires_grad_()
+            x = part_of(make_images(sizes, seed), sizes, rank).float().requires_grad_()
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 out = net(x)
             assert out.dtype == torch.bfloat16
@@ -456,7 +456,7 @@ def test_without_sync_a_rank_waits_for_nobody(rank, case):
 @on_both_ranks("cmbn-share", "cmbn-weights", "cbn-share", "cbn-lite")
 def test_without_sync_ranks_have_histories_of_their_own(rank, case):
     net = Net(alone(KINDS[case]))
-    x = part_of(pictures((2, 2), 0), (2, 2), rank).float()
+    x = part_of(make_images((2, 2), 0), (2, 2), rank).float()
     for _ in BatchClock(net).minibatches((x, x)):
         net(x)
         histories = {
@@ -470,10 +470,10 @@ def test_without_sync_ranks_have_histories_of_their_own(rank, case):
 
 @on_both_ranks(*KINDS)
 def test_in_eval_a_rank_waits_for_nobody(rank, case):
-    """The one that evaluates while the others wait, or are done with fewer pictures."""
+    """The one that evaluates while the others wait, or are done with fewer images."""
     net = Net(KINDS[case]).double().eval()
     if rank == 1:
-        x = pictures((2, 1), 0)
+        x = make_images((2, 1), 0)
         assert_close(net(x)[:1], net(x[:1]))
         for part in BatchClock(net).minibatches((x, x)):
             net(part).sum().backward()
@@ -484,11 +484,11 @@ def test_in_eval_a_rank_waits_for_nobody(rank, case):
 
 
 @on_both_ranks("syncbn", "bn", "cbn-share")
-def test_recalibrated_by_two_ranks_it_has_the_statistics_of_all_pictures(rank, case):
-    """Each rank has its own part of the pictures, and as many batches as it likes."""
+def test_recalibrated_by_two_ranks_it_has_the_statistics_of_all_images(rank, case):
+    """Each rank has its own part of the images, and as many batches as it likes."""
     options = KINDS.get(case, NormOptions())
     ours, whole = (Net(options).double() for _ in range(2))
-    images = pictures((3, 5), 0)
+    images = make_images((3, 5), 0)
     with patch.object(ranks, "is_parallel", lambda: False):
         recalibrate(whole, [images])
     with torch.no_grad():

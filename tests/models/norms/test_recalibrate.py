@@ -1,4 +1,4 @@
-"""Population statistics: of all pictures, whatever the cut, and the very ones that hold in inference."""
+"""Population statistics: of all images, whatever the cut, and the very ones that hold in inference."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import nn
 from cfg.plan import load_plan
 from models.blocks import ConvNormAct
 from models.network import Network
-from models.norms.population import norms_with_statistics
 from models.norms.recalibrate import recalibrate
+from models.norms.running_stats import norms_with_statistics
 from models.norms.table import NORMS, NormOptions, norm_factory
 from tests.models.norms.kinds import KINDS
 from utils.errors import UserError
@@ -34,7 +34,7 @@ def chain(kind: str, dtype: torch.dtype = torch.float64) -> nn.Sequential:
     return blocks
 
 
-def pictures(count: int = 16, side: int = 9, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+def make_images(count: int = 16, side: int = 9, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Of different brightness and contrast."""
     strength = torch.linspace(0.2, 2, count, dtype=dtype).view(-1, 1, 1, 1)
     return torch.rand(count, 3, side, side, dtype=dtype) * strength + strength
@@ -45,7 +45,7 @@ def statistics(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def by_hand(blocks: nn.Sequential, images: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(mean, unbiased variance) that each norm of plain batch norms should have: all pictures, layer after layer."""
+    """(mean, unbiased variance) that each norm of plain batch norms should have: all images, layer after layer."""
     found, x = [], images
     for block in blocks:
         rows = block.conv(x).transpose(0, 1).flatten(1)
@@ -58,8 +58,8 @@ def by_hand(blocks: nn.Sequential, images: torch.Tensor) -> list[tuple[torch.Ten
 
 
 @torch.no_grad()
-def test_the_statistics_are_those_of_all_pictures_layer_after_layer():
-    blocks, images = chain("bn"), pictures()
+def test_the_statistics_are_those_of_all_images_layer_after_layer():
+    blocks, images = chain("bn"), make_images()
     recalibrate(blocks, list(images.split(5)))
     for block, (mean, var) in zip(blocks, by_hand(blocks, images), strict=True):
         torch.testing.assert_close(block.norm.running_mean, mean, rtol=1e-11, atol=1e-12)
@@ -68,8 +68,8 @@ def test_the_statistics_are_those_of_all_pictures_layer_after_layer():
 
 @pytest.mark.parametrize("kind", KINDS_WITH)
 @torch.no_grad()
-def test_however_the_pictures_are_cut(kind):
-    images, seen = pictures(), []
+def test_however_the_images_are_cut(kind):
+    images, seen = make_images(), []
     for cut in CUTS:
         torch.manual_seed(3)
         blocks = chain(kind)
@@ -82,8 +82,8 @@ def test_however_the_pictures_are_cut(kind):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @torch.no_grad()
-def test_however_the_pictures_are_cut_for_a_whole_network(dtype):
-    plan, images, seen = load_plan("yolov4-pico", classes=2, input_hw=(32, 32)), pictures(side=32, dtype=dtype), []
+def test_however_the_images_are_cut_for_a_whole_network(dtype):
+    plan, images, seen = load_plan("yolov4-pico", classes=2, input_hw=(32, 32)), make_images(side=32, dtype=dtype), []
     network = Network(plan, norm_factory(NormOptions())).to(dtype)
     for cut in CUTS[1:3]:
         recalibrate(network, list(images.split(cut)))
@@ -97,7 +97,7 @@ def test_however_the_pictures_are_cut_for_a_whole_network(dtype):
 def test_they_are_what_inference_sees_at_every_norm_of_a_network(norm):
     network = Network(load_plan("yolov4-pico", classes=2, input_hw=(32, 32)), norm_factory(NormOptions(norm=norm)))
     network.double().eval()
-    images = pictures(8, side=32)
+    images = make_images(8, side=32)
     recalibrate(network, list(images.split(3)))
     inputs = {}
     for name, module in norms_with_statistics(network).items():
@@ -121,7 +121,7 @@ def test_a_norm_out_of_the_order_of_execution_is_found():
         def forward(self, x):
             return self.later(self.earlier(x))
 
-    network, images = Backwards().double(), pictures()
+    network, images = Backwards().double(), make_images()
     recalibrate(network, [images])
     torch.testing.assert_close(network.later.running_mean, torch.zeros(3).double(), rtol=0, atol=1e-10)
     torch.testing.assert_close(network.earlier.running_mean, images.mean((0, 2, 3)))
@@ -145,7 +145,7 @@ def test_nothing_else_changes():
     network[1].norm.eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items() if "running" not in name}
     modes = [module.training for module in network.modules()]
-    recalibrate(network, [pictures()])
+    recalibrate(network, [make_images()])
     assert [module.training for module in network.modules()] == modes
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in before.items())
     assert not any(module._forward_pre_hooks for module in network.modules())
@@ -162,9 +162,9 @@ def test_a_forward_that_fails_leaves_no_hook():
 def test_a_network_without_batch_statistics_is_refused(kind):
     blocks = ConvNormAct.make(3, 8, 3, norm=norm_factory(NormOptions(norm=kind)), activation=nn.Identity())
     with pytest.raises(UserError, match="no norm with batch statistics"):
-        recalibrate(blocks, [pictures(dtype=torch.float32)])
+        recalibrate(blocks, [make_images(dtype=torch.float32)])
 
 
-def test_no_picture_is_refused():
-    with pytest.raises(UserError, match="there is no picture"):
+def test_no_image_is_refused():
+    with pytest.raises(UserError, match="there is no image"):
         recalibrate(chain("bn"), [])

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.training_state import load_norm_histories, norm_histories
 from models.blocks import ConvNormAct
 from models.norms.table import norm_factory
 from models.recompute import checkpointed, running_statistics_held
 from tests.models.norms.kinds import BATCH_STATISTICS, CORE, KINDS, assert_same_bits, autocast, parts, state_of
-from utils.checkpoint import load_norm_histories, norm_histories
 from utils.clock import BatchClock
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -34,7 +34,7 @@ class Training:
         self.recompute = recompute
 
     def run(self, steps: int, *, announced: bool = True, dtype: str = "float32") -> list[Tensor]:
-        """The losses of mini-batches; which pictures a step sees depends on the step alone."""
+        """The losses of mini-batches; which images a step sees depends on the step alone."""
         losses = []
         for _ in range(steps):
             batch = parts((2, 1, 2), hw=(6, 6), dtype=torch.float32, seed=self.clock.step)

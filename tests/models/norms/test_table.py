@@ -11,7 +11,6 @@ from torch import nn
 from models.blocks import ConvNormAct
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.cbn import CBN_GRADIENTS, ESTIMATORS
-from models.norms.centred import CentredConv2d
 from models.norms.cmbn import DarknetCrossMiniBatchNorm
 from models.norms.table import (
     CMBN_GRADIENTS,
@@ -22,6 +21,7 @@ from models.norms.table import (
     norm_of_weights,
     resolve_norm,
 )
+from models.norms.weight_centralization import CentralizedConv2d
 from tests.models.norms.kinds import KINDS, block, parts, run_batch
 from utils.clock import BatchClock
 from utils.errors import UserError
@@ -304,4 +304,4 @@ def test_filters_are_centred_where_asked_for_and_with_mabn(norm):
     for asked in (None, True, False):
         options = NormOptions(norm=norm, weight_centralization=asked)
         made = ConvNormAct.make(4, 8, 3, norm=norm_factory(options), activation=nn.Identity())
-        assert isinstance(made.conv, CentredConv2d) == (norm == "mabn" if asked is None else asked)
+        assert isinstance(made.conv, CentralizedConv2d) == (norm == "mabn" if asked is None else asked)

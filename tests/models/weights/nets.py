@@ -83,7 +83,7 @@ def network_of(plan: Plan, options: NormOptions | None = None) -> Network:
 
 
 def heads_of(network: Network) -> torch.Tensor:
-    """All logits for one picture, always the same."""
+    """All logits for one image, always the same."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         heads = network(torch.rand(1, 3, *network.plan.net.input_hw, generator=generator))

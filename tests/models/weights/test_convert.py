@@ -52,7 +52,7 @@ def test_there_and_back_bit_for_bit(tmp_path, cfg, capsys):
     assert said[0] == (f"weights   {made}: loaded 5 of 5 convolutions and 2 of 2 weighted shortcuts, 0 bytes left")
     assert said[1:] == [
         f"names     of {tmp_path / 'two.names'}",
-        f"written   {tmp_path / 'x.pt'}; next: python detect.py --weights {tmp_path / 'x.pt'} PICTURES",
+        f"written   {tmp_path / 'x.pt'}; next: python detect.py --weights {tmp_path / 'x.pt'} IMAGES",
     ]
     main(["convert", str(tmp_path / "x.pt"), str(tmp_path / "back.weights")])
     assert filecmp.cmp(made, tmp_path / "back.weights", shallow=False)
@@ -82,7 +82,7 @@ def test_the_checkpoint_is_as_one_of_ours(tmp_path, cfg, normalize, norm):
     "options", [NormOptions(), NormOptions(norm="cmbn", weight_centralization=True), NormOptions(norm_eps=1e-3)]
 )
 def test_what_we_trained_goes_to_darknet(tmp_path, options):
-    """Read by its new cfg alone, it computes the same; and 300 pictures were seen: 50 steps of 6."""
+    """Read by its new cfg alone, it computes the same; and 300 images were seen: 50 steps of 6."""
     content = checkpoint_of(options)
     write_checkpoint(tmp_path / "best.pt", content)
     main(["convert", str(tmp_path / "best.pt"), str(tmp_path / "best.weights")])
@@ -138,7 +138,7 @@ def test_a_letterbox_that_the_cfg_does_not_mention_is_added():
 @pytest.mark.parametrize("norm", ["gn", "ln", "in"])
 def test_group_norms_do_not_go_to_darknet(tmp_path, norm):
     write_checkpoint(tmp_path / "best.pt", checkpoint_of(NormOptions(norm=norm)))
-    with pytest.raises(UserError, match="takes the statistics of each picture itself, as gn, ln and in do"):
+    with pytest.raises(UserError, match="takes the statistics of each image itself, as gn, ln and in do"):
         main(["convert", str(tmp_path / "best.pt"), str(tmp_path / "best.weights")])
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
 
@@ -161,7 +161,7 @@ def test_the_first_layers(tmp_path, cfg, capsys):
     assert capsys.readouterr().out == f"written   {tmp_path / 'small.conv.5'}: layers 0 to 4, {end:,} bytes\n"
     main(["info", str(tmp_path / "small.conv.5"), "--cfg", cfg])
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "version   0.2.5, 0 pictures seen"
+    assert said[0] == "version   0.2.5, 0 images seen"
     assert said[1].startswith(
         "weights   loaded 3 of 5 convolutions and 1 of 2 weighted shortcuts, 0 bytes left; the file"
     )

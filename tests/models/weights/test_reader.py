@@ -86,7 +86,7 @@ def test_a_whole_file(tmp_path):
 
 
 @pytest.mark.parametrize(("version", "size"), [((0, 1, 0), 16), ((0, 2, 0), 20), ((0, 2, 5), 20)])
-def test_old_headers_count_pictures_in_four_bytes(tmp_path, version, size):
+def test_old_headers_count_images_in_four_bytes(tmp_path, version, size):
     payload = oracle.random_file(SMALL)[20:]
     raw = oracle.header(77, version) + payload
     assert len(raw) == size + len(payload)
@@ -263,7 +263,7 @@ def test_the_wrong_number_of_classes_is_recognised(tmp_path, classes):
         (oracle.header()[:19], "ends inside the header of a darknet .weights file"),
         (
             oracle.header(2**60) + bytes(99),
-            "its header is damaged, it says that 1152921504606846976 pictures were seen",
+            "its header is damaged, it says that 1152921504606846976 images were seen",
         ),
     ],
 )

@@ -10,8 +10,8 @@ import torch
 from cfg.plan import parse_plan
 from models.detector import describe_network
 from models.network import Network
-from models.norms.centred import CentredConv2d
 from models.norms.table import NORMS, NormOptions, has_batch_statistics, norm_factory
+from models.norms.weight_centralization import CentralizedConv2d
 from models.weights.start import read_start, start_from
 from models.weights.writer import write_weights
 from tests.models.norms.kinds import KINDS
@@ -45,7 +45,7 @@ def test_a_norm_with_statistics_keeps_all_of_it(trained, kind):
     other = fresh(KINDS[kind])
     said = start_from(weights, cfg, other)
     wanted = f"weights   {weights}: loaded 5 of 5 convolutions and 2 of 2 weighted shortcuts, 0 bytes left"
-    assert said == (wanted + CENTRED if isinstance(other.layers[0].conv, CentredConv2d) else wanted)
+    assert said == (wanted + CENTRED if isinstance(other.layers[0].conv, CentralizedConv2d) else wanted)
     for name, tensor in network.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(other.state_dict()[name], tensor), name

@@ -83,11 +83,11 @@ def test_part_of_a_network_detects_nothing(tmp_path, files):
 
 
 @pytest.mark.parametrize("text", [SMALL.replace("width=16", "width=16\nchannels=1"), SMALL.partition("[yolo]")[0]])
-def test_no_detector_of_pictures(tmp_path, text):
+def test_no_detector_of_images(tmp_path, text):
     (tmp_path / "odd.cfg").write_text(text)
     weights = written(tmp_path / "odd.weights", oracle.random_file(text))
     with pytest.raises(
-        UserError, match=r"odd\.cfg: is no detector of pictures, which has \[yolo\] layers and channels=3"
+        UserError, match=r"odd\.cfg: is no detector of images, which has \[yolo\] layers and channels=3"
     ):
         read_trained(str(weights), cfg=str(tmp_path / "odd.cfg"), names=None)
 

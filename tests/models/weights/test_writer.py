@@ -126,9 +126,9 @@ def test_a_smaller_eps_needs_variances_that_can_spare_it(tmp_path):
 
 
 @pytest.mark.parametrize("norm", ["gn", "ln", "in"])
-def test_norms_of_single_pictures_are_refused(tmp_path, norm):
+def test_norms_of_single_images_are_refused(tmp_path, norm):
     network = network_of(plan_of(), NormOptions(norm=norm))
-    reason = "takes the statistics of each picture itself, as gn, ln and in do; darknet knows batch norm only"
+    reason = "takes the statistics of each image itself, as gn, ln and in do; darknet knows batch norm only"
     with pytest.raises(UserError, match=rf"^layer 0 \[convolutional\] \(small\.cfg:8\): GroupNorm {reason}"):
         write_weights(tmp_path / "a", network, seen=0)
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,6 @@
-"""darknet's own deltas: some for one picture in tests/golden, all for two in the reference files beside the checkout.
+"""darknet's own deltas: some for one image in tests/golden, all for two in the reference files beside the checkout.
 
-golden/darknet_training.npz was cut from those: picture 0 of twelve cases, and the first whole-net case.
+golden/darknet_training.npz was cut from those: image 0 of twelve cases, and the first whole-net case.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cfg.layers import YoloSpec
+from models.yolo.anchor_grid import Places, cell_grid, places_of
 from models.yolo.coder import decode, decode_head, encode
 from models.yolo.head import RawHead
-from models.yolo.places import Places, cell_grid, places_of
 
 ANCHORS = ((10.0, 13.0), (30.0, 21.0), (58.0, 90.0))
 STRIDES = [(8.0, 8.0), (16.0, 32.0), (12.5, 8.0)]  # y, x

@@ -26,7 +26,7 @@ from tests.darknet_fixtures import dog, network_of, write_weights
 from utils.structures import Detections
 
 NETS = ["yolov4", "yolov4-tiny", "yolov4-tiny-3l", "yolov4-csp", "yolov3", "yolov3-spp", "yolov3-tiny"]
-INPUT_HW, PICTURE_HW = (96, 128), (360, 640)
+INPUT_HW, IMAGE_HW = (96, 128), (360, 640)
 NMS_IOU = 0.45
 Boxes = Mapping[str, np.ndarray]  # rows of class, class score * objectness, objectness, x, y, w, h; and what is kept
 
@@ -83,11 +83,11 @@ def check_keeps(found: Detections, keeps: Boxes, prefix: str = "") -> None:
 
 
 def check_letterboxed(heads: Sequence[RawHead], dets: np.ndarray, confidence: float, tolerance: float) -> None:
-    """A picture of 640 x 360 in the input: its boxes in shares of its sides, after suppression, in any order."""
+    """An image of 640 x 360 in the input: its boxes in shares of its sides, after suppression, in any order."""
     knobs = {"confidence": confidence, "nms_iou": NMS_IOU, "max_detections": None}
     (found,) = postprocess(heads, **knobs, nms="default")
-    place = letterbox_placement(PICTURE_HW, INPUT_HW)
-    corners = (found.boxes - torch.tensor([place.left_px, place.top_px] * 2)) / torch.tensor(place.picture_px * 2)
+    place = letterbox_placement(IMAGE_HW, INPUT_HW)
+    corners = (found.boxes - torch.tensor([place.left_px, place.top_px] * 2)) / torch.tensor(place.image_px * 2)
     centre, size = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
     made = np.concatenate([found.labels[:, None], found.scores[:, None], centre, size], axis=1)
     made, wanted = (rows[np.lexsort((rows[:, 1], rows[:, 0]))] for rows in (made, np.delete(dets, 2, axis=1)))
@@ -132,7 +132,7 @@ def test_all_nets_boxes_are_darknets(name: str, shared: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_all_nets_find_darknets_boxes(name: str, shared: Path, tmp_path: Path) -> None:
-    """From the picture: the network is ours, too."""
+    """From the image: the network is ours, too."""
     fixtures, cfg = shared / "darknet" / "fixtures", shared / "darknet" / "cfg" / f"{name}.cfg"
     facts = json.loads((fixtures / f"fwd_{name}.json").read_text())
     reference = np.load(fixtures / f"fwd_{name}.npz")

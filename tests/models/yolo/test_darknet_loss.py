@@ -13,9 +13,9 @@ from torchvision.ops import box_iou, generalized_box_iou
 
 from cfg.layers import YoloSpec
 from cfg.yolo import IOU_LOSSES, IOU_THRESH_KINDS
-from models.yolo.ascent import iou_ascent
 from models.yolo.assign import assign
 from models.yolo.criterion import CRITERIA, make_criterion
+from models.yolo.darknet_iou_grad import iou_ascent
 from models.yolo.darknet_loss import DarknetLoss, head_deltas
 from models.yolo.head import RawHead
 from models.yolo.loss import LossOptions, LossTerms, YoloLoss
@@ -84,7 +84,7 @@ OPTIONS = {
     "focal": {"focal_loss": True, "iou_thresh": 0.2},
     "label-smoothing": {"label_smooth_eps": 0.1, "iou_thresh": 0.2},
     "counters": {"counters_per_class": (100, 10, 40), "cls_normalizer": 0.5, "max_delta": 3.0},
-    "normalisers": {"iou_normalizer": 0.3, "obj_normalizer": 4.0, "cls_normalizer": 0.5},
+    "normalizers": {"iou_normalizer": 0.3, "obj_normalizer": 4.0, "cls_normalizer": 0.5},
     "eager-to-spare": {"ignore_thresh": 0.05},
     "everything": {
         "truth_thresh": 0.5,
@@ -100,7 +100,7 @@ OPTIONS = {
 
 
 def random_case(spec: YoloSpec, *, sure: bool = False, seed: int = 0) -> tuple[np.ndarray, list[list[Truth]]]:
-    """Three pictures: one crowded, with objects that share a cell and a class, one with a few objects, one empty.
+    """Three images: one crowded, with objects that share a cell and a class, one with a few objects, one empty.
 
     Some of the objects lie close to what some cell says. sure: some probabilities are exactly 0 or 1.
     """
@@ -257,7 +257,7 @@ def test_the_ascent_is_the_derivative_but_twice_for_the_sides(kind, overlap):
 
 
 @pytest.mark.parametrize("kind", IOU_THRESH_KINDS)
-def test_a_box_without_sides_is_taken_for_one_as_large_as_the_picture(kind):
+def test_a_box_without_sides_is_taken_for_one_as_large_as_the_image(kind):
     truth = (0.5, 0.4, 0.3, 0.2)
     for box in ((0.4, 0.4, 0.0, 0.0), (0.4, 0.4, 0.1, 0.0), (0.4, 0.4, 0.0, 0.1)):
         made = iou_ascent(torch.tensor([box]).double(), torch.tensor([truth]).double(), kind)[0].tolist()

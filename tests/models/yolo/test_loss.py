@@ -16,11 +16,11 @@ from cfg.plan import load_plan
 from cfg.yolo import IOU_LOSSES
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory
+from models.yolo.anchor_grid import Places
 from models.yolo.assign import assign, best_overlap
 from models.yolo.coder import decode, decode_head, encode
 from models.yolo.head import RawHead
 from models.yolo.loss import LossOptions, LossTerms, YoloLoss
-from models.yolo.places import Places
 from tests.reference.yolo_loss import yolo_loss
 from utils.clock import BatchClock
 from utils.structures import Batch, Targets
@@ -224,7 +224,7 @@ def test_the_loss_is_in_single_precision_whatever_the_logits():
 @pytest.mark.parametrize("iou_loss", IOU_LOSSES)
 def test_the_loss_of_a_batch_is_the_sum_over_its_images(iou_loss):
     spec = replace(SPEC, iou_loss=iou_loss, objectness_smooth=True)
-    logits = random_logits(3)  # the third picture is empty
+    logits = random_logits(3)  # the third image is empty
     whole = loss_of(logits, SOME, spec).detached()
     parts = [loss_of(logits[i : i + 1], SOME.of_images(i, i + 1), spec).detached() for i in range(3)]
     torch.testing.assert_close(whole, torch.stack(parts).sum(0), rtol=1e-12, atol=1e-12)
@@ -403,7 +403,7 @@ def batch_of_eight(dtype) -> Batch:
         targets=Targets(
             boxes=torch.cat((corner, corner + 4 + torch.rand(count, 2) * 20), dim=1),
             labels=torch.randint(0, 3, (count,)),
-            image_index=torch.randint(0, 7, (count,)).sort().values,  # the last picture is empty
+            image_index=torch.randint(0, 7, (count,)).sort().values,  # the last image is empty
             is_crowd=torch.rand(count) < 0.2,
         ),
         image_ids=tuple(range(8)),
@@ -413,7 +413,7 @@ def batch_of_eight(dtype) -> Batch:
 
 
 def gradient(network: nn.Module, batch: Batch, parts: int) -> torch.Tensor:
-    """Of the loss per picture, as train.py makes it."""
+    """Of the loss per image, as train.py makes it."""
     criterion = YoloLoss(LossOptions())
     network.zero_grad()
     cuts = 0

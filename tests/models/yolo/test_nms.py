@@ -192,7 +192,7 @@ def test_beta_is_for_diounms_only_and_0_6_is_greedynms():
 
 
 def test_the_unit_of_distances_matters_to_distances_only():
-    """Side by side in a wide picture: in shares of its sides they are nearer to each other than in pixels."""
+    """Side by side in a wide image: in shares of its sides they are nearer to each other than in pixels."""
     boxes = torch.tensor([[0.0, 0, 10, 10], [3, 0, 13, 10]])
     labels, scores = torch.zeros(2, dtype=torch.int64), torch.tensor([0.9, 0.8])
     for kind, expected in (("default", ({0}, {0})), ("greedynms", ({0, 1}, {0}))):

@@ -9,9 +9,9 @@ import torch
 
 from cfg.layers import YoloSpec
 from models.yolo import postprocess as module
+from models.yolo.anchor_grid import Places
 from models.yolo.coder import decode_head, encode
 from models.yolo.head import RawHead
-from models.yolo.places import Places
 from models.yolo.postprocess import candidates, postprocess
 from tests.reference import nms as oracle
 from utils.structures import Detections
@@ -159,7 +159,7 @@ def test_suppression_is_within_a_class():
     assert two.labels.tolist() == [0, 1]
 
 
-def test_suppression_is_within_a_class_also_beyond_the_pictures_edge():
+def test_suppression_is_within_a_class_also_beyond_the_images_edge():
     """Boxes of negative coordinates: a class must not be moved onto the one before it."""
     boxes = [[-100, -100, 20, 20], [500, 500, 608, 608]]
     (found,) = postprocess([head_saying(boxes, [[0.0, 0.8], [0.9, 0.0]])], **KNOBS)

@@ -1,0 +1,176 @@
+"""Images on disk: their size from the first bytes, and their pixels."""
+
+from __future__ import annotations
+
+import struct
+from io import BytesIO
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+_Header = tuple[tuple[int, int], bool]  # height and width as stored, and whether EXIF has them transposed
+_MOST_EXIF = 1 << 16  # bytes; a file may lie about its chunks
+_JPEG_START = b"\xff\xd8"
+# JPEG start-of-frame markers; C4, C8 and CC lie among them but are tables.
+_JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def image_hw(path: str) -> tuple[int, int] | None:
+    """Height and width as `read_image` would give them, or None where there is no readable image.
+
+    JPEG and PNG are read by their header, other formats by decoding them. An image cut off further on
+    is only noticed when it is read.
+    """
+    header = _header(path)
+    if header is not None:
+        stored_hw, transposed = header
+        return stored_hw[::-1] if transposed else stored_hw
+    image = decode(_content(path), cv2.IMREAD_COLOR)
+    return None if image is None else image.shape[:2]
+
+
+def is_transposed(path: str) -> bool:
+    """Whether an EXIF orientation of 5 to 8 makes `read_image` turn the file's image by a quarter.
+
+    JPEG and PNG are read by their header, others are decoded twice; there a square counts as not turned.
+    """
+    header = _header(path)
+    if header is not None:
+        return header[1]
+    content = _content(path)
+    upright, stored = (decode(content, cv2.IMREAD_COLOR | flag) for flag in (0, cv2.IMREAD_IGNORE_ORIENTATION))
+    return upright is not None and stored is not None and upright.shape != stored.shape
+
+
+def lies_on_its_side(hw: tuple[int, int], annotated_hw: tuple[int, int]) -> bool:
+    return (hw[0] - hw[1]) * (annotated_hw[0] - annotated_hw[1]) < 0
+
+
+def hw_of_boxes(annotated_hw: tuple[int, int], image_hw: tuple[int, int]) -> tuple[int, int]:
+    """The size that boxes refer to. image_hw: of what `read_image` gives for source_hw=annotated_hw.
+
+    If it still lies on its side, no EXIF tag is the reason: width and height changed places when they were written.
+    """
+    return annotated_hw[::-1] if lies_on_its_side(image_hw, annotated_hw) else annotated_hw
+
+
+def read_image(
+    path: str, *, source_hw: tuple[int, int] | None = None, enough_px: int | None = None
+) -> np.ndarray | None:
+    """(H, W, 3) uint8 RGB, upright as its EXIF tag says, grey or transparent ones too; None if unreadable.
+
+    source_hw: the size its annotations assume; where that is the image lying on its side, the EXIF tag
+    is ignored; without one the image stays as it is (`hw_of_boxes`). enough_px: the longer side may come back smaller
+    than on disk, but no smaller than this. Only a JPEG does: its decoder makes a half, a quarter or an eighth, sides
+    rounded up, out of fewer frequencies, in less time.
+    """
+    content = _content(path)
+    flag = cv2.IMREAD_COLOR if enough_px is None else _reduced(content, enough_px)
+    image = decode(content, flag)
+    if image is not None and source_hw is not None and lies_on_its_side(image.shape[:2], source_hw):
+        image = decode(content, flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _content(path: str) -> np.ndarray:
+    """The file's bytes, (0,) uint8 where it cannot be read; unlike cv2.imread for any file name on any system."""
+    try:
+        return np.fromfile(path, np.uint8)
+    except OSError:
+        return np.empty(0, np.uint8)
+
+
+def decode(content: np.ndarray, flag: int) -> np.ndarray | None:
+    """content: (B,) uint8, a file's bytes. flag: of cv2.imdecode. None where they are no image."""
+    try:
+        return cv2.imdecode(content, flag) if len(content) else None
+    except cv2.error:
+        return None
+
+
+def _reduced(content: np.ndarray, enough_px: int) -> int:
+    """OpenCV's flag for the smallest that is enough, by the size in the file itself: annotations may mean another."""
+    file = BytesIO(content)
+    try:
+        header = _jpeg_header(file) if file.read(2) == _JPEG_START else None
+    except struct.error:  # cut off
+        header = None
+    factor = max(header[0]) // enough_px if header else 1
+    return next((_REDUCED[step] for step in (8, 4, 2) if factor >= step), cv2.IMREAD_COLOR)
+
+
+def _header(path: str) -> _Header | None:
+    """None for formats other than JPEG and PNG, and where there is no whole header."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(24)
+            if start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR":
+                file.seek(8)
+                return _png_header(file)
+            if start[:2] == _JPEG_START:
+                file.seek(2)
+                return _jpeg_header(file)
+    except (OSError, struct.error):
+        pass
+    return None
+
+
+def _png_header(file: BinaryIO) -> _Header:
+    """Walk the chunks; an EXIF one may tell of an image on its side."""
+    hw, kind = (0, 0), b""
+    while kind != b"IEND":
+        head = file.read(8)
+        if len(head) < 8:  # cut off
+            break
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"IHDR":
+            width, height = struct.unpack(">II", file.read(8))
+            hw = height, width
+            file.seek(length - 8 + 4, 1)
+        elif kind == b"eXIf":
+            return hw, _tells_of_a_side(file.read(min(length, _MOST_EXIF)))
+        else:
+            file.seek(length + 4, 1)  # and its checksum
+    return hw, False
+
+
+def _jpeg_header(file: BinaryIO) -> _Header | None:
+    """Walk the segments up to the frame header; an EXIF one on the way may tell of an image on its side."""
+    transposed = False
+    while True:
+        marker = file.read(2)
+        if len(marker) < 2 or marker[0] != 0xFF:
+            return None
+        if marker[1] == 0xFF:  # a fill byte
+            file.seek(-1, 1)
+            continue
+        length = struct.unpack(">H", file.read(2))[0]
+        if length < 2:  # it counts its own two bytes
+            return None
+        if marker[1] in _JPEG_FRAMES:
+            height, width = struct.unpack(">xHH", file.read(5))
+            return (height, width), transposed
+        segment = file.read(length - 2)
+        if marker[1] == 0xE1 and segment[:6] == b"Exif\0\0":
+            transposed = _tells_of_a_side(segment[6:])
+
+
+def _tells_of_a_side(tiff: bytes) -> bool:
+    return 5 <= _exif_orientation(tiff) <= 8
+
+
+def _exif_orientation(tiff: bytes) -> int:
+    """The Orientation tag (0x0112) of the first directory; 1, upright, where there is none."""
+    order = "<" if tiff[:2] == b"II" else ">"
+    try:
+        directory = struct.unpack_from(order + "I", tiff, 4)[0]
+        for entry in range(struct.unpack_from(order + "H", tiff, directory)[0]):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * entry)
+            if tag == 0x0112:
+                return value
+    except struct.error:
+        pass
+    return 1

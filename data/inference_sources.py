@@ -1,0 +1,131 @@
+"""What detection runs on: images, folders, globs, videos and webcams, as one stream of Frames."""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.image_file import SUFFIXES, read_image
+from utils.errors import UserError
+
+VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+_USUAL_FPS = 25.0  # where a video or webcam does not say
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """image: (H, W, 3) uint8 RGB, or None for an image or a whole video that cannot be read.
+
+    number: from 0, within a video.
+    """
+
+    source: Source
+    number: int
+    image: np.ndarray | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """One image, video or webcam. `webcam` is its number. frames: how many are known to come; 0 = unknown.
+
+    opens: whether a video could be opened when it was found.
+    """
+
+    path: Path
+    is_video: bool = False
+    webcam: int | None = None
+    frames: int = 1
+    fps: float = 0.0
+    opens: bool = True
+
+    def read(self) -> Iterator[Frame]:
+        if self.is_video:
+            yield from self._read_video()
+        else:
+            yield Frame(source=self, number=0, image=read_image(str(self.path)))
+
+    def _read_video(self) -> Iterator[Frame]:
+        capture = cv2.VideoCapture(str(self.path) if self.webcam is None else self.webcam)
+        try:
+            number = 0
+            while True:
+                got, image = capture.read()
+                if not got:
+                    break
+                yield Frame(source=self, number=number, image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+                number += 1
+            if number == 0:
+                yield Frame(source=self, number=0, image=None)
+        finally:
+            capture.release()
+
+
+def find_sources(names: Sequence[str]) -> list[Source]:
+    """Sources in the order typed, a folder's and a glob's files sorted.
+
+    Raises UserError for a name that gives none, and for a webcam or a video, named itself, that cannot be opened;
+    a folder's or a glob's broken video becomes one Frame without an image, as a broken image does.
+    """
+    sources: list[Source] = []
+    for name in names:
+        found = list(_sources_of(name))
+        if not found:
+            raise UserError(f"{name}: holds no image ({', '.join(SUFFIXES)}) and no video")
+        sources += found
+    return sources
+
+
+def _sources_of(name: str) -> Iterator[Source]:
+    path = Path(os.path.expanduser(name))  # unlike Path's, it leaves `~tmp.png` as it is
+    if name.isdigit() and not path.exists():
+        yield _openable(_video(Path(f"webcam{name}"), webcam=int(name)), "no such webcam")
+    elif path.is_dir():
+        yield from _files(sorted(path.iterdir()))
+    elif path.is_file():
+        if path.suffix.lower() not in {*SUFFIXES, *VIDEOS}:
+            raise UserError(f"{path}: neither an image nor a video by its ending")
+        for source in _files([path]):
+            yield _openable(source, "cannot be opened as a video")
+    elif glob.has_magic(name):
+        yield from _files(sorted(Path(match) for match in glob.glob(name, recursive=True)))
+    else:
+        raise UserError(f"{path}: no such image, folder or video")
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Source]:
+    for path in paths:
+        if path.suffix.lower() in VIDEOS:
+            yield _video(path)
+        elif path.suffix.lower() in SUFFIXES:
+            yield Source(path=path)
+
+
+def _openable(source: Source, complaint: str) -> Source:
+    if source.is_video and not source.opens:
+        raise UserError(f"{source.path}: {complaint}")
+    return source
+
+
+def _video(path: Path, webcam: int | None = None) -> Source:
+    capture = cv2.VideoCapture(str(path) if webcam is None else webcam)
+    try:
+        opens = capture.isOpened()
+        frames, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
+    finally:
+        capture.release()
+    known = opens and webcam is None and math.isfinite(frames)
+    return Source(
+        path=path,
+        is_video=True,
+        webcam=webcam,
+        frames=max(0, int(frames)) if known else int(not opens),
+        fps=fps if math.isfinite(fps) and fps > 0 else _USUAL_FPS,
+        opens=opens,
+    )

@@ -1,0 +1,40 @@
+"""Where the time of a training step goes, operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from engine.throughput import Throughput
+from utils.structures import Batch
+
+_SKIPPED, _WARM_UP, _TIMED = 2, 2, 8  # steps
+
+
+def profiled(batches: Iterable[Batch], path: Path, *, say: Callable[[str], None]) -> Iterator[Batch]:
+    """The batches; after the first dozen, the trace of some of their steps is in `path` and a table is said.
+
+    With fewer, what there is; with next to none, a line.
+    """
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    timed = schedule(wait=_SKIPPED, warmup=_WARM_UP, active=_TIMED, repeat=1)
+    pace = Throughput()
+    steps = 0
+    with profile(activities=activities, schedule=timed, profile_memory=True) as profiler:
+        for batch in pace.watch(batches):
+            yield batch
+            profiler.step()
+            steps += 1
+            if steps == _SKIPPED + _WARM_UP + _TIMED:
+                break
+    if steps <= _SKIPPED + _WARM_UP:
+        say(f"profile   needs more than {_SKIPPED + _WARM_UP} steps in an epoch")
+    else:
+        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        say(profiler.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=48))
+        profiler.export_chrome_trace(str(path))
+        say(f"profile   {path}, for chrome://tracing or ui.perfetto.dev; {pace}")
+    yield from batches

@@ -1,0 +1,53 @@
+"""How fast a training goes, and what it waits for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+from utils import ranks
+from utils.memory import peak_memory
+from utils.structures import Batch
+
+
+class Throughput:
+    """Of the batches watched since the last `clear`: of all ranks together, waiting as this one sees it."""
+
+    waited_s: float
+    took_s: float
+    images: int
+    steps: int
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; what happens until the next one is asked for is the training, the rest is waiting."""
+        arriving = iter(batches)
+        asked_at = time.monotonic()
+        while (batch := next(arriving, None)) is not None:
+            self.waited_s += time.monotonic() - asked_at
+            yield batch
+            now = time.monotonic()
+            self.took_s, asked_at = self.took_s + now - asked_at, now
+            self.images += len(batch) * ranks.world_size()
+            self.steps += 1
+
+    def clear(self) -> None:
+        self.waited_s, self.took_s, self.images, self.steps = 0.0, 0.0, 0, 0
+
+    @property
+    def images_per_s(self) -> float:
+        return self.images / self.took_s if self.took_s else 0.0
+
+    @property
+    def share_waiting(self) -> float:
+        return self.waited_s / self.took_s if self.took_s else 0.0
+
+    def hours_for(self, steps: int) -> str:
+        """As 3:05, at this pace."""
+        hours, minutes = divmod(round(steps * self.took_s / self.steps / 60), 60)
+        return f"{hours}:{minutes:02d}"
+
+    def __str__(self) -> str:
+        return f"{self.images_per_s:.1f} images/s, {self.share_waiting:.0%} waiting for data{peak_memory()}"

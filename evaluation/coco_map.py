@@ -1,0 +1,182 @@
+"""COCO average precision (Lin et al. 2014, arXiv:1405.0312). pycocotools is the one source of truth.
+
+Ground truth is a dictionary in COCO's instances form (`images`, `annotations`, `categories`), results are in
+COCO's results form (`CocoResults`), so every data set format is measured by the same program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluation.coco_backends import run_coco_eval
+from evaluation.coco_results import CocoResults
+
+_CONDITIONS = {  # the twelve numbers in COCO's order, with the IoU, area and detections per image behind each
+    "AP": ("0.50:0.95", "all", 100),
+    "AP50": ("0.50", "all", 100),
+    "AP75": ("0.75", "all", 100),
+    "AP_S": ("0.50:0.95", "small", 100),
+    "AP_M": ("0.50:0.95", "medium", 100),
+    "AP_L": ("0.50:0.95", "large", 100),
+    "AR_1": ("0.50:0.95", "all", 1),
+    "AR_10": ("0.50:0.95", "all", 10),
+    "AR_100": ("0.50:0.95", "all", 100),
+    "AR_S": ("0.50:0.95", "small", 100),
+    "AR_M": ("0.50:0.95", "medium", 100),
+    "AR_L": ("0.50:0.95", "large", 100),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassRow:
+    """One category. images and boxes count what is to be found (crowds excluded); AP is -1 without any."""
+
+    category_id: int
+    name: str
+    images: int
+    boxes: int
+    AP: float
+    AP50: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CocoTable:
+    """The twelve COCO numbers in 0..1, each -1 where there is nothing to find; and what lies behind them.
+
+    classes: one row per category, by ascending id. precision: (101, C) at IoU 0.5, all areas, 100 detections
+    per image, at the recalls 0, 0.01 ... 1; -1 throughout the column of a class without boxes.
+    """
+
+    AP: float
+    AP50: float
+    AP75: float
+    AP_S: float
+    AP_M: float
+    AP_L: float
+    AR_1: float
+    AR_10: float
+    AR_100: float
+    AR_S: float
+    AR_M: float
+    AR_L: float
+    classes: tuple[ClassRow, ...]
+    precision: np.ndarray
+
+    def stats(self) -> dict[str, float]:
+        """The twelve numbers by name, in COCO's order."""
+        return {name: getattr(self, name) for name in _CONDITIONS}
+
+    def summary(self) -> str:
+        """Twelve lines, to the letter as `COCOeval.summarize` prints them."""
+        lines = []
+        for name, (iou, area, detections) in _CONDITIONS.items():
+            title = "Average Precision" if name.startswith("AP") else "Average Recall"
+            where = f"IoU={iou:<9} | area={area:>6} | maxDets={detections:>3}"
+            lines.append(f" {title:<18} ({name[:2]}) @[ {where} ] = {getattr(self, name):0.3f}")
+        return "\n".join(lines)
+
+    def class_table(self) -> str:
+        """An aligned table of the classes that have boxes."""
+        rows = [row for row in self.classes if row.boxes]
+        width = max([len("class"), *(len(row.name) for row in rows)])
+        lines = [f"{'class':<{width}}  images   boxes     AP   AP50"]
+        lines += [
+            f"{row.name:<{width}}  {row.images:>6d}  {row.boxes:>6d}  {row.AP:>5.3f}  {row.AP50:>5.3f}" for row in rows
+        ]
+        return "\n".join(lines)
+
+
+def evaluate_coco(
+    ground_truth: Mapping[str, Any],
+    results: CocoResults,
+    *,
+    image_ids: Sequence[int] | None = None,
+    backend: str = "auto",
+) -> CocoTable:
+    """Measure results against ground truth, on all its images or on `image_ids`; mutates neither.
+
+    An annotation may lack `area` (then width x height) and `iscrowd` (then 0). Results outside `image_ids`
+    are left out. backend: of `coco_backends.BACKENDS`; the numbers do not depend on it. Raises ValueError for
+    an image id, or the category id of a result, which the ground truth does not have.
+    """
+    known = [image["id"] for image in ground_truth["images"]]
+    measured = known if image_ids is None else list(image_ids)
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    _require_known("image", known, [*np.unique(results.image_ids).tolist(), *measured])
+    _require_known("category", names, np.unique(results.category_ids).tolist())
+
+    truth = _dataset(ground_truth, _annotations(ground_truth["annotations"]))
+    run = run_coco_eval(truth, _dataset(ground_truth, _found(results)), measured, backend=backend)
+    precision = run.precision[:, :, :, 0, 2]  # (IoU, recall, class): all areas, 100 detections
+    return CocoTable(
+        **{name: float(value) for name, value in zip(_CONDITIONS, run.stats, strict=True)},
+        classes=_class_rows(truth["annotations"], set(measured), dict(sorted(names.items())), precision),
+        precision=precision[0],
+    )
+
+
+def _require_known(what: str, known: Iterable[int], asked: Sequence[int]) -> None:
+    strangers = sorted(set(asked).difference(known))
+    if strangers:
+        raise ValueError(f"{what} id {strangers[0]} is not in the ground truth ({len(strangers)} unknown)")
+
+
+def _dataset(ground_truth: Mapping[str, Any], annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    """What COCOeval takes, which may write into it."""
+    return {
+        "images": [{"id": image["id"]} for image in ground_truth["images"]],
+        "categories": [dict(category) for category in ground_truth["categories"]],
+        "annotations": annotations,
+    }
+
+
+def _annotations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Numbered from 1, because COCOeval takes a match with annotation 0 for no match."""
+    return [
+        {
+            "id": number,
+            "image_id": row["image_id"],
+            "category_id": row["category_id"],
+            "bbox": list(row["bbox"]),
+            "area": row.get("area", row["bbox"][2] * row["bbox"][3]),
+            "iscrowd": row.get("iscrowd", 0),
+        }
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+def _found(results: CocoResults) -> list[dict[str, Any]]:
+    """As pycocotools' `loadRes` makes them of the saved file."""
+    areas = (results.bboxes[:, 2] * results.bboxes[:, 3]).tolist()
+    numbered = enumerate(zip(results.rows(), areas, strict=True), start=1)
+    return [row | {"id": number, "area": area, "iscrowd": 0} for number, (row, area) in numbered]
+
+
+def _class_rows(
+    annotations: list[dict[str, Any]], image_ids: set[int], names: Mapping[int, str], precision: np.ndarray
+) -> tuple[ClassRow, ...]:
+    """names: of the categories, by ascending id."""
+    images_of: dict[int, list[int]] = {category_id: [] for category_id in names}
+    for row in annotations:
+        if not row["iscrowd"] and row["image_id"] in image_ids:
+            images_of[row["category_id"]].append(row["image_id"])
+    return tuple(
+        ClassRow(
+            category_id=category_id,
+            name=name,
+            images=len(set(images_of[category_id])),
+            boxes=len(images_of[category_id]),
+            AP=_mean_known(precision[:, :, column]),
+            AP50=_mean_known(precision[0, :, column]),
+        )
+        for column, (category_id, name) in enumerate(names.items())
+    )
+
+
+def _mean_known(values: np.ndarray) -> float:
+    known = values[values > -1]
+    return float(known.mean()) if known.size else -1.0

@@ -1,0 +1,98 @@
+"""Detections in COCO's results form, as arrays: what is found in 5,000 images is half a million of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from utils.structures import Detections, Placement
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CocoResults:
+    """D detections of any number of images; those of one image best first.
+
+    image_ids, category_ids: (D,) int64, the data set's. bboxes: (D, 4) float64 x, y, width, height in source pixels.
+    scores: (D,) float64.
+    """
+
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    bboxes: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def where(self, keep: np.ndarray) -> CocoResults:
+        """Those for which keep (D,) bool is true, or those that it names (D',) int64, in its order."""
+        return CocoResults(
+            image_ids=self.image_ids[keep],
+            category_ids=self.category_ids[keep],
+            bboxes=self.bboxes[keep],
+            scores=self.scores[keep],
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As a COCO results file has them."""
+        columns = (self.image_ids, self.category_ids, self.bboxes, self.scores)
+        return [
+            {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
+            for image_id, category_id, bbox, score in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
+
+def results_of(
+    detections: Detections,
+    placement: Placement,
+    image_id: int,
+    category_ids: Mapping[int, int] | Sequence[int],
+) -> CocoResults:
+    """One image's detections (input pixels) as COCO results (source pixels), in the same order.
+
+    category_ids maps a label to the data set's category id. Numbers are rounded to 1e-3 px and 1e-6 score,
+    which halves the file; evaluate these results, and the saved file gives the same AP. A box that lies wholly
+    outside the source image, in the letterbox's border, holds no source pixel and yields no result.
+    """
+    found = detections.cpu()
+    boxes = placement.to_source(found.boxes.detach().double().numpy())
+    bboxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).round(3)
+    labels, label_of_each = np.unique(found.labels.numpy(), return_inverse=True)
+    categories = np.array([category_ids[label] for label in labels.tolist()], np.int64)
+    results = CocoResults(
+        image_ids=np.full(len(found), image_id, np.int64),
+        category_ids=categories[label_of_each],
+        bboxes=bboxes,
+        scores=found.scores.detach().double().numpy().round(6),
+    )
+    return results.where((bboxes[:, 2:] > 0).all(axis=1))
+
+
+def joined(parts: Sequence[CocoResults]) -> CocoResults:
+    """One after the other."""
+    nothing = CocoResults(
+        image_ids=np.zeros(0, np.int64),
+        category_ids=np.zeros(0, np.int64),
+        bboxes=np.zeros((0, 4)),
+        scores=np.zeros(0),
+    )
+    columns = CocoResults.__dataclass_fields__
+    together = {name: np.concatenate([getattr(part, name) for part in (nothing, *parts)]) for name in columns}
+    return CocoResults(**together)
+
+
+def merged(parts: Sequence[CocoResults], image_ids: Sequence[int]) -> CocoResults:
+    """What several ranks found, each in images of its own, in the order of `image_ids`, as one rank finds it.
+
+    The parts' order, and how the images were dealt out, do not matter.
+    """
+    found, images = joined(parts), np.asarray(image_ids, np.int64)
+    assert np.isin(found.image_ids, images).all(), "a part has an image that was not asked for"
+    owners = sum(len(np.unique(part.image_ids)) for part in parts)
+    assert owners == len(np.unique(found.image_ids)), "two parts have the same image"
+    by_id = np.argsort(images)
+    position = by_id[np.searchsorted(images, found.image_ids, sorter=by_id)]
+    return found.where(np.argsort(position, kind="stable"))

@@ -1,0 +1,96 @@
+"""Which class is taken for which: a confusion matrix over detections, with a background row and column."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluation.coco_results import CocoResults
+
+
+def confusion_matrix(
+    ground_truth: Mapping[str, Any],
+    results: CocoResults,
+    *,
+    image_ids: Sequence[int] | None = None,
+    min_iou: float = 0.5,
+    min_score: float = 0.25,
+) -> np.ndarray:
+    """Counts, (C + 1, C + 1) int64: [predicted class, true class], classes by ascending category id.
+
+    The last row counts missed objects, the last column detections on background; its corner stays 0. The ground
+    truth is in COCO form. In each image the detections, best first, take the free object of any class
+    that they overlap most (at equal overlap, one of their own class). A detection that takes none, but lies
+    to at least `min_iou` of its own area within a crowd, is not counted, and neither are crowds.
+    """
+    order = np.array(sorted(category["id"] for category in ground_truth["categories"]), np.int64)
+    background = len(order)
+    measured = {image["id"] for image in ground_truth["images"]} if image_ids is None else set(image_ids)
+    truths = ground_truth["annotations"]
+    is_crowd = np.array([bool(row.get("iscrowd", 0)) for row in truths], bool)
+    truth_boxes = np.array([row["bbox"] for row in truths], np.float64).reshape(-1, 4)
+    truth_classes = np.searchsorted(order, np.array([row["category_id"] for row in truths], np.int64))
+    truths_of = _by_image(np.array([row["image_id"] for row in truths], np.int64))
+    found = results.where(np.flatnonzero(results.scores >= min_score))
+    found = found.where(np.argsort(-found.scores, kind="stable"))
+    classes, found_in = np.searchsorted(order, found.category_ids), _by_image(found.image_ids)
+
+    matrix = np.zeros((background + 1, background + 1), np.int64)
+    nothing = np.zeros(0, np.int64)
+    for image_id in measured & (truths_of.keys() | found_in.keys()):
+        here, detections = truths_of.get(image_id, nothing), found_in.get(image_id, nothing)
+        objects, crowds = here[~is_crowd[here]], here[is_crowd[here]]
+        boxes = found.bboxes[detections]
+        same_class = classes[detections][:, None] == truth_classes[objects]
+        taken = _match(_ious(boxes, truth_boxes[objects]), same_class, min_iou)
+        true = np.append(truth_classes[objects], background)[taken]  # -1 is the last one
+        counted = (taken >= 0) | ~_lie_within(boxes, truth_boxes[crowds], min_iou)
+        np.add.at(matrix, (classes[detections][counted], true[counted]), 1)
+        missed = np.delete(truth_classes[objects], taken[taken >= 0])
+        matrix[background] += np.bincount(missed, minlength=background + 1)
+    return matrix
+
+
+def _match(ious: np.ndarray, same_class: np.ndarray, min_iou: float) -> np.ndarray:
+    """ious and same_class (D, M), best detection first -> (D,) int64: which object each takes, or -1."""
+    taken = np.full(len(ious), -1)
+    free = np.ones(ious.shape[1], bool)
+    for number, (overlaps, same) in enumerate(zip(ious, same_class, strict=True)):
+        candidates = np.flatnonzero(free & (overlaps >= min_iou))
+        if candidates.size:
+            best = int(max(candidates, key=lambda position: (overlaps[position], same[position])))
+            free[best] = False
+            taken[number] = best
+    return taken
+
+
+def _by_image(image_ids: np.ndarray) -> dict[int, np.ndarray]:
+    """image id -> where it stands in image_ids, in order."""
+    order = np.argsort(image_ids, kind="stable")
+    ids, starts = np.unique(image_ids[order], return_index=True)
+    return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=False))
+
+
+def _ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    shared = _intersections(boxes, others)
+    unions = _areas(boxes)[:, None] + _areas(others)[None] - shared
+    return shared / np.maximum(unions, np.finfo(np.float64).tiny)
+
+
+def _lie_within(boxes: np.ndarray, crowds: np.ndarray, min_share: float) -> np.ndarray:
+    """(D,) bool: at least that share of a box's area lies within one of the crowds."""
+    within = _intersections(boxes, crowds).max(axis=1, initial=0)
+    return within >= min_share * np.maximum(_areas(boxes), np.finfo(np.float64).tiny)
+
+
+def _areas(xywh: np.ndarray) -> np.ndarray:
+    return xywh[:, 2] * xywh[:, 3]
+
+
+def _intersections(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(M, 4) and (N, 4) xywh -> (M, N) shared areas."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, :2] + first[:, None, 2:], second[None, :, :2] + second[None, :, 2:])
+    return (high - low).clip(0).prod(axis=2)

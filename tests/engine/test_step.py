@@ -1,0 +1,210 @@
+"""One optimizer step, through out-of-memory errors and numbers that are none."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cfg.plan import parse_plan
+from engine.amp import MixedPrecision
+from engine.step import NotFinite, TrainStep
+from engine.training_state import norm_histories
+from models.network import Network, parameter_groups
+from models.norms.table import NormFactory, NormOptions, norm_factory
+from models.yolo.loss import LossOptions, YoloLoss
+from tests.e2e.conftest import TOY_CFG
+from utils.clock import BatchClock
+from utils.errors import UserError
+from utils.structures import Batch, Targets
+
+WITH_DROPOUT = TOY_CFG.replace("[yolo]", "[yolo]", 1).replace(
+    "[convolutional]\nfilters=45", "[dropout]\nprobability=.3\n[convolutional]\nfilters=45"
+)
+NORMS: dict[str, NormFactory] = {
+    **{name: norm_factory(NormOptions(norm=name)) for name in ("bn", "cmbn", "gn", "mabn")},
+    "cbn": norm_factory(NormOptions(norm="cbn", norm_burn_in_steps=0)),
+    "stock": lambda conv: nn.BatchNorm2d(conv.out_channels),
+}
+
+
+def batch_of(images: int, seed: int = 0) -> Batch:
+    random = torch.Generator().manual_seed(seed)
+    corners = torch.rand(images, 2, generator=random) * 30
+    targets = Targets(
+        boxes=torch.cat((corners, corners + 8 + 20 * torch.rand(images, 2, generator=random)), 1),
+        labels=torch.randint(10, (images,), generator=random),
+        image_index=torch.arange(images),
+        is_crowd=torch.zeros(images, dtype=torch.bool),
+    )
+    return Batch(
+        images=torch.rand(images, 3, 64, 64, generator=random),
+        targets=targets,
+        image_ids=tuple(range(images)),
+        paths=tuple(f"p{index}.jpg" for index in range(images)),
+        placements=(None,) * images,
+    )
+
+
+def step_of(norm: str, *, subdivisions: int, said: list[str] | None = None) -> TrainStep:
+    torch.manual_seed(0)
+    network = Network(parse_plan(WITH_DROPOUT, path="toy.cfg"), NORMS[norm]).train()
+    return TrainStep(
+        network=network,
+        forward=network,
+        criterion=YoloLoss(LossOptions()),
+        optimizer=torch.optim.SGD(parameter_groups(network, weight_decay=5e-4), lr=0.01, momentum=0.9),
+        precision=MixedPrecision("off", torch.device("cpu")),
+        clock=BatchClock(network),
+        subdivisions=subdivisions,
+        clip_norm=None,
+        say=(said if said is not None else []).append,
+    )
+
+
+def run_out_of_memory(step: TrainStep, *, at_mini_batch: int, most_images: int, error: Exception) -> None:
+    """From now on, in the middle of the forward of that mini-batch, while it has more images."""
+    seen: list[int] = []
+
+    def fail(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if len(inputs[0]) > most_images:
+            seen.append(len(inputs[0]))
+            if len(seen) % at_mini_batch == 0:
+                raise error
+
+    step.network.layers[1].register_forward_pre_hook(fail)
+
+
+def everything(step: TrainStep) -> dict[str, Any]:
+    return {**step.network.state_dict(), **norm_histories(step.network), "random": torch.get_rng_state()}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_after_running_out_of_memory_the_update_is_that_of_finer_mini_batches(norm: str) -> None:
+    """From a state with history: one step is behind both."""
+    said: list[str] = []
+    troubled, untroubled = step_of(norm, subdivisions=2, said=said), step_of(norm, subdivisions=2)
+    ends = []
+    for step in (troubled, untroubled):
+        torch.manual_seed(1)
+        losses = [step(batch_of(4, seed=0))]
+        if step is troubled:
+            run_out_of_memory(step, at_mini_batch=2, most_images=1, error=torch.OutOfMemoryError("CUDA out of memory"))
+        else:
+            step.subdivisions = 4
+        losses += [step(batch_of(4, seed=seed)) for seed in (1, 2)]
+        ends.append((everything(step), torch.stack(losses)))
+    assert troubled.subdivisions == 4 and "--subdivisions 4" in said[0]
+    (got, got_losses), (wanted, wanted_losses) = ends
+    assert torch.equal(got_losses, wanted_losses)
+    assert got.keys() == wanted.keys()
+    for name in wanted:
+        assert torch.equal(got[name], wanted[name]), name
+
+
+@pytest.mark.parametrize(("images", "tries"), [(8, 3), (6, 2), (5, 1)])
+def test_it_tries_until_single_images_and_then_says_what_to_do(images: int, tries: int) -> None:
+    """Each time twice as many mini-batches, or the next number that divides the batch."""
+    said: list[str] = []
+    step = step_of("cmbn", subdivisions=1, said=said)
+    before = copy.deepcopy(step.network.state_dict())
+    cpu_error = RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:128] . DefaultCPUAllocator: can't allocate memory: you ..."
+    )
+    run_out_of_memory(step, at_mini_batch=1, most_images=0, error=cpu_error)
+    with pytest.raises(UserError, match="one image per forward"):
+        step(batch_of(images))
+    assert step.subdivisions == images and len([line for line in said if "going on" in line]) == tries
+    assert step.clock.step == 0
+    for name, tensor in step.network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_another_error_is_not_taken_for_a_full_memory() -> None:
+    step = step_of("bn", subdivisions=1)
+    run_out_of_memory(step, at_mini_batch=1, most_images=0, error=RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        step(batch_of(2))
+
+
+def nan_in_label(step: TrainStep, batch: Batch) -> None:
+    batch.targets.boxes[2, 1] = math.nan
+
+
+def nan_in_pixel(step: TrainStep, batch: Batch) -> None:
+    batch.images[2, 0, 5, 5] = math.inf
+
+
+def nan_in_layer(step: TrainStep, batch: Batch) -> None:
+    """What the second convolution makes of the third image."""
+
+    def spoil(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        third = batch.images[2:3]
+        is_it = torch.tensor([torch.equal(image, third[0]) for image in seen[0]])
+        return torch.where(is_it.view(-1, 1, 1, 1), math.nan, output)
+
+    seen: list[Tensor] = []
+    step.network.layers[0].register_forward_pre_hook(lambda module, inputs: seen.insert(0, inputs[0]))
+    step.network.layers[1].conv.register_forward_hook(spoil)
+
+
+def nan_in_weights(step: TrainStep, batch: Batch) -> None:
+    with torch.no_grad():
+        step.network.layers[1].conv.weight[0, 0] = math.nan
+
+
+def nan_in_gradient(step: TrainStep, batch: Batch) -> None:
+    step.network.layers[1].conv.weight.register_hook(lambda gradient: gradient * math.nan)
+
+
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        (nan_in_label, "a box of p2.jpg is not finite"),
+        (nan_in_pixel, "a pixel of p2.jpg is not finite"),
+        (nan_in_layer, r"the output of layers.1.conv \(Conv2d\) is not finite for p2.jpg"),
+        (nan_in_weights, "the weights layers.1.conv.weight are not finite"),
+        (nan_in_gradient, "the gradient of layers.1.conv.weight is not finite"),
+    ],
+)
+@pytest.mark.parametrize("norm", ["bn", "cmbn", "gn"])
+def test_a_number_that_is_none_is_named_before_it_spoils_the_weights(
+    norm: str, plant: Callable[[TrainStep, Batch], None], words: str
+) -> None:
+    step, batch = step_of(norm, subdivisions=2), batch_of(4)
+    plant(step, batch)
+    before = copy.deepcopy(list(step.network.parameters()))
+    with pytest.raises(NotFinite, match=f"step 1: {words} .*p0.jpg, p1.jpg, p2.jpg, p3.jpg"):
+        step(batch)
+    assert step.clock.step == 0
+    for now, then in zip(step.network.parameters(), before, strict=True):
+        assert torch.equal(now.nan_to_num(), then.nan_to_num())
+
+
+def test_a_loss_scale_is_lowered_but_not_for_ever() -> None:
+    """An overflow of float16 ends with a lower scale, a gradient that is not finite at any scale does not."""
+    step, batch = step_of("bn", subdivisions=1), batch_of(2)
+    step.precision.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)  # what fp16 has on a GPU
+    nan_in_gradient(step, batch)
+    before = copy.deepcopy(list(step.network.parameters()))
+    for scale in (2, 1, 0.5):
+        step(batch)
+        assert step.precision.scaler.get_scale() == scale
+    with pytest.raises(NotFinite, match=r"step 4: the gradient of layers.1.conv.weight is not finite"):
+        step(batch)
+    for now, then in zip(step.network.parameters(), before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_the_gradient_does_not_depend_on_how_the_batch_is_cut() -> None:
+    whole, parts = step_of("gn", subdivisions=1), step_of("gn", subdivisions=3)
+    for step in (whole, parts):
+        step.network.layers[2].p = 0.0  # no dropout
+        step.gradients(batch_of(4))
+    for one, other in zip(whole.network.parameters(), parts.network.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,24 @@
+"""Lines that a page prints for the user: a label in a column of its own, then what there is to say."""
+
+from __future__ import annotations
+
+from utils import ranks
+
+_LABEL_COLUMNS = 10
+
+
+def line(label: str, text: str) -> str:
+    """Return "label     text" with the text from the eleventh column on; an empty label continues the line above."""
+    return f"{label:<{_LABEL_COLUMNS}}{text}"
+
+
+def say(label: str, text: str) -> None:
+    """Print `line(label, text)` on rank 0."""
+    if ranks.is_rank_zero():
+        print(line(label, text))
+
+
+def warn(text: str) -> None:
+    """Print a warning on rank 0."""
+    if ranks.is_rank_zero():
+        print(f"warning: {text}")
