@@ -58,10 +58,10 @@ class TrainingState:
 
     def _rescale_histories(self, *, before: float) -> None:
         """--resume may be told another --amp."""
-        if self.precision.scale() != before:
+        if self.precision.loss_scale() != before:
             for module in self.network.modules():
                 if isinstance(module, BatchAware):
-                    module.loss_rescaled(self.precision.scale() / before)
+                    module.loss_rescaled(self.precision.loss_scale() / before)
 
 
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:
