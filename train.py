@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from cfg.parse import CfgError
 from engine.auto_subdivisions import resolve_subdivisions
@@ -21,7 +21,7 @@ from models.detector import build_network
 from models.freeze import freeze
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
-from utils.checkpoint import read_checkpoint, write_checkpoint, write_weights
+from utils.checkpoint import Checkpoint
 from utils.draw import draw_batch
 from utils.environment import pick_device
 from utils.page import run_page
@@ -87,7 +87,8 @@ def train(job: Job, stop: Stop | None = None, *, is_reported: bool = True) -> Co
 def finish(job: Job, stop: Stop, *, is_reported: bool) -> CocoTable:
     """Measure the best weights, and write all that shows them; give their norms precise statistics, where asked for."""
     options, path = job.options, job.folder / "best.pt"
-    best = ranks.broadcast(read_checkpoint(path) if ranks.is_rank_zero() else {})
+    best = ranks.broadcast(Checkpoint.from_file(path) if ranks.is_rank_zero() else None)
+    assert best is not None
     network = build_network(best, path=str(path)).to(ranks.local_device(pick_device(options.device)))
     if options.optim.freeze:
         freeze(network, options.optim.freeze)  # precise statistics are for the layers that learnt
@@ -95,26 +96,26 @@ def finish(job: Job, stop: Stop, *, is_reported: bool) -> CocoTable:
     loading = {"batch_size": job.mini_batch, "workers": options.workers}
     evaluator = make_evaluator(detector, job.val_set, backend=options.eval_backend, stop=stop, **loading)
     measure = partial(evaluator.report, job.folder) if is_reported else evaluator.measure
-    if not options.norm.precise_bn or best.get("is_precise"):
+    if not options.norm.precise_bn or best.is_precise:
         keep_weights(job, best)
         return measure()
     before = evaluator.measure()
     source = recalibrate_on(job.train_set, detector, image_count=options.norm.precise_bn, **loading)
     after = measure()
     if ranks.is_rank_zero():
-        best |= {"weights": network.state_dict(), "best_ap": after.AP, "is_precise": True}
+        best = replace(best, weights=network.state_dict(), best_ap=after.AP, is_precise=True)
         with warn_on_disk_error(path):
-            write_checkpoint(path, best)
+            best.to_file(path)
         keep_weights(job, best)
         print(f"AP {before.AP:.3f} with running averages, {after.AP:.3f} with {source}, which best.pt now has")
     return after
 
 
-def keep_weights(job: Job, best: dict[str, Any]) -> None:
+def keep_weights(job: Job, best: Checkpoint) -> None:
     """best.pt as best.safetensors."""
     if ranks.is_rank_zero():
         with warn_on_disk_error(job.folder / "best.safetensors"):
-            write_weights(job.folder / "best.safetensors", best)
+            best.to_safetensors(job.folder / "best.safetensors")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,7 +22,7 @@ from models.weights.start import read_start
 from options import EvaluateOptions, TrainOptions
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
-from utils.checkpoint import RESUMABLE_FROM, read_checkpoint
+from utils.checkpoint import RESUMABLE_FROM, Checkpoint
 from utils.environment import describe, pick_device
 from utils.errors import UserError
 from utils.flags import flatten, parse_flags, resolve
@@ -47,7 +47,7 @@ class Job:
     train_set: ImageSet
     val_set: ImageSet
     folder: Path
-    checkpoint: dict[str, Any] | None = None
+    checkpoint: Checkpoint | None = None
 
     @property
     def mini_batch(self) -> int:
@@ -73,14 +73,14 @@ def job_of(given: dict[str, Any]) -> Job:
     checkpoint, given = load_resume(given) if "resume" in given else (None, given)
     start = read_start(given["weights"], given.get("cfg")) if checkpoint is None and "weights" in given else None
     train_set, val_set = open_sets(given)
-    if checkpoint is not None and checkpoint["class_names"] != list(train_set.class_names):
+    if checkpoint is not None and checkpoint.class_names != tuple(train_set.class_names):
         raise UserError(f"{given['resume']}: was trained on other classes than {given['data']} has now")
     plan = choose_plan(given, checkpoint or start, train_set.class_names)
     said_by_files = cfg_settings(plan, given.get("mosaic_geometry", "content"))
     if not train_set.mirror_safe:
         said_by_files["flip"] = False
     if start is not None:
-        said_by_files |= {**norm_of_weights(start["norm"], given.get("norm")), "letterbox": start["letterbox"]}
+        said_by_files |= {**norm_of_weights(dict(start.norm), given.get("norm")), "letterbox": start.letterbox}
     options = resolve(TrainOptions, given, said_by_files)
     check_batch(options)
     return Job(options=options, plan=plan, train_set=train_set, val_set=val_set, folder=Path(), checkpoint=checkpoint)
@@ -127,24 +127,24 @@ def restore_after_restart(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in RESUMABLE} | {"resume": str(folder)}
 
 
-def load_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint to go on from, and its settings under what was typed now."""
     extra = set(given) - RESUMABLE
     if extra:
         flags = ", ".join("--" + name.replace("_", "-") for name in sorted(extra))
         raise UserError(f"--resume goes on with the run's own settings: {flags} cannot be changed")
     path = Path(given["resume"]) if given["resume"] else newest_run()
-    checkpoint = read_checkpoint(path / "last.pt" if path.is_dir() else path)
-    if "training" not in checkpoint:
-        raise UserError(f"{path}: holds weights only; a run goes on from its last.pt")
-    if checkpoint["format"] < RESUMABLE_FROM:
+    checkpoint = Checkpoint.from_file(path / "last.pt" if path.is_dir() else path)
+    if checkpoint.format < RESUMABLE_FROM:
         raise UserError(
-            f"{path}: its training was saved by an earlier version (format {checkpoint['format']}) and cannot go on; "
+            f"{path}: its training was saved by an earlier version (format {checkpoint.format}) and cannot go on; "
             "start a new run from its weights with --weights"
         )
+    if checkpoint.training is None:
+        raise UserError(f"{path}: holds weights only; a run goes on from its last.pt")
     # Memory may have run out since the settings were made.
-    settings = {**checkpoint["settings"], "subdivisions": checkpoint["subdivisions"]}
-    data = settings["data"]
+    settings = {**checkpoint.settings, "subdivisions": checkpoint.training.subdivisions}
+    data = settings.get("data", BUILT_IN)
     if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
         raise UserError(
             f"{path}: its data set {data} is not to be found from {Path.cwd()}; --data may name where it is now"
@@ -152,12 +152,11 @@ def load_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return checkpoint, {**settings, **given, "resume": str(path)}
 
 
-def choose_plan(given: dict[str, Any], checkpoint: dict[str, Any] | None, class_names: Sequence[str]) -> Plan:
+def choose_plan(given: dict[str, Any], checkpoint: Checkpoint | None, class_names: Sequence[str]) -> Plan:
     """The network's plan, its heads sized for the data: of the checkpoint, unless a new run names a cfg."""
     if checkpoint is not None and ("resume" in given or given.get("cfg") is None):
-        name = checkpoint["cfg_name"] + ".cfg"
-        input_hw = tuple(checkpoint["input_hw"])
-        plan = parse_plan(checkpoint["cfg_text"], path=name, classes=len(class_names), input_hw=input_hw)
+        name = checkpoint.cfg_name + ".cfg"
+        plan = parse_plan(checkpoint.cfg_text, path=name, classes=len(class_names), input_hw=checkpoint.input_hw)
     else:
         plan = load_plan(given.get("cfg") or "yolov4-pico", classes=len(class_names))
     if not plan.heads or plan.net.channels != 3:
@@ -258,8 +257,8 @@ def announce(job: Job, why_norm: str = "") -> None:
     for image_set in (job.train_set, job.val_set):
         size = f"{len(image_set)} images, {len(image_set.labels)} objects"
         print(f"data      {image_set.name} {image_set.split}: {size}")
-    images = (job.checkpoint or {}).get("train_images", len(job.train_set))
-    if images != len(job.train_set):
+    images = None if job.checkpoint is None else job.checkpoint.train_images
+    if images not in (None, len(job.train_set)):
         print(f"warning: there were {images} training images before: the epochs done are counted anew, by steps")
     if findings := quick_findings(job.train_set, job.val_set):
         for line in findings:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from engine.runlog import RunLog
 from engine.step import TrainStep
 from engine.training_state import TrainingState
 from evaluation.build import make_evaluator
-from models.detector import describe_network
+from models.detector import make_checkpoint
 from models.freeze import freeze
 from models.network import Network, parameter_groups
 from models.norms.effective_batch import check_values
@@ -27,6 +27,7 @@ from models.norms.table import norm_factory
 from models.weights.start import start_from
 from models.yolo.criterion import make_criterion
 from utils import ranks
+from utils.checkpoint import Checkpoint, ResumeState
 from utils.clock import BatchClock
 from utils.environment import describe, leave_a_core_to_loaders, pick_device
 from utils.flags import flatten
@@ -66,13 +67,13 @@ def compile_for_all_sizes(network: Network) -> None:
     network.compile(dynamic=False)
 
 
-def place_of(checkpoint: dict[str, Any], *, images: int, epoch_steps: int, total_steps: int) -> tuple[int, int]:
+def place_of(checkpoint: Checkpoint, *, images: int, epoch_steps: int, total_steps: int) -> tuple[int, int]:
     """Steps and epochs that are done. A last epoch that the run's end cut short is not, where there is more now.
 
     images: to train on now. Those of another number have other epochs, of which as many are done as the steps fill.
     """
-    step, epochs_done = checkpoint["step"], checkpoint["epochs_done"]
-    if checkpoint.get("train_images", images) != images:
+    step, epochs_done = checkpoint.step, checkpoint.epochs_done
+    if checkpoint.train_images not in (None, images):
         epochs_done = -(-step // epoch_steps)
     return step, min(epochs_done, step // epoch_steps) if step < total_steps else epochs_done
 
@@ -179,13 +180,15 @@ class Trainer:
     def keep_best(self, ap: float) -> None:
         """Write the averaged weights as best.pt; those that could not be written are not the best."""
         before, self.best_ap = self.best_ap, ap
-        if not self.log.keep("best.pt", self._content()):
+        if not self.log.keep("best.pt", self._checkpoint()):
             self.best_ap = before
 
     def keep_last(self) -> bool:
         """Write last.pt, from which training goes on as if nothing had happened. At a batch boundary, by all ranks."""
-        state = {"training": self._state().state_dict(), "log": self.log.state_dict()}
-        is_written = self.log.keep("last.pt", {**self._content(), **state, "subdivisions": self.step.subdivisions})
+        training = ResumeState(
+            state=self._state().state_dict(), log=self.log.state_dict(), subdivisions=self.step.subdivisions
+        )
+        is_written = self.log.keep("last.pt", replace(self._checkpoint(), training=training))
         self._kept_step = self.steps_done if is_written else None
         return is_written
 
@@ -203,24 +206,31 @@ class Trainer:
             clock=self.step.clock,
         )
 
-    def _content(self) -> dict[str, Any]:
+    def _checkpoint(self) -> Checkpoint:
         options = self.job.options
-        return {
-            **describe_network(self.job.plan, options.norm, self.job.train_set.class_names, options.augment.letterbox),
-            "weights": self.average.model.state_dict(),
-            "step": self.steps_done,
-            "epochs_done": self.epochs_done,
-            "train_images": len(self.job.train_set),
-            "best_ap": self.best_ap,
-            "mini_batch": self.job.mini_batch,
-            "settings": flatten(options),
-        }
+        network = make_checkpoint(
+            self.job.plan,
+            options.norm,
+            self.average.model.state_dict(),
+            class_names=self.job.train_set.class_names,
+            letterbox=options.augment.letterbox,
+        )
+        return replace(
+            network,
+            step=self.steps_done,
+            epochs_done=self.epochs_done,
+            train_images=len(self.job.train_set),
+            best_ap=self.best_ap,
+            mini_batch=self.job.mini_batch,
+            settings=flatten(options),
+        )
 
-    def _go_on_from(self, checkpoint: dict[str, Any]) -> None:
-        self._state().load_state_dict(checkpoint["training"], weights=checkpoint["weights"])
-        self.log.load_state_dict(checkpoint["log"])
+    def _go_on_from(self, checkpoint: Checkpoint) -> None:
+        assert checkpoint.training is not None
+        self._state().load_state_dict(checkpoint.training.state, weights=checkpoint.weights)
+        self.log.load_state_dict(checkpoint.training.log)
         best = self.job.folder / "best.pt"
         if ranks.broadcast(best.exists()):
-            self.best_ap = checkpoint["best_ap"]
-        elif checkpoint["best_ap"] > self.best_ap:
+            self.best_ap = checkpoint.best_ap
+        elif checkpoint.best_ap > self.best_ap:
             say(f"warning: {best} is not there: the next evaluation writes one, whatever the best AP was before")
