@@ -7,6 +7,7 @@ one step of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cfg.parse import CfgError
@@ -21,7 +22,7 @@ from models.detector import build_network
 from models.freeze import freeze
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
-from utils.checkpoint import read_checkpoint, write_checkpoint, write_weights
+from utils.checkpoint import Checkpoint
 from utils.environment import pick_device
 from utils.page import run_page
 from utils.stop import Stop, Stopped
@@ -62,24 +63,25 @@ def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator:
     Returns the evaluator of its weights on the validation split.
     """
     options, path = job.options, folder / "best.pt"
-    best = ranks.broadcast(read_checkpoint(path) if ranks.is_rank_zero() else {})
+    best = ranks.broadcast(Checkpoint.from_file(path) if ranks.is_rank_zero() else None)
+    assert best is not None
     network = build_network(best, path=str(path)).to(ranks.local_device(pick_device(options.device)))
     if options.optim.freeze:
         freeze(network, options.optim.freeze)  # their statistics stay as loaded
     detector = make_detector(options, network, job.train_set.class_names)
     loading = {"batch_size": job.mini_batch, "workers": options.workers}
     evaluator = make_evaluator(detector, job.val_set, backend=options.eval_backend, stop=stop, **loading)
-    if options.norm.precise_bn and not best.get("is_precise"):
+    if options.norm.precise_bn and not best.is_precise:
         source = recalibrate_on(job.train_set, detector, image_count=options.norm.precise_bn, **loading)
-        before, after = best["best_ap"], evaluator.measure().AP
-        best |= {"weights": network.state_dict(), "best_ap": after, "is_precise": True}
+        before, after = best.best_ap, evaluator.measure().AP
+        best = replace(best, weights=network.state_dict(), best_ap=after, is_precise=True)
         if ranks.is_rank_zero():
             with warn_on_disk_error(path):
-                write_checkpoint(path, best)
+                best.to_file(path)
             print(f"AP {before:.3f} with running averages, {after:.3f} with {source}, which best.pt now has")
     if ranks.is_rank_zero():
         with warn_on_disk_error(folder / "best.safetensors"):
-            write_weights(folder / "best.safetensors", best)
+            best.to_safetensors(folder / "best.safetensors")
     return evaluator
 
 

@@ -35,7 +35,7 @@ from models.network import Network, parameter_groups  # noqa: E402
 from models.norms.cbn import CrossIterationBatchNorm, WindowGrowth  # noqa: E402
 from models.norms.contract import ConvView  # noqa: E402
 from models.yolo.loss import LossOptions, YoloLoss  # noqa: E402
-from utils.checkpoint import read_checkpoint  # noqa: E402
+from utils.checkpoint import Checkpoint  # noqa: E402
 from utils.clock import Tick  # noqa: E402
 from utils.structures import Batch  # noqa: E402
 
@@ -105,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         page("train.py", "--data", asked.data, "--norm", "bn", "--max-steps", str(asked.steps), "--evals", "1",
              "--run", f"{folder}/run")  # fmt: skip
-        checkpoint = read_checkpoint(Path(folder) / "run" / "last.pt")
+        checkpoint = Checkpoint.from_file(Path(folder) / "run" / "last.pt")
     train_set = open_image_set(asked.data, "train")
     network = build_network(checkpoint).train()
     loader = make_train_loader(
@@ -130,9 +130,9 @@ def main() -> None:
 
 
 def measure(
-    network: Network, checkpoint: dict, loader: TrainLoader, rate: float, asked: argparse.Namespace
+    network: Network, checkpoint: Checkpoint, loader: TrainLoader, rate: float, asked: argparse.Namespace
 ) -> list[dict]:
-    network.load_state_dict(checkpoint["weights"])
+    network.load_state_dict(checkpoint.weights)
     criterion = YoloLoss(LossOptions())
     decay = cfg_settings(network.plan).get("weight_decay", 5e-4)
     optimizer = torch.optim.SGD(parameter_groups(network, weight_decay=decay), lr=rate, momentum=0.9)

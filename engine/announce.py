@@ -86,8 +86,8 @@ def _announce_data(job: Job, folder: Path) -> None:
     for image_set in sets:
         size = f"{len(image_set)} images, {len(image_set.labels)} objects"
         say("data", f"{image_set.name} {image_set.split}: {size}")
-    before = (job.checkpoint or {}).get("train_images", len(job.train_set))
-    if before != len(job.train_set):
+    before = None if job.checkpoint is None else job.checkpoint.train_images
+    if before not in (None, len(job.train_set)):
         warn(f"the run had {before} training images before: the epochs done are recounted from its steps")
     if findings := quick_findings(*sets):
         for finding in findings:

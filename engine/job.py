@@ -18,7 +18,7 @@ from models.norms.table import norm_of_weights
 from models.weights.start import read_start
 from options import TrainOptions
 from utils import ranks
-from utils.checkpoint import RESUMABLE_FROM, read_checkpoint
+from utils.checkpoint import RESUMABLE_FROM, Checkpoint
 from utils.errors import UserError
 from utils.flags import parse_flags, resolve
 from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run, writable_folder
@@ -45,7 +45,7 @@ class Job:
     plan: Plan
     train_set: ImageSet
     val_set: ImageSet
-    checkpoint: dict[str, Any] | None
+    checkpoint: Checkpoint | None
     origins: Mapping[str, str]
     norm_reason: str
 
@@ -69,7 +69,7 @@ def job_of(given: dict[str, Any]) -> Job:
     checkpoint, given = load_resume(given) if "resume" in given else (None, given)
     start = read_start(given["weights"], given.get("cfg")) if checkpoint is None and "weights" in given else None
     train_set, val_set = open_sets(given)
-    if checkpoint is not None and checkpoint["class_names"] != list(train_set.class_names):
+    if checkpoint is not None and checkpoint.class_names != tuple(train_set.class_names):
         raise UserError(f"{given['resume']}: was trained on other classes than {given['data']} has now")
     plan = choose_plan(given, checkpoint or start, train_set.class_names)
     from_cfg = cfg_settings(plan, given.get("mosaic_geometry", "content"))
@@ -77,7 +77,7 @@ def job_of(given: dict[str, Any]) -> Job:
         from_cfg["flip"] = False
     from_weights: dict[str, Any] = {}
     if start is not None:
-        from_weights = {**norm_of_weights(start["norm"], given.get("norm")), "letterbox": start["letterbox"]}
+        from_weights = {**norm_of_weights(dict(start.norm), given.get("norm")), "letterbox": start.letterbox}
     options = resolve(TrainOptions, given, from_cfg | from_weights)
     check_batch(options)
     options = resolve_subdivisions(options, plan)
@@ -134,35 +134,34 @@ def restore_after_restart(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in RESUMABLE} | {"resume": str(folder)}
 
 
-def load_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     """Return the checkpoint to resume from, and its settings updated with what was typed now."""
     extra = set(given) - RESUMABLE
     if extra:
         flags = ", ".join("--" + name.replace("_", "-") for name in sorted(extra))
         raise UserError(f"--resume continues with the run's own settings: {flags} cannot be changed")
     path = Path(given["resume"]) if given["resume"] else newest_run()
-    checkpoint = read_checkpoint(path / "last.pt" if path.is_dir() else path)
-    if "training" not in checkpoint:
-        raise UserError(f"{path}: holds weights only; a run is resumed from its last.pt")
-    if checkpoint["format"] < RESUMABLE_FROM:
+    checkpoint = Checkpoint.from_file(path / "last.pt" if path.is_dir() else path)
+    if checkpoint.format < RESUMABLE_FROM:
         raise UserError(
-            f"{path}: its training was saved by an earlier version (format {checkpoint['format']}) and cannot be "
+            f"{path}: its training was saved by an earlier version (format {checkpoint.format}) and cannot be "
             "resumed; start a new run from its weights with --weights"
         )
+    if checkpoint.training is None:
+        raise UserError(f"{path}: holds weights only; a run is resumed from its last.pt")
     # Memory may have run out since the settings were made.
-    settings = {**checkpoint["settings"], "subdivisions": checkpoint["subdivisions"]}
-    data = settings["data"]
+    settings = {**checkpoint.settings, "subdivisions": checkpoint.training.subdivisions}
+    data = settings.get("data", BUILT_IN)
     if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
         raise UserError(f"{path}: its data set {data} is not found from {Path.cwd()}; --data may name where it is now")
     return checkpoint, {**settings, **given, "resume": str(path)}
 
 
-def choose_plan(given: dict[str, Any], checkpoint: dict[str, Any] | None, class_names: Sequence[str]) -> Plan:
+def choose_plan(given: dict[str, Any], checkpoint: Checkpoint | None, class_names: Sequence[str]) -> Plan:
     """Return the network's plan with heads for the data's classes: the checkpoint's, unless a new run names a cfg."""
     if checkpoint is not None and ("resume" in given or given.get("cfg") is None):
-        name = checkpoint["cfg_name"] + ".cfg"
-        input_hw = tuple(checkpoint["input_hw"])
-        plan = parse_plan(checkpoint["cfg_text"], path=name, classes=len(class_names), input_hw=input_hw)
+        name = checkpoint.cfg_name + ".cfg"
+        plan = parse_plan(checkpoint.cfg_text, path=name, classes=len(class_names), input_hw=checkpoint.input_hw)
     else:
         plan = load_plan(given.get("cfg") or "yolov4-pico", classes=len(class_names))
     if not plan.heads or plan.net.channels != 3:

@@ -21,7 +21,7 @@ from engine.results_csv import add_row, drop_rows_after
 from engine.throughput import Throughput
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
-from utils.checkpoint import write_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.draw import write_png
 from utils.structures import Batch
 
@@ -129,13 +129,13 @@ class RunLog:
             if self._board is not None:
                 self._board.add_image(name, rgb, step, dataformats="HWC")
 
-    def keep(self, name: str, content: dict[str, Any]) -> bool:
+    def keep(self, name: str, checkpoint: Checkpoint) -> bool:
         """Write a checkpoint into the folder -> whether it is there now; if not, an earlier one still is."""
         if not self._speaks:
             return True
         begun, is_kept = time.monotonic(), False
         with warn_on_disk_error(self.folder / name):
-            write_checkpoint(self.folder / name, content)
+            checkpoint.to_file(self.folder / name)
             is_kept = True
         # After an error, too: what failed now will fail again at once.
         self._saved_at = time.monotonic()

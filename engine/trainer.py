@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ from engine.training_state import TrainingState
 from evaluation.build import make_evaluator
 from evaluation.coco_map import CocoTable
 from evaluation.evaluator import Evaluator
-from models.detector import describe_network
+from models.detector import make_checkpoint
 from models.freeze import freeze
 from models.norms.effective_batch import check_values
 from models.norms.freeze_stats import NormRegime
 from models.weights.start import start_from
 from models.yolo.criterion import make_criterion
 from utils import ranks
+from utils.checkpoint import Checkpoint, ResumeState
 from utils.clock import BatchClock
 from utils.console import warn
 from utils.draw import draw_batch
@@ -146,14 +148,17 @@ class Trainer:
     def save_best(self, ap: float) -> None:
         """Write the averaged weights as best.pt; if that fails, they do not count as the best."""
         before, self.best_ap = self.best_ap, ap
-        if not self.log.keep("best.pt", self._content()):
+        if not self.log.keep("best.pt", self._checkpoint()):
             self.best_ap = before
 
     def save_last(self) -> bool:
         """Write last.pt, from which training resumes as if it had never stopped. Between batches, by all ranks."""
-        state = {"training": self._state().state_dict(), "log": self.log.state_dict()}
-        subdivisions = self.step.recovery.subdivisions
-        is_written = self.log.keep("last.pt", {**self._content(), **state, "subdivisions": subdivisions})
+        training = ResumeState(
+            state=self._state().state_dict(),
+            log=self.log.state_dict(),
+            subdivisions=self.step.recovery.subdivisions,
+        )
+        is_written = self.log.keep("last.pt", replace(self._checkpoint(), training=training))
         self._saved_step = self.steps_done if is_written else None
         return is_written
 
@@ -229,36 +234,43 @@ class Trainer:
             clock=self.step.clock,
         )
 
-    def _content(self) -> dict[str, Any]:
+    def _checkpoint(self) -> Checkpoint:
         options = self.job.options
-        return {
-            **describe_network(self.job.plan, options.norm, self.job.train_set.class_names, options.augment.letterbox),
-            "weights": self.average.model.state_dict(),
-            "step": self.steps_done,
-            "epochs_done": self.epochs_done,
-            "train_images": len(self.job.train_set),
-            "best_ap": self.best_ap,
-            "mini_batch": self.job.mini_batch,
-            "settings": flatten(options),
-        }
+        network = make_checkpoint(
+            self.job.plan,
+            options.norm,
+            self.average.model.state_dict(),
+            class_names=self.job.train_set.class_names,
+            letterbox=options.augment.letterbox,
+        )
+        return replace(
+            network,
+            step=self.steps_done,
+            epochs_done=self.epochs_done,
+            train_images=len(self.job.train_set),
+            best_ap=self.best_ap,
+            mini_batch=self.job.mini_batch,
+            settings=flatten(options),
+        )
 
-    def _resume(self, checkpoint: dict[str, Any]) -> None:
-        self._state().load_state_dict(checkpoint["training"], weights=checkpoint["weights"])
-        self.log.load_state_dict(checkpoint["log"])
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        assert checkpoint.training is not None
+        self._state().load_state_dict(checkpoint.training.state, weights=checkpoint.weights)
+        self.log.load_state_dict(checkpoint.training.log)
         best = self.folder / "best.pt"
         if ranks.broadcast(best.exists()):
-            self.best_ap = checkpoint["best_ap"]
-        elif checkpoint["best_ap"] > self.best_ap:
+            self.best_ap = checkpoint.best_ap
+        elif checkpoint.best_ap > self.best_ap:
             warn(f"{best} does not exist: the next evaluation writes one, whatever the best AP was before")
 
 
-def place_of(checkpoint: dict[str, Any], *, images: int, epoch_steps: int, total_steps: int) -> tuple[int, int]:
+def place_of(checkpoint: Checkpoint, *, images: int, epoch_steps: int, total_steps: int) -> tuple[int, int]:
     """Return the steps and epochs that are done. A last epoch that the end of the run cut short is not, if there is
     more to train now.
 
     images: to train on now. With another number of them than before, the epochs done are those that the steps fill.
     """
-    step, epochs_done = checkpoint["step"], checkpoint["epochs_done"]
-    if checkpoint.get("train_images", images) != images:
+    step, epochs_done = checkpoint.step, checkpoint.epochs_done
+    if checkpoint.train_images not in (None, images):
         epochs_done = -(-step // epoch_steps)
     return step, min(epochs_done, step // epoch_steps) if step < total_steps else epochs_done

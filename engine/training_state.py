@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ class TrainingState:
             "ranks": ranks.all_gather(own),
         }
 
-    def load_state_dict(self, state: dict[str, Any], *, weights: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, weights: Mapping[str, Tensor]) -> None:
         """Where the job had another number of ranks, each goes on with what the first one's norms remember."""
         self.network.load_state_dict(state["network"])
         self.average.model.load_state_dict(weights)

@@ -28,12 +28,13 @@ from data.source import open_image_set
 from engine.job import Job, job_of
 from engine.step import NotFinite
 from evaluation.build import make_evaluator, sample_images
-from models.detector import Detector, load_detector
+from models.detector import Detector, detector_of
 from models.network import Network
 from models.norms.effective_batch import effective_images
 from models.norms.report import measure_norms
 from models.norms.table import NormOptions, has_batch_statistics, norm_factory, resolve_norm
 from options import EvaluateOptions, TrainOptions
+from utils.checkpoint import Checkpoint
 from utils.clock import BatchClock
 from utils.environment import describe, pick_device
 from utils.errors import UserError
@@ -62,7 +63,8 @@ def run_cell(
     try:
         table = train.train(job, is_reported=False)
         scores |= {"val_AP": table.AP, "val_AP50": table.AP50}
-        detector = load_detector(str(folder / "best.pt"), device=pick_device(device), **_as_evaluated())
+        best = Checkpoint.from_file(folder / "best.pt")
+        detector = detector_of(best, path=str(folder / "best.pt"), device=pick_device(device), **_as_evaluated())
         if is_tested:
             test_set = open_image_set(source.path, str(source.test))
             check_apart(job.train_set, val_set, test_set)

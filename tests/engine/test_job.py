@@ -14,6 +14,7 @@ from data.digits import make_digits
 from engine.job import make_schedule, open_sets, parse_job
 from engine.trainer import place_of
 from options import TrainOptions
+from tests.toy_checkpoint import toy_checkpoint
 from utils.errors import UserError
 from utils.flags import resolve
 from utils.schedule import Schedule
@@ -55,7 +56,7 @@ def test_a_set_without_objects_says_what_was_dropped(tmp_path: Path):
 
 def place_after(step: int, epochs_done: int, *, before: int | None = 16, now: int = 16, epochs: int) -> tuple[int, int]:
     """Of a run with batches of 4 images; before: images to train on, None in a checkpoint that does not say."""
-    checkpoint = {"step": step, "epochs_done": epochs_done} | ({} if before is None else {"train_images": before})
+    checkpoint = toy_checkpoint(step=step, epochs_done=epochs_done, train_images=before)
     return place_of(checkpoint, images=now, epoch_steps=now // 4, total_steps=epochs * now // 4)
 
 

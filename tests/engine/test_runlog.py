@@ -14,7 +14,8 @@ import torch
 
 from engine.results_csv import COLUMNS
 from engine.runlog import RunLog
-from utils.checkpoint import read_checkpoint
+from tests.toy_checkpoint import toy_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 from utils.run_folder import free_folder, writable_folder
 
@@ -149,11 +150,11 @@ def test_time_before_an_interruption_counts_to_its_own_epoch_and_to_no_other(log
 
 
 def test_a_checkpoint_that_cannot_be_written_is_a_line(log, monkeypatch, capsys):
-    assert log.keep("last.pt", {"value": 1})
+    assert log.keep("last.pt", toy_checkpoint(step=1))
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    assert not log.keep("last.pt", {"value": 2})
+    assert not log.keep("last.pt", toy_checkpoint(step=2))
     assert f"error: {log.folder / 'last.pt'} was not written (No space left on device)" in capsys.readouterr().err
-    assert read_checkpoint(log.folder / "last.pt")["value"] == 1
+    assert Checkpoint.from_file(log.folder / "last.pt").step == 1
 
 
 def test_time_makes_a_save_due_and_so_does_the_end_of_an_epoch_that_took_longer_than_saving(tmp_path: Path):
