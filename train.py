@@ -14,8 +14,8 @@ from cfg.parse import CfgError
 from engine.announce import announce
 from engine.build import make_detector
 from engine.job import Job, open_run, parse_job
-from engine.trainer import Trainer
-from evaluation.build import make_evaluator, recalibrate_on
+from engine.trainer import Trainer, make_val_evaluator
+from evaluation.build import recalibrate_on
 from evaluation.evaluator import Evaluator
 from evaluation.plots import plot_results
 from models.detector import build_network
@@ -68,11 +68,15 @@ def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator:
     network = build_network(best, path=str(path)).to(ranks.local_device(pick_device(options.device)))
     if options.optim.freeze:
         freeze(network, options.optim.freeze)  # their statistics stay as loaded
-    detector = make_detector(options, network, job.train_set.class_names)
-    loading = {"batch_size": job.mini_batch, "workers": options.workers}
-    evaluator = make_evaluator(detector, job.val_set, backend=options.eval_backend, stop=stop, **loading)
+    evaluator = make_val_evaluator(job, network, stop)
     if options.norm.precise_bn and not best.is_precise:
-        source = recalibrate_on(job.train_set, detector, image_count=options.norm.precise_bn, **loading)
+        source = recalibrate_on(
+            job.train_set,
+            make_detector(options, network, job.train_set.class_names),
+            image_count=options.norm.precise_bn,
+            batch_size=job.mini_batch,
+            workers=options.workers,
+        )
         before, after = best.best_ap, evaluator.measure().AP
         best = replace(best, weights=network.state_dict(), best_ap=after, is_precise=True)
         if ranks.is_rank_zero():

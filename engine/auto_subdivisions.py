@@ -63,7 +63,7 @@ def subdivisions_that_fit(options: TrainOptions, plan: Plan, device: torch.devic
     def backward(part: Batch) -> None:  # in a function, so that an error leaves no activations in a variable
         with precision.autocast():
             heads = network(part.pixels())
-        precision.scale(criterion(heads, part.targets).total).backward()
+        torch.autograd.backward(precision.scale(criterion(heads, part.targets).total))
 
     clock = BatchClock(network)
     recovery = OutOfMemoryRecovery(network, subdivisions=1, is_parallel=False, say=lambda line: None)

@@ -62,7 +62,7 @@ class TrainStep:
                     terms = self.criterion(heads, part.targets)
                     # Divided by the images of the whole batch: the gradient does not depend on how it was cut. Times
                     # the world size, because DistributedDataParallel averages gradients that have to be added.
-                    self.precision.scale(terms.total * (ranks.world_size() / images)).backward()
+                    torch.autograd.backward(self.precision.scale(terms.total * (ranks.world_size() / images)))
                     losses += terms.detached() / images
             heads = terms = None  # nor may a failed attempt's activations be alive in the next one
 
@@ -70,7 +70,8 @@ class TrainStep:
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         gradient_norm = nn.utils.get_total_norm(gradients)
         # In one copy, the only place where the host waits for a GPU (fp16 waits once more, for its loss scale).
-        losses, gradient_norm = torch.cat((losses, gradient_norm.to(losses).view(1))).cpu().split((3, 1))
+        on_host = torch.cat((losses, gradient_norm.to(losses).view(1))).cpu()
+        losses, gradient_norm = on_host[:3], on_host[3]
         if not losses.isfinite().all() or not (gradient_norm.isfinite() or self.precision.may_overflow()):
             raise self._not_finite(batch, losses)
 

@@ -30,6 +30,7 @@ from evaluation.coco_map import CocoTable
 from evaluation.evaluator import Evaluator
 from models.detector import make_checkpoint
 from models.freeze import freeze
+from models.network import Network
 from models.norms.effective_batch import check_values
 from models.norms.freeze_stats import NormRegime
 from models.weights.start import start_from
@@ -70,7 +71,7 @@ class Trainer:
         self.schedule = make_schedule(options, plan, total_steps=self.total_steps)
         decay = self.schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
         self.average = WeightAverage(self.network, decay=decay, warm_up_steps=100)
-        self.evaluator = self._make_evaluator()
+        self.evaluator = make_val_evaluator(job, self.average.model, stop)
         self.regime = NormRegime(self.network, options.norm, self.total_steps)
         first_step, self.epochs_done = self._place()
         self.log = self._make_log(first_step)
@@ -148,7 +149,7 @@ class Trainer:
     def save_best(self, ap: float) -> None:
         """Write the averaged weights as best.pt; if that fails, they do not count as the best."""
         before, self.best_ap = self.best_ap, ap
-        if not self.log.keep("best.pt", self._checkpoint()):
+        if not self.log.save("best.pt", self._checkpoint()):
             self.best_ap = before
 
     def save_last(self) -> bool:
@@ -158,7 +159,7 @@ class Trainer:
             log=self.log.state_dict(),
             subdivisions=self.step.recovery.subdivisions,
         )
-        is_written = self.log.keep("last.pt", replace(self._checkpoint(), training=training))
+        is_written = self.log.save("last.pt", replace(self._checkpoint(), training=training))
         self._saved_step = self.steps_done if is_written else None
         return is_written
 
@@ -170,17 +171,6 @@ class Trainer:
         if options.weights is None or self.job.checkpoint is not None:
             return ""
         return start_from(options.weights, options.cfg, self.network, self.job.train_set.class_names)
-
-    def _make_evaluator(self) -> Evaluator:
-        options = self.job.options
-        return make_evaluator(
-            make_detector(options, self.average.model, self.job.train_set.class_names),
-            self.job.val_set,
-            batch_size=self.job.mini_batch,  # what fits in training fits here
-            workers=options.workers,
-            backend=options.eval_backend,
-            stop=self.stop,
-        )
 
     def _make_log(self, first_step: int) -> RunLog:
         return RunLog(
@@ -262,6 +252,18 @@ class Trainer:
             self.best_ap = checkpoint.best_ap
         elif checkpoint.best_ap > self.best_ap:
             warn(f"{best} does not exist: the next evaluation writes one, whatever the best AP was before")
+
+
+def make_val_evaluator(job: Job, network: Network, stop: Stop | None) -> Evaluator:
+    """Return the evaluator of a network on the job's validation split. Raises Stopped between batches on request."""
+    return make_evaluator(
+        make_detector(job.options, network, job.train_set.class_names),
+        job.val_set,
+        batch_size=job.mini_batch,  # what fits in training fits here
+        workers=job.options.workers,
+        backend=job.options.eval_backend,
+        stop=stop,
+    )
 
 
 def place_of(checkpoint: Checkpoint, *, images: int, epoch_steps: int, total_steps: int) -> tuple[int, int]:

@@ -11,7 +11,8 @@ import pytest
 from cfg.plan import Plan, load_plan, parse_plan
 from cfg.settings import cfg_settings
 from data.digits import make_digits
-from engine.job import make_schedule, open_sets, parse_job
+from engine.build import make_schedule
+from engine.job import open_sets, parse_job
 from engine.trainer import place_of
 from options import TrainOptions
 from tests.toy_checkpoint import toy_checkpoint

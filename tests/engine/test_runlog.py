@@ -150,9 +150,9 @@ def test_time_before_an_interruption_counts_to_its_own_epoch_and_to_no_other(log
 
 
 def test_a_checkpoint_that_cannot_be_written_is_a_line(log, monkeypatch, capsys):
-    assert log.keep("last.pt", toy_checkpoint(step=1))
+    assert log.save("last.pt", toy_checkpoint(step=1))
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    assert not log.keep("last.pt", toy_checkpoint(step=2))
+    assert not log.save("last.pt", toy_checkpoint(step=2))
     assert f"error: {log.folder / 'last.pt'} was not written (No space left on device)" in capsys.readouterr().err
     assert Checkpoint.from_file(log.folder / "last.pt").step == 1
 
@@ -176,8 +176,8 @@ def test_waiting_for_data_is_told_from_training(log, capsys):
     for _ in range(4):  # epochs so short that none alone shows the pace
         for _ in log.watch(slow()):
             time.sleep(0.01)
-        assert log._pace.images == 6
-        assert 0.5 < log._pace.share_waiting < 0.9
+        assert log._throughput.images == 6
+        assert 0.5 < log._throughput.share_waiting < 0.9
     assert capsys.readouterr().out.count("images/s") == 1
 
 
