@@ -154,7 +154,7 @@ def test_nothing_of_a_failed_attempt_is_in_memory_afterwards(place: str, monkeyp
     monkeypatch.setattr(step, "criterion", criterion)
     monkeypatch.setattr("engine.oom_recovery.empty_cache", count)
     step.network.layers[0].register_forward_pre_hook(count)
-    for layer in list(step.network.layers)[:2]:
+    for layer in list(step.network.layers)[:4]:
         layer.register_forward_hook(after_forward)
     step(batch_of(4))
     assert step.recovery.subdivisions == 2
