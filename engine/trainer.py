@@ -8,17 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from engine import build
 from engine.amp import MixedPrecision
-from engine.build import (
-    compile_for_all_sizes,
-    make_detector,
-    make_loader,
-    make_network,
-    make_optimizer,
-    make_schedule,
-)
 from engine.ema import WeightAverage
 from engine.job import Job
 from engine.profiling import profiled
@@ -59,24 +50,34 @@ class Trainer:
         self.device = ranks.local_device(pick_device(options.device))
         leave_a_core_to_loaders(self.device, options.workers)
         seed_everything(options.seed)
-        self.network = make_network(options, plan, self.device)
+        self.network = build.make_network(options, plan, self.device)
         self.layers_frozen = freeze(self.network, options.optim.freeze) if options.optim.freeze else ""
-        self.weights_loaded = self._load_start()
-        self.optimizer = make_optimizer(options, self.network)
-        self.loader = make_loader(options, plan, job.train_set)
+        self.weights_loaded = ""
+        if options.weights is not None and job.checkpoint is None:
+            self.weights_loaded = start_from(options.weights, options.cfg, self.network, job.train_set.class_names)
+        self.optimizer = build.make_optimizer(options, self.network)
+        self.loader = build.make_loader(options, plan, job.train_set)
         check_values(plan.with_input_hw(self.loader.smallest_hw), options.norm, mini_batch=job.mini_batch)
         optim = options.optim
         self.total_steps = optim.epochs * len(self.loader) if optim.epochs else optim.max_steps
         self.epochs = -(-self.total_steps // len(self.loader))
-        self.schedule = make_schedule(options, plan, total_steps=self.total_steps)
+        self.schedule = build.make_schedule(options, plan, total_steps=self.total_steps)
         decay = self.schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
         self.average = WeightAverage(self.network, decay=decay, warm_up_steps=100)
         self.evaluator = make_val_evaluator(job, self.average.model, stop)
         self.regime = NormRegime(self.network, options.norm, self.total_steps)
-        first_step, self.epochs_done = self._place()
-        self.log = self._make_log(first_step)
+        first_step, self.epochs_done = place_of(
+            job.checkpoint, images=len(job.train_set), epoch_steps=len(self.loader), total_steps=self.total_steps
+        )
+        self.log = RunLog(
+            folder,
+            total_steps=self.total_steps,
+            first_step=first_step,
+            epochs_done=self.epochs_done,
+            save_every_s=60 * options.save_minutes,
+        )
         if options.speed.compile:
-            compile_for_all_sizes(self.network)
+            build.compile_for_all_sizes(self.network)
         self.step = self._make_step()
         self.best_ap = float("-inf")
         self._saved_step: int | None = None
@@ -114,7 +115,7 @@ class Trainer:
         """Measure the averaged weights on the validation split, and draw what they find in its first images."""
         self.save_last()  # an evaluation can take long, and run out of memory
         self.average.agree()
-        return self.evaluator.measure(show=self._show_predictions)
+        return self.evaluator.measure(show=lambda rgb: self.log.image("predictions", rgb, self.steps_done))
 
     def save_or_stop(self) -> None:
         """After a step: write last.pt if it is time to. Raises Stopped if a stop was requested on any rank."""
@@ -163,24 +164,6 @@ class Trainer:
         self._saved_step = self.steps_done if is_written else None
         return is_written
 
-    def _show_predictions(self, rgb: np.ndarray) -> None:
-        self.log.image("predictions", rgb, self.steps_done)
-
-    def _load_start(self) -> str:
-        options = self.job.options
-        if options.weights is None or self.job.checkpoint is not None:
-            return ""
-        return start_from(options.weights, options.cfg, self.network, self.job.train_set.class_names)
-
-    def _make_log(self, first_step: int) -> RunLog:
-        return RunLog(
-            self.folder,
-            total_steps=self.total_steps,
-            first_step=first_step,
-            epochs_done=self.epochs_done,
-            save_every_s=60 * self.job.options.save_minutes,
-        )
-
     def _make_step(self) -> TrainStep:
         options = self.job.options
         return TrainStep(
@@ -208,12 +191,6 @@ class Trainer:
             "total_steps": self.total_steps,
             "environment": describe(self.device),
         }
-
-    def _place(self) -> tuple[int, int]:
-        checkpoint, images = self.job.checkpoint, len(self.job.train_set)
-        if checkpoint is None:
-            return 0, 0
-        return place_of(checkpoint, images=images, epoch_steps=len(self.loader), total_steps=self.total_steps)
 
     def _state(self) -> TrainingState:
         return TrainingState(
@@ -257,7 +234,7 @@ class Trainer:
 def make_val_evaluator(job: Job, network: Network, stop: Stop | None) -> Evaluator:
     """Return the evaluator of a network on the job's validation split. Raises Stopped between batches on request."""
     return make_evaluator(
-        make_detector(job.options, network, job.train_set.class_names),
+        build.make_detector(job.options, network, job.train_set.class_names),
         job.val_set,
         batch_size=job.mini_batch,  # what fits in training fits here
         workers=job.options.workers,
@@ -266,12 +243,14 @@ def make_val_evaluator(job: Job, network: Network, stop: Stop | None) -> Evaluat
     )
 
 
-def place_of(checkpoint: Checkpoint, *, images: int, epoch_steps: int, total_steps: int) -> tuple[int, int]:
-    """Return the steps and epochs that are done. A last epoch that the end of the run cut short is not, if there is
-    more to train now.
+def place_of(checkpoint: Checkpoint | None, *, images: int, epoch_steps: int, total_steps: int) -> tuple[int, int]:
+    """Return the steps and epochs that are done, 0 without a checkpoint.
 
-    images: to train on now. With another number of them than before, the epochs done are those that the steps fill.
+    A last epoch that the end of the run cut short is not done if there is more to train now. images: to train on now;
+    with another number of them than before, the epochs done are those that the steps fill.
     """
+    if checkpoint is None:
+        return 0, 0
     step, epochs_done = checkpoint.step, checkpoint.epochs_done
     if checkpoint.train_images not in (None, images):
         epochs_done = -(-step // epoch_steps)
