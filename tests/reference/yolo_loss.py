@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.yolo.anchor_grid import Places
+from models.yolo.anchor_grid import AnchorGrid
 from models.yolo.assign import assign, best_overlap
 from models.yolo.coder import decode_head, encode
 from models.yolo.head import RawHead
@@ -34,7 +34,7 @@ def _of_head(head: RawHead, targets: Targets, options: LossOptions) -> Tensor:
     box = classes = torch.zeros((), dtype=logits.dtype)
     smoothing = spec.label_smooth_eps if options.label_smoothing is None else options.label_smoothing
     asked: dict[tuple[int, ...], set[int]] = {}
-    for place, target in zip(zip(*(index.tolist() for index in pairs.place), strict=True), pairs.target, strict=True):
+    for place, target in zip(zip(*(index.tolist() for index in pairs.index), strict=True), pairs.target, strict=True):
         wanted[place] = weight[place] = 1
         asked.setdefault(place, set()).add(int(targets.labels[target]))
         box = box + _of_pair(head, boxes[place], logits[place], place, targets.boxes[target], options)
@@ -54,7 +54,7 @@ def _of_pair(
         return options.box_gain * spec.iou_normalizer * iou_loss(box[None], wanted[None], spec.iou_loss)[0]
     _, anchor, row, column = place
     cell = torch.tensor([column, row], dtype=raw.dtype)
-    goal = encode(wanted, Places.of(cell, head.anchors_px()[anchor], head.stride_px, spec))
+    goal = encode(wanted, AnchorGrid.of(cell, head.anchors_px()[anchor], head.stride_px, spec))
     error = torch.cat((raw[:2].sigmoid() - goal[:2].sigmoid(), raw[2:4] - goal[2:]))
     width, height = wanted[2] - wanted[0], wanted[3] - wanted[1]
     image = head.grid_hw[0] * head.stride_px[0] * head.grid_hw[1] * head.stride_px[1]

@@ -20,7 +20,7 @@ from cfg.plan import load_plan
 from cfg.yolo import NMS_KINDS
 from data.geometry import letterbox_placement
 from models.yolo.head import RawHead
-from models.yolo.nms import NmsRule, survivors
+from models.yolo.nms import NmsRule, classwise_nms
 from models.yolo.postprocess import candidates, postprocess
 from tests.darknet_fixtures import dog, network_of, write_weights
 from utils.structures import Detections
@@ -76,7 +76,7 @@ def check_candidates(heads: Sequence[RawHead], dets: np.ndarray, confidence: flo
 def check_keeps(found: Detections, keeps: Boxes, prefix: str = "") -> None:
     for kind in NMS_KINDS:
         rule = NmsRule(kind=kind, iou=NMS_IOU, beta=0.6)
-        kept = survivors(found.boxes, found.scores, found.labels, rule, unit=INPUT_HW[::-1])
+        kept = classwise_nms(found.boxes, found.scores, found.labels, rule, unit=INPUT_HW[::-1])
         mask = np.zeros(len(found), bool)
         mask[kept] = True
         assert np.array_equal(mask, keeps[f"{prefix}keep_{kind}"]), kind

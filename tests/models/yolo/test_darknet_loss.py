@@ -15,7 +15,7 @@ from cfg.layers import YoloSpec
 from cfg.yolo import IOU_LOSSES, IOU_THRESH_KINDS
 from models.yolo.assign import assign
 from models.yolo.criterion import CRITERIA, make_criterion
-from models.yolo.darknet_iou_grad import iou_ascent
+from models.yolo.darknet_iou_grad import iou_grad
 from models.yolo.darknet_loss import DarknetLoss, head_deltas
 from models.yolo.head import RawHead
 from models.yolo.loss import LossOptions, LossTerms, YoloLoss
@@ -253,21 +253,21 @@ def test_the_ascent_is_the_derivative_but_twice_for_the_sides(kind, overlap):
     boxes.requires_grad_()
     overlap(corners(boxes), corners(truths)).diagonal().sum().backward()
     expected = boxes.grad * torch.tensor([1, 1, 2, 2])
-    torch.testing.assert_close(iou_ascent(boxes.detach(), truths, kind), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(iou_grad(boxes.detach(), truths, kind), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", IOU_THRESH_KINDS)
 def test_a_box_without_sides_is_taken_for_one_as_large_as_the_image(kind):
     truth = (0.5, 0.4, 0.3, 0.2)
     for box in ((0.4, 0.4, 0.0, 0.0), (0.4, 0.4, 0.1, 0.0), (0.4, 0.4, 0.0, 0.1)):
-        made = iou_ascent(torch.tensor([box]).double(), torch.tensor([truth]).double(), kind)[0].tolist()
+        made = iou_grad(torch.tensor([box]).double(), torch.tensor([truth]).double(), kind)[0].tolist()
         assert made == pytest.approx(box_ascent(box, truth, kind), rel=1e-6)
         assert any(made)
 
 
 def test_the_distance_term_is_its_derivative_but_for_the_sign_of_the_enclosing_box():
     boxes, truths = overlapping_pairs()
-    extra = iou_ascent(boxes, truths, "diou") - iou_ascent(boxes, truths, "iou")
+    extra = iou_grad(boxes, truths, "diou") - iou_grad(boxes, truths, "iou")
     boxes.requires_grad_()
     wanted = corners(truths)
     made = corners(boxes)

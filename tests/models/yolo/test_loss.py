@@ -16,7 +16,7 @@ from cfg.plan import load_plan
 from cfg.yolo import IOU_LOSSES
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory
-from models.yolo.anchor_grid import Places
+from models.yolo.anchor_grid import AnchorGrid
 from models.yolo.assign import assign, best_overlap
 from models.yolo.coder import decode, decode_head, encode
 from models.yolo.head import RawHead
@@ -124,7 +124,7 @@ class Kernels(TorchDispatchMode):
 def test_more_heads_are_hardly_more_kernels():
     def kernels(*specs: YoloSpec) -> int:
         heads, targets = random_heads(*specs, images=1), random_targets(4, images=1)
-        YoloLoss(LossOptions())(heads, targets)  # makes the places
+        YoloLoss(LossOptions())(heads, targets)  # builds the anchor grid
         with Kernels() as counted:
             YoloLoss(LossOptions())(heads, targets).total.backward()
         return counted.count
@@ -153,7 +153,7 @@ def test_ciou_is_diou_and_the_aspect_term_with_a_constant_weight(new_coords):
     made = loss_of(logits, SOME, ciou).box
     boxes = decode_head(RawHead(logits=logits, spec=ciou, stride_px=STRIDE))
     pairs = assign(SOME, ciou, GRID, STRIDE)
-    said, wanted = boxes[pairs.place], SOME.boxes[pairs.target]
+    said, wanted = boxes[pairs.index], SOME.boxes[pairs.target]
     angles = [torch.atan((b[:, 2] - b[:, 0]) / (b[:, 3] - b[:, 1])) for b in (said, wanted)]
     v = 4 / math.pi**2 * (angles[1] - angles[0]).square()
     alpha = (v / (1 - box_iou(said, wanted).diagonal() + v)).detach()
@@ -268,9 +268,11 @@ def perfect_logits(targets: Targets, spec: YoloSpec, sure: float = 20.0) -> torc
     pairs = assign(targets, spec, GRID, STRIDE)
     cells = torch.stack((pairs.column, pairs.row), dim=1).double()
     anchors = torch.tensor(ANCHORS, dtype=torch.float64)[list(spec.mask)][pairs.anchor]
-    logits[(*pairs.place, slice(0, 4))] = encode(targets.boxes[pairs.target], Places.of(cells, anchors, STRIDE, spec))
-    logits[(*pairs.place, 4)] = sure
-    logits[(*pairs.place, 5 + targets.labels[pairs.target])] = sure
+    logits[(*pairs.index, slice(0, 4))] = encode(
+        targets.boxes[pairs.target], AnchorGrid.of(cells, anchors, STRIDE, spec)
+    )
+    logits[(*pairs.index, 4)] = sure
+    logits[(*pairs.index, 5 + targets.labels[pairs.target])] = sure
     return logits
 
 
@@ -304,8 +306,8 @@ def test_two_classes_in_one_place_are_asked_once_together():
     logits = random_logits(1)
     twins = targets_of([[3, 4, 14, 19], [3.5, 4, 14, 19], [3, 4.5, 14, 19]], labels=[0, 2, 2], image_index=[0, 0, 0])
     pairs = assign(twins, SPEC, GRID, STRIDE)
-    assert len(pairs) == 3 and len(set(zip(*(t.tolist() for t in pairs.place), strict=True))) == 1
-    place = tuple(t[0].item() for t in pairs.place)
+    assert len(pairs) == 3 and len(set(zip(*(t.tolist() for t in pairs.index), strict=True))) == 1
+    place = tuple(t[0].item() for t in pairs.index)
     terms = loss_of(logits, twins)
     said = logits[place].tolist()
     assert terms.classes.item() == pytest.approx(bce(said[5], 1) + bce(said[6], 0) + bce(said[7], 1))
@@ -324,7 +326,7 @@ def test_a_cell_that_covers_an_object_well_is_left_alone(is_crowd):
     neighbour = (0, 1, 1, 1)  # its anchor has not the best shape, its cell is not the centre's
     cell, anchor = torch.tensor([1.0, 1.0]).double(), torch.tensor(ANCHORS[1]).double()
     shifted = torch.tensor(box).double() - 1.5 * torch.tensor([1, 0, 1, 0])
-    logits[neighbour][:4] = encode(shifted, Places.of(cell, anchor, STRIDE, SPEC))
+    logits[neighbour][:4] = encode(shifted, AnchorGrid.of(cell, anchor, STRIDE, SPEC))
     logits.requires_grad_()
     assert best_overlap(decode_head(RawHead(logits=logits, spec=SPEC, stride_px=STRIDE)), target)[neighbour] > 0.8
     loss_of(logits, target).objectness.backward()
@@ -344,7 +346,7 @@ def test_with_objectness_smooth_it_says_at_least_how_well_it_covers():
     place = (0, 1, 1, 1)
     for says, pulled in ((-2.0, True), (8.0, False)):
         logits = torch.full((1, 2, *GRID, 8), -3.0, dtype=torch.float64)
-        logits[place][:4] = encode(torch.tensor(box).double() - 1.0, Places.of(cell, anchor, STRIDE, spec))
+        logits[place][:4] = encode(torch.tensor(box).double() - 1.0, AnchorGrid.of(cell, anchor, STRIDE, spec))
         logits[place][4] = says
         logits.requires_grad_()
         overlap = best_overlap(decode_head(RawHead(logits=logits, spec=spec, stride_px=STRIDE)), target)[place]
@@ -358,7 +360,7 @@ def test_an_anchor_that_answers_says_one_even_where_it_covers_well():
     logits[..., 4] = -2
     logits.requires_grad_()
     loss_of(logits, SOME).objectness.backward()
-    place = assign(SOME, SPEC, GRID, STRIDE).place
+    place = assign(SOME, SPEC, GRID, STRIDE).index
     assert logits.grad[(*place, 4)].tolist() == pytest.approx([1 / (1 + math.exp(2)) - 1] * len(place[0]))
 
 
@@ -366,7 +368,7 @@ def test_an_anchor_that_answers_says_one_even_where_it_covers_well():
 def test_label_smoothing_moves_the_class_targets(flag, cfg, used):
     one = targets_of([[3, 4, 14, 19]], [1], [0])
     logits = random_logits(1)
-    place = tuple(t[0].item() for t in assign(one, SPEC, GRID, STRIDE).place)
+    place = tuple(t[0].item() for t in assign(one, SPEC, GRID, STRIDE).index)
     terms = loss_of(logits, one, replace(SPEC, label_smooth_eps=cfg), LossOptions(label_smoothing=flag))
     wanted = [used / 2, 1 - used / 2, used / 2]
     said = logits[place][CLASSES].tolist()
@@ -384,10 +386,10 @@ def test_the_box_that_is_measured_is_the_one_decoded():
     logits = random_logits(1)
     one = targets_of([[3, 4, 14, 19]], [1], [0])
     spec = replace(SPEC, iou_loss="iou")
-    image, anchor, row, column = (t[0].item() for t in assign(one, spec, GRID, STRIDE).place)
+    image, anchor, row, column = (t[0].item() for t in assign(one, spec, GRID, STRIDE).index)
     raw = logits[image, anchor, row, column, :4]
     place = torch.tensor([float(column), float(row)]).double(), torch.tensor(ANCHORS[anchor]).double()
-    iou = box_iou(decode(raw, Places.of(*place, STRIDE, spec))[None], one.boxes).item()
+    iou = box_iou(decode(raw, AnchorGrid.of(*place, STRIDE, spec))[None], one.boxes).item()
     expected = LossOptions().box_gain * spec.iou_normalizer * (1 - iou)
     assert loss_of(logits, one, spec).box.item() == pytest.approx(expected, abs=1e-6)
 
