@@ -10,9 +10,8 @@ import copy
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from models.blocks import ConvNormAct
+from models.blocks import ConvNormAct, merge_conv_norm
 from models.network import Network
 from models.norms.table import has_batch_statistics
 from models.norms.weight_centralization import used_weight
@@ -48,10 +47,9 @@ def _unfoldable(network: Network) -> list[nn.Module]:
 
 
 def _merged(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """In float64 on the CPU, rounded once."""
-    tensors = (used_weight(conv), norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    filters, mean, var, gamma, beta = (tensor.detach().cpu().double() for tensor in tensors)
-    weight, bias = fuse_conv_bn_weights(filters, None, mean, var, norm.eps, gamma, beta)
+    weight, bias = merge_conv_norm(
+        used_weight(conv), norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
+    )
     made = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cfg.layers import YoloSpec
-from cfg.yolo import IOU_THRESH_KINDS
+from cfg.yolo import IOU_THRESH_KINDS, YoloSpec
 from models.yolo.assign import Assignment, assign, best_overlap, best_target, shape_overlap
 from tests.reference import assignment as oracle
 from tests.reference.darknet_loss import SHAPE_OVERLAPS

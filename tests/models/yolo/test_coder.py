@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cfg.layers import YoloSpec
+from cfg.yolo import YoloSpec
 from models.yolo.anchor_grid import AnchorGrid, anchor_grid, cell_grid
 from models.yolo.coder import decode, decode_head, encode
 from models.yolo.head import RawHead

@@ -15,9 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfg.layers import YoloSpec
 from cfg.plan import load_plan
-from cfg.yolo import NMS_KINDS
+from cfg.yolo import NMS_KINDS, YoloSpec
 from data.geometry import letterbox_placement
 from models.yolo.head import RawHead
 from models.yolo.nms import NmsRule, classwise_nms

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou, generalized_box_iou
 
-from cfg.layers import YoloSpec
-from cfg.yolo import IOU_LOSSES, IOU_THRESH_KINDS
+from cfg.yolo import IOU_LOSSES, IOU_THRESH_KINDS, YoloSpec
 from models.yolo.assign import assign
 from models.yolo.criterion import CRITERIA, make_criterion
 from models.yolo.darknet_iou_grad import iou_grad

@@ -11,9 +11,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou
 
-from cfg.layers import YoloSpec
 from cfg.plan import load_plan
-from cfg.yolo import IOU_LOSSES
+from cfg.yolo import IOU_LOSSES, YoloSpec
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory
 from models.yolo.anchor_grid import AnchorGrid

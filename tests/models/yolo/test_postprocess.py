@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cfg.layers import YoloSpec
+from cfg.yolo import YoloSpec
 from models.yolo import postprocess as module
 from models.yolo.anchor_grid import AnchorGrid
 from models.yolo.coder import decode_head, encode
