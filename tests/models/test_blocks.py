@@ -92,7 +92,7 @@ def test_a_shortcut_of_different_channels_adds_the_common_first_ones(own, other)
         assert torch.equal(made[:, channel], expected)
 
 
-def test_a_shortcut_leaves_its_inputs_alone():
+def test_a_shortcut_does_not_change_its_inputs():
     x, y = torch.randn(1, 6, 2, 2), torch.randn(1, 4, 2, 2)
     before = x.clone()
     Shortcut(nn.Identity())(x, y)

@@ -242,9 +242,9 @@ def test_raw_outputs_are_darknets(name, shared: Path, tmp_path: Path):
     with torch.no_grad():
         heads = network(image)
     for head, index in zip(heads, network.plan.heads, strict=True):
-        said = head.logits.sigmoid() if head.spec.new_coords else head.logits
-        said = said[0].permute(0, 3, 1, 2).flatten(0, 1)
-        np.testing.assert_allclose(said.numpy(), reference[f"yolo{index}_raw"], atol=1e-4)
+        output = head.logits.sigmoid() if head.spec.new_coords else head.logits
+        output = output[0].permute(0, 3, 1, 2).flatten(0, 1)
+        np.testing.assert_allclose(output.numpy(), reference[f"yolo{index}_raw"], atol=1e-4)
 
 
 def test_convolutions_keep_the_variance_of_their_input():

@@ -71,7 +71,7 @@ def test_shape_overlaps_are_the_oracles(kind):
         assert row == pytest.approx(expected, abs=1e-12)
 
 
-def test_another_kind_of_overlap_asks_other_anchors():
+def test_another_kind_of_overlap_chooses_other_anchors():
     targets = random_targets(60)
     spec = YoloSpec(anchors=ANCHORS, mask=(0, 1, 2), iou_thresh=0.2)
     kinds = [replace(spec, iou_thresh_kind=kind) for kind in ("iou", "giou")]
@@ -93,7 +93,7 @@ def test_the_first_of_equal_anchors_wins():
     assert pairs_of(assign(targets, YoloSpec(anchors=twice, mask=(2, 1)), GRID, STRIDE)) == [(0, 1, 2, 5, 0)]
 
 
-def test_the_best_anchor_may_be_another_heads_and_further_ones_are_asked_too():
+def test_the_best_anchor_may_be_another_heads_and_further_ones_are_positive_too():
     targets = targets_of([[20, 20, 53, 43]])  # exactly anchor 2
     assert pairs_of(assign(targets, YoloSpec(anchors=ANCHORS, mask=(2, 0)), GRID, STRIDE)) == [(0, 0, 1, 4, 0)]
     assert len(assign(targets, YoloSpec(anchors=ANCHORS, mask=(3, 4, 5)), GRID, STRIDE)) == 0
@@ -185,6 +185,6 @@ def test_best_object_is_the_oracles_and_no_crowd(count, crowds):
 
 
 def test_the_first_of_equal_objects_is_the_best():
-    twins = targets_of([[0, 0, 9, 9], [10, 10, 30, 30], [10, 10, 30, 30]])
-    overlap, index = best_target(torch.tensor([[12.0, 10, 30, 30]]).view(1, 1, 1, 1, 4).double(), twins)
+    equal_boxes = targets_of([[0, 0, 9, 9], [10, 10, 30, 30], [10, 10, 30, 30]])
+    overlap, index = best_target(torch.tensor([[12.0, 10, 30, 30]]).view(1, 1, 1, 1, 4).double(), equal_boxes)
     assert (overlap.item(), index.item()) == (pytest.approx(0.9), 1)

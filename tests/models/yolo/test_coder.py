@@ -1,4 +1,4 @@
-"""decode and encode undo each other, and decode is darknet's, said slowly."""
+"""decode and encode undo each other, and decode is darknet's, written slowly."""
 
 from __future__ import annotations
 
