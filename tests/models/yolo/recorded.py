@@ -91,7 +91,7 @@ def targets_of(truths: list[list[Truth]], input_hw: tuple[int, int], dtype: torc
 
 
 def head_of(x: np.ndarray, spec: YoloSpec, input_hw: tuple[int, int], dtype: torch.dtype) -> RawHead:
-    """The head of the output x (N, A, 5 + C, H, W) of its convolution; with new_coords x is the logistic of its logits."""
+    """The head of its convolution's output x (N, A, 5 + C, H, W); with new_coords x is the logistic of the logits."""
     output = torch.from_numpy(x).permute(0, 1, 3, 4, 2).double()
     logits = output.logit() if spec.new_coords else output
     stride_px = (input_hw[0] / x.shape[3], input_hw[1] / x.shape[4])
