@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,6 @@ def to_device_async(host: Tensor, like: Tensor) -> Tensor:
     return host.pin_memory().to(like.device, non_blocking=True)
 
 
-def constant_like(values: Any, like: Tensor) -> Tensor:
+def constant_like(values: Sequence[float], like: Tensor) -> Tensor:
     """Return `like.new_tensor(values)`, without its synchronization."""
     return to_device_async(torch.tensor(values, dtype=like.dtype), like)

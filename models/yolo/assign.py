@@ -8,7 +8,7 @@ every other anchor of this head whose shape IoU (or what iou_thresh_kind names) 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cfg.yolo import YoloSpec
 from models.transfer import to_device_async
+from models.yolo.head import RawHead
 from utils.boxes import box_iou, shape_iou, share_inside
 from utils.structures import Targets
 
@@ -79,6 +80,36 @@ def assign(targets: Targets, spec: YoloSpec, grid_hw: tuple[int, int], stride_px
     column = (centre[:, 0] / stride_px[1]).long().clamp(0, grid_hw[1] - 1)
     row = (centre[:, 1] / stride_px[0]).long().clamp(0, grid_hw[0] - 1)
     return Assignment(image=targets.image_index[target], anchor=anchor, row=row, column=column, target=target)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Positives:
+    """P pairs of a positive anchor and a ground-truth box, on the host. An anchor may be in several pairs.
+
+    anchors: (2, U) image and index into the AnchorGrid of each positive anchor. Per pair: which (P,), the index into
+    those; target (P,), the index into the Targets.
+    """
+
+    anchors: Tensor
+    which: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+def find_positives(heads: Sequence[RawHead], targets: Targets) -> Positives:
+    """Assign the targets to the concatenated heads, in the order of `anchor_grid`."""
+    pairs, offset = [], 0
+    for head in heads:
+        assignment = assign(targets, head.spec, head.grid_hw, head.stride_px)
+        height, width = head.grid_hw
+        index = offset + (assignment.anchor * height + assignment.row) * width + assignment.column
+        pairs.append(torch.stack((assignment.image, index, assignment.target)))
+        offset += len(head.spec.mask) * height * width
+    *anchors, target = torch.cat(pairs, dim=1)
+    unique, which = torch.unique(torch.stack(anchors), dim=1, return_inverse=True)
+    return Positives(anchors=unique, which=which, target=target)
 
 
 @torch.no_grad()

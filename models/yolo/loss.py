@@ -24,7 +24,7 @@ from torch import Tensor
 from cfg.yolo import YoloSpec
 from models.transfer import to_device_async
 from models.yolo.anchor_grid import AnchorGrid, anchor_grid
-from models.yolo.assign import assign, best_overlap
+from models.yolo.assign import Positives, best_overlap, find_positives
 from models.yolo.coder import at_least_float32, decode, encode
 from models.yolo.head import RawHead
 from models.yolo.iou_loss import iou_loss
@@ -127,11 +127,12 @@ class YoloLoss:
         return spec.iou_normalizer * (0.5 * (2 - area)[:, None] * error.square()).sum()
 
     def _objectness(
-        self, logits: Tensor, grid: AnchorGrid, positives: tuple[Tensor, ...], targets: Targets, spec: YoloSpec
+        self, logits: Tensor, grid: AnchorGrid, index: tuple[Tensor, ...], targets: Targets, spec: YoloSpec
     ) -> Tensor:
         """Targets: 1 for positives, 0 for negatives; anchors whose best overlap exceeds ignore_thresh are ignored.
 
-        With objectness_smooth the overlap is the target of the latter, and they are ignored only where they exceed it.
+        With objectness_smooth the latter have their overlap as target, and are ignored where they exceed it. index: of
+        the positives.
         """
         objectness = logits[..., 4]
         with torch.no_grad():
@@ -143,7 +144,7 @@ class YoloLoss:
                 target = torch.where(ignored, overlap, target)
                 weight = torch.where(ignored & (overlap > objectness.sigmoid()), 1, weight)
             # A tensor, because older versions of torch copy a Python number to the GPU and wait.
-            target[positives] = weight[positives] = target.new_ones(())
+            target[index] = weight[index] = target.new_ones(())
         return spec.obj_normalizer * F.binary_cross_entropy_with_logits(objectness, target, weight, reduction="sum")
 
     def _classes(self, logits: Tensor, positives: Positives, targets: Targets, spec: YoloSpec) -> Tensor:
@@ -154,36 +155,6 @@ class YoloLoss:
         smoothing = spec.label_smooth_eps if smoothing is None else smoothing
         target = to_device_async(target, like=logits).to(logits.dtype) * (1 - smoothing) + smoothing / 2
         return spec.cls_normalizer * F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Positives:
-    """P pairs of a positive anchor and a ground-truth box, on the host. An anchor may be in several pairs.
-
-    anchors: (2, U) image and index into the AnchorGrid of each positive anchor. Per pair: which (P,), the index into
-    those; target (P,), the index into the Targets.
-    """
-
-    anchors: Tensor
-    which: Tensor
-    target: Tensor
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-
-def find_positives(heads: Sequence[RawHead], targets: Targets) -> Positives:
-    """Assign the targets to the concatenated heads, in the order of `anchor_grid`."""
-    pairs, offset = [], 0
-    for head in heads:
-        assignment = assign(targets, head.spec, head.grid_hw, head.stride_px)
-        height, width = head.grid_hw
-        index = offset + (assignment.anchor * height + assignment.row) * width + assignment.column
-        pairs.append(torch.stack((assignment.image, index, assignment.target)))
-        offset += len(head.spec.mask) * height * width
-    *anchors, target = torch.cat(pairs, dim=1)
-    unique, which = torch.unique(torch.stack(anchors), dim=1, return_inverse=True)
-    return Positives(anchors=unique, which=which, target=target)
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:
