@@ -14,8 +14,8 @@ def freeze(network: Network, layers: int) -> str:
 
     Their parameters get no gradient, so that backward ends there and none of their activations are kept. Their norms
     stay in eval mode, whatever mode the network is put into: the statistics stay as loaded, and nobody announces
-    mini-batches to them. Do it before the network is given to an optimizer, a StatisticsFreeze or a wrapper. UserError where
-    nothing would be left to learn.
+    mini-batches to them. Do it before the network is given to an optimizer, a StatisticsFreeze or a wrapper.
+    UserError where nothing would be left to learn.
     """
     network.layers[:layers].requires_grad_(False)
     learning = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

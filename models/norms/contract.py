@@ -77,7 +77,7 @@ class ConvView:
             return self._pooled_patch(patch, y.numel() // y.shape[1] / own.count)[0] if sync else patch
 
     def _pooled_patch(self, patch: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean patch of all ranks, whose positions this one holds `share` of, and this one's distance to it."""
+        """Return the mean patch of all ranks, of whose positions this one holds `share`, and the step to this one's."""
         (union,) = across_ranks.sum_over_ranks(share * patch)
         return union, patch - union
 
@@ -150,7 +150,7 @@ def _share_under_tap(
 
 
 def grid_steps(shape: torch.Size, positions: int) -> tuple[int, int]:
-    """Return the steps (rows, columns) of the coarsest grid over (N, C, H, W) with at least `positions` positions; 0: all.
+    """Return the steps (rows, columns) of the coarsest grid over (N, C, H, W) with at least `positions` positions (0: all).
 
     No image is left out: the spread between images is most of a small mini-batch's information.
     """
