@@ -13,7 +13,7 @@ from torch import nn
 
 from models.blocks import ConvNormAct, merge_conv_norm
 from models.network import Network
-from models.norms.table import has_batch_statistics
+from models.norms.running_stats import has_running_statistics
 from models.norms.weight_centralization import used_weight
 from utils.errors import UserError
 
@@ -43,7 +43,7 @@ def fold(network: Network) -> Network:
 
 def _unfoldable(network: Network) -> list[nn.Module]:
     norms = [block.norm for block in network.layers if isinstance(block, ConvNormAct)]
-    return [norm for norm in norms if norm is not None and not has_batch_statistics(norm)]
+    return [norm for norm in norms if norm is not None and not has_running_statistics(norm)]
 
 
 def _merged(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
