@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import singledispatch
 
 import torch
@@ -110,12 +111,11 @@ def _(spec: ConvSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
 
 
 @torch.no_grad()
-def merge_conv_norm(
-    weight: Tensor, mean: Tensor, var: Tensor, gamma: Tensor, beta: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def merge_conv_norm(weight: Tensor, norm: Mapping[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
     """Return weight and bias, float64 on the CPU, of the one convolution that equals a convolution with this weight
-    and no bias, followed by a batch norm in inference."""
-    weight, mean, var, gamma, beta = (tensor.detach().cpu().double() for tensor in (weight, mean, var, gamma, beta))
+    and no bias, followed in inference by a batch norm with the state dict `norm`."""
+    tensors = (weight, *(norm[name] for name in ("running_mean", "running_var", "weight", "bias")))
+    weight, mean, var, gamma, beta = (tensor.detach().cpu().double() for tensor in tensors)
     return fuse_conv_bn_weights(weight, None, mean, var, eps, gamma, beta)
 
 

@@ -14,7 +14,7 @@ def freeze(network: Network, layers: int) -> str:
 
     Their parameters get no gradient, so backward ends there and none of their activations are stored. Their norms stay
     in eval mode whatever the network's mode is: their statistics stay as loaded, and mini-batches are not announced to
-    them. Call it before making an optimizer, a StatisticsFreeze or a wrapper. Raises UserError if no parameter is left to
+    them. Call it before making an optimizer, a StatisticsFreeze or a wrapper. Raises UserError if nothing is left to
     train.
     """
     network.layers[:layers].requires_grad_(False)

@@ -90,6 +90,7 @@ def _load_darknet(network: Network, state: dict[str, Tensor]) -> tuple[int, list
 
 def _merged(state: Mapping[str, Tensor], layer: str) -> dict[str, Tensor]:
     """Return the merged weight and bias, in float32."""
-    names = ("conv.weight", "norm.running_mean", "norm.running_var", "norm.weight", "norm.bias")
-    weight, bias = merge_conv_norm(*(state[f"{layer}.{name}"] for name in names), EPS)
+    names = ("running_mean", "running_var", "weight", "bias")
+    norm = {name: state[f"{layer}.norm.{name}"] for name in names}
+    weight, bias = merge_conv_norm(state[f"{layer}.conv.weight"], norm, EPS)
     return {f"{layer}.conv.weight": weight.float(), f"{layer}.conv.bias": bias.float()}
