@@ -1,6 +1,6 @@
 """Arithmetic of axis-aligned boxes, xyxy in any unit. The only file that imports torchvision's operators.
 
-The losses do not use it: the gradient depends on how an IoU is written (`models/yolo/iou_loss.py`).
+The IoU losses do not use it: their gradient depends on how an IoU is written (`models/yolo/iou_loss.py`).
 """
 
 from __future__ import annotations

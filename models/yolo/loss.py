@@ -28,6 +28,7 @@ from models.yolo.assign import Positives, best_overlap, find_positives
 from models.yolo.coder import at_least_float32, decode, encode
 from models.yolo.head import RawHead
 from models.yolo.iou_loss import iou_loss
+from utils.boxes import area
 from utils.knob import knob
 from utils.structures import Targets
 
@@ -117,14 +118,14 @@ class YoloLoss:
         if spec.iou_loss != "mse":
             loss = iou_loss(decode(logits, grid), target, spec.iou_loss)
             return self.options.box_gain * spec.iou_normalizer * loss.sum()
-        # YOLOv3's squared error of offsets and log sizes; small boxes weigh more, by 2 - area.
+        # YOLOv3's squared error of offsets and log sizes; small boxes weigh more.
         target_logits = encode(target, grid)
         error = torch.cat(
             (logits[:, :2].sigmoid() - target_logits[:, :2].sigmoid(), logits[:, 2:] - target_logits[:, 2:]), dim=1
         )
         height, width = (cells * stride for cells, stride in zip(head.grid_hw, head.stride_px, strict=True))
-        area = (target[:, 2:] - target[:, :2]).prod(-1) / (height * width)
-        return spec.iou_normalizer * (0.5 * (2 - area)[:, None] * error.square()).sum()
+        weight = 2 - area(target) / (height * width)
+        return spec.iou_normalizer * (0.5 * weight[:, None] * error.square()).sum()
 
     def _objectness(
         self, logits: Tensor, grid: AnchorGrid, index: tuple[Tensor, ...], targets: Targets, spec: YoloSpec

@@ -216,14 +216,9 @@ def test_no_more_pairs_than_a_block_has_with_all_boxes(kind, monkeypatch):
     assert sum(pairs) < 3000 * 3000
 
 
-def test_pairs_one_by_one():
-    boxes, _, _ = crowd(40)
-    others, _, _ = crowd(30)
-    ious = elementwise_iou(boxes[:, None], others)
-    for row, box in enumerate(boxes.tolist()):
-        for column, other in enumerate(others.tolist()):
-            assert ious[row, column].item() == pytest.approx(oracle.iou(box, other))
-    distances = centre_distance(boxes[:30], others)
-    for row, (box, other) in enumerate(zip(boxes[:30].tolist(), others.tolist(), strict=True)):
+def test_distances_are_the_oracles():
+    (boxes, _, _), (others, _, _) = crowd(30), crowd(30)
+    distances = centre_distance(boxes, others)
+    for row, (box, other) in enumerate(zip(boxes.tolist(), others.tolist(), strict=True)):
         expected = oracle.iou(box, other) - oracle.overlap(box, other, "diounms", beta=1.0)
         assert distances[row].item() == pytest.approx(expected)
