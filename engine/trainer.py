@@ -65,7 +65,7 @@ class Trainer:
         decay = self.schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
         self.average = WeightAverage(self.network, decay=decay, warm_up_steps=100)
         self.evaluator = make_val_evaluator(job, self.average.model, stop)
-        self.regime = StatisticsFreeze(self.network, options.norm, self.total_steps)
+        self.statistics_freeze = StatisticsFreeze(self.network, options.norm, self.total_steps)
         first_step, self.epochs_done = place_of(
             job.checkpoint, images=len(job.train_set), epoch_steps=len(self.loader), total_steps=self.total_steps
         )
