@@ -15,7 +15,7 @@ import evaluate
 from cfg.plan import parse_plan
 from data.image_set import ImageSet
 from data.source import open_image_set
-from engine import job
+from engine import build
 from evaluation.build import make_evaluator, may_have_trained_on, measure_as_darknet, places_of, sample_images
 from models.detector import detector_of, make_checkpoint
 from models.network import Network
@@ -113,7 +113,7 @@ def test_images_are_resized_as_the_detector_wants(images: ImageSet) -> None:
 
 
 def test_the_trainer_suppresses_as_evaluate_does() -> None:
-    detector = job.make_detector(TrainOptions(), None, CLASSES)  # type: ignore[arg-type]
+    detector = build.make_detector(TrainOptions(), None, CLASSES)  # type: ignore[arg-type]
     default = EvaluateOptions(weights="")
     for rule in ("nms", "resize", "nms_iou", "confidence", "max_detections"):
         assert getattr(detector, rule) == getattr(default, rule)
