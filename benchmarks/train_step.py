@@ -185,7 +185,7 @@ def measure(net: str, ways: list[str], image_count: int, rounds: int, device: to
 
 
 def table(rows: list[dict]) -> str:
-    head = f"{'net':<14}{'way':<32}{'image_count/s':>11}{'time':>7}{'quartiles':>14}{'memory MB':>11}{'memory':>8}"
+    head = f"{'net':<14}{'way':<32}{'images/s':>11}{'time':>7}{'quartiles':>14}{'memory MB':>11}{'memory':>8}"
     lines = ["time and memory relative to eager", head]
     for row in rows:
         low, high = row["time_ratio_quartiles"]
