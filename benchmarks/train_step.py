@@ -213,7 +213,7 @@ def main() -> None:
     if not has_bf16(device):
         print("bf16 left out: this device has none in hardware")
         ways = [name for name in ways if not WAYS[name].bf16]
-    image_count = asked.image_count or (8 if device.type == "cuda" else 1)
+    image_count = asked.images or (8 if device.type == "cuda" else 1)
     rows: list[dict] = []
     for net in asked.nets:
         rows += measure(net, ways, image_count, asked.rounds, device)
