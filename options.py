@@ -139,7 +139,9 @@ class TrainOptions:
         low=1,
         high=4,
     )
-    run: str | None = knob(None, "folder for everything this run writes (default: runs/DATA-CFG-NORM)", unit="DIR")
+    out: str | None = knob(
+        None, "folder for everything this run writes (default: runs/DATA-CFG-NORM)", unit="DIR", formerly="run"
+    )
     resume: str | None = knob(
         None,
         "go on from a run's folder or its last.pt, with its settings; alone, from the newest run",
@@ -152,7 +154,7 @@ class TrainOptions:
         unit="MINUTES",
         low=0,
     )
-    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1 (or 1), mps")
     workers: int = knob(2, "processes that load images; 0 = the main one", unit="N", low=0)
     cache: str = knob(
         "ram",
@@ -227,7 +229,11 @@ class EvaluateOptions:
         False, "per layer, how far statistics of mini-batches are from the population's: norm_report.txt, .png"
     )
     recalibrate_images: int = knob(
-        200, "images that recalibrate_on takes, and norm_report of the split", unit="IMAGES", low=1
+        200,
+        "images of the data set that recalibrate_on uses, or of the split for norm_report",
+        unit="IMAGES",
+        low=1,
+        formerly="recalibrate_pictures",
     )
     eval_backend: str = eval_backend_knob()
     metric: str = knob("coco", "COCO's AP, or darknet's beside it", choices=METRICS)
@@ -242,8 +248,10 @@ class EvaluateOptions:
         0.6, "of two overlapping boxes of a class the weaker is dropped above this overlap", low=0, high=1
     )
     max_detections: int = knob(100, "kept per image, best first; COCO scores 100", unit="N", low=1)
-    run: str | None = knob(None, "folder for tables and images (default: runs/eval-DATA-SPLIT)", unit="DIR")
-    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    out: str | None = knob(
+        None, "folder for tables and images (default: runs/eval-DATA-SPLIT)", unit="DIR", formerly="run"
+    )
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1 (or 1), mps")
     workers: int = knob(2, "processes that load images; 0 = the main one", unit="N", low=0)
 
 
@@ -270,9 +278,45 @@ class DetectOptions:
     image_size: tuple[int, int] | None = knob(
         None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
     )
-    run: str | None = knob(None, "folder for annotated copies (default: runs/detect)", unit="DIR")
+    out: str | None = knob(None, "folder for annotated copies (default: runs/detect)", unit="DIR", formerly="run")
     save_json: bool = knob(False, "write detections.json: one entry an image, boxes as x, y, width, height in px")
     save_txt: bool = knob(False, "write a darknet label file per image: class x y w h score, relative")
     save_crops: bool = knob(False, "write each detected object as an image of its own")
     max_frames: int | None = knob(None, "stop a video or webcam after this many frames", unit="N", low=1)
-    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1 (or 1), mps")
+
+
+_ELSEWHERE = {
+    **dict.fromkeys(("--imgsz", "--img", "--img-size"), "write --image-size"),
+    **dict.fromkeys(("--project", "--name"), "--out DIR is the folder of everything this run writes"),
+    "--exist-ok": "a folder that holds files is never written into, name another one with --out",
+}
+_OF_A_DETECTOR = {
+    **dict.fromkeys(("--conf", "--conf-thres"), "write --confidence"),
+    **dict.fromkeys(("--iou", "--iou-thres"), "write --nms-iou"),
+    "--max-det": "write --max-detections",
+    "--model": "--weights is the checkpoint, --cfg the network of a darknet .weights file",
+}
+
+# page -> flags by which other detectors know its settings -> what to write here
+FOREIGN_FLAGS: dict[type, dict[str, str]] = {
+    TrainOptions: {
+        **_ELSEWHERE,
+        "--batch": "--batch-size is the images of one optimizer step, --subdivisions the forwards they are split into",
+        **dict.fromkeys(("--lr0", "--lr"), "write --learning-rate"),
+        "--lrf": "write --final-learning-rate, which is a rate and not a share of the first one",
+        "--cos-lr": "write --lr-policy cosine",
+        "--warmup-epochs": "write --burn-in-steps, in optimizer steps",
+        "--model": "--cfg is the network, --weights what it starts from",
+        "--hyp": "its settings are flags here, or keys of the cfg file",
+        "--optimizer": "SGD is the only one",
+        "--source": "write --data",
+        **dict.fromkeys(("--conf", "--conf-thres", "--iou", "--iou-thres"), "only evaluate.py and detect.py have it"),
+    },
+    EvaluateOptions: {**_ELSEWHERE, **_OF_A_DETECTOR, "--batch": "write --batch-size", "--source": "write --data"},
+    DetectOptions: {
+        **_ELSEWHERE,
+        **_OF_A_DETECTOR,
+        "--source": "sources are given without a flag: python detect.py --weights FILE SOURCE ...",
+    },
+}

@@ -104,7 +104,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         page("train.py", "--data", asked.data, "--norm", "bn", "--max-steps", str(asked.steps), "--evals", "1",
-             "--run", f"{folder}/run")  # fmt: skip
+             "--out", f"{folder}/run")  # fmt: skip
         checkpoint = read_checkpoint(Path(folder) / "run" / "last.pt")
     train_set = open_image_set(asked.data, "train")
     network = build_network(checkpoint).train()

@@ -54,17 +54,19 @@ def check_opencv() -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' (CUDA, else Apple's MPS, else the CPU), 'cpu', 'cuda', 'cuda:1' or 'mps' -> device.
+    """Return the device for 'auto' (CUDA, else Apple's MPS, else the CPU), 'cpu', 'cuda', 'cuda:1' or '1', 'mps'.
 
-    Raises UserError for another name and for a device this machine has not.
+    Raises UserError for another name and for a device this machine does not have.
     """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name.isdecimal():
+        name = f"cuda:{name}"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (":" in name and not (kind == "cuda" and number.isdecimal())):
-        raise UserError(f"device {name!r} is none of auto, cpu, cuda, cuda:0, cuda:1 ..., mps")
+        raise UserError(f"device {name!r} is none of auto, cpu, cuda, cuda:0 (or 0), cuda:1 ..., mps")
     if kind == "cuda" and not torch.cuda.is_available():
         built = "cannot reach a GPU" if torch.version.cuda else "is a build without CUDA"
         raise UserError(f"device {name!r} is absent (torch {torch.__version__} {built}): choose cpu or auto")
