@@ -98,13 +98,6 @@ def parse_image_hw(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
-def positive_number(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
-
-
 def parse_subdivisions(text: str) -> int | str:
     if text != "auto" and not (text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text} must be a number of at least 1, or auto")
@@ -134,7 +127,7 @@ def _add_flags(group: Any, kind: type) -> dict[str, bool]:
                 arguments["nargs"] = "+"
             if f.metadata["alone"] is not None:
                 arguments |= {"nargs": "?", "const": f.metadata["alone"]}
-        if required and is_tuple:
+        if required and (is_tuple or f.metadata["positional"]):
             group.add_argument(f.name, **arguments)
             continue
         action = group.add_argument(_flag(f.name), required=required, dest=f.name, **arguments)

@@ -61,9 +61,7 @@ class DoctorOptions:
     letterbox: bool | None = knob(None, "keep the images' aspect ratio (default: the cfg's letter_box)")
     quick: bool = knob(False, "decode no image: only what train.py checks by itself")
     all: bool = knob(False, "print every place, not only the first of each kind")
-    out: str | None = knob(
-        None, "folder for doctor.txt and doctor.png (default: runs/doctor-NAME)", unit="FOLDER"
-    )
+    out: str | None = knob(None, "folder for doctor.txt and doctor.png (default: runs/doctor-NAME)", unit="FOLDER")
     threads: int = knob(os.cpu_count() or 1, "threads that decode images (default: one per core)", unit="N", low=1)
 
 

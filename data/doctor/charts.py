@@ -42,7 +42,9 @@ def draw_charts(
     _draw_crowding(figure.add_subplot(grid[0, 2]), image_sets)
     axes = figure.add_subplot(grid[1, 0])
     _draw_shares(axes, relative, splits, np.linspace(0, 1, _BINS + 1))
-    label_axes(axes, "box size relative to the image", "side of a square of its area / the image's", "share of the boxes")
+    label_axes(
+        axes, "box size relative to the image", "side of a square of its area / the image's", "share of the boxes"
+    )
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes = figure.add_subplot(grid[1, 1])
     _draw_input_sizes(axes, single, splits, longest_px=max(input_hw))
