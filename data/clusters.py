@@ -69,7 +69,7 @@ def cluster_shapes(shapes: np.ndarray, count: int, *, start: np.ndarray | None =
 
 
 def _initial_anchors(shapes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw (count, 2) of the shapes, each with probability proportional to its distance from those before (k-means++)."""
+    """Draw (count, 2) of the shapes, with probability proportional to the distance from those before (k-means++)."""
     chosen = [shapes[rng.integers(len(shapes))]]
     distance = np.ones(len(shapes))
     for _ in range(count - 1):
@@ -80,7 +80,7 @@ def _initial_anchors(shapes: np.ndarray, count: int, rng: np.random.Generator) -
 
 
 def _converge(shapes: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, float]:
-    """Run k-medians. Returns the best anchors of all rounds, since a round may also lose a little, and their mean IoU."""
+    """Run k-medians. Returns the best anchors of all rounds (a round may lose a little) and their mean IoU."""
     best, best_mean, assigned = anchors, -1.0, None
     for _ in range(MAX_ROUNDS):
         overlaps = shape_iou(shapes, anchors)

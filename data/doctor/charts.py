@@ -42,13 +42,11 @@ def draw_charts(
     _draw_crowding(figure.add_subplot(grid[0, 2]), image_sets)
     axes = figure.add_subplot(grid[1, 0])
     _draw_shares(axes, relative, splits, np.linspace(0, 1, _BINS + 1))
-    label_axes(
-        axes, "box size relative to the image", "side of a square of its area / the image's", "share of the boxes"
-    )
+    label_axes(axes, "box size relative to the image", "side of a square of its area / the image's", "share of boxes")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes = figure.add_subplot(grid[1, 1])
     _draw_input_sizes(axes, single, splits, longest_px=max(input_hw))
-    label_axes(axes, f"box size at {height}x{width}", "side of a square of its area, px", "share of the boxes")
+    label_axes(axes, f"box size at {height}x{width}", "side of a square of its area, px", "share of boxes")
     axes = figure.add_subplot(grid[1, 2])
     _draw_shapes(axes, single, anchors)
     label_axes(axes, f"boxes and anchors at {height}x{width}", "width, px", "height, px")
@@ -83,7 +81,7 @@ def _draw_crowding(axes: Axes, image_sets: Sequence[ImageSet]) -> None:
     step = most // _BINS + 1
     names = [f"{image_set.split}: {len(image_set):,} images" for image_set in image_sets]
     _draw_shares(axes, counts, names, np.arange(0, most + step + 1, step) - 0.5)
-    label_axes(axes, "objects in an image", "objects", "share of the images")
+    label_axes(axes, "objects in an image", "objects", "share of images")
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
 
 
@@ -112,7 +110,7 @@ def _draw_shapes(axes: Axes, sides: Sequence[np.ndarray], anchors: np.ndarray) -
 
 
 def _draw_shares(axes: Axes, values: Sequence[np.ndarray], names: Sequence[str], bins: np.ndarray) -> None:
-    """Draw an outline per split, as shares of that split: splits of different sizes stay comparable. Clips to `bins`."""
+    """Draw an outline per split, as shares of that split, so that sizes of splits do not matter. Clips to `bins`."""
     for row, (value, name) in enumerate(zip(values, names, strict=True)):
         weights = np.full(len(value), 1 / max(len(value), 1))
         clipped = np.clip(value, bins[0], bins[-1])

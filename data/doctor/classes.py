@@ -11,9 +11,7 @@ from data.image_set import ImageSet
 
 _UNSEEN = "The network cannot learn them, though each has outputs in every head. Add images, or take them off the list."
 _ONLY_HERE = "The network cannot have learned them, so their AP is zero. Add such images to {train}."
-_UNLISTED = (
-    "The network has no output for them, and train.py refuses the two splits. Give both the same list of classes."
-)
+_UNLISTED = "The network has no output for them, and train.py refuses the splits. Give both the same list of classes."
 _NOT_MEASURED = "AP leaves them out. Move a few images that show them from {train} to {other}."
 
 

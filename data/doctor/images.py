@@ -33,8 +33,8 @@ _ADVICE = {
     DARK: "Of 16 bits the upper 8 are read, so that values up to 4095 become 0 to 15 of 255: next to nothing is "
     "visible. Rescale the values to 0 to 255, and save 8 bits.",
     SWAPPED_SIZE: SWAPPED_ADVICE,
-    OTHER_SIZE: "Boxes are scaled with the image, which is right only if they were drawn at the annotated size. Look at a "
-    "few; if they are off, correct the annotated size.",
+    OTHER_SIZE: "Boxes are scaled with the image, which is right only if they were drawn at the annotated size. Look "
+    "at a few; if they are off, correct the annotated size.",
 }
 _DARK_LEVELS = 32  # of 256; an image without a brighter pixel is dark
 _CHUNK = 32  # images a thread takes at a time
@@ -57,7 +57,7 @@ class Scan:
 
 
 def scan_images(image_set: ImageSet, threads: int) -> Scan:
-    """Decode all images, with a progress bar. A file is read once; JPEGs are decoded whole, at an eighth of their size."""
+    """Decode all images, with a progress bar: each file is read once, a JPEG decoded at an eighth of its size."""
     count = len(image_set)
     digests = [b""] * count
     opens, dark, hws = np.zeros(count, bool), np.zeros(count, bool), np.zeros((count, 2), np.int32)

@@ -22,7 +22,7 @@ SWAPPED_ADVICE = (
 )
 _ADVICE = {
     problems.MISSING_IMAGE: "Listed, but absent: its objects are not learned. Restore it, or take it off the list.",
-    problems.BROKEN_IMAGE: "Its first bytes are not those of an image; its objects are not learned. Restore or remove it.",
+    problems.BROKEN_IMAGE: "Its first bytes are no image header; its objects are not learned. Restore or remove it.",
     problems.BROKEN_ANNOTATION: "Without it the image has unknown objects, so it is left out. Repair the file, or "
     "take it off the list.",
     problems.BROKEN_LABEL: "The object is not learned, and counts as background. Correct the line.",
@@ -32,10 +32,10 @@ _ADVICE = {
     "list of classes.",
     problems.NO_AREA: "Both sides of a box need 1 px; the object is not learned, and counts as background. Draw it "
     "again, or delete it.",
-    problems.OUTSIDE: "The object is not visible, so it is not learned. If there are many, the labels may be for images "
-    "of another size; delete single ones.",
-    problems.CLIPPED: "Their visible parts are learned. If they reach far out, the labels may be for images of another "
-    "size; otherwise nothing is lost.",
+    problems.OUTSIDE: "The object is not visible, so it is not learned. If there are many, the labels may be for "
+    "images of another size; delete single ones.",
+    problems.CLIPPED: "Their visible parts are learned. If they reach far out, the labels may be for images of "
+    "another size; otherwise nothing is lost.",
     problems.SWAPPED_SIZE: SWAPPED_ADVICE,
 }
 _NO_OBJECT = "There is nothing to learn or to measure. Check that the labels are where the reader expects them."
