@@ -37,7 +37,7 @@ def holds(path: Path) -> bool:
 
 
 def splits(path: Path) -> tuple[str, ...]:
-    """Return 'train' for instances_train2017.json, and so on; () for a json file of another name: it fits every split."""
+    """Return 'train' for instances_train2017.json etc.; () for a json file of another name, which fits every split."""
     if path.is_file():
         return (_split_name(path),) if path.stem.startswith("instances_") else ()
     return tuple(sorted({_split_name(file) for file in (path / "annotations").glob("instances_*.json")}))
