@@ -92,7 +92,7 @@ def test_a_killed_worker_changes_no_batch(noise_set: ImageSet, kind: str, caplog
                 os.kill(helped.worker_pids[1], signal.SIGKILL)
     assert same(batches, list(made(0)))
     assert [record.getMessage() for record in caplog.records] == [
-        "a worker that loads images died (SIGKILL), another takes its place"
+        "a worker that loads images died (SIGKILL), another one replaces it"
     ]
 
 
