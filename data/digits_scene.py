@@ -18,7 +18,7 @@ _INK_VISIBLE = 0.35  # a pixel of at least this opacity counts as ink for the bo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """image: (H, W, 3) uint8 RGB. boxes: (M, 4) float32 xyxy in px, tight around the ink. labels: (M,)."""
+    """Image (H, W, 3) uint8 RGB; boxes (M, 4) float32 xyxy in px, tight around the ink; labels (M,)."""
 
     image: np.ndarray
     boxes: np.ndarray

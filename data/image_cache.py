@@ -177,7 +177,7 @@ def _memory_file() -> int:
 def _disk_file(folder: Path, image_set: ImageSet, longest_px: int) -> int:
     """Open the file of exactly these images, in this size and decoded by this OpenCV."""
     folder.mkdir(parents=True, exist_ok=True)
-    real_folder = cache(os.path.realpath)  # of each folder once: relative paths mean other images elsewhere
+    real_folder = cache(os.path.realpath)  # once per folder; the same relative path may lead to other images
     digest = hashlib.blake2b(f"{longest_px} {cv2.__version__}".encode(), digest_size=12)
     for path in image_set.paths.tolist():
         parent, name = os.path.split(path)

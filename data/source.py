@@ -37,7 +37,7 @@ class AnnotationFormat(Protocol):
         """Return whether `read` finds the split; it may accept more names than `splits` lists."""
 
     def read(self, path: Path, split: str, /) -> ImageSet:
-        """Read a split, with `pack`. Objects that cannot be used become Problems, a file that cannot a UserError."""
+        """Read a split, with `pack`. Unusable objects and images become Problems; an unusable file is a UserError."""
 
 
 _FORMATS: tuple[AnnotationFormat, ...] = (

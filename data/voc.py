@@ -1,4 +1,4 @@
-"""Pascal VOC: Annotations/*.xml, JPEGImages/, and the splits in ImageSets/Main/<split>.txt."""
+"""Reader of Pascal VOC: Annotations/*.xml, JPEGImages/, and the splits in ImageSets/Main/<split>.txt."""
 
 from __future__ import annotations
 

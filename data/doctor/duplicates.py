@@ -65,7 +65,7 @@ def _first_indices(keys: Sequence[bytes]) -> dict[bytes, int]:
 def _finding(
     kind: tuple[str, str], first: ImageSet, second: ImageSet, pairs: list[tuple[int, int]], advice: str
 ) -> list[Finding]:
-    """pairs: (index in `second`, index in `first`)."""
+    """Make the finding of pairs: (index in `second`, index in `first`)."""
     if not pairs:
         return []
     places = tuple(f"{second[index].path} = {first[earlier].path}" for index, earlier in pairs)

@@ -29,7 +29,7 @@ class Finding:
 
     @property
     def title(self) -> str:
-        """Such as `train: 2 boxes without area dropped`."""
+        """The first line, such as `train: 2 boxes without area dropped`."""
         return f"{self.where}: {self.count:,} {self.kind[self.count != 1]}"
 
     def line(self) -> str:
