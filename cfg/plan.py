@@ -97,15 +97,6 @@ class Plan:
         layers = [(node.line, node.spec) for node in self.nodes]
         return replace(self, net=net, nodes=_wire(self.path, net, layers))
 
-    def layer_table(self) -> list[str]:
-        """A header, then a line per layer; `output` is CxHxW, `settings` are those that are not defaults."""
-        rows = [
-            f"{node.index:4} {node.spec.kind:14} {','.join(map(str, node.inputs)):16} {node.shape!s:13} "
-            f"{node.spec.describe()}".rstrip()
-            for node in self.nodes
-        ]
-        return [f"{'#':>4} {'layer':14} {'inputs':16} {'output':13} settings", *rows]
-
 
 def load_plan(name_or_path: str, *, classes: int | None = None, input_hw: tuple[int, int] | None = None) -> Plan:
     """A bare name such as `yolov4-tiny` is one of the cfgs beside this file, and so is `yolov4-tiny.cfg` where no file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, field, fields
 from typing import Any, ClassVar, NamedTuple
@@ -58,14 +57,6 @@ class LayerSpec(ABC):
     def parameter_count(self, inputs: tuple[Shape, ...]) -> int:
         """Trained values; running statistics are not trained."""
         return 0
-
-    def describe(self) -> str:
-        """`field=value` of every field that is not at its default."""
-        return " ".join(
-            f"{f.name}={_plain(getattr(self, f.name))}"
-            for f in fields(self)  # type: ignore[arg-type]
-            if getattr(self, f.name) != f.default
-        )
 
 
 def key(default: Any, name: str = "", **limits: Any) -> Any:
@@ -127,17 +118,3 @@ def check_extent(shape: Shape) -> None:
     channels, height, width = shape
     if channels > MAX_CHANNELS or max(height, width) > MAX_SIDE_PX or channels * height * width > MAX_CELLS:
         raise ShapeError(f"{shape} is too large")
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, tuple):
-        return "/".join(_plain(item) for item in value) if _nested(value) else ",".join(map(_plain, value))
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, float):
-        return "inf" if math.isinf(value) else f"{value:g}"
-    return str(value)
-
-
-def _nested(value: tuple[object, ...]) -> bool:
-    return any(isinstance(item, tuple) for item in value)

@@ -25,10 +25,6 @@ def test_every_type_reads_itself(name):
     assert spec.kind == name
 
 
-def test_a_description_is_what_is_not_default():
-    assert read("[conv]\nsize=3\nstride=2").describe() == "size=3 stride_x=2 stride_y=2"
-
-
 @pytest.mark.parametrize("name", LAYER_TYPES)
 def test_every_type_knows_the_keys_that_all_layers_have(name):
     keys = ["clip", "onlyforward", "dont_update", "burnin_update", "stopbackward", "train_only_bn"]

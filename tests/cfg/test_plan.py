@@ -236,13 +236,6 @@ def test_warnings_are_collected_in_file_order():
     )
 
 
-def test_a_table_has_a_header_and_a_line_per_layer():
-    table = parse_plan(TINY, path="a.cfg").layer_table()
-    assert len(table) == 1 + 7
-    assert table[5].split() == ["4", "route", "3,0", "16x16x16", "layers=-1,0"]
-    assert "anchors=4,8/8,4" in table[7]
-
-
 def test_bare_names_are_found_beside_the_package():
     plan = load_plan("yolov4-tiny", classes=2, input_hw=(64, 128))
     assert (plan.name, plan.classes, plan.net.input_hw) == ("yolov4-tiny", 2, (64, 128))
