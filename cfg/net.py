@@ -15,7 +15,7 @@ POLICIES = ("constant", "step", "steps", "exp", "poly", "sig", "sigmoid", "sgdr"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetSpec:
-    """What a cfg says about everything but layers. A comment names the cfg key where it differs."""
+    """Everything in a cfg but its layers."""
 
     width: int = key(int, low=1, high=MAX_SIDE_PX)
     height: int = key(int, low=1, high=MAX_SIDE_PX)
@@ -58,7 +58,7 @@ class NetSpec:
 
     @classmethod
     def read(cls, section: Section) -> NetSpec:
-        """Raises CfgError."""
+        """Read the section. Raises CfgError."""
         values = read_keys(cls, section)
         values["policy"] = values["policy"].replace("sigmoid", "sig")
         values["steps"] = section.integers("steps")
@@ -66,7 +66,7 @@ class NetSpec:
         values["sgdr_cycle"] = section.integer("sgdr_cycle", values["max_batches"])
         net = cls(**values)
         net._check(section)
-        _know_the_rest(section)
+        _accept_other_keys(section)
         return net
 
     def _check(self, section: Section) -> None:
@@ -82,7 +82,7 @@ class NetSpec:
             raise section.error("policy=sgdr needs sgdr_cycle or max_batches", "policy")
 
 
-def _know_the_rest(section: Section) -> None:
+def _accept_other_keys(section: Section) -> None:
     # Bookkeeping of darknet itself, and keys that only its classifiers and recurrent networks read.
     section.ignore("inputs", "aspect", "min_crop", "max_crop", "label_smooth_eps", "seq_scales")
     section.ignore("augment_speed", "sequential_subdivisions", "optimized_memory", "loss_scale")

@@ -52,8 +52,8 @@ def test_every_alias_means_a_section():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[convolutionl]", "a.cfg:1: [convolutionl] is no layer of darknet's, did you mean 'convolutional'?"),
-        ("[qqq]", "a.cfg:1: [qqq] is no layer of darknet's"),
+        ("[convolutionl]", "a.cfg:1: [convolutionl] is not a layer of darknet, did you mean 'convolutional'?"),
+        ("[qqq]", "a.cfg:1: [qqq] is not a layer of darknet"),
         ("\n[net]", "a.cfg:2: [net] can only be the first section"),
         ("[lrn]", "a.cfg:1: [normalization], local response normalization, is not supported"),
     ],

@@ -170,7 +170,7 @@ def test_an_unknown_word_may_be_taken_for_another():
     parsed = section("kind=gredy")
     assert parsed.word("kind", "default", ("default", "greedy"), unknown="default") == "default"
     assert parsed.warnings(set()) == [
-        "a.cfg:2: kind=gredy is not one of default, greedy: taken for default, as darknet does, did you mean 'greedy'?"
+        "a.cfg:2: kind=gredy is not one of default, greedy: read as default, as darknet does, did you mean 'greedy'?"
     ]
 
 
