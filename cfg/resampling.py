@@ -16,7 +16,7 @@ MAX_STRIDE = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpsampleSpec(LayerSpec):
-    """Nearest-neighbor upsampling by `stride`; all values are multiplied by `scale`.
+    """Nearest-neighbour upsampling by `stride`; all values are multiplied by `scale`.
 
     A negative stride downsamples: each block of |stride| x |stride| cells becomes its sum.
     """
