@@ -82,10 +82,8 @@ def data_parallel(network: nn.Module) -> nn.Module:
     if world_size() == 1:
         return network
     # torch 2.15 deprecates the second name; earlier versions know no other.
-    parameters = inspect.signature(DistributedDataParallel).parameters
-    off: dict[str, Any] = {
-        "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers": False
-    }
+    is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    off: dict[str, Any] = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
     return DistributedDataParallel(network, gradient_as_bucket_view=True, **off)  # else gradients are stored twice
 
 
