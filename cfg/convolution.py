@@ -65,9 +65,9 @@ class ConvSpec(LayerSpec):
         values["padding"] = padding * values["dilation"]
         if section.integer("cbn", 0):
             values["batch_normalize"] = 2
-        section.refuse(share_index="", flipped=0, reverse=0, coordconv=0, binary=0, xnor=0, bin_output=0)
-        section.refuse(sway=0, rotate=0, stretch=0, stretch_sway=0)
-        section.ignore_aloud(assisted_excitation=0, dot=0, grad_centr=0)
+        section.refuse_unless(share_index="", flipped=0, reverse=0, coordconv=0, binary=0, xnor=0, bin_output=0)
+        section.refuse_unless(sway=0, rotate=0, stretch=0, stretch_sway=0)
+        section.warn_unless(assisted_excitation=0, dot=0, grad_centr=0)
         section.ignore("angle", "stream", "wait_stream")
         return cls(**values)
 

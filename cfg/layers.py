@@ -74,9 +74,9 @@ def read_layer(section: Section) -> LayerSpec:
         raise section.error(f"[{name}], {UNSUPPORTED[name]}, is not supported")
     if name not in LAYER_TYPES:
         raise section.error(f"[{name}] is not a layer of darknet{did_you_mean(name, tuple(LAYER_TYPES))}")
-    section.ignore_aloud(clip=0, onlyforward=0, dont_update=0, burnin_update=0)
+    section.warn_unless(clip=0, onlyforward=0, dont_update=0, burnin_update=0)
     if not stops_backward(section):  # another value stops it only during the first batches, which is not implemented
-        section.ignore_aloud(stopbackward=0)
-    section.ignore_aloud(train_only_bn=0)
+        section.warn_unless(stopbackward=0)
+    section.warn_unless(train_only_bn=0)
     section.ignore("dontload", "dontloadscales", "learning_rate")  # for layers with trained values
     return LAYER_TYPES[name].read(section)

@@ -49,7 +49,7 @@ class Entry:
 class Section:
     """One `[name]` with its entries.
 
-    `asked` holds the keys that were read, as in darknet's option list: a key that nobody reads is unknown. All readers
+    `used` holds the keys that were read, as in darknet's option list: a key that is never read is unknown. All readers
     raise CfgError for a value of the wrong type or outside low..high (both inclusive).
     """
 
@@ -57,7 +57,7 @@ class Section:
     name: str
     line: int
     entries: dict[str, Entry] = field(default_factory=dict)
-    asked: set[str] = field(default_factory=set)
+    used: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     def error(self, message: str, key: str = "") -> CfgError:
@@ -76,7 +76,7 @@ class Section:
         return f"{self.path}:{self.line_of(key)}: {message}"
 
     def __contains__(self, key: str) -> bool:
-        self.asked.add(key)
+        self.used.add(key)
         return key in self.entries
 
     def integer(self, key: str, default: int | None = None, *, low: float = 0, high: float = 2**31) -> int:
@@ -124,16 +124,16 @@ class Section:
 
     def ignore(self, *keys: str) -> None:
         """Accept keys that darknet knows and that have no effect on a detector here."""
-        self.asked.update(keys)
+        self.used.update(keys)
 
-    def ignore_aloud(self, **defaults: float | str) -> None:
-        """Warn of keys that change training and are not implemented, unless they have the default."""
+    def warn_unless(self, **defaults: float | str) -> None:
+        """Warn of keys that change training and are not implemented, unless they have these values."""
         for key in self._deviating(defaults):
             value = _short(self.entries[key].value, 80)
             self.note(f"{key}={value} is not supported and is ignored", key)
 
-    def refuse(self, **defaults: float | str) -> None:
-        """Raise CfgError for keys that change what the layer computes and are not implemented, unless the default."""
+    def refuse_unless(self, **defaults: float | str) -> None:
+        """Raise CfgError for keys that change a layer's output and are not implemented, unless they have these values."""
         for key in self._deviating(defaults):
             value = _short(self.entries[key].value, 80)
             raise self.error(f"{key}={value} in [{self.name}] is not supported", key)
@@ -143,11 +143,11 @@ class Section:
 
         Several published cfgs end with a second [net] block that has its header commented out.
         """
-        unknown = [key for key in self.entries if key not in self.asked and key not in net_keys]
-        pasted = [key for key in self.entries if key not in self.asked and key in net_keys]
+        unknown = [key for key in self.entries if key not in self.used and key not in net_keys]
+        pasted = [key for key in self.entries if key not in self.used and key in net_keys]
         sentences = list(self.notes)
         for key in unknown[:MAX_UNKNOWN_KEYS]:
-            hint = did_you_mean(key, self.asked)
+            hint = did_you_mean(key, self.used)
             sentences.append(self._at(key, f"unknown key '{_short(key)}' in [{self.name}]{hint}"))
         if more := unknown[MAX_UNKNOWN_KEYS:]:
             sentences.append(self._at(more[0], f"{len(more)} more unknown keys in [{self.name}]"))
@@ -156,7 +156,7 @@ class Section:
         return sentences
 
     def _value(self, key: str, *, required: bool = False) -> str | None:
-        self.asked.add(key)
+        self.used.add(key)
         if key in self.entries:
             return self.entries[key].value
         if required:
@@ -181,7 +181,7 @@ class Section:
         return number
 
     def _deviating(self, defaults: dict[str, float | str]) -> list[str]:
-        self.asked.update(defaults)
+        self.used.update(defaults)
         present = [key for key in defaults if key in self.entries]
         return [key for key in present if not _equal(self.entries[key].value, defaults[key])]
 

@@ -139,7 +139,7 @@ def parse_plan(text: str, *, path: str, classes: int | None = None, input_hw: tu
     nodes = _wire(path, net, layers)
     warnings = first.warnings(set())
     for section in sections:
-        warnings += section.warnings(first.asked)
+        warnings += section.warnings(first.used)
     warnings += _norm_warnings(path, nodes)
     plan = Plan(
         name=Path(path).stem,

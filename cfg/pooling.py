@@ -46,7 +46,7 @@ class PoolSpec(LayerSpec):
         antialiasing = section.integer("antialiasing", 0, high=2)
         out_channels = section.integer("out_channels", 1, low=1, high=MAX_CHANNELS)
         if section.integer("maxpool_depth", 0):
-            section.refuse(antialiasing=0)
+            section.refuse_unless(antialiasing=0)
             return DepthPoolSpec(out_channels=out_channels)
         return cls(**geometry, antialiasing=antialiasing)
 

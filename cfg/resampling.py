@@ -51,7 +51,7 @@ class Reorg3dSpec(LayerSpec):
 
     @classmethod
     def read(cls, section: Section) -> Reorg3dSpec:
-        section.refuse(reverse=0)
+        section.refuse_unless(reverse=0)
         return cls(**read_keys(cls, section))
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:

@@ -44,7 +44,7 @@ class DropoutSpec(SameShapeSpec):
 
     @classmethod
     def read(cls, section: Section) -> DropoutSpec:
-        section.ignore_aloud(dropblock=0, dropblock_size_rel=0, dropblock_size_abs=0)
+        section.warn_unless(dropblock=0, dropblock_size_rel=0, dropblock_size_abs=0)
         return cls(**read_keys(cls, section))
 
 
@@ -59,7 +59,7 @@ class SoftmaxSpec(SameShapeSpec):
 
     @classmethod
     def read(cls, section: Section) -> SoftmaxSpec:
-        section.refuse(spatial=0, tree="")
+        section.refuse_unless(spatial=0, tree="")
         section.ignore("noloss")
         return cls(**read_keys(cls, section))
 

@@ -67,8 +67,8 @@ class ShortcutSpec(LayerSpec):
         values["weights_type"] = values["weights_type"].replace("per_layer", "per_feature")
         values["weights_normalization"] = values["weights_normalization"].replace("avg_relu", "relu")
         if values["weights_type"] != "none":
-            section.refuse(dontload=0)
-            section.ignore_aloud(learning_rate=1)
+            section.refuse_unless(dontload=0)
+            section.warn_unless(learning_rate=1)
         return cls(layers=section.integers("from", required=True), **values)
 
     def sources(self, index: int) -> tuple[int, ...]:

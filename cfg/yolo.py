@@ -79,7 +79,7 @@ class YoloSpec(LayerSpec):
             raise section.error("mask names an anchor twice", "mask")
         section.ignore("show_details", "beta1", "uc_normalizer", "embedding_layer")
         section.ignore("track_history_size", "sim_thresh", "dets_for_track", "dets_for_show", "track_ciou_norm")
-        section.refuse(map="")
+        section.refuse_unless(map="")
         values = read_keys(cls, section)
         counters = section.integers("counters_per_class")
         if counters and (len(counters) != values["classes"] or min(counters) < 1):

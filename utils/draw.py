@@ -33,7 +33,7 @@ def draw_boxes(
     """Return a copy of the image with its boxes, (K, 4) xyxy in pixels, outlined and captioned.
 
     Line width and font size grow with the image's shorter side. boxes[0] is drawn on top and captioned first; a caption
-    without a free place at its box is left out, and the colour tells the class.
+    without a free place at its box is left out.
     """
     canvas = np.ascontiguousarray(image).copy()
     line_px = max(1, round(min(canvas.shape[:2]) / 300))

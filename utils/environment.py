@@ -1,4 +1,4 @@
-"""What this machine has: the installed libraries, the devices, and a record of both for a run's folder."""
+"""Installed libraries and devices of this machine, and a record of both."""
 
 from __future__ import annotations
 

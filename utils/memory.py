@@ -1,4 +1,4 @@
-"""How much memory is free, how much was taken, and how out-of-memory errors are recognized."""
+"""Free and used memory, and recognition of out-of-memory errors."""
 
 from __future__ import annotations
 
