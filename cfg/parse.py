@@ -133,7 +133,7 @@ class Section:
             self.note(f"{key}={value} is not supported and is ignored", key)
 
     def refuse_unless(self, **defaults: float | str) -> None:
-        """Raise CfgError for keys that change a layer's output and are not implemented, unless they have these values."""
+        """Raise CfgError for keys that change the output and are not implemented, unless they have these values."""
         for key in self._deviating(defaults):
             value = _short(self.entries[key].value, 80)
             raise self.error(f"{key}={value} in [{self.name}] is not supported", key)
