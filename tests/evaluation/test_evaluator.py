@@ -195,15 +195,15 @@ def test_ranks_measure_what_one_rank_measures(monkeypatch: pytest.MonkeyPatch):
     shares = [replace(whole, batches=of_image[:1]), replace(whole, batches=of_image[:0:-1])]
     parts = [share.results() for share in shares]
     assert [len(part) for part in parts] == [3, 6]
-    monkeypatch.setattr(ranks, "gathered", lambda value: parts)
+    monkeypatch.setattr(ranks, "all_gather", lambda value: parts)
     assert shares[0].results().rows() == shares[1].results().rows() == whole_rows()
     assert shares[1].measure().stats() == whole.measure().stats()
 
 
 def test_only_the_first_rank_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     table = evaluator().measure()
-    monkeypatch.setattr(ranks, "is_first", lambda: False)
-    monkeypatch.setattr(ranks, "from_first", lambda value: table if value is None else value)
+    monkeypatch.setattr(ranks, "is_rank_zero", lambda: False)
+    monkeypatch.setattr(ranks, "broadcast", lambda value: table if value is None else value)
     assert evaluator().report(tmp_path) is table
     assert list(tmp_path.iterdir()) == []
 

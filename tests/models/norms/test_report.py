@@ -68,7 +68,7 @@ def conv_layers(made: Network) -> list[torch.nn.Module]:
 def test_the_gaps_are_those_of_mini_batches_taken_by_hand(norm, count):
     made, images = network(norm), make_images(count)
     report = measure_norms(made, list(images.split(3)))
-    assert (report.sizes, report.make_images) == ((1, 2, 4), count)
+    assert (report.sizes, report.images) == ((1, 2, 4), count)
     assert [(gap.layer, gap.name, gap.channels) for gap in report.layers] == [
         (0, "conv 3x3/2", 5),
         (2, "conv 1x1", 6),
@@ -153,7 +153,7 @@ def layer_gap(layer: int, sigma: float, mean: float, stale: float = 0.0) -> Laye
 
 def test_the_verdict_names_the_layers():
     layers = (layer_gap(0, 0.1, 0.2), layer_gap(3, 0.31, 0.1), layer_gap(7, 0.1, 0.9, stale=0.4))
-    report = NormReport(layers=layers, sizes=(2, 16), make_images=20)
+    report = NormReport(layers=layers, sizes=(2, 16), images=20)
     first, second, third = report.verdict(mini_batch=2, effective=16).splitlines()
     assert first == ("mini-batches of 2 images: 2 of 3 layers differ by more than 30% (3, 7), the most 90% in layer 7")
     assert second == "16 images pooled: no layer differs by more than 30%, the most is 9% in layer 7"
@@ -162,13 +162,13 @@ def test_the_verdict_names_the_layers():
 
 
 def test_a_verdict_without_a_pool_has_no_line_for_it():
-    report = NormReport(layers=(layer_gap(0, 0.1, 0.2),), sizes=(2, 16), make_images=20)
+    report = NormReport(layers=(layer_gap(0, 0.1, 0.2),), sizes=(2, 16), images=20)
     assert len(report.verdict(mini_batch=2, effective=2).splitlines()) == 2
     assert len(report.verdict(mini_batch=2, effective=None).splitlines()) == 2
 
 
 def test_the_table_has_a_row_a_layer_in_per_cent():
-    report = NormReport(layers=(layer_gap(0, 0.1, 0.2), layer_gap(12, 1.5, 0.25)), sizes=(2, 16), make_images=20)
+    report = NormReport(layers=(layer_gap(0, 0.1, 0.2), layer_gap(12, 1.5, 0.25)), sizes=(2, 16), images=20)
     lines = report.table().splitlines()
     assert lines[-1].split() == ["12", "conv", "3x3", "8", "|", "150", "15", "0", "|", "25", "2", "0"]
     assert len({line.index("|") for line in lines}) == 1
