@@ -27,8 +27,8 @@ from cfg.spec import (
 class PoolSpec(LayerSpec):
     """Max pooling.
 
-    padding: cells in total that do not count; padding // 2 go left and above, the rest right and below.
-    antialiasing: as of a convolution.
+    padding: total number of cells per axis, padding // 2 of them left and above, the rest right and below; they are
+    never the maximum. antialiasing: see ConvSpec.
     """
 
     kind: ClassVar[str] = "maxpool"
@@ -41,18 +41,18 @@ class PoolSpec(LayerSpec):
 
     @classmethod
     def read(cls, section: Section) -> LayerSpec:
-        """A DepthPoolSpec with maxpool_depth=1, which is darknet's other layer of this name."""
+        """Read a PoolSpec, or with maxpool_depth=1 a DepthPoolSpec. Raises CfgError."""
         geometry = _read_geometry(section)
         antialiasing = section.integer("antialiasing", 0, high=2)
         out_channels = section.integer("out_channels", 1, low=1, high=MAX_CHANNELS)
         if section.integer("maxpool_depth", 0):
-            section.refuse(antialiasing=0)
+            section.refuse_unless(antialiasing=0)
             return DepthPoolSpec(out_channels=out_channels)
         return cls(**geometry, antialiasing=antialiasing)
 
     @property
     def pool_strides(self) -> tuple[int, int]:
-        """(y, x) of the pooling itself."""
+        """Strides (y, x) of the pooling itself, without the blur."""
         return (1, 1) if self.antialiasing else (self.stride_y, self.stride_x)
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
@@ -80,7 +80,7 @@ class DepthPoolSpec(LayerSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalAvgPoolSpec(LayerSpec):
-    """The mean over the cells of a window that exist; padding as of [maxpool]."""
+    """Average pooling that ignores the padding, which is that of [maxpool]."""
 
     kind: ClassVar[str] = "local_avgpool"
 
@@ -99,7 +99,7 @@ class LocalAvgPoolSpec(LayerSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AvgPoolSpec(LayerSpec):
-    """The mean over all cells of each channel."""
+    """Global average pooling."""
 
     kind: ClassVar[str] = "avgpool"
 
@@ -112,10 +112,10 @@ class AvgPoolSpec(LayerSpec):
 
 
 def _read_geometry(section: Section) -> dict[str, int]:
-    """size, strides and padding, whose defaults hang together."""
+    """Return size, strides and padding; the default of each depends on the one before."""
     strides = read_strides(section)
     size = section.integer("size", section.integer("stride", 1), low=1, high=MAX_WINDOW)
-    # More padding than this, and some window would see nothing but padding.
+    # With more padding some window would hold nothing else.
     padding = section.integer("padding", size - 1, high=2 * (size - 1))
     return {"size": size, "padding": padding, **strides}
 

@@ -44,7 +44,7 @@ def make_evaluator(
         detector, image_set, batch_size=batch_size, workers=workers, is_shared=True, rect=rect
     )
     if stop is not None:
-        batches = stop.heeding(batches)
+        batches = stop.interruptible(batches)
     return Evaluator(
         detect=replace(detector, max_detections=None),
         batches=batches,

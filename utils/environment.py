@@ -1,4 +1,4 @@
-"""What this machine has: the installed libraries, the devices, and a record of both for a run's folder."""
+"""Installed libraries and devices of this machine, and a record of both."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ _OPENCV_BUILDS = (
 
 
 def check_torchvision() -> None:
-    """Raise UserError where torchvision is absent or was built for another torch.
+    """Raise UserError if torchvision is absent or was built for another torch.
 
-    The usual case is a CPU-only torch beside a torchvision built for CUDA, or the reverse: its compiled
-    operators fail to load, and the import ends in "operator torchvision::nms does not exist". Call this
-    before importing a module that imports torchvision.
+    The usual case is a CPU-only torch beside a torchvision built for CUDA, or the reverse: its compiled operators fail
+    to load, and the import ends in "operator torchvision::nms does not exist".
     """
     try:
         importlib.import_module("torchvision")
@@ -38,12 +37,12 @@ def check_torchvision() -> None:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
             f"torchvision {_version_of('torchvision')} does not load beside torch {torch.__version__} "
-            f"({reason}): run `pip install --force-reinstall torch torchvision`, to have both from one place"
+            f"({reason}): run `pip install --force-reinstall torch torchvision`, to get both from one source"
         ) from error
 
 
 def check_opencv() -> None:
-    """Warn where several OpenCV builds are installed: they overwrite each other in one `cv2` folder."""
+    """Warn if several OpenCV builds are installed: they overwrite each other in one `cv2` folder."""
     installed = [name for name in _OPENCV_BUILDS if _version_of(name) != "absent"]
     if len(installed) > 1:
         warnings.warn(
@@ -78,23 +77,22 @@ def pick_device(name: str) -> torch.device:
 
 
 def cuda_is_in_use() -> bool:
-    """Whether this process computes on a CUDA GPU. A training on the CPU leaves one that is there to others."""
+    """Return whether this process has used CUDA; asking must not initialize a GPU that a CPU training does not need."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def leave_a_core_to_loaders(device: torch.device, workers: int) -> None:
-    """Compute with one thread fewer than there are cores while loader workers run beside a CPU training.
+    """Compute with one thread fewer than cores if loader workers run beside a CPU training.
 
-    OpenMP's threads wait for each other by spinning: with as many of them as cores, one more busy process slowed
-    a training step on two cores from 0.29 s to 4 s; with one fewer it stayed at 0.36 s. OMP_NUM_THREADS, where
-    it is set, has the last word.
+    OpenMP's threads wait for each other by spinning: with one per core, one more busy process slowed a training step
+    on two cores from 0.29 s to 4 s; with one fewer it stayed at 0.36 s. OMP_NUM_THREADS takes precedence if set.
     """
     if device.type == "cpu" and workers > 0 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
 
 
 def describe(device: torch.device | None = None) -> dict[str, str]:
-    """The circumstances of a measurement, on `device` or on the one that 'auto' picks."""
+    """Return hardware and versions for a record of a measurement on `device`, or on the one that 'auto' picks."""
     device = pick_device("auto") if device is None else device
     return {
         "python": platform.python_version(),

@@ -1,7 +1,7 @@
 """Command lines made of dataclasses of knobs, and the settings that result from them.
 
-`parse_flags` returns only what was typed; `resolve` puts it over what files say and over the defaults, once. The result
-is printed, saved and never changed.
+`parse_flags` returns only what was typed; `resolve` adds settings from files and the defaults, once. The result is
+printed, saved and never changed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def parse_flags(kind: type, argv: Sequence[str] | None, *, foreign: Mapping[str,
 
     The first line of `kind`'s docstring is the command, the rest describes it. A field that holds a dataclass of knobs
     is a group of flags with the title in its metadata. `foreign` maps flags that the page does not have (removed ones,
-    and those of other programs) to what the user is told instead.
+    and those of other programs) to what the error message recommends.
     """
     command, _, description = inspect.cleandoc(kind.__doc__ or "").partition("\n")
     parser = FlagParser(
@@ -61,7 +61,7 @@ def parse_flags(kind: type, argv: Sequence[str] | None, *, foreign: Mapping[str,
 
 
 def resolve(kind: type[Options], given: Mapping[str, Any], files: Mapping[str, Any] | None = None) -> Options:
-    """Return the settings: what was typed, else what the files (cfg, data set) say, else the default."""
+    """Return the settings; precedence: what was typed, the files (cfg, data set), the default."""
     values: dict[str, Any] = {}
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
         if group := _nested(f):
@@ -115,7 +115,7 @@ def _add_flags(group: Any, kind: type) -> dict[str, bool]:
         required = f.default is MISSING
         plain, is_tuple = _plain_type(hints[f.name])
         if plain is bool:
-            # Both ways, because a file may say either: --no-letterbox overrules letter_box=1.
+            # Both ways, because a file may set either: --no-letterbox overrides letter_box=1.
             arguments["action"] = argparse.BooleanOptionalAction
         else:
             arguments["type"] = _value_parser(f, plain)

@@ -1,4 +1,4 @@
-"""What detection leaves on disk: annotated copies, and on demand json, label files and cut-out objects."""
+"""Output files of detection: annotated copies, and optionally json, label files and crops of the objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.structures import Detections
 
 
 class DetectionFiles:
-    """A folder with one annotated copy for each image or video added; use it as a context.
+    """A folder with an annotated copy of each image or video added; a context manager.
 
     Images of the same name from different folders get a number, so that none overwrites another.
     """
@@ -29,7 +29,7 @@ class DetectionFiles:
         self.written = 0
         self._rows: list[dict[str, Any]] = []
         self._names: dict[Path, str] = {}
-        self._video: tuple[Path, cv2.VideoWriter, tuple[int, int]] | None = None  # its size as (width, height)
+        self._video: tuple[Path, cv2.VideoWriter, tuple[int, int]] | None = None  # file, writer, (width, height)
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> DetectionFiles:
@@ -41,7 +41,7 @@ class DetectionFiles:
             (self.folder / "detections.json").write_text(json.dumps(self._rows, indent=1))
 
     def add(self, path: Path, image: np.ndarray, found: Detections, *, number: int, video_fps: float | None) -> None:
-        """image: (H, W, 3) uint8 RGB; found: boxes in its pixels. number: the frame's, within a video."""
+        """Write the files of one image, (H, W, 3) uint8 RGB, or of frame `number` of a video; boxes in its pixels."""
         boxes, labels, scores = found.boxes.numpy(), found.labels.numpy(), found.scores.numpy()
         drawn = draw_boxes(image, boxes, labels, self.class_names, scores)
         name = self._name_of(path)
@@ -71,7 +71,7 @@ class DetectionFiles:
             self._video = (path, *_open_video(self.folder / f"{name}.mp4", drawn, fps))
         _, writer, size = self._video
         if (drawn.shape[1], drawn.shape[0]) != size:
-            drawn = cv2.resize(drawn, size)  # a stream may change its size; the writer would drop the frame
+            drawn = cv2.resize(drawn, size)  # a stream may change its size, and the writer drops such frames
         writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
 
     def _close_video(self) -> None:
@@ -80,7 +80,7 @@ class DetectionFiles:
             self._video = None
 
     def _row(self, path: Path, image: np.ndarray, found: Detections, number: int) -> dict[str, Any]:
-        """One image's entry of detections.json; bbox is x, y, width, height in pixels."""
+        """Return the image's entry in detections.json; bbox is x, y, width, height in pixels."""
         objects = [
             {
                 "class": self.class_names[label],
@@ -95,7 +95,7 @@ class DetectionFiles:
         return {"file": str(path), "frame": number, "width": width, "height": height, "objects": objects}
 
     def _write_labels(self, name: str, image: np.ndarray, found: Detections) -> None:
-        """darknet's label lines with the score as a sixth number."""
+        """Write darknet's label lines with the score as a sixth number."""
         height, width = image.shape[:2]
         lines = []
         for (left, top, right, bottom), score, label in zip(
@@ -113,13 +113,13 @@ class DetectionFiles:
             left, top, right, bottom = (round(v) for v in box)
             crop = image[top : max(bottom, top + 1), left : max(right, left + 1)]
             if crop.size:
-                # A class name may hold a slash.
+                # The class name may contain a slash.
                 folder = self.folder / "crops" / self.class_names[label].replace("/", "_")
                 write_png(folder / f"{name}-{k:03d}.png", crop)
 
 
 def _open_video(path: Path, first: np.ndarray, fps: float) -> tuple[cv2.VideoWriter, tuple[int, int]]:
-    """A writer for frames of the first one's size, and that size as (width, height); 25 fps where `fps` is none."""
+    """Return a writer for frames of the first one's size, and that (width, height); 25 fps if `fps` is not positive."""
     size = (first.shape[1], first.shape[0])
     fps = fps if math.isfinite(fps) and fps > 0 else 25.0
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)

@@ -170,7 +170,7 @@ def test_an_unknown_word_may_be_taken_for_another():
     parsed = section("kind=gredy")
     assert parsed.word("kind", "default", ("default", "greedy"), unknown="default") == "default"
     assert parsed.warnings(set()) == [
-        "a.cfg:2: kind=gredy is not one of default, greedy: taken for default, as darknet does, did you mean 'greedy'?"
+        "a.cfg:2: kind=gredy is not one of default, greedy: read as default, as darknet does, did you mean 'greedy'?"
     ]
 
 
@@ -197,13 +197,13 @@ def test_a_pasted_net_block_is_one_warning():
     assert parsed.warnings({"batch", "width"}) == ["a.cfg:2: [net] keys in [net] are ignored: batch, width"]
 
 
-def test_ignored_and_refused_keys_speak_up_unless_they_say_the_default():
+def test_keys_warn_or_are_refused_unless_they_have_the_default():
     parsed = section("clip=0.0\nadam=1\nkind=iou\nreverse=1")
-    parsed.ignore_aloud(clip=0, adam=0, kind="iou")
+    parsed.warn_unless(clip=0, adam=0, kind="iou")
     assert parsed.notes == ["a.cfg:3: adam=1 is not supported and is ignored"]
-    parsed.refuse(clip=0, absent=1)
+    parsed.refuse_unless(clip=0, absent=1)
     with pytest.raises(CfgError, match=r"^a\.cfg:5: reverse=1 in \[net\] is not supported$"):
-        parsed.refuse(reverse=0)
+        parsed.refuse_unless(reverse=0)
 
 
 def test_did_you_mean():

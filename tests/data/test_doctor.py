@@ -351,7 +351,7 @@ def test_all_places_are_in_the_file_and_with_all_on_the_page(clean: Path, capsys
         (["set", "--cfg", "no-such"], "no such cfg among"),
         (["set", "--image-size", "big"], "'big' is not a size"),
         (["set", "--threads", "0"], "0 must be at least 1"),
-        (["set", "--out", "set"], "set: is there already"),
+        (["set", "--out", "set"], "set: already exists"),
         (["empty"], "its list 'images' is empty"),
         (["unreadable"], "no usable image in split 'train': 3 unreadable images skipped"),
         ([], "the following arguments are required: PATH"),

@@ -200,7 +200,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_table(
 
 def test_resume_alone_goes_on_with_the_newest_run(scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no run to go on with"):
+    with pytest.raises(UserError, match="no run to resume"):
         train.main(["--resume"])
     for epochs in ("1", "2"):
         train.main(["--data", str(scenes), "--cfg", toy_cfg, "--epochs", epochs, "--workers", "0"])
