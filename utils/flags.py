@@ -55,7 +55,7 @@ def parse_flags(kind: type, argv: Sequence[str] | None, *, foreign: Mapping[str,
     argv = sys.argv[1:] if argv is None else argv
     if unknown := _first_unknown(argv, flags):
         shown = [flag for flag, is_shown in flags.items() if is_shown]
-        parser.error(_no_such_flag(parser.prog, unknown, shown, foreign))
+        parser.error(_no_such_flag(command, unknown, shown, foreign))
     typed = vars(parser.parse_args(argv))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
 
@@ -163,13 +163,14 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _no_such_flag(page: str, flag: str, own: Sequence[str], foreign: Mapping[str, str]) -> str:
+def _no_such_flag(command: str, flag: str, own: Sequence[str], foreign: Mapping[str, str]) -> str:
+    page = command.split()[-1]
     if instead := foreign.get(flag.replace("_", "-")):
         return f"{page} has no {flag}: {instead}"
     names = {name.lstrip("-"): name for name in own}
     nearest = difflib.get_close_matches(flag.lstrip("-"), names, n=1)
     hint = f"; did you mean {names[nearest[0]]}?" if nearest else ""
-    return f"{page} has no {flag}{hint} (python {page} --help lists all)"
+    return f"{page} has no {flag}{hint} ({command} --help lists all)"
 
 
 def _value_parser(f: dataclasses.Field[Any], plain: type) -> Callable[[str], Any]:
