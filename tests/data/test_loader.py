@@ -131,7 +131,7 @@ def test_an_error_comes_through_the_thread_that_pins(tmp_path: Path, monkeypatch
         list(loader(image_set, 1))
 
 
-def test_loading_leaves_the_global_stream_of_torch_alone(noise_set: ImageSet) -> None:
+def test_loading_does_not_use_the_global_generator_of_torch(noise_set: ImageSet) -> None:
     before = torch.get_rng_state()
     assert len(list(loader(noise_set))) == 3
     assert torch.equal(torch.get_rng_state(), before)
@@ -210,14 +210,14 @@ def test_ranks_share_each_batch_of_one_rank(noise_set: ImageSet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "batch_size", "said"),
+    ("images", "batch_size", "message"),
     [
         (11, 4, "a batch of 4 images is not divisible by the 3 ranks"),
         (5, 6, "a batch of 5 images, all that the 5 images of the set allow, is not divisible by the 3 ranks"),
     ],
 )
-def test_a_batch_that_ranks_cannot_share(images: int, batch_size: int, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_batch_that_ranks_cannot_share(images: int, batch_size: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         keys(images, batch_size=batch_size, ranks=3)
 
 

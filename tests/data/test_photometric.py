@@ -23,7 +23,7 @@ def test_exposure_scales_and_saturates() -> None:
     assert changed(colour(200, 200, 200), exposure=1.5)[0, 0].tolist() == [255, 255, 255]
 
 
-def test_saturation_moves_towards_grey_and_leaves_grey_alone() -> None:
+def test_saturation_moves_towards_grey_and_keeps_grey() -> None:
     assert changed(colour(200, 100, 100), saturation=0.5)[0, 0].tolist() == pytest.approx([200, 150, 150], abs=2)
     assert changed(colour(90, 90, 90), saturation=1.5)[0, 0].tolist() == [90, 90, 90]
 

@@ -39,15 +39,15 @@ def test_every_format_gives_the_same_records(tmp_path: Path, style: str) -> None
 @pytest.mark.parametrize("style", WRITERS)
 def test_ground_truth_names_the_same_objects(tmp_path: Path, style: str) -> None:
     image_set = open_image_set(root_of(WRITERS[style](tmp_path / "set", "train")), "train")
-    truth = image_set.ground_truth()
-    assert [image["id"] for image in truth["images"]] == list(image_set.image_ids)
-    assert {(image["file_name"], image["height"], image["width"]) for image in truth["images"]} == {
+    ground_truth = image_set.ground_truth()
+    assert [image["id"] for image in ground_truth["images"]] == list(image_set.image_ids)
+    assert {(image["file_name"], image["height"], image["width"]) for image in ground_truth["images"]} == {
         (f"{scene.stem}.png", *scene.hw) for scene in SCENES
     }
-    names = {category["id"]: category["name"] for category in truth["categories"]}
-    found = sorted((names[each["category_id"]], *np.round(each["bbox"], 3)) for each in truth["annotations"])
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    found = sorted((names[each["category_id"]], *np.round(each["bbox"], 3)) for each in ground_truth["annotations"])
     assert found == [("cat", 8, 6, 32, 24), ("dog", 16, 15, 16, 30), ("owl", 40, 12, 40, 48)]
-    assert [each["id"] for each in truth["annotations"]] == [1, 2, 3]
+    assert [each["id"] for each in ground_truth["annotations"]] == [1, 2, 3]
     assert names == dict(zip(image_set.category_ids, image_set.class_names, strict=True))
 
 
