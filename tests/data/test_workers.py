@@ -24,7 +24,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def echo(request: Any) -> Any:
-    """The number and who answered; an error for an error; a function is called first."""
+    """Return the request and this process's id; raise an error; call a function first."""
     if isinstance(request, Exception):
         raise request
     if callable(request):
