@@ -72,16 +72,18 @@ class Augmenter:
         self.load = load
         self.images = images
         self._pipelines: dict[tuple[tuple[int, int], tuple[int, int] | None], A.Compose] = {}
-        self._colour = photometric_transforms(
+        colour = photometric_transforms(
             saturation=options.saturation,
             exposure=options.exposure,
             hue=options.hue,
             blur=options.blur,
             noise=options.noise,
         )
-        # Pixels are computed where a mosaic shows them, if no transform (blur, noise) needs their neighbours.
-        pixel_transforms = [each for each in self._colour if isinstance(each, PixelTransform)]
-        self._lazy_colour = pixel_transforms if len(pixel_transforms) == len(self._colour) else None
+        # If no transform needs neighbouring pixels (as blur does), only the pixels that a mosaic shows are computed.
+        pixel_transforms = [each for each in colour if isinstance(each, PixelTransform)]
+        self._is_lazy = len(pixel_transforms) == len(colour)
+        self._lazy_colour = pixel_transforms if self._is_lazy else []
+        self._eager_colour = [] if self._is_lazy else colour
 
     def __call__(self, index: int, input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
         if rng.random() >= self.options.mosaic:
@@ -144,10 +146,8 @@ class Augmenter:
         result = pipeline(image=source.image, keypoints=_corners(boxes) - 0.5)
         corners = result["keypoints"].reshape(-1, 4, 2) + 0.5
         boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
-        is_lazy = self._lazy_colour is not None
-        image = cast(np.ndarray, self._warped(pipeline, corners[0], state)) if is_lazy else result["image"]
         sample = Sample(
-            image=image,
+            image=cast(np.ndarray, self._warped(pipeline, corners[0], state)) if self._is_lazy else result["image"],
             boxes=boxes[1:],
             labels=source.labels,
             is_crowd=source.is_crowd,
@@ -161,10 +161,10 @@ class Augmenter:
     ) -> Warped:
         """Return the image that `pipeline` has drawn and whose (4, 2) corners it has moved, with colours drawn now."""
         (crop,) = (each for each in pipeline.transforms if isinstance(each, LazyCrop))
-        # A mirror before the crop is in its source already.
+        # If mirroring comes before the crop, the crop's source is mirrored already.
         mirrored = crop is pipeline.transforms[0] and corners[0, 0] > corners[1, 0]
         recolour = []
-        for transform in self._lazy_colour or ():
+        for transform in self._lazy_colour:
             transform.set_random_state(*state)
             recolour.append(transform.draw())
         return replace(crop.warped, mirrored=bool(mirrored), recolour=recolour)
@@ -173,7 +173,7 @@ class Augmenter:
         """Return the transforms of a training image; cached, as multi-scale training returns to few input sizes."""
         if (input_hw, corner) not in self._pipelines:
             options = self.options
-            crop = (JitteredCrop if self._lazy_colour is None else LazyCrop)(
+            crop = (LazyCrop if self._is_lazy else JitteredCrop)(
                 input_hw=input_hw,
                 jitter=options.jitter,
                 resize=options.resize,
@@ -184,10 +184,7 @@ class Augmenter:
             flip = A.HorizontalFlip(p=0.5 if options.flip else 0.0)
             self._pipelines[input_hw, corner] = A.Compose(
                 # A corner is that of the image as the mosaic shows it, so mirroring comes first.
-                [
-                    *((crop, flip) if corner is None else (flip, crop)),
-                    *(self._colour if self._lazy_colour is None else []),
-                ],
+                [*((crop, flip) if corner is None else (flip, crop)), *self._eager_colour],
                 keypoint_params=A.KeypointParams("xy", remove_invisible=False, check_each_transform=False),
             )
         return self._pipelines[input_hw, corner]
