@@ -54,7 +54,7 @@ def parse_flags(kind: type, argv: Sequence[str] | None, *, foreign: Mapping[str,
     argv = sys.argv[1:] if argv is None else argv
     if unknown := _first_unknown(argv, flags):
         shown = [flag for flag, is_shown in flags.items() if is_shown]
-        parser.error(_no_such_flag(parser.prog, unknown, shown, foreign or {}))
+        parser.error(_no_such_flag(command, unknown, shown, foreign or {}))
     typed = vars(parser.parse_args(argv))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
 
@@ -97,13 +97,6 @@ def parse_image_hw(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
-def positive_number(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
-
-
 def parse_subdivisions(text: str) -> int | str:
     if text != "auto" and not (text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text} must be a number of at least 1, or auto")
@@ -133,7 +126,7 @@ def _add_flags(group: Any, kind: type) -> dict[str, bool]:
                 arguments["nargs"] = "+"
             if f.metadata["alone"] is not None:
                 arguments |= {"nargs": "?", "const": f.metadata["alone"]}
-        if required and is_tuple:
+        if required and (is_tuple or f.metadata["positional"]):
             group.add_argument(f.name, **arguments)
             continue
         action = group.add_argument(_flag(f.name), required=required, dest=f.name, **arguments)
@@ -157,13 +150,14 @@ def _first_unknown(argv: Sequence[str], known: Collection[str]) -> str:
     return ""
 
 
-def _no_such_flag(page: str, flag: str, own: Sequence[str], foreign: Mapping[str, str]) -> str:
+def _no_such_flag(command: str, flag: str, own: Sequence[str], foreign: Mapping[str, str]) -> str:
+    page = command.split()[-1]
     if instead := foreign.get(flag.replace("_", "-")):
         return f"{page} has no {flag}: {instead}"
     names = {name.lstrip("-"): name for name in own}
     nearest = difflib.get_close_matches(flag.lstrip("-"), names, n=1)
     hint = f"; did you mean {names[nearest[0]]}?" if nearest else ""
-    return f"{page} has no {flag}{hint} (python {page} --help lists all)"
+    return f"{page} has no {flag}{hint} ({command} --help lists all)"
 
 
 def _value_parser(f: dataclasses.Field[Any], plain: type) -> Callable[[str], Any]:

@@ -24,6 +24,7 @@ def knob(
     high: float | None = None,
     alone: Any = None,
     formerly: str | None = None,
+    positional: bool = False,
 ) -> Any:
     """Return a dataclass field; `text` is its help, `unit` stands for its value there.
 
@@ -31,9 +32,10 @@ def knob(
     (bool, int, float, str). `choices` may be a callable when the names are defined later in the file. `low` and `high`
     are the inclusive limits of a number, or of each number of a tuple; NaN and infinity are outside any limits. `alone`
     is the value of the flag without one. `formerly` is the name in earlier versions, still understood but not shown.
+    A required knob is `positional` if it is typed without its flag; a required tuple always is.
     """
     metadata = {"text": text, "unit": unit, "choices": choices, "parse": parse, "low": low, "high": high}
-    metadata |= {"alone": alone, "formerly": formerly}
+    metadata |= {"alone": alone, "formerly": formerly, "positional": positional}
     return field(default=default, metadata=metadata)
 
 

@@ -254,7 +254,7 @@ def test_nothing_is_written_over(digits: Path, here: Path, capsys: pytest.Captur
         assert f"yolov4-tiny-digits{number}.cfg" in said and "--image-size 128x128" in said
     mine = here / "mine.cfg"
     mine.write_text("precious")
-    with pytest.raises(UserError, match=r"mine\.cfg: is there already"):
+    with pytest.raises(UserError, match=r"mine\.cfg: already exists"):
         main([*argv, "--out", str(mine)])
     assert mine.read_text() == "precious"
     with pytest.raises(UserError, match=r"no-such-folder.*: cannot be written"):
@@ -275,7 +275,7 @@ def test_bytes_that_are_no_text_stay(digits: Path, here: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--clusters", "5000"], "5000 anchors take boxes of at least as many different shapes"),
+        (["--clusters", "5000"], "5000 anchors need boxes of at least as many different shapes"),
         (["--clusters", "1"], "1 anchors are too few for 2 heads"),
         (["--clusters", "0"], "0 must be at least 1"),
         (["--clusters", "-3"], "-3 must be at least 1"),
@@ -323,7 +323,7 @@ def test_the_command_line(
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(page.__file__), run_name="__main__")
     assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith("error: 9999 anchors take boxes")
+    assert capsys.readouterr().err.startswith("error: 9999 anchors need boxes")
 
 
 def test_bccd(shared: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

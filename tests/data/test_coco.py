@@ -226,7 +226,9 @@ def test_ids_that_two_have(tmp_path: Path, key: str) -> None:
     rows = json.loads(file.read_text())[key]
     rows[1]["id"] = rows[0]["id"]
     changed(file, **{key: rows})
-    with pytest.raises(UserError, match=rf"instances_train.json: two of its list '{key}' have the id {rows[0]['id']},"):
+    with pytest.raises(
+        UserError, match=rf"instances_train.json: two rows of its list '{key}' have the id {rows[0]['id']},"
+    ):
         open_image_set(tmp_path, "train")
 
 

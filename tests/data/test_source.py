@@ -3,10 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.source import open_image_set
-from tests.data.sets import SCENES, Scene, write_coco, write_darknet, write_voc
+import data.source
+from data.image_set import ImageSet, Record, pack
+from data.problems import Problems
+from data.source import open_image_set, splits_of
+from tests.data.sets import SCENES, Scene, write_coco, write_darknet, write_image, write_voc
 from utils.errors import UserError
 
+NO_OBJECT = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "is_crowd": np.zeros(0, bool)}
 WRITERS = {"coco": write_coco, "voc": write_voc, "darknet": write_darknet}
 
 
@@ -76,6 +80,38 @@ def test_images_in_two_splits_are_counted(tmp_path: Path, style: str) -> None:
 def test_a_lone_json_shares_all_its_images(tmp_path: Path) -> None:
     file = write_coco(tmp_path, "train").rename(tmp_path / "train" / "labels.json")
     assert open_image_set(file, "train").shares_images_with(open_image_set(file, "val")) == 3
+
+
+class Folder:
+    """A format of one file: the sub-folders are the splits, their images have no objects."""
+
+    EXPECTED = "a folder of folders of .bmp images"
+
+    def holds(self, path: Path) -> bool:
+        return any(path.glob("*/*.bmp"))
+
+    def splits(self, path: Path) -> tuple[str, ...]:
+        return tuple(sorted(folder.name for folder in path.iterdir()))
+
+    def has_split(self, path: Path, split: str) -> bool:
+        return split in self.splits(path)
+
+    def read(self, path: Path, split: str) -> ImageSet:
+        images = sorted((path / split).glob("*.bmp"))
+        records = [Record(path=str(image), image_id=i, hw=(6, 8), **NO_OBJECT) for i, image in enumerate(images)]
+        names = {"name": path.name, "split": split, "class_names": ["a"], "category_ids": [1], "source": str(path)}
+        return pack(records, problems=Problems(), **names)  # type: ignore[arg-type]
+
+
+def test_a_format_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.source, "_FORMATS", (*data.source._FORMATS, Folder()))
+    write_image(tmp_path / "set" / "train" / "a.bmp", (6, 8))
+    assert splits_of(tmp_path / "set") == ("train",)
+    assert len(open_image_set(tmp_path / "set", "train")) == 1
+    with pytest.raises(UserError, match=r"has no split 'val'; it has train\."):
+        open_image_set(tmp_path / "set", "val")
+    with pytest.raises(UserError, match=r"a darknet \.data file or a folder of folders of \.bmp images"):
+        open_image_set(tmp_path, "train")
 
 
 def test_wrong_paths(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from data.workers import Workers
 from utils.errors import UserError
@@ -135,6 +136,29 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path, deaths: int, caplog: pyt
     with workers() as made, caplog.at_level(logging.WARNING):
         assert answers(made, [0, 1, partial(die, tmp_path), 3, 4, 5, 6]) == [0, 1, "done", 3, 4, 5, 6]
     assert len(caplog.records) == deaths
+
+
+class Dying(Dataset[int]):
+    """The request that the others are given as a function: kills its worker while the folder has a file."""
+
+    def __init__(self, left: Path) -> None:
+        self.left = left
+
+    def __getitem__(self, index: int) -> int:
+        if index == 2:
+            die(self.left)
+        return index
+
+
+def test_torchs_own_loader_loses_the_iteration_where_a_worker_dies(tmp_path: Path) -> None:
+    """Why Workers exists. If this fails, torch has learned to replace a worker, and Workers may go."""
+    (tmp_path / "0").touch()
+    loader = DataLoader(Dying(tmp_path), batch_size=None, sampler=range(7), num_workers=2, multiprocessing_context=FORK)
+    got = []
+    with pytest.raises(RuntimeError, match=r"is killed by signal|exited unexpectedly"):
+        for number in loader:
+            got.append(int(number))
+    assert len(got) < 7
 
 
 def test_a_worker_that_always_dies_is_an_error() -> None:
