@@ -377,7 +377,7 @@ def test_no_cfg_of_ours_has_such_a_warning(name):
         (TrainOptions, {}),
         (
             TrainOptions,
-            {"norm": "cbn", "norm_window": 3, "lr_steps": (1, 2), "lr_scales": (0.1, 0.1), "fill": (1, 2, 3)},
+            {"norm": "cbn:window=3", "lr_steps": (1, 2), "lr_scales": (0.1, 0.1), "fill": (1, 2, 3)},
         ),
         (EvaluateOptions, {"weights": "x.pt", "image_size": (96, 128)}),
         (DetectOptions, {"weights": "x.pt", "sources": ("a", "b"), "save_json": True}),

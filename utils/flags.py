@@ -119,7 +119,7 @@ def _add_flags(group: Any, kind: type) -> dict[str, bool]:
         else:
             arguments["type"] = _value_parser(f, plain)
             if choices := f.metadata["choices"]:
-                arguments["choices"] = tuple(choices() if callable(choices) else choices)
+                arguments["choices"] = tuple(choices)
             else:
                 arguments["metavar"] = f.metadata["unit"] or plain.__name__.upper()
             if is_tuple and not f.metadata["parse"]:
