@@ -166,8 +166,8 @@ def _value_parser(f: dataclasses.Field[Any], plain: type) -> Callable[[str], Any
     def parse(text: str) -> Any:
         try:
             value = (f.metadata["parse"] or plain)(text)
-        except UserError as error:  # a ValueError, in place of which argparse would print a sentence of its own
-            raise argparse.ArgumentTypeError(str(error)) from None
+        except UserError as error:  # a ValueError, which argparse would replace by its own message
+            raise argparse.ArgumentError(None, str(error)) from None
         if wrong := outside_limits(f, value):
             raise argparse.ArgumentTypeError(f"{text} {wrong}")
         return value

@@ -29,8 +29,8 @@ def knob(
     """Return a dataclass field; `text` is its help, `unit` stands for its value there.
 
     `parse` turns the flag's string into the value and raises UserError on a bad one; without it the annotation decides
-    (bool, int, float, str). `low` and `high` are the inclusive limits of a number, or of each number of a tuple; NaN and
-    infinity are outside any limits. `alone` is the value of the flag without one. `formerly` is the name in earlier
+    (bool, int, float, str). `low` and `high` are the inclusive limits of a number, or of each number of a tuple; NaN
+    and infinity are outside any limits. `alone` is the value of the flag without one. `formerly` is the name in earlier
     versions, still understood but not shown. A required knob is `positional` if it is typed without its flag; a
     required tuple always is.
     """
