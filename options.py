@@ -15,6 +15,7 @@ from data.geometry import RESIZES
 from data.image_cache import CACHES
 from evaluation.coco_backends import BACKENDS
 from evaluation.darknet_map import POINTS
+from models.norms.old_spelling import removed_flags
 from models.norms.table import NormOptions
 from models.yolo.loss import LossOptions
 from utils.flags import parse_image_hw, parse_subdivisions
@@ -297,9 +298,10 @@ _OF_A_DETECTOR = {
     "--model": "--weights is the checkpoint, --cfg the network of a darknet .weights file",
 }
 
-# page -> flags by which other detectors know its settings -> what to write here
+# page -> flags of other detectors and of earlier versions -> what to write here
 FOREIGN_FLAGS: dict[type, dict[str, str]] = {
     TrainOptions: {
+        **removed_flags(),
         **_ELSEWHERE,
         "--batch": "--batch-size is the images of one optimizer step, --subdivisions the forwards they are split into",
         **dict.fromkeys(("--lr0", "--lr"), "write --learning-rate"),

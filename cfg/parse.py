@@ -68,12 +68,9 @@ class Section:
         """Add a warning at the line that `error` would name."""
         self.notes.append(self._at(key, message))
 
-    def line_of(self, key: str) -> int:
-        entry = self.entries.get(key)
-        return entry.line if entry else self.line
-
     def _at(self, key: str, message: str) -> str:
-        return f"{self.path}:{self.line_of(key)}: {message}"
+        line = self.entries[key].line if key in self.entries else self.line
+        return f"{self.path}:{line}: {message}"
 
     def __contains__(self, key: str) -> bool:
         self.used.add(key)

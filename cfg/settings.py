@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from cfg.layers import ConvSpec
+from cfg.convolution import ConvSpec
 from cfg.plan import Plan
 
 Setting = bool | int | float | str | tuple[float, ...]

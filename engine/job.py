@@ -17,6 +17,7 @@ from models.detector import Detector
 from models.network import Network
 from models.norms.auto import ENOUGH, choose_norm
 from models.norms.effective_batch import FEW, describe_norm, norm_warnings
+from models.norms.old_spelling import respelled
 from models.norms.table import norm_of_weights
 from models.weights.start import read_start
 from options import FOREIGN_FLAGS, EvaluateOptions, TrainOptions
@@ -143,7 +144,8 @@ def load_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             "start a new run from its weights with --weights"
         )
     # Memory may have run out since the settings were made.
-    settings = current_names(TrainOptions, checkpoint["settings"]) | {"subdivisions": checkpoint["subdivisions"]}
+    settings = respelled(current_names(TrainOptions, checkpoint["settings"]))
+    settings["subdivisions"] = checkpoint["subdivisions"]
     data = settings["data"]
     if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
         raise UserError(

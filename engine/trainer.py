@@ -22,7 +22,7 @@ from models.detector import describe_network
 from models.freeze import freeze
 from models.network import Network, parameter_groups
 from models.norms.effective_batch import check_values
-from models.norms.freeze_stats import NormRegime
+from models.norms.freeze_stats import StatisticsFreeze
 from models.norms.table import norm_factory
 from models.weights.start import start_from
 from models.yolo.criterion import make_criterion
@@ -117,7 +117,7 @@ class Trainer:
             backend=options.eval_backend,
             stop=stop,
         )
-        self.regime = NormRegime(self.network, options.norm, self.total_steps)
+        self.regime = StatisticsFreeze(self.network, options.norm, self.total_steps)
         first_step, self.epochs_done = 0, 0
         if job.checkpoint is not None:
             lengths = {"epoch_steps": len(self.loader), "total_steps": self.total_steps}

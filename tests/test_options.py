@@ -149,7 +149,7 @@ def test_a_knobs_own_parser_may_refuse_and_may_print_and_leave(capsys):
 
         norm: str = knob("bn", "a norm", parse=parse)
 
-    assert refused(capsys, Page, ["--norm", "x"]) == "error: argument --norm: x is no norm"
+    assert refused(capsys, Page, ["--norm", "x"]) == "error: x is no norm"
     with pytest.raises(SystemExit) as caught:
         parse_flags(Page, ["--norm", "help"])
     assert caught.value.code == 0
@@ -234,7 +234,7 @@ class Limited:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"share": 1.5}, "share=1.5 must lie between 0 and 1"),
         ({"share": float("nan")}, "share=nan must lie between 0 and 1"),
@@ -245,8 +245,8 @@ class Limited:
         ({"bare": float("nan")}, "bare=nan must be finite"),
     ],
 )
-def test_limits_in_words(given, said):
-    with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+def test_limits_in_words(given, message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         check_limits(Limited(**given))
 
 
@@ -287,7 +287,7 @@ def test_a_typed_default_beats_the_file_too():
     )
 
 
-def test_the_cfg_file_is_heard():
+def test_the_cfg_file_is_used():
     plan = load_plan("yolov4-pico")
     made = resolve(TrainOptions, {"learning_rate": 0.5}, cfg_settings(plan))
     assert made.optim.learning_rate == 0.5
@@ -317,7 +317,7 @@ def test_a_cfgs_stopbackward_freezes_unless_something_else_is_typed():
     assert resolve(TrainOptions, {}, none).optim.freeze == 0
 
 
-def test_darknets_mosaic_hears_more_of_the_cfg():
+def test_darknets_mosaic_uses_more_of_the_cfg():
     text = "[net]\nwidth=32\nheight=32\nmosaic=1\nletter_box=1\nmosaic_bound={}\n[convolutional]\nfilters=6\n"
     text += "activation=linear\n[yolo]\nclasses=1\nanchors=4,4\nmax=90\n"
     for bound in (True, False):
@@ -355,8 +355,8 @@ LOSS_KEYS = {
 def test_a_key_of_darknets_loss_has_a_warning_with_the_other_one(line):
     head = f"[convolutional]\nfilters=7\nactivation=linear\n[yolo]\nclasses=2\nanchors=4,4\n{line}\n"
     plan = parse_plan(f"[net]\nwidth=32\nheight=32\n{head}[route]\nlayers=0\n{head}", path="some.cfg")
-    (said,) = unread_settings(plan, "autograd")
-    assert said == f"some.cfg:7: {LOSS_KEYS[line]} has no effect with --loss autograd, only with --loss darknet"
+    (message,) = unread_settings(plan, "autograd")
+    assert message == f"some.cfg:7: {LOSS_KEYS[line]} has no effect with --loss autograd, only with --loss darknet"
     assert unread_settings(plan, "darknet") == []
 
 
@@ -377,7 +377,7 @@ def test_no_cfg_of_ours_has_such_a_warning(name):
         (TrainOptions, {}),
         (
             TrainOptions,
-            {"norm": "cbn", "norm_window": 3, "lr_steps": (1, 2), "lr_scales": (0.1, 0.1), "fill": (1, 2, 3)},
+            {"norm": "cbn:window=3", "lr_steps": (1, 2), "lr_scales": (0.1, 0.1), "fill": (1, 2, 3)},
         ),
         (EvaluateOptions, {"weights": "x.pt", "image_size": (96, 128)}),
         (DetectOptions, {"weights": "x.pt", "sources": ("a", "b"), "save_json": True}),

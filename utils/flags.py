@@ -10,20 +10,19 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import re
 import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING
-from types import MappingProxyType
+from itertools import takewhile
 from typing import Any, NoReturn, TypeVar
 
 from utils.errors import UserError
 from utils.knob import outside_limits
 
 Options = TypeVar("Options")
-
-_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -33,7 +32,7 @@ class FlagParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def parse_flags(kind: type, argv: Sequence[str] | None, *, foreign: Mapping[str, str] = _NONE) -> dict[str, Any]:
+def parse_flags(kind: type, argv: Sequence[str] | None, *, foreign: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return what was typed, by field name. Exits with 0 after --help, with 2 and one line on a bad flag.
 
     The first line of `kind`'s docstring is the command, the rest describes it. A field that holds a dataclass of knobs
@@ -55,7 +54,7 @@ def parse_flags(kind: type, argv: Sequence[str] | None, *, foreign: Mapping[str,
     argv = sys.argv[1:] if argv is None else argv
     if unknown := _first_unknown(argv, flags):
         shown = [flag for flag, is_shown in flags.items() if is_shown]
-        parser.error(_no_such_flag(command, unknown, shown, foreign))
+        parser.error(_no_such_flag(command, unknown, shown, foreign or {}))
     typed = vars(parser.parse_args(argv))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
 
@@ -120,7 +119,7 @@ def _add_flags(group: Any, kind: type) -> dict[str, bool]:
         else:
             arguments["type"] = _value_parser(f, plain)
             if choices := f.metadata["choices"]:
-                arguments["choices"] = tuple(choices() if callable(choices) else choices)
+                arguments["choices"] = tuple(choices)
             else:
                 arguments["metavar"] = f.metadata["unit"] or plain.__name__.upper()
             if is_tuple and not f.metadata["parse"]:
@@ -144,23 +143,11 @@ def _flag(name: str) -> str:
 
 def _first_unknown(argv: Sequence[str], known: Collection[str]) -> str:
     """Return the first flag that is not among `known`, or "". argparse would report missing arguments first."""
-    if not {"-h", "--help"}.isdisjoint(argv):
-        return ""
-    for argument in argv:
-        if argument == "--":
-            break
-        flag = argument.partition("=")[0]
-        if flag.startswith("-") and flag != "-" and " " not in argument and flag not in known and not _is_number(flag):
-            return flag
+    for argument in takewhile(lambda argument: argument not in ("--", "-h", "--help"), argv):
+        match = re.fullmatch(r"(--?[A-Za-z][\w-]*)(=.*)?", argument, re.DOTALL)
+        if match and match[1] not in known:
+            return match[1]
     return ""
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _no_such_flag(command: str, flag: str, own: Sequence[str], foreign: Mapping[str, str]) -> str:
@@ -179,8 +166,8 @@ def _value_parser(f: dataclasses.Field[Any], plain: type) -> Callable[[str], Any
     def parse(text: str) -> Any:
         try:
             value = (f.metadata["parse"] or plain)(text)
-        except UserError as error:  # a ValueError, in place of which argparse would print a sentence of its own
-            raise argparse.ArgumentTypeError(str(error)) from None
+        except UserError as error:  # a ValueError, which argparse would replace by its own message
+            raise argparse.ArgumentError(None, str(error)) from None
         if wrong := outside_limits(f, value):
             raise argparse.ArgumentTypeError(f"{text} {wrong}")
         return value

@@ -18,7 +18,7 @@ def knob(
     text: str,
     *,
     unit: str | None = None,
-    choices: Sequence[str] | Callable[[], Sequence[str]] | None = None,
+    choices: Sequence[str] | None = None,
     parse: Callable[[str], Any] | None = None,
     low: float | None = None,
     high: float | None = None,
@@ -29,10 +29,10 @@ def knob(
     """Return a dataclass field; `text` is its help, `unit` stands for its value there.
 
     `parse` turns the flag's string into the value and raises UserError on a bad one; without it the annotation decides
-    (bool, int, float, str). `choices` may be a callable when the names are defined later in the file. `low` and `high`
-    are the inclusive limits of a number, or of each number of a tuple; NaN and infinity are outside any limits. `alone`
-    is the value of the flag without one. `formerly` is the name in earlier versions, still understood but not shown.
-    A required knob is `positional` if it is typed without its flag; a required tuple always is.
+    (bool, int, float, str). `low` and `high` are the inclusive limits of a number, or of each number of a tuple; NaN
+    and infinity are outside any limits. `alone` is the value of the flag without one. `formerly` is the name in earlier
+    versions, still understood but not shown. A required knob is `positional` if it is typed without its flag; a
+    required tuple always is.
     """
     metadata = {"text": text, "unit": unit, "choices": choices, "parse": parse, "low": low, "high": high}
     metadata |= {"alone": alone, "formerly": formerly, "positional": positional}

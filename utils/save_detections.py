@@ -14,6 +14,8 @@ from utils.draw import draw_boxes, write_png
 from utils.errors import UserError
 from utils.structures import Detections
 
+Object = tuple[list[float], float, int]  # box xyxy in pixels, score, label
+
 
 class DetectionFiles:
     """A folder with an annotated copy of each image or video added; a context manager.
@@ -51,12 +53,13 @@ class DetectionFiles:
             self._write_frame(path, name, drawn, video_fps)
             name = f"{name}-{number:06d}"
         self.written += 1
+        objects = list(zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True))
         if self.save_json:
-            self._rows.append(self._row(path, image, found, number))
+            self._rows.append(self._row(path, image, objects, number))
         if self.save_txt:
-            self._write_labels(name, image, found)
+            self._write_labels(name, image, objects)
         if self.save_crops:
-            self._write_crops(name, image, found)
+            self._write_crops(name, image, objects)
 
     def _name_of(self, path: Path) -> str:
         if path not in self._names:
@@ -79,28 +82,24 @@ class DetectionFiles:
             self._video[1].release()
             self._video = None
 
-    def _row(self, path: Path, image: np.ndarray, found: Detections, number: int) -> dict[str, Any]:
+    def _row(self, path: Path, image: np.ndarray, objects: list[Object], number: int) -> dict[str, Any]:
         """Return the image's entry in detections.json; bbox is x, y, width, height in pixels."""
-        objects = [
+        rows = [
             {
                 "class": self.class_names[label],
                 "score": round(score, 6),
                 "bbox": [round(v, 3) for v in (left, top, right - left, bottom - top)],
             }
-            for (left, top, right, bottom), score, label in zip(
-                found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-            )
+            for (left, top, right, bottom), score, label in objects
         ]
         height, width = image.shape[:2]
-        return {"file": str(path), "frame": number, "width": width, "height": height, "objects": objects}
+        return {"file": str(path), "frame": number, "width": width, "height": height, "objects": rows}
 
-    def _write_labels(self, name: str, image: np.ndarray, found: Detections) -> None:
+    def _write_labels(self, name: str, image: np.ndarray, objects: list[Object]) -> None:
         """Write darknet's label lines with the score as a sixth number."""
         height, width = image.shape[:2]
         lines = []
-        for (left, top, right, bottom), score, label in zip(
-            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-        ):
+        for (left, top, right, bottom), score, label in objects:
             centre_x, centre_y = (left + right) / 2 / width, (top + bottom) / 2 / height
             size_x, size_y = (right - left) / width, (bottom - top) / height
             lines.append(f"{label} {centre_x:.6f} {centre_y:.6f} {size_x:.6f} {size_y:.6f} {score:.6f}\n")
@@ -108,8 +107,8 @@ class DetectionFiles:
         labels.mkdir(exist_ok=True)
         (labels / f"{name}.txt").write_text("".join(lines))
 
-    def _write_crops(self, name: str, image: np.ndarray, found: Detections) -> None:
-        for k, (box, label) in enumerate(zip(found.boxes.tolist(), found.labels.tolist(), strict=True)):
+    def _write_crops(self, name: str, image: np.ndarray, objects: list[Object]) -> None:
+        for k, (box, _, label) in enumerate(objects):
             left, top, right, bottom = (round(v) for v in box)
             crop = image[top : max(bottom, top + 1), left : max(right, left + 1)]
             if crop.size:

@@ -30,9 +30,9 @@ def test_every_type_knows_the_keys_that_all_layers_have(name):
     keys = ["clip", "onlyforward", "dont_update", "burnin_update", "stopbackward", "train_only_bn"]
     keys += ["dontload", "dontloadscales", "learning_rate"]
     body = "\n".join(f"{key}={1 + index % 8}" for index, key in enumerate(keys))
-    said = notes(f"[{name}]\n{body}\n{REQUIRED.get(name, '')}")
-    assert [line for line in said if "unknown" in line] == []
-    assert [line.split()[1] for line in said if "not supported" in line] == [
+    warnings = notes(f"[{name}]\n{body}\n{REQUIRED.get(name, '')}")
+    assert [line for line in warnings if "unknown" in line] == []
+    assert [line.split()[1] for line in warnings if "not supported" in line] == [
         f"{key}={index}" for index, key in enumerate(keys[:6], start=1)
     ]
 

@@ -17,8 +17,8 @@ def test_blanks_vanish_everywhere():
 
 def test_lines_are_counted_from_one_over_comments_and_blank_lines():
     net, conv = parse_sections("# c\n\n[net]\n; c\nwidth=8\n  # c\n[convolutional]\nsize=3", path="a.cfg")
-    assert (net.line, net.line_of("width"), conv.line, conv.line_of("size")) == (3, 5, 7, 8)
-    assert conv.line_of("absent") == 7
+    assert (net.line, net.entries["width"].line, conv.line, conv.entries["size"].line) == (3, 5, 7, 8)
+    assert str(conv.error("x", "absent")) == "a.cfg:7: x"
 
 
 def test_only_newline_ends_a_line():
@@ -28,7 +28,7 @@ def test_only_newline_ends_a_line():
 def test_the_first_of_equal_keys_wins():
     parsed = section("batch=4\nbatch=8")
     assert parsed.integer("batch") == 4
-    assert parsed.line_of("batch") == 2
+    assert parsed.entries["batch"].line == 2
 
 
 def test_a_line_is_split_at_its_first_equals_sign():
@@ -186,9 +186,9 @@ def test_unknown_keys_warn_with_a_hint_and_known_ones_do_not():
 
 
 def test_many_unknown_keys_are_counted():
-    said = section("\n".join(f"zzz{index}=1" for index in range(MAX_UNKNOWN_KEYS + 5))).warnings(set())
-    assert len(said) == MAX_UNKNOWN_KEYS + 1
-    assert said[-1] == f"a.cfg:{MAX_UNKNOWN_KEYS + 2}: 5 more unknown keys in [net]"
+    warnings = section("\n".join(f"zzz{index}=1" for index in range(MAX_UNKNOWN_KEYS + 5))).warnings(set())
+    assert len(warnings) == MAX_UNKNOWN_KEYS + 1
+    assert warnings[-1] == f"a.cfg:{MAX_UNKNOWN_KEYS + 2}: 5 more unknown keys in [net]"
 
 
 def test_a_pasted_net_block_is_one_warning():
