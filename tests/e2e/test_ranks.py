@@ -99,7 +99,7 @@ def test_histories_of_both_ranks_are_saved_and_the_job_goes_on_to_the_bit(
 ) -> None:
     """Stopped by a signal to one of them, as a job manager may do."""
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
-    common = ("--norm", "cbn", "--norm-burn-in-steps", "1", "--save-minutes", "0")
+    common = ("--norm", "cbn:burn_in_steps=1", "--save-minutes", "0")
     for child in start_two(flags(scenes, toy_cfg, whole, *common), log):
         assert children.ended(child) == 0, log.read_text()[-3000:]
     pair = start_two(flags(scenes, toy_cfg, parts, *common), log)
