@@ -19,7 +19,7 @@ from utils.console import say, warn
 from utils.environment import describe
 from utils.flags import flatten
 
-_ORIGINS = {"typed": "", "cfg": "from the cfg: ", "weights": "from the weights: ", "run": "from the run: "}
+_ORIGINS = ("typed", "cfg", "data", "weights", "run")
 
 
 def announce(run: Trainer) -> None:
@@ -68,7 +68,8 @@ def settings_lines(job: Job) -> list[str]:
     for name, value in flatten(job.options).items():
         if value is not None and value != default[name] and name in job.origins:
             flags.setdefault(job.origins[name], []).append(flag(name, value))
-    return [_ORIGINS[origin] + "  ".join(flags[origin]) for origin in _ORIGINS if origin in flags]
+    prefixes = {origin: "" if origin == "typed" else f"from the {origin}: " for origin in _ORIGINS if origin in flags}
+    return [prefix + "  ".join(flags[origin]) for origin, prefix in prefixes.items()]
 
 
 def flag(name: str, value: Any) -> str:
