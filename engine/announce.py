@@ -1,4 +1,4 @@
-"""What a training prints before its first step."""
+"""The lines that a training prints before its first step."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _announce_data(job: Job, folder: Path) -> None:
     if findings := quick_findings(*sets):
         for finding in findings:
             warn(finding)
-        say("", f"python -m data.doctor {job.options.data}  says more, and what to do")
+        say("", f"python -m data.doctor {job.options.data}  has details and remedies")
     if problems := [problem for image_set in sets for problem in image_set.problems.lines()]:
         path = folder / "data_problems.txt"
         with warn_on_disk_error(path):

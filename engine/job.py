@@ -1,4 +1,4 @@
-"""From a command line to a Job: settings, network plan and data set of a training, or one sentence on what is wrong."""
+"""Parse a command line to a Job: settings, network plan and data set of a training."""
 
 from __future__ import annotations
 
@@ -196,6 +196,6 @@ def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
     val_set = open_image_set(data, given.get("val_split", "val"))
     if len(train_set.labels) == 0:
         nothing = f"{data}: none of the {len(train_set)} images of '{train_set.split}' has an object"
-        more = f"python -m data.doctor {data} says more"
+        more = f"python -m data.doctor {data} has details"
         raise UserError("; ".join((nothing, *train_set.problems.summary(), more)))
     return train_set, val_set

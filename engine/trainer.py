@@ -91,7 +91,7 @@ class Trainer:
 
     @property
     def is_saved(self) -> bool:
-        """Whether last.pt holds all that was trained."""
+        """True if last.pt holds all that was trained."""
         return self._saved_step == self.steps_done
 
     def batches(self, epoch: int) -> Iterator[Batch]:
