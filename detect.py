@@ -15,7 +15,7 @@ from tqdm import tqdm
 from cfg.parse import CfgError
 from data.geometry import as_input
 from data.inference_sources import Frame, find_sources
-from models.detector import Detector, detector_of
+from models.detector import Detector
 from models.norms.fold import can_fold, fold
 from models.weights.trained import read_trained
 from options import DetectOptions
@@ -29,7 +29,7 @@ from utils.structures import Detections, pixels_of
 
 def detect(detector: Detector, image: np.ndarray, device: torch.device) -> Detections:
     """image (H, W, 3) uint8 RGB of any size -> Detections with boxes in the image's own pixels."""
-    laid, placement = as_input(image, detector.input_hw, letterbox=detector.letterbox, how=detector.resize)
+    laid, placement = as_input(image, detector.input_hw, letterbox=detector.letterbox, how=detector.options.resize)
     pixels = pixels_of(torch.from_numpy(laid).permute(2, 0, 1)[None].to(device))
     (found,) = detector(pixels, [placement.image_px])  # darknet's detections are relative to the image
     found = found.cpu()
@@ -53,15 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = pick_device(options.device)
     sources = find_sources(options.sources)
     trained, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
-    detector = detector_of(
+    detector = Detector.from_checkpoint(
         trained,
+        options.detection,
         path=options.weights,
         device=device,
-        confidence=options.confidence,
-        nms_iou=options.nms_iou,
-        max_detections=options.max_detections,
-        nms=options.nms,
-        resize=options.resize,
         input_hw=options.image_size,
     )
     if can_fold(detector.network):

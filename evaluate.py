@@ -24,7 +24,7 @@ from evaluation.build import (
 )
 from evaluation.darknet_map import WHY_NOT_COCO
 from evaluation.plots import plot_layer_gaps
-from models.detector import Detector, detector_of
+from models.detector import Detector
 from models.norms.effective_batch import describe_norm, effective_images
 from models.norms.freeze_stats import use_batch_statistics
 from models.norms.report import measure_norms
@@ -44,15 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parse_flags(EvaluateOptions, argv)
     options = resolve(EvaluateOptions, given)
     trained, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
-    detector = detector_of(
+    detector = Detector.from_checkpoint(
         trained,
+        options.detection,
         path=options.weights,
         device=pick_device(options.device),
-        confidence=options.confidence,
-        nms_iou=options.nms_iou,
-        max_detections=options.max_detections,
-        nms=options.nms,
-        resize=options.resize,
         input_hw=options.image_size,
     )
     check_statistics(options, given, detector)

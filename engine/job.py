@@ -13,13 +13,13 @@ from cfg.settings import cfg_settings, unread_settings
 from data.doctor.checkup import quick_findings
 from data.image_set import ImageSet
 from data.source import BUILT_IN, open_image_set
-from models.detector import Detector
+from models.detector import DetectionOptions, Detector
 from models.network import Network
 from models.norms.auto import ENOUGH, choose_norm
 from models.norms.effective_batch import FEW, describe_norm, norm_warnings
 from models.norms.table import norm_of_weights
 from models.weights.start import read_start
-from options import EvaluateOptions, TrainOptions
+from options import TrainOptions
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
 from utils.checkpoint import RESUMABLE_FROM, Checkpoint
@@ -234,16 +234,9 @@ def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Sch
 
 
 def make_detector(options: TrainOptions, network: Network, class_names: tuple[str, ...]) -> Detector:
-    """The network as evaluate.py uses it by default."""
-    default = EvaluateOptions(weights="")
-    return Detector(
-        network=network,
-        class_names=class_names,
-        letterbox=options.augment.letterbox,
-        confidence=default.confidence,
-        nms_iou=default.nms_iou,
-        max_detections=default.max_detections,
-    )
+    """Return the network as evaluate.py uses it by default."""
+    letterbox = options.augment.letterbox
+    return Detector(network=network, class_names=class_names, letterbox=letterbox, options=DetectionOptions())
 
 
 def announce(job: Job, why_norm: str = "") -> None:

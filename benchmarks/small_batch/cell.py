@@ -28,12 +28,12 @@ from data.source import open_image_set
 from engine.job import Job, job_of
 from engine.step import NotFinite
 from evaluation.build import make_evaluator, sample_images
-from models.detector import Detector, detector_of
+from models.detector import DetectionOptions, Detector
 from models.network import Network
 from models.norms.effective_batch import effective_images
 from models.norms.report import measure_norms
 from models.norms.table import NormOptions, has_batch_statistics, norm_factory, resolve_norm
-from options import EvaluateOptions, TrainOptions
+from options import TrainOptions
 from utils.checkpoint import Checkpoint
 from utils.clock import BatchClock
 from utils.environment import describe, pick_device
@@ -64,7 +64,9 @@ def run_cell(
         table = train.train(job, is_reported=False)
         scores |= {"val_AP": table.AP, "val_AP50": table.AP50}
         best = Checkpoint.from_file(folder / "best.pt")
-        detector = detector_of(best, path=str(folder / "best.pt"), device=pick_device(device), **_as_evaluated())
+        detector = Detector.from_checkpoint(
+            best, DetectionOptions(), path=str(folder / "best.pt"), device=pick_device(device)
+        )
         if is_tested:
             test_set = open_image_set(source.path, str(source.test))
             check_apart(job.train_set, val_set, test_set)
@@ -188,9 +190,3 @@ def code_version() -> str:
     asked = ["git", "status", "--porcelain", "--", "*.py", "*.cfg"]
     changed = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return measured.commit() + ("+changes" if changed else "")
-
-
-def _as_evaluated() -> dict[str, Any]:
-    """evaluate.py's defaults."""
-    default = EvaluateOptions(weights="")
-    return {"confidence": default.confidence, "nms_iou": default.nms_iou, "max_detections": default.max_detections}
