@@ -14,9 +14,10 @@ from cfg.parse import CfgError
 from engine.auto_subdivisions import resolve_subdivisions
 from engine.job import Job, make_detector, open_run, parse_job
 from engine.trainer import Trainer
-from evaluation.build import make_evaluator, recalibrate_on
 from evaluation.coco_map import CocoTable
+from evaluation.evaluator import Evaluator
 from evaluation.plots import plot_results
+from evaluation.recalibration import recalibrate_on
 from models.detector import build_network
 from models.freeze import freeze
 from utils import ranks
@@ -94,7 +95,7 @@ def finish(job: Job, stop: Stop, *, is_reported: bool) -> CocoTable:
         freeze(network, options.optim.freeze)  # precise statistics are for the layers that learnt
     detector = make_detector(options, network, job.train_set.class_names)
     loading = {"batch_size": job.mini_batch, "workers": options.workers}
-    evaluator = make_evaluator(detector, job.val_set, backend=options.eval_backend, stop=stop, **loading)
+    evaluator = Evaluator(detector, job.val_set, backend=options.eval_backend, stop=stop, **loading)
     measure = partial(evaluator.report, job.folder) if is_reported else evaluator.measure
     if not options.norm.precise_bn or best.is_precise:
         keep_weights(job, best)

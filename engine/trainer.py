@@ -17,7 +17,7 @@ from engine.profiling import profiled
 from engine.runlog import RunLog
 from engine.step import TrainStep
 from engine.training_state import TrainingState
-from evaluation.build import make_evaluator
+from evaluation.evaluator import Evaluator
 from models.detector import make_checkpoint
 from models.freeze import freeze
 from models.network import Network, parameter_groups
@@ -112,7 +112,7 @@ class Trainer:
             say(f"warning: --norm-burn-in-steps {burn_in} is all of it: {options.norm.norm} is plain batch norm here")
         decay = self.schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
         self.average = WeightAverage(self.network, decay=decay, warm_up_steps=100)
-        self.evaluator = make_evaluator(
+        self.evaluator = Evaluator(
             make_detector(options, self.average.model, job.train_set.class_names),
             job.val_set,
             batch_size=job.mini_batch,  # what fits in training fits here

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,10 @@ class Detector:
             options=options,
         )
 
+    def with_options(self, **changed: Any) -> Detector:
+        """Return the same detector with other options."""
+        return replace(self, options=replace(self.options, **changed))
+
     @property
     def input_hw(self) -> tuple[int, int]:
         """(height, width) in pixels that images are laid into."""
@@ -110,6 +115,10 @@ def make_checkpoint(
     )
 
 
+def norm_options(checkpoint: Checkpoint) -> NormOptions:
+    return NormOptions(**checkpoint.norm)
+
+
 def build_network(
     checkpoint: Checkpoint, *, path: str = "checkpoint", input_hw: tuple[int, int] | None = None
 ) -> Network:
@@ -124,7 +133,7 @@ def build_network(
             classes=len(checkpoint.class_names),
             input_hw=input_hw or checkpoint.input_hw,
         )
-        network = Network(plan, norm_factory(NormOptions(**checkpoint.norm)))
+        network = Network(plan, norm_factory(norm_options(checkpoint)))
         network.load_state_dict(checkpoint.weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: the checkpoint does not describe its network ({error})") from error

@@ -27,7 +27,8 @@ from data.image_set import ImageSet
 from data.source import open_image_set
 from engine.job import Job, job_of
 from engine.step import NotFinite
-from evaluation.build import make_evaluator, sample_images
+from evaluation.evaluator import Evaluator
+from evaluation.recalibration import sample_images
 from models.detector import DetectionOptions, Detector
 from models.network import Network
 from models.norms.effective_batch import effective_images
@@ -70,7 +71,7 @@ def run_cell(
         if is_tested:
             test_set = open_image_set(source.path, str(source.test))
             check_apart(job.train_set, val_set, test_set)
-            table = make_evaluator(detector, test_set, batch_size=BATCH, workers=workers).measure()
+            table = Evaluator(detector, test_set, batch_size=BATCH, workers=workers).measure()
             scores |= {"test_AP": table.AP, "test_AP50": table.AP50}
         row |= trained(folder) | gaps(detector, val_set, cell, options.norm, workers=workers)
     except NotFinite:
