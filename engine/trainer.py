@@ -29,6 +29,7 @@ from models.yolo.criterion import make_criterion
 from utils import ranks
 from utils.checkpoint import Checkpoint, ResumeState
 from utils.clock import BatchClock
+from utils.console import line
 from utils.environment import describe, leave_a_core_to_loaders, pick_device
 from utils.flags import flatten
 from utils.seed import seed_everything
@@ -36,10 +37,10 @@ from utils.stop import Stop
 from utils.structures import Batch
 
 
-def say(line: str) -> None:
+def say(text: str) -> None:
     """Once, of several ranks."""
     if ranks.is_rank_zero():
-        print(line)
+        print(text)
 
 
 def make_network(job: Job, device: torch.device) -> Network:
@@ -88,7 +89,8 @@ class Trainer:
         seed_everything(options.seed)
         self.network = make_network(job, self.device)
         if options.weights is not None and job.checkpoint is None:
-            say(start_from(options.weights, options.cfg, self.network, job.train_set.class_names))
+            start = start_from(options.weights, options.cfg, self.network, job.train_set.class_names)
+            say(line("weights", start))
         self.optimizer = make_optimizer(job, self.network)
         self.loader = make_train_loader(
             job.train_set,

@@ -21,7 +21,7 @@ from tests.toy_checkpoint import toy_checkpoint
 from utils.clock import BatchClock
 from utils.errors import UserError
 
-CENTRED = "; filters are centred from here on: the network computes something else"
+CENTRALIZED = "; filters are centralized from here on: the network computes something else"
 WITH_STATISTICS = [kind for kind, options in KINDS.items() if options.norm not in ("gn", "ln", "in", "none")]
 
 
@@ -44,8 +44,8 @@ def test_a_norm_with_statistics_keeps_all_of_it(trained, kind):
     network, weights, cfg = trained
     other = fresh(KINDS[kind])
     said = start_from(weights, cfg, other)
-    wanted = f"weights   {weights}: loaded 5 of 5 convolutions and 2 of 2 weighted shortcuts, 0 bytes left"
-    assert said == (wanted + CENTRED if isinstance(other.layers[0].conv, CentralizedConv2d) else wanted)
+    wanted = f"{weights}: loaded 5 of 5 convolutions and 2 of 2 weighted shortcuts, 0 bytes left"
+    assert said == (wanted + CENTRALIZED if isinstance(other.layers[0].conv, CentralizedConv2d) else wanted)
     for name, tensor in network.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(other.state_dict()[name], tensor), name
@@ -64,7 +64,7 @@ def test_a_norm_without_statistics_takes_gamma_and_beta_and_says_so(trained, nor
     network, weights, cfg = trained
     other = fresh(NormOptions(norm=norm))
     said = start_from(weights, cfg, other)
-    assert said.endswith("0 bytes left; this norm has no place for running means and variances")
+    assert said.endswith("0 bytes left; this norm has no running means and variances to load")
     for name, tensor in other.state_dict().items():
         assert torch.equal(tensor, network.state_dict()[name]), name
 
@@ -83,7 +83,7 @@ def test_heads_for_other_classes_start_fresh_and_all_else_does_not(trained, norm
     other = fresh(NormOptions(norm=norm), classes=7)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     said = start_from(weights, cfg, other)
-    assert "; of another size in this network, so they start fresh: layers.7.conv" in said
+    assert "; of another size in this network, so re-initialized: layers.7.conv" in said
     for name, tensor in other.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(tensor, before[name]) == name.startswith("layers.7."), name
@@ -98,7 +98,7 @@ def test_a_checkpoint_for_other_classes_keeps_all_but_the_heads_own_convolutions
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     kept = {name.rpartition(".")[0] for name in before} - {"layers.7.conv"}
     said = start_from(path, None, other)
-    assert said == f"weights   {len(kept)} layers from {path}, 1 start fresh layers.7.conv"
+    assert said == f"{len(kept)} layers from {path}, 1 re-initialized layers.7.conv"
     for name, tensor in other.state_dict().items():
         wanted = before if name.startswith("layers.7.") else network.state_dict()
         assert torch.equal(tensor, wanted[name]), name
@@ -115,9 +115,9 @@ def checkpoint_of(network: Network, names: tuple[str, ...], path: Path, norm: No
     [
         ("ab", None),
         ("ba", "2 of 2 classes are known by name"),
-        ("bc", "1 of 2 classes are known by name, the heads' rows of the others start fresh"),
-        ("cd", "0 of 2 classes are known by name, the heads' rows of the others start fresh"),
-        ("cba", "2 of 3 classes are known by name, the heads' rows of the others start fresh"),
+        ("bc", "1 of 2 classes are known by name, the heads' rows of the others are re-initialized"),
+        ("cd", "0 of 2 classes are known by name, the heads' rows of the others are re-initialized"),
+        ("cba", "2 of 3 classes are known by name, the heads' rows of the others are re-initialized"),
         ("b", "1 of 1 classes are known by name"),
     ],
 )
@@ -127,7 +127,7 @@ def test_the_line_says_how_many_classes_a_checkpoint_knows(tmp_path, now, said):
     other = fresh(NormOptions(), classes=len(now))
     before = other.state_dict()["layers.7.conv.bias"].clone()
     line = start_from(path, None, other, now)
-    assert line == f"weights   10 layers from {path}, 0 start fresh" + (f"; {said}" if said else "")
+    assert line == f"10 layers from {path}, 0 re-initialized" + (f"; {said}" if said else "")
     biases, old = other.state_dict()["layers.7.conv.bias"].view(3, -1), network.state_dict()["layers.7.conv.bias"]
     for row, name in enumerate(now, start=5):
         wanted = old.view(3, -1)[:, 5 + "ab".index(name)] if name in "ab" else before.view(3, -1)[:, row]
@@ -140,7 +140,7 @@ def test_where_names_are_not_known_heads_that_fit_are_taken_as_they_are(tmp_path
     """As those of darknet's weights that were made a checkpoint without --names."""
     network, other = network_of(plan_of()), fresh(NormOptions())
     path = checkpoint_of(network, before, tmp_path / "x.pt")
-    assert start_from(path, None, other, now).endswith("0 start fresh")
+    assert start_from(path, None, other, now).endswith("0 re-initialized")
     assert torch.equal(other.state_dict()["layers.7.conv.weight"], network.state_dict()["layers.7.conv.weight"])
 
 
@@ -186,8 +186,8 @@ def test_filters_that_are_centred_on_one_side_only_are_another_function(tmp_path
     checkpoint_of(trained, ("a", "b"), tmp_path / "x.pt", options)
     other = fresh(NormOptions(norm=norm, weight_centralization=now)).eval()
     said = start_from(str(tmp_path / "x.pt"), None, other)
-    change = CENTRED if now else CENTRED.replace("are", "are no longer")
-    assert said.endswith("0 start fresh" + (change if before != now else ""))
+    change = CENTRALIZED if now else CENTRALIZED.replace("are", "are no longer")
+    assert said.endswith("0 re-initialized" + (change if before != now else ""))
     assert torch.equal(heads_of(other), heads_of(trained)) == (before == now)
 
 
@@ -213,7 +213,7 @@ def test_the_filters_are_not_centred_and_the_norm_is_the_cfgs(trained, normalize
 
 
 def test_darknets_weights_need_a_cfg(trained):
-    with pytest.raises(UserError, match=r"small\.weights: darknet's weights do not say .*: name its cfg with --cfg$"):
+    with pytest.raises(UserError, match=r"small\.weights: darknet's weights do not .*: name its cfg with --cfg$"):
         read_start(trained[1], None)
 
 

@@ -34,7 +34,7 @@ def test_a_detector_of_darknets_files(tmp_path, files):
     content, said = read_trained(str(tmp_path / "n.weights"), cfg=files["small.cfg"], names=files["two.names"])
     assert said == (
         f"weights   {tmp_path / 'n.weights'}: loaded 5 of 5 convolutions and 2 of 2 weighted shortcuts, 0 bytes left",
-        f"names     of {files['two.names']}",
+        f"names     from {files['two.names']}",
     )
     made = partial(Detector.from_checkpoint, content, DetectionOptions(), path="n.weights", device=torch.device("cpu"))
     detector = made()
@@ -71,7 +71,7 @@ def test_cfg_and_checkpoint_do_not_go_together(files):
         with pytest.raises(UserError, match=r"x\.pt: a checkpoint knows its network and its classes: leave --cfg"):
             read_trained(files["x.pt"], **flags)
     assert read_trained(files["x.pt"], cfg=None, names=None)[0].cfg_name == "toy"
-    with pytest.raises(UserError, match=r"small\.weights: darknet's weights do not say of what network they are"):
+    with pytest.raises(UserError, match=r"small\.weights: darknet's weights do not describe their network"):
         read_trained(files["small.weights"], cfg=None, names=None)
 
 
