@@ -1,4 +1,4 @@
-"""COCOeval, two implementations: pycocotools', the source of truth, and faster-coco-eval's, several times as fast.
+"""Two implementations of COCOeval: pycocotools', the reference, and faster-coco-eval's, several times as fast.
 
 Both give the same twelve numbers and the same precision array to 1e-12: where pycocotools adds np.spacing(1) to a
 denominator, faster-coco-eval does not.
@@ -28,8 +28,8 @@ Dataset = Mapping[str, Any]  # COCO's images, annotations (with id, area and isc
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Measured:
-    """stats: (12,), COCO's twelve numbers. precision: (T, R, C, A, M) by IoU, recall, category (ascending id), area
-    and number of detections, as COCOeval has it; -1 where there is nothing to find."""
+    """Output of COCOeval. stats: (12,), COCO's twelve numbers. precision: (T, R, C, A, M) by IoU, recall, category
+    (ascending id), area and number of detections; -1 without ground truth."""
 
     stats: np.ndarray
     precision: np.ndarray

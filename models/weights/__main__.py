@@ -20,7 +20,7 @@ from utils.errors import UserError, exit_on_error
 
 
 def convert(source: Path, target: Path, cfg: str | None, names: str | None) -> None:
-    """Convert a .weights file with --cfg to a checkpoint, or a checkpoint to a .weights file with its .cfg and .names."""
+    """Convert a .weights file with --cfg to a checkpoint, or a checkpoint to .weights with .cfg and .names."""
     _check_target(target)
     is_weights = is_darknet(source)
     if target.suffix == (".weights" if is_weights else ".pt"):

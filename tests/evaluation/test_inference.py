@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from data.geometry import RESIZES
 from data.image_set import ImageSet
 from evaluation.inference import detect_batches, image_batches
 from models.detector import DetectionOptions
@@ -59,3 +60,8 @@ def test_images_are_resized_as_the_detectors_options_tell(images: ImageSet):
     )
     assert (as_bytes.images.dtype, as_floats.images.dtype) == (torch.uint8, torch.float32)
     assert as_bytes.images.shape == as_floats.images.shape == (4, 3, 40, 40)
+
+
+def test_the_options_choices_of_resizing_are_the_loaders():
+    choices = {each.name: each.metadata["choices"] for each in fields(DetectionOptions)}
+    assert choices["resize"] == RESIZES
