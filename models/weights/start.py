@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models.network import Network
@@ -15,7 +15,7 @@ from models.weights.class_names import made_up_names
 from models.weights.class_rows import by_class_name
 from models.weights.layout import EPS
 from models.weights.trained import is_darknet, read_darknet
-from utils.checkpoint import Checkpoint, load_matching
+from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 
 
@@ -41,6 +41,19 @@ def start_from(path: str, cfg: str | None, network: Network, class_names: Sequen
     if loaded == 0:
         raise UserError(f"{path}: none of its layers fits this network")
     return "; ".join([report, *exceptions, *_change_of_filters(start, network)])
+
+
+def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[int, list[str]]:
+    """Load every layer that fits as a whole. Returns how many, and the names of those that did not.
+
+    For fine-tuning: another number of classes changes the heads' shapes, and they are re-initialized.
+    """
+    own = model.state_dict()
+    layers = {name.rpartition(".")[0] for name in own}
+    unfit = {n.rpartition(".")[0] for n, t in own.items() if n not in state or state[n].shape != t.shape}
+    fitting = {n: t for n, t in state.items() if n in own and n.rpartition(".")[0] not in unfit}
+    model.load_state_dict(fitting, strict=False)
+    return len(layers - unfit), sorted(unfit)
 
 
 def _for_classes(

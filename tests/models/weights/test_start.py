@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from cfg.plan import parse_plan
 from models.detector import make_checkpoint
 from models.network import Network
 from models.norms.table import NORMS, NormOptions, has_batch_statistics, norm_factory
 from models.norms.weight_centralization import CentralizedConv2d
-from models.weights.start import read_start, start_from
+from models.weights.start import load_matching, read_start, start_from
 from models.weights.writer import write_weights
 from tests.models.norms.kinds import KINDS
 from tests.models.weights.nets import SMALL, heads_of, network_of, plan_of, written
@@ -220,3 +221,29 @@ def test_darknets_weights_need_a_cfg(trained):
 def test_a_checkpoint_is_one_whatever_it_is_called(tmp_path):
     toy_checkpoint(norm={"norm": "gn"}).to_file(tmp_path / "odd.weights")
     assert read_start(str(tmp_path / "odd.weights"), None).norm == {"norm": "gn"}
+
+
+# --- layers that fit ---------------------------------------------------------------------------------------------
+
+
+def test_what_fits_is_loaded_and_the_rest_is_named():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    before = model[1].weight.detach().clone()
+    fresh_bias = model[1].bias.detach().clone()
+    state = {
+        "0.weight": torch.ones(4, 3),
+        "0.bias": torch.full((4,), 2.0),
+        "1.weight": torch.ones(5, 4),  # another class count
+        "1.bias": torch.ones(2),  # would fit, but a layer is taken over as a whole or not at all
+        "2.weight": torch.ones(1),  # unknown here
+    }
+    assert load_matching(model, state) == (1, ["1"])
+    assert model[0].weight.detach().eq(1).all() and model[0].bias.detach().eq(2).all()
+    assert torch.equal(model[1].weight.detach(), before)
+    assert torch.equal(model[1].bias.detach(), fresh_bias)
+
+
+def test_everything_and_nothing_may_fit():
+    model = nn.Sequential(nn.Linear(3, 4))
+    assert load_matching(model, nn.Sequential(nn.Linear(3, 4)).state_dict()) == (1, [])
+    assert load_matching(model, {}) == (0, ["0"])
