@@ -83,7 +83,9 @@ def check_flags(options: EvaluateOptions, given: dict[str, Any], detector: Detec
     if "recalibrate_images" in given and not needs_population:
         raise UserError("--recalibrate-images is read with --recalibrate-on and --norm-report only")
     if options.norm_stats == "batch" and needs_population:
-        raise UserError("--norm-stats batch ignores the population's statistics, which --norm-report and --recalibrate-on need")
+        raise UserError(
+            "--norm-stats batch ignores the population's statistics, which --norm-report and --recalibrate-on need"
+        )
     if options.norm_stats == "batch" or needs_population:
         norms_with_statistics(detector.network)
     unread = [name for name in ("map_points", "map_iou") if name in given]

@@ -64,7 +64,7 @@ def place(plan: Plan, node: Node) -> str:
 
 
 def stored_layers(plan: Plan) -> tuple[StoredLayer, ...]:
-    """Return the layers that have arrays in the file. Raises UserError for a layer whose layout there is unknown."""
+    """Return the layers that have arrays in the file. Raises UserError for one of unknown layout."""
     layers = []
     for node in plan.nodes:
         arrays = ARRAYS.get(type(node.spec), _nothing)(node)

@@ -25,7 +25,7 @@ def read_start(path: str, cfg: str | None) -> Checkpoint:
 
 
 def start_from(path: str, cfg: str | None, network: Network, class_names: Sequence[str] | None = None) -> str:
-    """Load matching weights into `network`, whose heads may have other classes. Returns what was loaded, in words.
+    """Load matching weights into `network`; its heads may have other classes. Returns a summary.
 
     class_names: of the network's classes; rows of heads are matched by name with those of a checkpoint.
     Raises UserError if no layer fits.
