@@ -94,6 +94,7 @@ class Contestant:
         """Seconds of a step, and on CUDA its peak of memory in bytes."""
         on_cuda = self.device.type == "cuda"
         if on_cuda:
+            self.step.optimizer.zero_grad(set_to_none=True)  # those of the step before count to its own memory
             torch.cuda.synchronize(self.device)
             before = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)

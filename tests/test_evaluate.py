@@ -12,7 +12,7 @@ import torch
 import evaluate
 from cfg.plan import parse_plan
 from data.source import open_image_set
-from engine import job
+from engine import build
 from evaluation.darknet_map import measure_as_darknet
 from models.detector import DetectionOptions, Detector, make_checkpoint
 from models.network import Network
@@ -33,7 +33,7 @@ def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_trainer_suppresses_as_evaluate_does() -> None:
-    detector = job.make_detector(TrainOptions(), None, CLASSES)  # type: ignore[arg-type]
+    detector = build.make_detector(TrainOptions(), None, CLASSES)  # type: ignore[arg-type]
     assert detector.options == EvaluateOptions(weights="").detection
 
 

@@ -8,7 +8,7 @@ import hashlib
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -26,14 +26,14 @@ from cfg.plan import Plan
 from data.image_set import ImageSet
 from data.source import open_image_set
 from engine.job import Job, job_of
-from engine.step import NotFinite
+from engine.not_finite import NotFinite
 from evaluation.evaluator import Evaluator
 from evaluation.recalibration import sample_images
 from models.detector import DetectionOptions, Detector
 from models.network import Network
 from models.norms.effective_batch import effective_images
 from models.norms.report import measure_norms
-from models.norms.table import NormOptions, has_batch_statistics, norm_factory, resolve_norm
+from models.norms.table import NormOptions, has_batch_statistics, norm_factory
 from options import TrainOptions
 from utils.checkpoint import Checkpoint
 from utils.clock import BatchClock
@@ -56,13 +56,14 @@ def run_cell(
     """
     begun, begun_cpu = time.monotonic(), time.process_time()
     source = prepare(cell, folders)
-    job = replace(job_of_cell(cell, source, device=device, workers=workers), folder=folder)
+    job = job_of_cell(cell, source, device=device, workers=workers)
     options, val_set = job.options, job.val_set
     row: dict[str, Any] = {**asdict(cell), "shift": source.shift, "settings": spoken(options.norm), "diverged": False}
     scores = {"val_AP": 0.0, "val_AP50": 0.0, "test_AP": None, "test_AP50": None}
     is_tested = cell.role == "main" and source.test is not None
     try:
-        table = train.train(job, is_reported=False)
+        train.train(job, folder)
+        table = train.finish(job, folder).measure()
         scores |= {"val_AP": table.AP, "val_AP50": table.AP50}
         best = Checkpoint.from_file(folder / "best.pt")
         detector = Detector.from_checkpoint(
@@ -106,8 +107,7 @@ def job_of_cell(cell: Cell, source: Source, *, device: str, workers: int) -> Job
         "mosaic": 0.5 if cell.mosaic else 0.0,
         **settings_of(cell.recipe, steps=cell.steps),
     }
-    job = job_of(given)
-    return replace(job, options=replace(job.options, norm=resolve_norm(job.options.norm)))
+    return job_of(given)
 
 
 def check_apart(train_set: ImageSet, val_set: ImageSet, test_set: ImageSet) -> None:

@@ -110,9 +110,9 @@ class StopAfter(Stop):
 def test_of_equally_good_weights_the_later_are_kept(scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch) -> None:
     """As when nothing is found yet, or the split has no objects."""
     monkeypatch.setattr(Evaluator, "measure", lambda *_, **__: SimpleNamespace(AP=0.0, AP50=0.0))
-    monkeypatch.setattr(train, "finish", lambda *_, **__: None)
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu"]
-    train.train(open_run(parse_job([*common, "--epochs", "3", "--evals", "3", "--run", str(tmp_path / "run")])))
+    job = parse_job([*common, "--epochs", "3", "--evals", "3", "--run", str(tmp_path / "run")])
+    train.train(job, open_run(job))
     assert Checkpoint.from_file(tmp_path / "run" / "best.pt").step == 12
 
 
@@ -121,10 +121,9 @@ def test_a_run_that_is_told_to_end_before_its_first_evaluation_is_measured(
 ) -> None:
     run = tmp_path / "run"
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--save-minutes", "0"]
+    job = parse_job([*common, "--epochs", "50", "--evals", "1", "--run", str(run)])
     with pytest.raises(Stopped):
-        train.train(
-            open_run(parse_job([*common, "--epochs", "50", "--evals", "1", "--run", str(run)])), StopAfter(steps=5)
-        )
+        train.train(job, open_run(job), StopAfter(steps=5))
     assert Checkpoint.from_file(run / "last.pt").epochs_done == 1 and not (run / "best.pt").exists()
     train.main(["--resume", str(run), "--epochs", "1", "--workers", "0"])
     assert "Average Precision" in capsys.readouterr().out
@@ -140,7 +139,7 @@ def test_a_norm_that_never_begins_is_said(
     train.main([*common, "--norm", "cbn", "--norm-burn-in-steps", burn_in, "--run", str(tmp_path / "run")])
     said = capsys.readouterr().out
     assert "schedule  4 steps: constant from 0.005" in said
-    assert ("warning: --norm-burn-in-steps 4 is all of it: cbn is plain batch norm here" in said) == is_warned
+    assert ("warning: --norm-burn-in-steps 4 is the whole training: cbn is plain batch norm here" in said) == is_warned
 
 
 def test_two_images_can_be_learnt_by_heart(toy_cfg: str, tmp_path: Path) -> None:

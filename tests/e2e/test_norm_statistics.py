@@ -90,14 +90,14 @@ def test_statistics_frozen_in_the_middle_survive_a_resume(flags, tmp_path, monke
     common = [*flags, "--norm", "cmbn", "--epochs", "3", "--evals", "3", "--ema-decay", "0.9"]
     common += ["--norm-freeze-after", "0.4", "--learning-rate", "0.0005"]
     train.main([*common, "--run", str(tmp_path / "whole")])
-    gradients, stop = TrainStep.gradients, 9
+    whole, stop = TrainStep.__call__, 9
 
     def interrupted(step: TrainStep, batch: Batch) -> torch.Tensor:
         if step.clock.step == stop:
             raise KeyboardInterrupt
-        return gradients(step, batch)
+        return whole(step, batch)
 
-    monkeypatch.setattr(TrainStep, "gradients", interrupted)
+    monkeypatch.setattr(TrainStep, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.main([*common, "--run", str(tmp_path / "parts")])
     monkeypatch.undo()

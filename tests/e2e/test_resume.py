@@ -100,7 +100,7 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(
     children.wait_for_step(parts, 2)
     os.killpg(child.pid, number)  # as a terminal does: the loader's workers hear it, too
     assert children.ended(child) == 0, log.read_text()[-3000:]
-    assert f"go on with: python train.py --resume {parts}" in log.read_text()
+    assert f"resume with: python train.py --resume {parts}" in log.read_text()
     assert "Traceback" not in log.read_text()
     train.main(["--resume", str(parts), "--workers", "1", "--save-minutes", "0"])
     children.assert_same_training(whole, parts)
@@ -108,7 +108,7 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(
 
 def hang() -> None:
     """A step that takes an hour."""
-    train.Trainer.keep_last = lambda *_: time.sleep(3600)  # type: ignore[method-assign]
+    train.Trainer.save_last = lambda *_: time.sleep(3600)  # type: ignore[method-assign]
 
 
 def test_the_second_signal_ends_it_at_once(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_the_second_signal_ends_it_at_once(scenes: Path, toy_cfg: str, tmp_path:
 
 def fill_disk_after_the_first_checkpoint(run: Path) -> None:
     """No file may grow beyond 2 kB for five checkpoints after it: real writes that fail half-way."""
-    keep, calls = train.Trainer.keep_last, []
+    keep, calls = train.Trainer.save_last, []
 
-    def keep_last(training: train.Trainer) -> None:
+    def save_last(training: train.Trainer) -> None:
         calls.append(1)
         full = 2 < len(calls) < 8
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -136,7 +136,7 @@ def fill_disk_after_the_first_checkpoint(run: Path) -> None:
         left = Checkpoint.from_file(run / "last.pt")
         assert left.step == (training.steps_done if not full else 1), left.step
 
-    train.Trainer.keep_last = keep_last  # type: ignore[method-assign]
+    train.Trainer.save_last = save_last  # type: ignore[method-assign]
 
 
 def test_a_full_disk_costs_checkpoints_but_not_the_training(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
@@ -224,20 +224,22 @@ def test_a_training_of_an_earlier_format_is_refused(scenes: Path, toy_cfg: str, 
 
 
 @pytest.fixture
-def resume(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def resume() -> Callable[..., None]:
     """`train.py --resume RUN FLAGS`, without the tables and plots of its end."""
-    monkeypatch.setattr(train, "finish", lambda *_, **__: None)
-    return lambda run, *more: train.train(open_run(parse_job(["--resume", str(run), "--workers", "0", *more])))
+    return lambda run, *more: trained(["--resume", str(run), "--workers", "0", *more])
 
 
 @pytest.fixture(scope="module")
 def once(scenes: Path, toy_cfg: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch, which is 4 steps of 4 images."""
     run = tmp_path_factory.mktemp("once") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "finish", lambda *_, **__: None)
-        train.train(open_run(parse_job(flags(scenes, toy_cfg, "bn", run, "--epochs", "1", "--workers", "0"))))
+    trained(flags(scenes, toy_cfg, "bn", run, "--epochs", "1", "--workers", "0"))
     return run
+
+
+def trained(argv: list[str]) -> None:
+    job = parse_job(argv)
+    train.train(job, open_run(job))
 
 
 def copied(once: Path, folder: Path, **changed: object) -> Path:
@@ -267,7 +269,7 @@ def test_the_data_set_may_have_moved(once: Path, scenes: Path, resume, tmp_path:
     settings = {**Checkpoint.from_file(once / "last.pt").settings, "data": "scenes"}
     run = copied(once, tmp_path / "run", settings=settings)
     shutil.copytree(scenes, tmp_path / "here" / "scenes")
-    with pytest.raises(UserError, match=f"^{run}: its data set scenes is not .* from .*; --data may name where it is"):
+    with pytest.raises(UserError, match=f"^{run}: its data set scenes is not found from .*; --data may name where"):
         parse_job(["--resume", str(run)])
     moved = str(tmp_path / "here" / "scenes")
     resume(run, "--data", moved, "--epochs", "2")
@@ -285,7 +287,7 @@ def test_with_another_number_of_images_its_steps_say_where_it_goes_on(
     other = make_digits(tmp_path / "other", counts={"train": images, "val": 2}, hw=(64, 64))
     resume(run, "--data", str(other), "--epochs", str(epochs))
     assert (
-        "warning: there were 16 training images before: the epochs done are counted anew, by steps"
+        "warning: the run had 16 training images before: the epochs done are recounted from its steps"
         in capsys.readouterr().out
     )
     rows = rows_of(run)
@@ -307,7 +309,7 @@ def test_without_its_best_weights_a_run_makes_new_ones(once: Path, resume, tmp_p
     """However good they had been; and also where all is trained."""
     run = copied(once, tmp_path / "run", best_ap=0.9)
     resume(run, "--epochs", str(epochs))
-    assert f"warning: {run / 'best.pt'} is not there: the next evaluation writes one" in capsys.readouterr().out
+    assert f"warning: {run / 'best.pt'} does not exist: the next evaluation writes one" in capsys.readouterr().out
     best, last = (Checkpoint.from_file(run / name) for name in ("best.pt", "last.pt"))
     assert best.step == 4 * epochs and best.best_ap == last.best_ap < 0.9
 
