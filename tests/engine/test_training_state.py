@@ -55,8 +55,9 @@ def train(state: TrainingState, batches: list[torch.Tensor]) -> list[float]:
         for part in state.clock.minibatches(batch.split(2)):
             loss = (state.network(part) - 1).square().mean()
             losses.append(loss.item())
-            state.precision.backward(loss)
-        state.precision.step(state.optimizer, state.network.parameters(), clip_norm=None)
+            state.precision.scale(loss).backward()
+        state.precision.step(state.optimizer)
+        state.optimizer.zero_grad()
         state.clock.stepped()
         state.average.update(state.network, step=state.clock.step)
     return losses
