@@ -43,7 +43,7 @@ def train(job: Job, folder: Path, stop: Stop | None = None) -> None:
                 rate = run.schedule.rate(run.steps_done)
                 for group in run.optimizer.param_groups:
                     group["lr"] = rate * group["lr_scale"]
-                run.regime.prepare(run.steps_done)
+                run.statistics_freeze.prepare(run.steps_done)
                 losses = run.step(batch)
                 run.average.update(run.network, step=run.steps_done)
                 run.log.losses(run.steps_done, losses, rate=rate, epoch=f"{epoch + 1}/{run.epochs}")

@@ -27,7 +27,7 @@ from torchvision.ops import batched_nms  # noqa: E402
 
 from benchmarks.measured import against, circumstances, results_path, write  # noqa: E402
 from cfg.yolo import NMS_KINDS  # noqa: E402
-from models.yolo.nms import NmsRule, survivors  # noqa: E402
+from models.yolo.nms import NmsRule, classwise_nms  # noqa: E402
 from utils.environment import pick_device  # noqa: E402
 
 IOU = 0.45
@@ -74,7 +74,7 @@ def contestants(boxes: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Call
         "batched_nms": partial(batched_nms, boxes, scores, labels, IOU)
     }
     for kind in NMS_KINDS:
-        made[kind] = partial(survivors, boxes, scores, labels, NmsRule(kind=kind, iou=IOU))
+        made[kind] = partial(classwise_nms, boxes, scores, labels, NmsRule(kind=kind, iou=IOU))
     if len(boxes) <= MAX_LOOP:
         made["Python loop"] = partial(loop, boxes, scores, labels)
     return made

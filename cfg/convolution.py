@@ -94,3 +94,6 @@ class ConvSpec(LayerSpec):
     def parameter_count(self, inputs: tuple[Shape, ...]) -> int:
         kernel = inputs[0].channels // self.groups * self.size**2
         return self.filters * (kernel + (2 if self.batch_normalize else 1))
+
+
+SPECS = (ConvSpec,)

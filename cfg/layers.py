@@ -1,58 +1,29 @@
-"""The table of all layer types: the door to every spec."""
+"""All layer types: each module of this room lists its own in SPECS."""
 
 from __future__ import annotations
 
-from cfg.convolution import ConvSpec
+from cfg import convolution, pooling, resampling, same_shape, wiring, yolo
 from cfg.parse import Section, did_you_mean
-from cfg.pooling import AvgPoolSpec, DepthPoolSpec, LocalAvgPoolSpec, PoolSpec
-from cfg.resampling import Reorg3dSpec, UpsampleSpec
-from cfg.same_shape import ActivationSpec, ContrastiveSpec, CostSpec, DropoutSpec, EmptySpec, SoftmaxSpec
-from cfg.spec import LayerSpec, Shape
-from cfg.wiring import RouteSpec, SamSpec, ScaleChannelsSpec, ShortcutSpec
-from cfg.yolo import YoloSpec
+from cfg.spec import LayerSpec
 
-__all__ = [
-    "LAYER_TYPES",
-    "ActivationSpec",
-    "AvgPoolSpec",
-    "ContrastiveSpec",
-    "ConvSpec",
-    "CostSpec",
-    "DepthPoolSpec",
-    "DropoutSpec",
-    "EmptySpec",
-    "LayerSpec",
-    "LocalAvgPoolSpec",
-    "PoolSpec",
-    "Reorg3dSpec",
-    "RouteSpec",
-    "SamSpec",
-    "ScaleChannelsSpec",
-    "Shape",
-    "ShortcutSpec",
-    "SoftmaxSpec",
-    "UpsampleSpec",
-    "YoloSpec",
-    "read_layer",
-]
-
-_SPECS: tuple[type[LayerSpec], ...] = (
-    *(ConvSpec, RouteSpec, ShortcutSpec, PoolSpec, UpsampleSpec, YoloSpec),
-    *(SamSpec, ScaleChannelsSpec, Reorg3dSpec, AvgPoolSpec, LocalAvgPoolSpec),
-    *(ActivationSpec, DropoutSpec, SoftmaxSpec, EmptySpec, CostSpec, ContrastiveSpec),
-)
-LAYER_TYPES: dict[str, type[LayerSpec]] = {spec.kind: spec for spec in _SPECS}
+LAYER_TYPES: dict[str, type[LayerSpec]] = {
+    spec.kind: spec for family in (convolution, wiring, pooling, resampling, same_shape, yolo) for spec in family.SPECS
+}
 
 # What else a darknet cfg may hold.
 UNSUPPORTED = {
     "Gaussian_yolo": "a head that also says how sure it is of each side",
     "batchnorm": "batch norm by itself",
     "connected": "a fully connected layer",
+    "contrastive": "a loss on embeddings",
+    "cost": "the loss of darknet's older classifiers",
     "crop": "a classifier's own cropping",
     "detection": "the head of YOLOv1",
+    "empty": "a layer that passes its input on",
     "history": "a memory of past frames",
     "implicit": "a learned constant",
     "local": "a convolution without shared weights",
+    "local_avgpool": "a mean over windows",
     "normalization": "local response normalization",
     "region": "the head of YOLOv2",
     "reorg": "YOLOv2's reorganisation, which is not that of [reorg3d]",

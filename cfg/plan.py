@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cfg.layers import ConvSpec, read_layer, stops_backward
+from cfg.convolution import ConvSpec
+from cfg.layers import read_layer, stops_backward
 from cfg.net import NetSpec
 from cfg.parse import CfgError, Section, did_you_mean, parse_sections
 from cfg.resampling import UpsampleSpec

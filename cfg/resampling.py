@@ -63,3 +63,6 @@ class Reorg3dSpec(LayerSpec):
 def _check_divisible(shape: Shape, stride: int) -> None:
     if shape.height % stride or shape.width % stride:
         raise ShapeError(f"stride={stride} does not divide {shape}")
+
+
+SPECS = (UpsampleSpec, Reorg3dSpec)

@@ -68,38 +68,4 @@ class SoftmaxSpec(SameShapeSpec):
         return inputs[0]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EmptySpec(SameShapeSpec):
-    """Passes its input on; also called [silence]."""
-
-    kind: ClassVar[str] = "empty"
-
-    @classmethod
-    def read(cls, section: Section) -> EmptySpec:
-        return cls()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CostSpec(SameShapeSpec):
-    """Where darknet's classifiers compute their loss; passes its input on."""
-
-    kind: ClassVar[str] = "cost"
-
-    @classmethod
-    def read(cls, section: Section) -> CostSpec:
-        section.ignore("type", "scale", "ratio", "noobj", "thresh")
-        return cls()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ContrastiveSpec(SameShapeSpec):
-    """Where darknet computes a loss on embeddings, which is not done here; passes its input on."""
-
-    kind: ClassVar[str] = "contrastive"
-
-    @classmethod
-    def read(cls, section: Section) -> ContrastiveSpec:
-        section.notes.append(f"{section.path}:{section.line}: [contrastive] is ignored: embeddings are not trained")
-        section.ignore("classes", "temperature", "yolo_layer", "cls_normalizer", "max_delta", "steps")
-        section.ignore("contrastive_neg_max", "detection")
-        return cls()
+SPECS = (ActivationSpec, DropoutSpec, SoftmaxSpec)

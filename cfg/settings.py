@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cfg.layers import ConvSpec
+from cfg.convolution import ConvSpec
 from cfg.plan import Plan
 
 

@@ -11,8 +11,7 @@ from cfg.parse import Section
 
 ACTIVATIONS = (
     *("linear", "leaky", "mish", "swish", "logistic", "relu"),
-    *("relu6", "elu", "selu", "gelu", "tanh", "hard_mish"),
-    *("loggy", "relie", "ramp", "plse", "stair", "hardtan", "lhtan"),
+    *("relu6", "elu", "selu", "gelu", "tanh", "hard_mish", "hardtan"),
 )
 BLUR_WINDOWS = {1: (3, 1), 2: (2, 0)}  # antialiasing -> (size, padding on each side)
 MAX_CELLS = 2**30  # of one layer's output for one image: 4 GiB in float32

@@ -149,3 +149,6 @@ def _read_from(section: Section) -> int:
     if len(layers) != 1:
         raise section.error(f"[{section.name}] takes one layer in 'from'", "from")
     return layers[0]
+
+
+SPECS = (RouteSpec, ShortcutSpec, SamSpec, ScaleChannelsSpec)

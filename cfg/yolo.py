@@ -105,3 +105,6 @@ def _read_anchors(section: Section) -> tuple[tuple[float, float], ...]:
     if min(values) <= 0:
         raise section.error("anchors must be positive", "anchors")
     return tuple(zip(values[::2], values[1::2], strict=True))
+
+
+SPECS = (YoloSpec,)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cfg.convolution import ConvSpec
 from cfg.edit import with_values
-from cfg.layers import ConvSpec
 from cfg.parse import CfgError
 from cfg.plan import Plan, load_plan, parse_plan
 from data.augment import AugmentOptions

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from utils import boxes
 from utils.errors import UserError
 
 # Darknet's and YOLO's usual limits: a box counts as found above 0.5; above 0.213, iou_thresh of yolov4.cfg, an anchor
@@ -30,10 +32,8 @@ class ShapeFit:
 
 
 def shape_iou(shapes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """(M, 2) and (A, 2) widths and heights -> (M, A) IoU of boxes that share their centre."""
-    width = np.minimum(shapes[:, None, 0], anchors[None, :, 0])
-    intersection = width * np.minimum(shapes[:, None, 1], anchors[None, :, 1])
-    return intersection / (shapes.prod(axis=1)[:, None] + anchors.prod(axis=1)[None] - intersection)
+    """Return the IoU (M, A) of boxes that share their centre, from widths and heights (M, 2) and (A, 2)."""
+    return boxes.shape_iou(torch.from_numpy(shapes), torch.from_numpy(anchors)).numpy()
 
 
 def best_iou(shapes: np.ndarray, anchors: np.ndarray) -> np.ndarray:

@@ -120,5 +120,5 @@ def _announce_norm(job: Job, total_steps: int) -> None:
     few = ENOUGH if job.norm_reason else FEW  # `auto` has decided by ENOUGH
     for warning in norm_warnings(norm, **cut, from_scratch=from_scratch, few=few):
         warn(warning)
-    if (burn_in := norm.norm_burn_in_steps or 0) >= total_steps:
-        warn(f"--norm-burn-in-steps {burn_in} is the whole training: {norm.norm} is plain batch norm here")
+    if norm.spec.burn_in >= total_steps:
+        warn(f"burn_in_steps={norm.spec.burn_in} is the whole training: --norm {norm.norm} is plain batch norm here")

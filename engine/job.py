@@ -14,6 +14,7 @@ from data.image_set import ImageSet
 from data.source import BUILT_IN, open_image_set
 from engine.auto_subdivisions import resolve_subdivisions
 from models.norms.auto import choose_norm
+from models.norms.old_spelling import respelled
 from models.norms.table import norm_of_weights
 from models.weights.start import read_start
 from options import TrainOptions
@@ -77,7 +78,7 @@ def job_of(given: dict[str, Any]) -> Job:
         from_cfg["flip"] = False
     from_weights: dict[str, Any] = {}
     if start is not None:
-        from_weights = {**norm_of_weights(dict(start.norm), given.get("norm")), "letterbox": start.letterbox}
+        from_weights = {**norm_of_weights(start.norm, given.get("norm")), "letterbox": start.letterbox}
     options = resolve(TrainOptions, given, from_cfg | from_weights)
     check_batch(options)
     options = resolve_subdivisions(options, plan)
@@ -150,7 +151,7 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     if checkpoint.training is None:
         raise UserError(f"{path}: holds weights only; a run is resumed from its last.pt")
     # Memory may have run out since the settings were made.
-    settings = {**checkpoint.settings, "subdivisions": checkpoint.training.subdivisions}
+    settings = {**respelled(checkpoint.settings), "subdivisions": checkpoint.training.subdivisions}
     data = settings.get("data", BUILT_IN)
     if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
         raise UserError(f"{path}: its data set {data} is not found from {Path.cwd()}; --data may name where it is now")

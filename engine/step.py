@@ -55,7 +55,7 @@ class TrainStep:
                 losses = torch.zeros(3, device=batch.images.device)
                 parts = list(batch.split(self.recovery.subdivisions))
                 for part in self.clock.minibatches(parts):
-                    heads = terms = None  # free the last mini-batch's graph before the next forward
+                    heads = terms = None  # free the previous mini-batch's graph before the next forward
                     sync = nullcontext() if part is parts[-1] else ranks.without_sync(self.forward)
                     with sync, self.precision.autocast():
                         heads = self.forward(part.pixels())
@@ -64,12 +64,12 @@ class TrainStep:
                     # the world size, because DistributedDataParallel averages gradients that have to be added.
                     torch.autograd.backward(self.precision.scale(terms.total * (ranks.world_size() / images)))
                     losses += terms.detached() / images
-            heads = terms = None  # nor may a failed attempt's activations be alive in the next one
+            heads = terms = None  # and what a failed attempt holds, before the next one starts
 
         losses = ranks.all_reduce_sum(losses)
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         gradient_norm = nn.utils.get_total_norm(gradients)
-        # In one copy, the only place where the host waits for a GPU (fp16 waits once more, for its loss scale).
+        # One copy, and the only place where the host waits for a GPU (fp16 waits once more, for its loss scale).
         on_host = torch.cat((losses, gradient_norm.to(losses).view(1))).cpu()
         losses, gradient_norm = on_host[:3], on_host[3]
         if not losses.isfinite().all() or not (gradient_norm.isfinite() or self.precision.may_overflow()):

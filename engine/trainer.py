@@ -22,7 +22,7 @@ from models.detector import make_checkpoint
 from models.freeze import freeze
 from models.network import Network
 from models.norms.effective_batch import check_values
-from models.norms.freeze_stats import NormRegime
+from models.norms.freeze_stats import StatisticsFreeze
 from models.weights.start import start_from
 from models.yolo.criterion import make_criterion
 from utils import ranks
@@ -64,7 +64,7 @@ class Trainer:
         decay = self.schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
         self.average = WeightAverage(self.network, decay=decay, warm_up_steps=100)
         self.evaluator = make_val_evaluator(job, self.average.model, stop)
-        self.regime = NormRegime(self.network, options.norm, self.total_steps)
+        self.statistics_freeze = StatisticsFreeze(self.network, options.norm, self.total_steps)
         first_step, self.epochs_done = place_of(
             job.checkpoint, images=len(job.train_set), epoch_steps=len(self.loader), total_steps=self.total_steps
         )

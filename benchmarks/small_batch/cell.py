@@ -33,7 +33,8 @@ from models.detector import DetectionOptions, Detector
 from models.network import Network
 from models.norms.effective_batch import effective_images
 from models.norms.report import measure_norms
-from models.norms.table import NormOptions, has_batch_statistics, norm_factory
+from models.norms.running_stats import has_running_statistics
+from models.norms.table import NormOptions, norm_factory
 from options import TrainOptions
 from utils.checkpoint import Checkpoint
 from utils.clock import BatchClock
@@ -151,7 +152,7 @@ def gaps(detector: Detector, val_set: ImageSet, cell: Cell, norm: NormOptions, *
     image_count = effective_images(norm, **cut)
     is_frozen = norm.norm_freeze_after is not None and norm.norm_freeze_after < 1
     found: dict[str, Any] = {"statistics_of": None if is_frozen else image_count, "gap": None}
-    if any(map(has_batch_statistics, detector.network.modules())):
+    if any(map(has_running_statistics, detector.network.modules())):
         images = sample_images(val_set, detector, image_count=_REPORT_IMAGES, batch_size=BATCH, workers=workers)
         report = measure_norms(detector.network, images)
         found["gap"] = {str(size): [round(gap.sigma[size], 4) for gap in report.layers] for size in report.sizes}
@@ -180,7 +181,7 @@ def memory(cell: Cell, options: TrainOptions, plan: Plan) -> dict[str, Any]:
     if device.type == "cuda":
         most, what = torch.cuda.max_memory_allocated(device) - before, "peak allocated by a batch"
     else:
-        channels = sum(norm.weight.numel() for norm in network.modules() if has_batch_statistics(norm))
+        channels = sum(norm.weight.numel() for norm in network.modules() if has_running_statistics(norm))
         most -= 2 * 4 * channels  # running mean and variance
         what = "saved for a mini-batch's backward, and held by the norms"
     return {"memory_MB": round(most / 2**20, 2), "memory_of": what}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from data import problems
 from data.augment import AugmentOptions
 from data.box_sizes import owners
 from data.doctor.finding import Finding, described
 from data.image_set import ImageSet
+from utils.boxes import elementwise_iou
 
 NO_OBJECT = ("image, which has no object", "images, none of which has an object")
 REPEATED_BOX = ("box drawn twice", "boxes drawn twice")
@@ -96,16 +98,9 @@ def repeated_boxes(image_set: ImageSet) -> np.ndarray:
         if not len(first):
             break
         second = first + step
-        repeated[second] |= _iou(boxes[first], boxes[second]) >= REPEATED_IOU
+        iou = elementwise_iou(torch.from_numpy(boxes[first]), torch.from_numpy(boxes[second]))
+        repeated[second] |= (iou >= REPEATED_IOU).numpy()
     return np.sort(single[order[repeated]])
-
-
-def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(K, 4) and (K, 4) -> (K,), row by row."""
-    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-    shared = sides.clip(0).prod(axis=1)
-    areas = [(each[:, 2:] - each[:, :2]).prod(axis=1) for each in (boxes, others)]
-    return shared / (areas[0] + areas[1] - shared)
 
 
 def _kept(image_set: ImageSet, kind: tuple[str, str]) -> tuple[str, ...]:

@@ -1,37 +1,54 @@
-"""Batch-statistics norms: what they all share, so that each answers one question - which moments?"""
+"""Batch-statistics norms: all they share, so that each subclass answers one question - which moments?"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.norms import ranks
+from models.norms import across_ranks
 from models.norms.moments import Moments
-from models.norms.normalize import ACTIVATIONS, normalize, renormalize
+from models.norms.normalize import ACTIVATIONS, Past, normalize, renormalize
 from utils.clock import BatchAware, Tick
 
 
 class BatchStatNorm(nn.Module, BatchAware):
-    """Owns the affine parameters, running statistics, eval path, dtype policy and BN's state-dict keys.
+    """Owner of the affine parameters, running statistics, eval path, dtype policy and BN's state-dict keys.
 
-    Never announced, it is `nn.BatchNorm2d`: each training forward updates the running statistics, unless
-    `track_running_stats` is off. Announced, it updates them once per batch, from the moments pooled over the
-    batch's mini-batches; and as an average of first and second moments, because an average of variances misses
-    the variance between batches.
+    Without announcements it is `nn.BatchNorm2d`: each training forward updates the running statistics, unless
+    `track_running_stats` is off. With announcements (`utils/clock.py`) it updates them once per batch, from the moments
+    pooled over the batch's mini-batches. It averages first and second moments: an average of variances would miss the
+    variance between batches.
 
-    The first updates after construction average all batches so far, so that short trainings do not end with
-    traces of the initial 0 and 1; from batch 1/momentum on it is BN's exponential average.
+    The first updates after construction average all batches so far, so that a short training does not end with
+    traces of the initial 0 and 1. From batch 1/momentum on it is BN's exponential average.
 
-    With `sync`, a mini-batch's own moments are those of all ranks' parts of it.
+    With `sync`, a mini-batch's moments are those of all ranks' parts of it.
 
-    `activation`, a name in normalize.ACTIVATIONS, is applied to the output: together they keep fewer activations.
+    `activation`, a name in normalize.ACTIVATIONS, is applied to the output: fused, the two keep fewer activations.
     """
 
     fuses_activation = True
+
+    # Method of the subclass: normalizes y (N, C, H, W) with the moments it chooses. Called as (y, own, pool) with the
+    # mini-batch's moments and those of the batch's mini-batches so far, this one included; a ConvAware norm gets its
+    # ConvView after them. Called only when announced.
+    normalize: Callable[..., Tensor]
+
+    weight: Tensor  # (C,) gamma
+    bias: Tensor  # (C,) beta
+    running_mean: Tensor  # (C,)
+    running_var: Tensor  # (C,) unbiased
+    num_batches_tracked: Tensor  # ()
+    past_count: Tensor  # () positions in the earlier mini-batches of this batch
+    past_mean: Tensor  # (C,)
+    past_var: Tensor  # (C,)
+    pool_count: Tensor  # () the same with the mini-batch at hand
+    pool_mean: Tensor  # (C,)
+    pool_var: Tensor  # (C,)
 
     def __init__(self, channels: int, *, eps: float, momentum: float, sync: bool = False) -> None:
         super().__init__()
@@ -43,19 +60,14 @@ class BatchStatNorm(nn.Module, BatchAware):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
-        for name in ("past", "pool"):  # earlier mini-batches of this batch; those and the one at hand
-            self.register_buffer(f"{name}_count", torch.zeros(()), persistent=False)
-            self.register_buffer(f"{name}_mean", torch.zeros(channels), persistent=False)
-            self.register_buffer(f"{name}_var", torch.zeros(channels), persistent=False)
+        self.register_buffer("past_count", torch.zeros(()), persistent=False)
+        self.register_buffer("past_mean", torch.zeros(channels), persistent=False)
+        self.register_buffer("past_var", torch.zeros(channels), persistent=False)
+        self.register_buffer("pool_count", torch.zeros(()), persistent=False)
+        self.register_buffer("pool_mean", torch.zeros(channels), persistent=False)
+        self.register_buffer("pool_var", torch.zeros(channels), persistent=False)
         self.announced = False
-        self.is_first = True  # of the batch's mini-batches: all that is pooled is its own
-
-    @abstractmethod
-    def normalize(self, y: Tensor, own: Moments, pool: Moments, *context: Any) -> Tensor:
-        """Normalize y (N, C, H, W) with the moments this norm believes in.
-
-        own: of y. pool: of the batch's mini-batches so far, y included. Asked only when announced.
-        """
+        self.is_first = True  # mini-batch of its batch: the pool holds nothing else
 
     def forward(self, y: Tensor, *context: Any) -> Tensor:
         if not self.training:
@@ -63,7 +75,7 @@ class BatchStatNorm(nn.Module, BatchAware):
             return z if self.activation is None else getattr(F, self.activation)(z)
         own = Moments.of(y)
         if self.sync:
-            own = ranks.pooled(own)
+            own = across_ranks.pool_over_ranks(own)
         if not self.announced:
             if self.track_running_stats:
                 self._update_running_as_bn(own)
@@ -72,52 +84,70 @@ class BatchStatNorm(nn.Module, BatchAware):
             member = self.as_member(own)
             pool = member if self.is_first else self.past_of_batch().merged_with(member)
             # In place: rebinding would leave DDP, CUDA graphs and aliases with the old storage.
-            torch._foreach_copy_(self._buffers_of("pool"), [pool.count, pool.mean, pool.var])
+            torch._foreach_copy_(self._pool_buffers(), [pool.count, pool.mean, pool.var])
         with torch.autocast(y.device.type, enabled=False):  # which would round products of statistics
             return self.normalize(y, own, pool, *context)
 
     def fuse(self, activation: str) -> bool:
-        """Apply `activation` too from now on; False, and nothing changes, where that is not possible."""
+        """Apply `activation` as well from now on. Return False, and change nothing, where that is not possible."""
         if not self.fuses_activation or activation not in ACTIVATIONS:
             return False
         self.activation = activation
         return True
 
-    def by_moments(self, y: Tensor, moments: Moments, **gradient: Any) -> Tensor:
-        """As normalize.normalize, with this norm's affine parameters."""
-        return normalize(y, self.weight, self.bias, moments, **self._of_all_gradients(), **gradient)
+    def by_moments(self, y: Tensor, moments: Moments, *, is_share: bool = True, past: Past | None = None) -> Tensor:
+        """Normalize as `normalize.normalize` does, with this norm's affine parameters."""
+        return normalize(
+            y,
+            self.weight,
+            self.bias,
+            moments,
+            eps=self.eps,
+            is_share=is_share,
+            past=past,
+            across_ranks=self._is_parallel(),
+            activation=self.activation,
+        )
 
     def by_own_moments(self, y: Tensor, own: Moments) -> Tensor:
-        """Plain batch norm. With `sync` a mini-batch's own moments are of all ranks, of which y is a share."""
+        """Plain batch norm. With `sync` a mini-batch's moments are those of all ranks, of which y is a share."""
         return self.by_moments(y, own, is_share=self.sync)
 
     def by_own_moments_renormed(
         self, y: Tensor, own: Moments, target: Moments, *, r_max: Tensor | None = None, d_max: Tensor | None = None
     ) -> Tensor:
-        """Values as by `target`, within the limits, and the gradient of plain batch norm (Ioffe 2017)."""
+        """Normalize to the values that `target` gives, within limits, with plain batch norm's gradient (Ioffe 2017)."""
         with torch.no_grad():
             sigma = torch.sqrt(target.var + self.eps)
             r = torch.sqrt(own.var + self.eps) / sigma
             d = (own.mean - target.mean) / sigma
             if r_max is not None and d_max is not None:
                 r, d = r.clamp(1 / r_max, r_max), d.clamp(-d_max, d_max)
-        return renormalize(y, self.weight, self.bias, own, r, d, **self._of_all_gradients())
+        return renormalize(
+            y,
+            self.weight,
+            self.bias,
+            own,
+            r,
+            d,
+            eps=self.eps,
+            across_ranks=self._is_parallel(),
+            activation=self.activation,
+        )
 
     def as_member(self, own: Moments) -> Moments:
-        """A mini-batch's moments as they enter the pool."""
+        """Return a mini-batch's moments as they enter the pool."""
         return own
 
-    def _of_all_gradients(self) -> dict[str, Any]:
-        """What normalize and renormalize are told alike."""
-        parallel = self.sync and ranks.is_parallel()
-        return {"eps": self.eps, "activation": self.activation, "across_ranks": parallel}
+    def _is_parallel(self) -> bool:
+        return self.sync and across_ranks.is_parallel()
 
     def past_of_batch(self) -> Moments:
-        """The earlier mini-batches of the running batch, pooled; empty when not announced."""
+        """Return the pooled moments of the batch's earlier mini-batches; empty without announcements."""
         return Moments(count=self.past_count, mean=self.past_mean, var=self.past_var)
 
     def pool_of_batch(self) -> Moments:
-        """The same with the mini-batch at hand, once that was forwarded."""
+        """Return the pooled moments of the batch's mini-batches, the one that was forwarded last included."""
         return Moments(count=self.pool_count, mean=self.pool_mean, var=self.pool_var)
 
     @torch.no_grad()
@@ -126,7 +156,7 @@ class BatchStatNorm(nn.Module, BatchAware):
         if self.is_first:
             self._forget_batch()
         else:
-            torch._foreach_copy_(self._buffers_of("past"), self._buffers_of("pool"))
+            torch._foreach_copy_(self._past_buffers(), self._pool_buffers())
 
     @torch.no_grad()
     def batch_ended(self) -> None:
@@ -135,28 +165,31 @@ class BatchStatNorm(nn.Module, BatchAware):
         self.announced = False
 
     def _forget_batch(self) -> None:
-        torch._foreach_zero_([*self._buffers_of("past"), *self._buffers_of("pool")])
+        torch._foreach_zero_([*self._past_buffers(), *self._pool_buffers()])
 
-    def _buffers_of(self, name: str) -> list[Tensor]:
-        return [getattr(self, f"{name}_{what}") for what in ("count", "mean", "var")]
+    def _past_buffers(self) -> list[Tensor]:
+        return [self.past_count, self.past_mean, self.past_var]
+
+    def _pool_buffers(self) -> list[Tensor]:
+        return [self.pool_count, self.pool_mean, self.pool_var]
 
     def as_running(self, moments: Moments) -> tuple[Tensor, Tensor]:
-        """(C,) each: mean and variance as the running statistics hold them."""
+        """Return mean and variance, (C,) each, as the running statistics hold them."""
         return moments.mean, unbiased(moments)
 
     def as_used(self, moments: Moments) -> Moments:
-        """What of a population's moments normalizes it in inference."""
+        """Return the part of a population's moments that normalizes it in inference."""
         return moments
 
     @torch.no_grad()
     def _update_running(self, batch: Moments) -> None:
         self._average_in(batch.count > 0, *self.as_running(batch))
 
-    def _average_in(self, seen: Tensor, mean: Tensor, var: Tensor) -> None:
-        """No change where nothing was seen; without a branch, for which a GPU would have to be waited for."""
-        self.num_batches_tracked.add_(seen)
+    def _average_in(self, has_values: Tensor, mean: Tensor, var: Tensor) -> None:
+        """Average a batch's moments in; a no-op where it has no values. Branch-free: a branch would sync the GPU."""
+        self.num_batches_tracked.add_(has_values)
         batches = self.num_batches_tracked.clamp(min=1).to(self.running_mean.dtype)
-        rate = (1 / batches).clamp(min=self.momentum) * seen
+        rate = (1 / batches).clamp(min=self.momentum) * has_values
         step = mean - self.running_mean
         self.running_mean.add_(rate * step)
         self.running_var.lerp_(var, rate).add_(rate * (1 - rate) * step * step)
@@ -172,5 +205,5 @@ class BatchStatNorm(nn.Module, BatchAware):
 
 
 def unbiased(moments: Moments) -> Tensor:
-    """(C,) variance with N - 1 in the divisor, as running statistics hold it."""
+    """Return the (C,) variance with N - 1 in the divisor, as running statistics hold it."""
     return moments.var * (moments.count / (moments.count - 1).clamp(min=1))

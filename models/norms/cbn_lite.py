@@ -1,25 +1,31 @@
-"""CBN-lite (ours): CBN whose mini-batches share one covariance of output and patch, measured every few steps.
+"""CBN-lite (ours): CBN with one covariance of output and patch for the whole window, measured every few steps.
 
-CBN's memory and most of its time go into one such covariance D per mini-batch of the window. In the ratio
-sigma_i(W) = sigma_i * (D . W) / (D . W_i) an older or newer D does almost as well. When a new one is measured,
-the past is brought to today's weights with the old one and from then on counts as made today.
+CBN spends its memory and most of its time on one such covariance D per mini-batch of the window. In the ratio
+sigma_i(W) = sigma_i * (D . W) / (D . W_i) an older or newer D does almost as well. When a new one is measured, the past
+is compensated with the old one and counts as measured at the current weights from then on.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.norms.cbn import CrossIterationBatchNorm
 from models.norms.contract import ConvView
 from models.norms.moments import Moments
+from models.norms.spec import Cut, NormSpec, patch_shape
 from utils.clock import Tick
+from utils.knob import knob
 
 
 class CrossIterationBatchNormLite(CrossIterationBatchNorm):
-    """Holds one covariance (C, K) instead of `window`; it is measured anew every `refresh_steps` steps."""
+    """CBN that holds one covariance (C, K) instead of `window`, and measures it every `refresh_steps` steps."""
+
+    shared_cov: Tensor  # (C, K)
+    now_along: Tensor  # (C,) shared_cov . W
 
     def __init__(self, channels: int, *, refresh_steps: int, **settings: Any) -> None:
         super().__init__(channels, **settings)
@@ -37,7 +43,8 @@ class CrossIterationBatchNormLite(CrossIterationBatchNorm):
         self.shared_cov.resize_(channels, numbers).zero_()
         self.now_along.resize_(channels).zero_()
 
-    def _look(self, y: Tensor, own: Moments, view: ConvView) -> None:
+    def _record(self, y: Tensor, own: Moments, view: ConvView) -> None:
+        cov = None
         if self.refresh:
             patch, cov, _ = view.patches_with(y, own, positions=self.positions, sync=self.sync)
         else:
@@ -47,12 +54,49 @@ class CrossIterationBatchNormLite(CrossIterationBatchNorm):
             self.now_along.copy_(view.along_weight(self.shared_cov))
             self._extrapolate_deviations(self.now_along)
             self.now_mean.copy_(view.along_weight(self.ring_patch))
-        if self.refresh:
-            # Done twice, this changes nothing: the second time the ratio above is 1, to the bit, because both its
-            # parts are dot products with the buffer and not with `cov`, whose memory layout may sum otherwise.
+        if cov is not None:
+            # A second forward changes nothing: its ratio above is 1 to the bit, because both parts are dot products
+            # with the buffer, and not with `cov`, whose memory layout may sum in another order.
             self.ring_var.copy_(self.now_var)
             self.shared_cov.copy_(cov)
             self.now_along.copy_(view.along_weight(self.shared_cov))
             self.ring_along.copy_(self.now_along.expand_as(self.ring_along))
         self.ring_along.index_copy_(0, self.slot, self.now_along[None])
         self._write_moments(own)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrossIterationBatchNormLiteSpec(NormSpec):
+    """CBN-lite."""
+
+    name = "cbn-lite"
+    summary = "as cbn, compensated more coarsely"
+    source = "ours, after Yao et al. 2021 (docs/norms.md)"
+
+    # The gradient `weights` would need a covariance per mini-batch.
+    gradient: str = knob("share", "past held constant (share), or BN's (renorm)", choices=("share", "renorm"))
+    window: int = knob(4, "mini-batches, the current one included; 0 = as many as a batch has", low=0)
+    burn_in_steps: int = knob(100, "optimizer steps of plain batch norm at the start", low=0)
+    refresh_steps: int = knob(4, "steps between two measurements of the patch covariance", low=1)
+    positions: int = knob(256, "positions a patch covariance is taken from; 0 = all", low=0)
+    sync: bool = knob(False, "pool over the ranks of a torchrun job too")
+
+    def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
+        shape = patch_shape(conv)
+        return CrossIterationBatchNormLite(
+            conv.out_channels, patch_shape=shape, **self.options, eps=eps, momentum=momentum
+        )
+
+    def images(self, cut: Cut, *, momentum: float) -> float:
+        return cut.mini_batch * (self.window or cut.subdivisions)
+
+    @property
+    def pools(self) -> bool:
+        return True
+
+    @property
+    def burn_in(self) -> int:
+        return self.burn_in_steps
+
+
+SPECS: tuple[type[NormSpec], ...] = (CrossIterationBatchNormLiteSpec,)

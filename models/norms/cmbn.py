@@ -1,27 +1,43 @@
 """CmBN, cross mini-batch normalization: pool the statistics of mini-batches 1..t of the running batch.
 
-Sources: YOLOv4 (Bochkovskiy et al. 2020, section 3.3, figure 4) for the forward; "the" backward does not exist,
-so it is a named choice. Pixels weight the pool, so mini-batches of unequal size are pooled exactly.
+The forward is YOLOv4's (Bochkovskiy et al. 2020, section 3.3, figure 4). No publication gives a backward, so it is a
+choice, one of `GRADIENTS`. Positions weight the pool, so mini-batches of unequal size are pooled exactly.
 
-- `share`: the exact partial derivative, the earlier mini-batches held constant (what autograd gives).
-- `weights` (CmBN-W, ours): in addition the exact gradient of the pooled statistics to the layer's own weights
-  through the earlier mini-batches. Inside a batch the weights are constant, so with P a patch and y = W . P
-  the past mean moves with W as mean(P), and the past second moment as 2 mean(y P): numbers that fit in memory
-  although the activations are gone. Then, as for true batch norm, the gradient is orthogonal to each filter.
-- `renorm`: pooled values with the mini-batch's own batch-norm gradient, as batch renormalization does it.
+- `share`: the exact partial derivative with the earlier mini-batches held constant, which is what autograd gives.
+  docs/gradients.md, equation (1).
+- `weights` (CmBN-W, ours): in addition the exact gradient of the pooled statistics to the layer's own weights through
+  the earlier mini-batches. Within a batch the weights stand still, so with P a patch and y = W . P the past mean moves
+  with W as mean(P), and the past second moment as 2 mean(y P): numbers that fit in memory although the activations are
+  gone. As for true batch norm, the gradient is then orthogonal to each filter. Equation (2).
+- `renorm`: pooled values with the mini-batch's own batch-norm gradient, as in batch renormalization.
 - `darknet`: what `batch_normalize=2` computes there on a GPU (convolutional_layer.c, commit 59596d7).
+
+Carry-over (ours, with `weights`): a pool that starts again with each batch holds one mini-batch at first, then two.
+With carry the batch before stands in for the mini-batches still to come: after t of n it counts as n - t, compensated
+for the current weights as CBN's `std` does it, and it moves with the layer's weights as the earlier mini-batches do.
+Equation (3). So every mini-batch but the last sees a window of n, for one more copy of the weights, where CBN's ring
+takes n of them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.norms.batch_stat import BatchStatNorm
+from models.norms.cbn import deviation_ratio
 from models.norms.contract import ConvAware, ConvView
 from models.norms.moments import Moments
-from models.norms.normalize import Rest, add_outer
+from models.norms.normalize import Past, add_outer
+from models.norms.spec import Cut, NormSpec, patch_shape
 from utils.clock import Tick
+from utils.errors import UserError
+from utils.knob import knob
+
+GRADIENTS = ("weights", "share", "renorm", "darknet")
 
 
 class CrossMiniBatchNorm(BatchStatNorm):
@@ -41,16 +57,21 @@ class CrossMiniBatchNormR(BatchStatNorm):
 class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
     """CmBN with the gradient `weights`.
 
-    Keeps, of the earlier mini-batches of the batch and of the one at hand, the mean patch (G, K) and the covariance
-    of output and patch (C, K): two copies of the conv's weights, from the batch's first mini-batch to its last.
-    They are no buffers, as nothing of them outlives the batch, and are bound anew rather than written over, which
-    spares passes over memory.
+    From the batch's first mini-batch to its last it keeps the mean patch (G, K) and the covariance of output and patch
+    (C, K), of the earlier mini-batches (past) and of those and this one (pool): two copies of the convolution's
+    weights. They are no buffers, because nothing of them outlives the batch, and are rebound each mini-batch instead of
+    copied into, to save a pass over memory.
 
     In the first `burn_in_steps` optimizer steps a mini-batch is normalized by its own statistics, as in batch norm.
 
-    The covariance is taken from at least `positions` positions (0 = all) and scaled to the exact variance, so that
-    the gradient is orthogonal to each filter all the same, unless the grid sees hardly any of that variance.
+    The covariance is taken from at least `positions` positions (0 = all) and scaled to the exact variance, so the
+    gradient stays orthogonal to each filter, unless the grid sees hardly any of that variance.
     """
+
+    past_patch: Tensor  # (G, K)
+    past_cov: Tensor  # (C, K)
+    pool_patch: Tensor  # (G, K)
+    pool_cov: Tensor  # (C, K)
 
     def __init__(
         self,
@@ -66,7 +87,7 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
         super().__init__(channels, eps=eps, momentum=momentum, sync=sync)
         self.patch_shape, self.positions = patch_shape, positions  # patch_shape (G, K)
         self.burn_in_steps, self.burns_in = burn_in_steps, False
-        self.is_last = True  # of the batch's mini-batches: no later one needs its patches
+        self.is_last = True  # mini-batch of its batch: no later one needs its patches
         self.past_patch = self.past_cov = self.pool_patch = self.pool_cov = torch.zeros(())
 
     @torch.no_grad()
@@ -74,7 +95,7 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
         super().announce(tick)
         self.is_last = tick.index + 1 == tick.count
         self.burns_in = tick.step < self.burn_in_steps
-        # Not forwarded since the last announcement, the pool is the past.
+        # Without a forward since the last announcement the pool still is the past.
         self.past_patch, self.past_cov = self.pool_patch, self.pool_cov
 
     def _forget_batch(self) -> None:
@@ -93,31 +114,113 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
             return self.by_own_moments(y, pool)
         past = self.past_of_batch()
         share = past.count / pool.count
-        rest = Rest(weight=view.weight, share=share, mean=past.mean, patch=self.past_patch, cov=self.past_cov)
-        return self.by_moments(y, pool, rest=rest)
+        weights = Past(weight=view.weight, share=share, mean=past.mean, patch=self.past_patch, cov=self.past_cov)
+        return self.by_moments(y, pool, past=weights)
 
     @torch.no_grad()
     def _pool_patches(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> None:
-        """pool <- past and this mini-batch."""
+        """Write pool_patch and pool_cov from the past and this mini-batch."""
         patch, cov, _ = view.patches_with(y, own, positions=self.positions, sync=self.sync)
         if not self.is_first:
             patch, cov = self._with_past(own.count / pool.count, own.mean, patch, cov)
         self.pool_patch, self.pool_cov = patch, cov
 
     def _with_past(self, share: Tensor, mean: Tensor, patch: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean patch and covariance of the past and others, who have `share` of the union: covariances pool like
-        variances (Chan et al.). `cov` is written over."""
+        """Pool mean patch and covariance of the past with others, which hold `share` of the union.
+
+        Covariances pool like variances (Chan et al.). `cov` is overwritten.
+        """
         step = patch - self.past_patch
         cov = cov.lerp_(self.past_cov, 1 - share)
         add_outer(cov, share * (1 - share) * (mean - self.past_mean), step)
         return self.past_patch + share * step, cov
 
 
-class DarknetCrossMiniBatchNorm(BatchStatNorm):
-    """CmBN with the gradient `darknet`: every mini-batch weighs the same whatever its size.
+class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
+    """CmBN with the gradient `weights` and carry-over.
 
-    The pool is m = mean of means, v = mean of max(E[y^2] N / (N - 1), mean^2), var = v - m^2; the backward takes
-    the mini-batch for all of it; running statistics move after every mini-batch, towards the pool so far.
+    It keeps the moments, mean patch and covariance of each batch's mini-batches but the last, whose patches are never
+    measured.
+    """
+
+    remaining: Tensor  # () mini-batches still to come in this batch
+    last_count: Tensor  # () of the batch before, as measured
+    last_var: Tensor  # (C,)
+    last_along: Tensor  # (C,) last_cov . W at the weights it was measured with
+    last_patch: Tensor  # (G, K); empty before the first announcement, as is last_cov
+    last_cov: Tensor  # (C, K)
+    now_mean: Tensor  # (C,) of the batch before, compensated for this batch's weights
+    now_var: Tensor  # (C,)
+    slope: Tensor  # (C,) half of d now_var / dW is slope * last_cov
+
+    def __init__(self, channels: int, **settings: Any) -> None:
+        super().__init__(channels, **settings)
+        self.register_buffer("remaining", torch.zeros(()), persistent=False)
+        self.register_buffer("last_count", torch.zeros(()), persistent=False)
+        self.register_buffer("last_var", torch.zeros(channels), persistent=False)
+        self.register_buffer("last_along", torch.zeros(channels), persistent=False)
+        self.register_buffer("last_patch", torch.zeros(0), persistent=False)
+        self.register_buffer("last_cov", torch.zeros(0), persistent=False)
+        self.register_buffer("now_mean", torch.zeros(channels), persistent=False)
+        self.register_buffer("now_var", torch.zeros(channels), persistent=False)
+        self.register_buffer("slope", torch.zeros(channels), persistent=False)
+
+    @torch.no_grad()
+    def announce(self, tick: Tick) -> None:
+        if not len(self.last_cov):
+            groups, numbers = self.patch_shape
+            self.last_patch.resize_(groups, numbers).zero_()
+            self.last_cov.resize_(self.channels, numbers).zero_()
+        super().announce(tick)
+        self.remaining.fill_(tick.count - 1 - tick.index)
+
+    def normalize(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> Tensor:
+        if self.is_last and not self.burns_in:
+            self._keep_batch(view)
+        if self.is_last or self.burns_in:
+            return super().normalize(y, own, pool, view)
+        if self.is_first:
+            self._compensate(view)
+        moments, past = self._with_last_batch(own, view)
+        self._pool_patches(y, own, pool, view)
+        return self.by_moments(y, moments, past=past)
+
+    @torch.no_grad()
+    def _keep_batch(self, view: ConvView) -> None:
+        self.last_count.copy_(self.past_count)
+        self.last_var.copy_(self.past_var)
+        self.last_patch.copy_(self.past_patch)
+        self.last_cov.copy_(self.past_cov)
+        self.last_along.copy_(view.along_weight(self.last_cov))
+
+    @torch.no_grad()
+    def _compensate(self, view: ConvView) -> None:
+        """Write the batch before as this batch's weights would have made it, and how it moves with them."""
+        ratio = deviation_ratio(self.last_along, view.along_weight(self.last_cov))
+        self.now_mean.copy_(view.along_weight(self.last_patch))
+        self.now_var.copy_(self.last_var * ratio.square())
+        self.slope.copy_(torch.where(self.last_along > 0, self.last_var * ratio / self.last_along, 0))
+
+    def _with_last_batch(self, own: Moments, view: ConvView) -> tuple[Moments, Past]:
+        """Return the window's moments, and the part of them that is not this mini-batch's: equation (3)."""
+        with torch.no_grad():
+            past = self.past_of_batch()
+            # It stands for mini-batches like this one: with multi-scale the last batch may have had another size.
+            count = torch.where(self.last_count > 0, own.count * self.remaining, 0)
+            last = Moments(count=count, mean=self.now_mean, var=self.now_var)
+            others = past.merged_with(last)
+            moments = others.merged_with(own)
+            share = last.count / others.count.clamp(min=1)
+            patch, cov = self._with_past(share, last.mean, self.last_patch, self.slope[:, None] * self.last_cov)
+        share = others.count / moments.count
+        return moments, Past(weight=view.weight, share=share, mean=others.mean, patch=patch, cov=cov)
+
+
+class DarknetCrossMiniBatchNorm(BatchStatNorm):
+    """CmBN with the gradient `darknet`: every mini-batch weighs the same, whatever its size.
+
+    The pool is m = mean of means, v = mean of max(E[y^2] N / (N - 1), mean^2), var = v - m^2. The backward treats the
+    mini-batch as all of it. Running statistics move after every mini-batch, towards the pool so far.
     """
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
@@ -135,7 +238,7 @@ class DarknetCrossMiniBatchNorm(BatchStatNorm):
         super().batch_ended()
 
     def as_member(self, own: Moments) -> Moments:
-        """`own` with darknet's variance, counting as one. Chan's merge of such is darknet's average."""
+        """Return `own` with darknet's variance, counting as one: Chan's merge of such is darknet's average."""
         excess = (own.var + own.mean.square()) / (own.count - 1).clamp(min=1)
         return Moments(count=torch.ones_like(own.count), mean=own.mean, var=own.var + excess)
 
@@ -148,4 +251,79 @@ class DarknetCrossMiniBatchNorm(BatchStatNorm):
         self.running_var.lerp_(so_far.var, rate)
 
     def _update_running(self, batch: Moments) -> None:
-        """Done after every mini-batch."""
+        """Do nothing: they moved after every mini-batch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrossMiniBatchNormSpec(NormSpec):
+    """CmBN."""
+
+    name = "cmbn"
+    summary = "statistics of the batch's mini-batches so far"
+    source = "Bochkovskiy et al. YOLOv4. 2020, arXiv:2004.10934, figure 4; gradient `darknet`: AlexeyAB/darknet 59596d7"
+
+    gradient: str = knob(
+        "weights",
+        "to the layer's weights through all pooled mini-batches (weights, ours); autograd's (share); darknet's "
+        "(darknet); BN's (renorm)",
+        choices=GRADIENTS,
+    )
+    carry: bool = knob(False, "the batch before stands in for the mini-batches still to come (ours; gradient=weights)")
+    burn_in_steps: int | None = knob(
+        None, "optimizer steps of plain batch norm at the start (gradient=weights; default 0, with carry 100)", low=0
+    )
+    positions: int = knob(256, "positions a patch covariance is taken from; 0 = all (gradient=weights)", low=0)
+    sync: bool = knob(False, "pool over the ranks of a torchrun job too (gradient=weights, share)")
+
+    def __post_init__(self) -> None:
+        own = {"carry": self.carry, "burn_in_steps": self.burn_in_steps is not None, "positions": self.positions != 256}
+        unread = [option for option, is_given in own.items() if is_given and self.gradient != "weights"]
+        unread += ["sync"] * (self.sync and self.gradient not in ("weights", "share"))
+        if unread:
+            raise UserError(f"--norm cmbn:gradient={self.gradient} does not use {' and '.join(unread)}")
+
+    def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
+        channels = conv.out_channels
+        if self.gradient == "weights":
+            return (CarriedCrossMiniBatchNorm if self.carry else CrossMiniBatchNormW)(
+                channels,
+                patch_shape=patch_shape(conv),
+                positions=self.positions,
+                burn_in_steps=self.burn_in,
+                sync=self.sync,
+                eps=eps,
+                momentum=momentum,
+            )
+        if self.gradient == "share":
+            return CrossMiniBatchNorm(channels, eps=eps, momentum=momentum, sync=self.sync)
+        kind = CrossMiniBatchNormR if self.gradient == "renorm" else DarknetCrossMiniBatchNorm
+        return kind(channels, eps=eps, momentum=momentum)
+
+    def images(self, cut: Cut, *, momentum: float) -> float:
+        return cut.batch
+
+    @property
+    def pools(self) -> bool:
+        return True
+
+    @property
+    def default_momentum(self) -> float:
+        return 0.01 if self.gradient == "darknet" else 0.1
+
+    @property
+    def burn_in(self) -> int:
+        if self.burn_in_steps is not None:
+            return self.burn_in_steps
+        return 100 if self.carry else 0  # the batch before was computed with older weights
+
+    @property
+    def remark(self) -> str:
+        if self.gradient != "weights":
+            return ""
+        return (
+            "gradient through the layer's own weights (ours; as published by cmbn:gradient=darknet, as autograd gives "
+            "it by cmbn:gradient=share)"
+        )
+
+
+SPECS: tuple[type[NormSpec], ...] = (CrossMiniBatchNormSpec,)

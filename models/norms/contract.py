@@ -1,4 +1,4 @@
-"""What a norm may ask for, beyond its input.
+"""What a norm may ask for beyond its input.
 
 A norm claims neither, one or both of two capabilities, so `nn.BatchNorm2d`, `nn.GroupNorm` or anybody's norm
 plugs in unchanged:
@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from models.norms import ranks
+from models.norms import across_ranks
 from models.norms.moments import Moments
 from models.norms.weight_centralization import used_weight
 
@@ -34,11 +34,11 @@ class ConvView:
 
     @property
     def weight(self) -> Tensor:
-        """(C, in/G, kh, kw), attached: what patches are multiplied with."""
+        """The weight that patches are multiplied with, (C, in/G, kh, kw), attached."""
         return used_weight(self._conv)
 
     def along_weight(self, per_patch: Tensor) -> Tensor:
-        """(..., C, K) or (..., G, K) -> (..., C): the dot product with each filter, detached."""
+        """Return the dot product of (..., C, K) or (..., G, K) with each filter, (..., C), detached."""
         weight = self.weight.detach().flatten(1).to(per_patch.dtype)
         if per_patch.ndim > 2:
             return torch.stack([self.along_weight(each) for each in per_patch])
@@ -50,13 +50,13 @@ class ConvView:
     def patches_with(
         self, y: Tensor, own: Moments, *, positions: int, sync: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean patch (G, K), covariance of y and patch (C, K), and the covariance along the filter (C,).
+        """Return the mean patch (G, K), the covariance of y and patch (C, K), and the covariance along the filter (C,).
 
-        The covariance is taken from a grid of at least `positions` positions, 0 = all of them, and scaled: along
-        the filter it is the variance of y over all of them. With sync, `own` and what is returned are of all
-        ranks together.
+        The covariance is taken from a grid of at least `positions` positions (0 = all; docs/norms.md has the error) and
+        scaled: along the filter it is the variance of y over all positions. With sync, `own` and the results are those
+        of all ranks together.
         """
-        parallel = sync and ranks.is_parallel()
+        parallel = sync and across_ranks.is_parallel()
         local = Moments.of(y) if parallel else own
         with torch.no_grad():  # as a decorator, torch 2.14 would not compile it
             patch = self.mean_patch(own.mean.dtype)
@@ -64,40 +64,41 @@ class ConvView:
             if parallel:
                 share = local.count / own.count
                 patch, step = self._pooled_patch(patch, share)
-                (cov,) = ranks.summed(share * (cov + (local.mean - own.mean)[:, None] * self.per_channel(step)))
+                (cov,) = across_ranks.sum_over_ranks(
+                    share * (cov + (local.mean - own.mean)[:, None] * self.per_channel(step))
+                )
                 along = self.along_weight(cov)
         return patch, cov, along
 
     def pooled_mean_patch(self, y: Tensor, own: Moments, *, sync: bool = False) -> Tensor:
-        """(G, K); with sync of all ranks, which together have the moments `own`."""
+        """Return the mean patch (G, K); with sync that of all ranks, which together have the moments `own`."""
         with torch.no_grad():
             patch = self.mean_patch(own.mean.dtype)
             return self._pooled_patch(patch, y.numel() // y.shape[1] / own.count)[0] if sync else patch
 
     def _pooled_patch(self, patch: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean patch of all ranks, of whose positions this one has `share`; and this one's distance from it."""
-        (union,) = ranks.summed(share * patch)
+        """Return the mean patch of all ranks, of whose positions this one holds `share`, and the step to this one's."""
+        (union,) = across_ranks.sum_over_ranks(share * patch)
         return union, patch - union
 
     def covariance(self, y: Tensor, own: Moments, *, positions: int = 0) -> tuple[Tensor, Tensor]:
-        """cov(y, patch) (C, K) for the conv's output y, and along the filter (C,): see `patches_with`.
+        """Return cov(y, patch) (C, K) for the convolution's output y, and along the filter (C,): see `patches_with`.
 
-        As y = W . patch, the latter is the variance of y over the grid: it takes no pass over C * K numbers.
+        As y = W . patch, the latter is the variance of y over the grid: no pass over C * K numbers is needed.
         """
         rows, columns = grid_steps(y.shape, positions)
         seen = y.detach()[:, :, ::rows, ::columns].to(own.mean.dtype)
         centred = seen - seen.mean((0, 2, 3), keepdim=True)
         on_grid = centred.square().mean((0, 2, 3))
-        # A grid that sees (nearly) no spread where there is some says nothing: it is not blown up.
+        # A grid that misses (nearly) all the spread has no information to scale up.
         scale = torch.where(on_grid > 0, own.var / on_grid, 1).clamp(max=_MOST_SCALE)
         centred *= (scale * (seen.shape[1] / seen.numel())).view(1, -1, 1, 1)
         return self.correlate(centred, steps=(rows, columns)), on_grid * scale
 
     def correlate(self, grad: Tensor, *, steps: tuple[int, int] = (1, 1)) -> Tensor:
-        """Sum over positions of grad * patch: the weight gradient of the convolution.
+        """Return the sum over positions of grad * patch, (C, K) in grad's dtype: the convolution's weight gradient.
 
-        grad: (N, C, H, W) like the conv's output, or every steps-th of its rows and columns -> (C, K) in grad's
-        dtype.
+        grad: (N, C, H, W) like the convolution's output, or every steps-th of its rows and columns.
         """
         conv = self._conv
         return torch.ops.aten.convolution_backward(
@@ -115,12 +116,12 @@ class ConvView:
         )[1].flatten(1)
 
     def mean_patch(self, dtype: torch.dtype) -> Tensor:
-        """Mean patch over images and positions, (G, K): one row a group, shared by its channels.
+        """Return the mean patch over images and positions, (G, K): one row a group, shared by its channels.
 
-        Zeros where a patch lies over the edge. Rows and columns part, so it takes two small products of matrices.
+        A patch has zeros beyond the edge. Rows and columns separate, so two small matrix products are enough.
         """
         conv, mean_image = self._conv, self._x.to(dtype).mean(0)
-        # A compiler builds them into its graph; it would warn of a cache.
+        # A compiler makes them constants of its graph, and would warn about a cache.
         share_under_tap = _share_under_tap.__wrapped__ if torch.compiler.is_compiling() else _share_under_tap
         rows, columns = (
             share_under_tap(*sizes, dtype=dtype, device=mean_image.device)
@@ -132,7 +133,7 @@ class ConvView:
             return (rows @ (mean_image @ columns.mT)).reshape(conv.groups, -1)
 
     def per_channel(self, per_group: Tensor) -> Tensor:
-        """(..., G, K) -> (..., C, K): each channel sees its group's row. What has C rows already is left alone."""
+        """Return (..., G, K) as (..., C, K): each channel gets its group's row. C rows are returned unchanged."""
         channels = self._conv.out_channels
         return per_group if per_group.shape[-2] == channels else per_channel(per_group, channels)
 
@@ -141,17 +142,17 @@ class ConvView:
 def _share_under_tap(
     size: int, kernel: int, stride: int, pad: int, dilation: int, *, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """(kernel, size): where tap k of a kernel comes to lie on pixel i of a line, 1 / the line's outputs, else 0."""
+    """Return (kernel, size): 1 / the line's outputs where tap k of a kernel meets pixel i of a line, else 0."""
     outputs = (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
     pixel, tap = torch.arange(size, device=device), torch.arange(kernel, device=device)
-    start = pixel + pad - dilation * tap[:, None]  # of the kernel that brings the tap there, in padded pixels
+    start = pixel + pad - dilation * tap[:, None]  # of the kernel whose tap k meets pixel i, in padded pixels
     return ((start >= 0) & (start <= stride * (outputs - 1)) & (start % stride == 0)).to(dtype) / outputs
 
 
 def grid_steps(shape: torch.Size, positions: int) -> tuple[int, int]:
-    """(rows, columns) of the coarsest grid over (N, C, H, W) with at least `positions` positions; 0: all of them.
+    """Return the steps (rows, columns) of the coarsest grid over (N, C, H, W) with at least `positions` positions.
 
-    Images are never left out: their spread is most of what a small mini-batch has to say.
+    No image is left out: the spread between images is most of a small mini-batch's information.
     """
     images, _, height, width = shape
     if positions < 1 or images < 1:
@@ -160,8 +161,8 @@ def grid_steps(shape: torch.Size, positions: int) -> tuple[int, int]:
     best = (total, 1, 1, 1)  # positions, the longer of the two, rows, columns: of equal grids the squarest
     for rows in range(1, min(height, max(total // positions, 1)) + 1):
         seen_rows = images * -(-height // rows)
-        wanted = -(-positions // seen_rows)  # columns of the grid
-        columns = max((width - 1) // (wanted - 1), 1) if wanted > 1 else width
+        needed = -(-positions // seen_rows)  # columns of the grid
+        columns = max((width - 1) // (needed - 1), 1) if needed > 1 else width
         seen = seen_rows * -(-width // columns)
         if seen >= positions:
             best = min(best, (seen, max(rows, columns), rows, columns))
@@ -169,7 +170,7 @@ def grid_steps(shape: torch.Size, positions: int) -> tuple[int, int]:
 
 
 def per_channel(per_group: Tensor, channels: int) -> Tensor:
-    """(..., G, K) -> (..., channels, K): each channel sees its group's row."""
+    """Return (..., G, K) as (..., channels, K): each channel gets its group's row."""
     groups = per_group.shape[-2]
     if groups == 1:
         return per_group.expand(*per_group.shape[:-2], channels, per_group.shape[-1])

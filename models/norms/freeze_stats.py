@@ -1,43 +1,43 @@
-"""Which statistics norms normalize by, and when: the mini-batches' or the running ones.
+"""When norms normalize by the mini-batches' statistics, and when by the running ones.
 
-Wu & Johnson 2021, "Rethinking Batch in BatchNorm", section 4: what differs between training and inference can be
-made the same from either side, by training the last part with the statistics that the network will be used with, or
-by a mini-batch's own in inference.
+Wu & Johnson 2021, "Rethinking Batch in BatchNorm", section 4: training and inference can be made consistent from either
+side, by training the last part with the running statistics, or by using a mini-batch's own in inference.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.norms.running_stats import adopt_mini_batch, norms_with_statistics
-from models.norms.table import NormOptions, has_batch_statistics
+from models.norms.running_stats import adopt_mini_batch, has_running_statistics, norms_with_statistics
+from models.norms.table import NormOptions
 
 
-class NormRegime:
-    """Keeps the batch-statistics norms of a training in the mode they shall be in: no flag to store or to resume.
+class StatisticsFreeze:
+    """Switch of a training's norms from the mini-batches' statistics to the running ones, at a step of its own.
 
-    In eval mode they use their running statistics, which stay; nobody announces mini-batches to them. Those that are
-    in eval mode to begin with, because their layer is frozen (`models/freeze.py`), are left there.
+    In eval mode they use their running statistics, which then stay; the trainer announces no mini-batches to them.
+    Norms that are in eval mode to begin with, because their layer is frozen (`models/freeze.py`), stay there. There is
+    no state to save: the step decides.
     """
 
     def __init__(self, network: nn.Module, options: NormOptions, total_steps: int) -> None:
-        self._norms = [norm for norm in network.modules() if has_batch_statistics(norm) and norm.training]
+        self._norms = [norm for norm in network.modules() if has_running_statistics(norm) and norm.training]
         fraction = 1.0 if options.norm_freeze_after is None else options.norm_freeze_after
-        self._frozen_from_step = 0.0 if options.norm_eval else fraction * total_steps
+        self._first_frozen_step = 0.0 if options.norm_eval else fraction * total_steps
 
     def prepare(self, step: int) -> None:
-        """Before each batch, because `network.train()` puts norms into training mode as well."""
-        by_batches = step < self._frozen_from_step
+        """Set the norms' mode before the batch of `step`: `network.train()` puts norms into training mode as well."""
+        by_batches = step < self._first_frozen_step
         for norm in self._norms:
             if norm.training != by_batches:
                 norm.train(by_batches)
 
 
 def use_batch_statistics(network: nn.Module) -> None:
-    """From now on, in eval mode: each norm normalizes every mini-batch by its own statistics.
+    """Let each norm normalize every mini-batch by its own statistics in eval mode, from now on.
 
-    Detections then depend on batch mates. The running statistics are overwritten, on this copy of the network.
-    UserError for a network without batch statistics.
+    Detections then depend on batch mates. Overwrites the running statistics of this network. Raises UserError where
+    there are none.
     """
     for norm in norms_with_statistics(network).values():
         norm.register_forward_pre_hook(_adopt_input)

@@ -1,9 +1,11 @@
-"""The one forward and backward that batch-statistics norms share.
+"""The forward and backward that batch-statistics norms share.
 
-Normalized with moments of which the mini-batch at hand holds the share alpha (Ioffe & Szegedy 2015 with
-alpha = 1; alpha < 1 is the exact partial derivative when the rest is constant):
+A mini-batch that holds the share alpha of the moments it is normalized with has the gradient
 
     dx = gamma * r * (g - alpha * (mean(g) + xhat * mean(g * xhat))),   r = 1 / sqrt(var + eps)
+
+With alpha = 1 that is batch norm's (Ioffe & Szegedy 2015); with alpha < 1 it is the exact partial derivative with the
+rest of the moments held constant: equation (1) of docs/gradients.md. `Past` adds the gradient through the rest: (2).
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from models.norms import ranks
+from models.norms import across_ranks as collectives
 from models.norms.moments import Moments
 
-# Those whose autograd keeps their input; of the others in use it keeps the output, which is kept anyway.
+# Activations whose autograd keeps their input (forward in place, backward). The others in use keep their output, which
+# the next layer keeps anyway.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "mish": (lambda z: F.mish(z, inplace=True), torch.ops.aten.mish_backward),
     "silu": (lambda z: F.silu(z, inplace=True), torch.ops.aten.silu_backward),
@@ -29,11 +32,11 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rest:
-    """How the part of the moments that is not this mini-batch's depends on the convolution's weight.
+class Past:
+    """The part of the moments that is not this mini-batch's, and how it moves with the convolution's weight W.
 
-    weight: the parameter, or what was made of it, attached. share, () or (C,): of the rest in the moments.
-    mean (C,): the rest's. patch (G, K) or (C, K) is d mean / dW of the rest alone, cov (C, K) half of d var / dW.
+    weight: the parameter, or what was computed from it, attached. share, () or (C,): the past's in the moments. mean
+    (C,): the past's. patch (G, K) or (C, K): d mean / dW of the past alone. cov (C, K): half of its d var / dW.
     """
 
     weight: Tensor
@@ -51,56 +54,79 @@ def normalize(
     *,
     eps: float,
     is_share: bool = True,
-    rest: Rest | None = None,
+    past: Past | None = None,
     across_ranks: bool = False,
     activation: str | None = None,
 ) -> Tensor:
-    """y (N, C, H, W) normalized with `moments`.
+    """Normalize y (N, C, H, W) with `moments`, whose count may be () or (C,).
 
-    is_share: the gradient takes y for a share of the moments, or with False for all of them; the values do not change.
-    moments.count may be () or (C,). With across_ranks, y is this rank's part of a mini-batch that all ranks hold, and
-    what other ranks' losses say of its moments is added up.
+    is_share: whether the gradient treats y as a share of the moments, or (False) as all of them; the values are the
+    same. across_ranks: y is this rank's part of a mini-batch that all ranks hold; the gradients of their losses to its
+    moments are summed.
 
-    `activation`, one of ACTIVATIONS, is applied to what is returned. Its input is not kept but made again from y
-    in the backward: of the three tensors that conv, norm and activation leave behind, two are enough.
+    `activation`, one of ACTIVATIONS, is applied to the result. Its input is not kept but recomputed from y in the
+    backward: of the three tensors that convolution, norm and activation would keep, two are enough.
     """
     alpha = (y.numel() // y.shape[1]) / moments.count if is_share else None
-    parts = (rest.weight, rest.share, rest.mean, rest.patch, rest.cov) if rest is not None else (None,) * 5
-    return _Normalize.apply(y, gamma, beta, moments.mean, moments.var, alpha, eps, across_ranks, activation, *parts)
+    weight, parts = (
+        (None, (None,) * 4) if past is None else (past.weight, (past.share, past.mean, past.patch, past.cov))
+    )
+    constants = (moments.mean, moments.var, alpha, eps, across_ranks, activation)
+    return _Normalize.apply(y, gamma, beta, weight, *constants, *parts)
 
 
 def renormalize(
-    y: Tensor, gamma: Tensor, beta: Tensor, own: Moments, r: Tensor, d: Tensor, *, across_ranks: bool, **others: Any
+    y: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    own: Moments,
+    r: Tensor,
+    d: Tensor,
+    *,
+    eps: float,
+    across_ranks: bool,
+    activation: str | None,
 ) -> Tensor:
-    """gamma * (xhat * r + d) + beta with xhat by y's own moments and r, d (C,) constants (Ioffe 2017).
+    """Return gamma * (xhat * r + d) + beta with xhat by y's own moments and r, d (C,) constants (Ioffe 2017).
 
-    across_ranks and the others as in `normalize`; a rank's part is a share of the mini-batch's own moments.
+    The rest as in `normalize`; a rank's part is a share of the mini-batch's own moments.
     """
-    return normalize(y, gamma * r, beta + gamma * d, own, is_share=across_ranks, across_ranks=across_ranks, **others)
+    return normalize(
+        y,
+        gamma * r,
+        beta + gamma * d,
+        own,
+        eps=eps,
+        is_share=across_ranks,
+        across_ranks=across_ranks,
+        activation=activation,
+    )
 
 
 class _Normalize(Function):
+    """The first four arguments have gradients; the ten after them are constants."""
+
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
         y: Tensor,
         gamma: Tensor,
         beta: Tensor,
+        weight: Tensor | None,
         mean: Tensor,
         var: Tensor,
         alpha: Tensor | None,
         eps: float,
         across_ranks: bool,
         activation: str | None,
-        weight: Tensor | None,
-        rest_share: Tensor | None,
-        rest_mean: Tensor | None,
-        rest_patch: Tensor | None,
-        rest_cov: Tensor | None,
+        past_share: Tensor | None,
+        past_mean: Tensor | None,
+        past_patch: Tensor | None,
+        past_cov: Tensor | None,
     ) -> Tensor:
         rstd = torch.rsqrt(var + eps)
-        to_redo = (None, None) if activation is None else (beta, var)
-        ctx.save_for_backward(y, gamma, mean, rstd, alpha, *to_redo, rest_share, rest_mean, rest_patch, rest_cov)
+        to_recompute = (None, None) if activation is None else (beta, var)
+        ctx.save_for_backward(y, gamma, mean, rstd, alpha, *to_recompute, past_share, past_mean, past_patch, past_cov)
         ctx.across_ranks, ctx.activation, ctx.eps = across_ranks, activation, eps
         ctx.weight_shape = None if weight is None else weight.shape
         z = F.batch_norm(y, mean, var, gamma, beta, False, 0.0, eps)
@@ -109,7 +135,7 @@ class _Normalize(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        y, gamma, mean, rstd, alpha, beta, var, rest_share, rest_mean, rest_patch, rest_cov = ctx.saved_tensors
+        y, gamma, mean, rstd, alpha, beta, var, past_share, past_mean, past_patch, past_cov = ctx.saved_tensors
         if ctx.activation is not None:
             z = F.batch_norm(y, mean, var, gamma, beta, False, 0.0, ctx.eps)
             g = ACTIVATIONS[ctx.activation][1](g, z)
@@ -118,8 +144,8 @@ class _Normalize(Function):
         if ctx.across_ranks:
             dx, dgamma, dbeta = _backward_across_ranks(g, y, gamma, scale, mean, rstd, alpha)
         else:
-            # Batch norm's own kernel with our moments gives dx for alpha = 1, and the sums we need anyway.
-            # dx is linear in gamma and the sums do not depend on it, so that alpha goes in there for nothing.
+            # Batch norm's kernel with our moments gives dx for alpha = 1, and the sums that are needed anyway. dx is
+            # linear in gamma and the sums do not depend on it, so alpha can be folded into gamma at no cost.
             share_of_gamma = gamma if alpha is None else (gamma * alpha).to(gamma.dtype)
             dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
                 g, y, share_of_gamma, None, None, mean, rstd, True, 0.0, [True, True, True]
@@ -128,37 +154,37 @@ class _Normalize(Function):
                 dx.addcmul_(g, ((1 - alpha) * scale).view(1, -1, 1, 1).to(dx.dtype))
         dweight = None
         if ctx.weight_shape is not None:
-            # var = mean(y^2) - mean^2, so half its derivative through the rest is the rest's mean of
-            # (y - mean) * patch: its covariance, shifted from its own mean to the pooled one.
-            to_half_var = -rest_share * scale * rstd * dgamma
-            to_mean = -rest_share * scale * dbeta + to_half_var * (rest_mean - mean)
+            # Equation (2): half of d var / dW through the past is its mean of (y - mean) * patch, which is its
+            # covariance, shifted from its own mean to the pooled one.
+            to_half_var = -past_share * scale * rstd * dgamma
+            to_mean = -past_share * scale * dbeta + to_half_var * (past_mean - mean)
             # Not a view itself, so that autograd adds the convolution's own gradient to it in place.
-            dweight = rest_cov.view(ctx.weight_shape) * to_half_var.view(-1, 1, 1, 1)
-            add_outer(dweight.flatten(1), to_mean, rest_patch)
-        return dx, dgamma, dbeta, *(None,) * 6, dweight, *(None,) * 4
+            dweight = past_cov.view(ctx.weight_shape) * to_half_var.view(-1, 1, 1, 1)
+            add_outer(dweight.flatten(1), to_mean, past_patch)
+        return dx, dgamma, dbeta, dweight, *(None,) * 10
 
 
-def add_outer(to: Tensor, of_channel: Tensor, patch: Tensor) -> None:
-    """to (C, K) += of_channel (C,) times patch (G, K) or (C, K), in place: each channel takes its group's row."""
+def add_outer(target: Tensor, per_channel: Tensor, patch: Tensor) -> None:
+    """Add per_channel (C,) times patch (G, K) or (C, K) to target (C, K), in place; a channel takes its group's row."""
     rows = patch.shape[0]
     if rows == 1:
-        to.addr_(of_channel, patch[0])
+        target.addr_(per_channel, patch[0])
     else:
-        to.view(rows, -1, to.shape[1]).addcmul_(of_channel.view(rows, -1, 1), patch[:, None])
+        target.view(rows, -1, target.shape[1]).addcmul_(per_channel.view(rows, -1, 1), patch[:, None])
 
 
 def _backward_across_ranks(
     g: Tensor, y: Tensor, gamma: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor, alpha: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The formula above with sums over all ranks; dgamma and dbeta stay this rank's, whoever averages them."""
+    """Compute the module's formula with sums over all ranks. dgamma and dbeta stay this rank's: DDP averages them."""
     assert alpha is not None, "across ranks a mini-batch is always a share"
     _, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
         g, y, gamma, None, None, mean, rstd, True, 0.0, [False, True, True]
     )
-    sum_g_xhat, sum_g = ranks.summed(dgamma, dbeta)
+    sum_g_xhat, sum_g = collectives.sum_over_ranks(dgamma, dbeta)
     per_position = -scale * (alpha * y.shape[1] / y.numel())  # alpha / own positions = 1 / the pool's
-    # An affine map of xhat, by the kernel that rounds once: as one of y, its terms cancel where the mean is far
-    # above the deviation, and in bfloat16 the gradient was off by a tenth.
+    # An affine map of xhat, by the kernel that rounds once. As an affine map of y its terms would cancel where the mean
+    # is far above the deviation: in bfloat16 the gradient was off by a tenth.
     dx = F.batch_norm(y, mean, rstd.pow(-2), per_position * sum_g_xhat, per_position * sum_g, False, 0.0, 0.0)
     dx.addcmul_(g, scale.view(1, -1, 1, 1).to(dx.dtype))
     return dx, dgamma, dbeta

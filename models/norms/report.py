@@ -1,8 +1,8 @@
-"""How far the statistics of mini-batches are from the population's, layer by layer.
+"""The distance of mini-batches' statistics from the population's, layer by layer.
 
 One pass in eval mode takes the moments of every image at every norm; those of mini-batches are pooled from them
-(Chan et al.). So each layer's input has been normalized by population statistics, and what is measured is the
-layer's own noise, not what it inherits.
+(Chan et al.). Each layer's input has been normalized by population statistics, so the distance is the layer's own
+noise, not what it inherits.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from models.network import Network
-from models.norms.effective_batch import said_images
+from models.norms.effective_batch import count_images
 from models.norms.moments import Moments
-from models.norms.running_stats import as_used, eval_mode, norms_with_statistics, pixels_for, watched
+from models.norms.running_stats import as_used, eval_mode, norms_with_statistics, pixels_for, running_moments, watched
 from utils.errors import UserError
 
 SIZES = (1, 2, 4, 8, 16)
@@ -26,10 +26,11 @@ LARGE = 0.3  # a gap that the verdict names
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerGap:
-    """Of one norm; pop are its running statistics, sigma the root of variance + eps.
+    """Distances at one norm, by mini-batch size.
 
-    sigma, mean: mini-batch size -> root mean square, over channels and mini-batches, of sigma_b / sigma_pop - 1 and
-    of (mu_b - mu_pop) / sigma_pop. stale_sigma, stale_mean: the same of all images together.
+    sigma: the root mean square, over channels and mini-batches b, of sigma_b / sigma - 1. mean: that of
+    (mu_b - mu) / sigma. mu and sigma are the running statistics, with sigma the root of variance + eps. stale_sigma,
+    stale_mean: the same for all images together, which is how outdated the running statistics are.
     """
 
     layer: int
@@ -41,7 +42,7 @@ class LayerGap:
     stale_mean: float
 
     def at(self, size: int) -> float:
-        """The larger of the two gaps of mini-batches of `size`."""
+        """Return the larger of the two gaps for mini-batches of `size`."""
         return max(self.sigma[size], self.mean[size])
 
     @property
@@ -52,14 +53,14 @@ class LayerGap:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NormReport:
-    """layers in order of the cfg; sizes: the mini-batch sizes that `images` images make at least one of."""
+    """Gaps of all layers in order of the cfg, for the mini-batch sizes of which `images` images make at least one."""
 
     layers: tuple[LayerGap, ...]
     sizes: tuple[int, ...]
     images: int
 
     def table(self) -> str:
-        """Gaps in per cent, a row a layer."""
+        """Return the gaps in per cent, a row a layer."""
         columns = [*map(str, self.sizes), "all"]
         cells = "".join(f"{column:>6}" for column in columns)
         half = 6 * len(columns)
@@ -77,13 +78,13 @@ class NormReport:
         return "\n".join(lines)
 
     def verdict(self, *, mini_batch: int, effective: int | None) -> str:
-        """What the table says of a training with such mini-batches, whose statistics were of `effective` images.
+        """Return the table's meaning for a training with such mini-batches and statistics of `effective` images.
 
         effective None: it did not normalize by statistics of mini-batches.
         """
-        lines = [self._at(mini_batch, f"mini-batches of {said_images(mini_batch)}")]
+        lines = [self._at(mini_batch, f"mini-batches of {count_images(mini_batch)}")]
         if effective is not None and effective != mini_batch:
-            lines.append(self._at(effective, f"{said_images(effective)} pooled"))
+            lines.append(self._at(effective, f"{count_images(effective)} pooled"))
         is_stale = any(gap.stale > LARGE for gap in self.layers)
         lines.append(
             f"running statistics against these {self.images} images: {self._worst(lambda gap: gap.stale)}"
@@ -91,10 +92,10 @@ class NormReport:
         )
         return "\n".join(lines)
 
-    def _at(self, images: int, said: str) -> str:
+    def _at(self, images: int, subject: str) -> str:
         size = max(size for size in self.sizes if size <= max(images, 1))
         measured = "" if size == images else f" (measured at {size})"
-        return f"{said}{measured}: {self._worst(lambda gap: gap.at(size))}"
+        return f"{subject}{measured}: {self._worst(lambda gap: gap.at(size))}"
 
     def _worst(self, value: Callable[[LayerGap], float]) -> str:
         worst = max(self.layers, key=value)
@@ -110,9 +111,10 @@ class NormReport:
 
 @torch.no_grad()
 def measure_norms(network: Network, batches: Sequence[Tensor]) -> NormReport:
-    """batches: images (N, 3, H, W) of one size, uint8 or float in 0..1, in random order: neighbours are pooled.
+    """Measure the gaps of every norm with running statistics.
 
-    UserError for a network without batch statistics, and where there is no image.
+    batches: images (N, 3, H, W) of one size, uint8 or float in 0..1, in random order: neighbours are pooled. Raises
+    UserError for a network without running statistics, and where there is no image.
     """
     norms = norms_with_statistics(network)
     images = sum(map(len, batches))
@@ -128,7 +130,7 @@ def measure_norms(network: Network, batches: Sequence[Tensor]) -> NormReport:
 
 
 def pooled_pairs(moments: Moments) -> Moments:
-    """mean, var (n, C), all of one count -> (n // 2, C): each two neighbours as one."""
+    """Pool each two neighbours: mean, var (n, C), all of one count, become (n // 2, C)."""
     even = len(moments.mean) // 2 * 2
     first, second = (
         Moments(count=moments.count, mean=moments.mean[start:even:2], var=moments.var[start:even:2]) for start in (0, 1)
@@ -137,7 +139,7 @@ def pooled_pairs(moments: Moments) -> Moments:
 
 
 def _moments_of_images(network: Network, norms: dict[str, nn.Module], batches: Sequence[Tensor]) -> dict[str, Moments]:
-    """By the norm's name, in the order of layers: count () positions of an image, mean and var (images, C)."""
+    """Return by the norm's name, in order of layers: count () positions of an image, mean and var (images, C)."""
     seen: dict[nn.Module, list[Moments]] = {norm: [] for norm in norms.values()}
     with eval_mode(network), watched(seen, lambda norm, y: seen[norm].append(_of_each_image(y))):
         for images in batches:
@@ -153,7 +155,7 @@ def _moments_of_images(network: Network, norms: dict[str, nn.Module], batches: S
 
 
 def _of_each_image(y: Tensor) -> Moments:
-    """y (N, C, H, W) -> mean, var (N, C)."""
+    """Return mean and var (N, C) of y (N, C, H, W)."""
     images, channels, height, width = y.shape
     rows = Moments.of(y.reshape(1, images * channels, height, width))
     return Moments(count=rows.count, mean=rows.mean.view(images, channels), var=rows.var.view(images, channels))
@@ -172,7 +174,7 @@ def _gap(network: Network, name: str, norm: nn.Module, of_images: Moments, sizes
     layer = int(name.split(".")[1])
     return LayerGap(
         layer=layer,
-        name=_describe(network.layers[layer].conv),
+        name=_describe(network.layers[layer]),
         channels=len(centre),
         sigma=sigma,
         mean=mean,
@@ -182,15 +184,22 @@ def _gap(network: Network, name: str, norm: nn.Module, of_images: Moments, sizes
 
 
 def _distance(norm: nn.Module, moments: Moments) -> tuple[float, float]:
-    """Root mean squares of sigma / sigma_pop - 1 and (mu - mu_pop) / sigma_pop."""
+    """Return the root mean squares of sigma / sigma_pop - 1 and (mu - mu_pop) / sigma_pop."""
     used = as_used(norm, moments)
-    sigma_pop = torch.sqrt(norm.running_var + norm.eps)
-    ratio = torch.sqrt(used.var + norm.eps) / sigma_pop - 1
-    shift = (used.mean - norm.running_mean) / sigma_pop
-    return tuple(math.sqrt(value.double().square().mean().item()) for value in (ratio, shift))
+    running, eps = running_moments(norm), float(norm.eps)  # type: ignore[arg-type]
+    sigma_pop = torch.sqrt(running.var + eps)
+    ratio = torch.sqrt(used.var + eps) / sigma_pop - 1
+    shift = (used.mean - running.mean) / sigma_pop
+    return _root_mean_square(ratio), _root_mean_square(shift)
 
 
-def _describe(conv: nn.Conv2d) -> str:
-    """conv 3x3/2"""
+def _root_mean_square(values: Tensor) -> float:
+    return math.sqrt(values.double().square().mean().item())
+
+
+def _describe(block: nn.Module) -> str:
+    """Return such as "conv 3x3/2"."""
+    conv = block.conv
+    assert isinstance(conv, nn.Conv2d)
     height, width = conv.kernel_size
     return f"conv {height}x{width}" + (f"/{conv.stride[0]}" if conv.stride[0] > 1 else "")

@@ -1,4 +1,4 @@
-"""The statistics norms normalize by in inference, and the networks that have some."""
+"""The running statistics that norms normalize by in inference, and the networks that have some."""
 
 from __future__ import annotations
 
@@ -10,43 +10,59 @@ from torch import Tensor, nn
 
 from models.norms.batch_stat import BatchStatNorm, unbiased
 from models.norms.moments import Moments
-from models.norms.table import has_batch_statistics
+from models.norms.table import NORMS
 from utils.errors import UserError
 from utils.structures import pixels_of
 
 
+def has_running_statistics(norm: nn.Module) -> bool:
+    """Return whether the norm has running statistics, of its own training or of the network it was loaded from."""
+    return hasattr(norm, "running_mean")
+
+
 def norms_with_statistics(network: nn.Module) -> dict[str, nn.Module]:
-    """Name -> norm. UserError where there is none."""
-    found = {name: module for name, module in network.named_modules() if has_batch_statistics(module)}
+    """Return the norms with running statistics by name. Raises UserError where there is none."""
+    found = {name: module for name, module in network.named_modules() if has_running_statistics(module)}
     if not found:
-        raise UserError("the network has no norm with batch statistics (gn, ln, in and none keep no population's)")
+        without = ", ".join(name for name, spec in NORMS.items() if not spec.has_running_statistics)
+        raise UserError(f"the network has no norm with running statistics ({without} keep none)")
     return found
 
 
+def running_moments(norm: nn.Module) -> Moments:
+    """Return the norm's running mean and variance, (C,) each, as a population of one."""
+    mean, var = norm.running_mean, norm.running_var
+    assert isinstance(mean, Tensor) and isinstance(var, Tensor)
+    return Moments(count=mean.new_ones(()), mean=mean, var=var)
+
+
 def as_used(norm: nn.Module, moments: Moments) -> Moments:
-    """Moments of the norm's input as the norm uses them; of any shape whose last dimension is the channel."""
+    """Return moments of the norm's input as the norm uses them; of any shape whose last dimension is the channel."""
     return norm.as_used(moments) if isinstance(norm, BatchStatNorm) else moments
 
 
 @torch.no_grad()
 def adopt(norm: nn.Module, population: Moments) -> None:
-    """The norm's running statistics become the population's: in place, its other state untouched."""
-    of_kind = isinstance(norm, BatchStatNorm)
-    mean, var = norm.as_running(population) if of_kind else (population.mean, unbiased(population))
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(var)
+    """Set the norm's running statistics to the population's, in place; its other state stays."""
+    if isinstance(norm, BatchStatNorm):
+        mean, var = norm.as_running(population)
+    else:
+        mean, var = population.mean, unbiased(population)
+    running = running_moments(norm)
+    running.mean.copy_(mean)
+    running.var.copy_(var)
 
 
 @torch.no_grad()
 def adopt_mini_batch(norm: nn.Module, y: Tensor) -> None:
-    """The same from one mini-batch y (N, C, H, W): with the biased variance, as in training."""
+    """Set the norm's running statistics to those of the mini-batch y (N, C, H, W), with the biased variance."""
     own = Moments.of(y)
     adopt(norm, Moments(count=torch.ones_like(own.count), mean=own.mean, var=own.var))  # of one, no N / (N - 1)
 
 
 @contextmanager
 def watched(norms: Iterable[nn.Module], look: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
-    """Each forward of these norms begins with look(norm, its input)."""
+    """Call look(norm, its input) at the beginning of each forward of these norms, within the block."""
     hooks = [norm.register_forward_pre_hook(lambda norm, inputs: look(norm, inputs[0])) for norm in norms]
     try:
         yield
@@ -57,7 +73,7 @@ def watched(norms: Iterable[nn.Module], look: Callable[[nn.Module, Tensor], None
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Every module is in eval mode, and afterwards in the one it was found in."""
+    """Put every module into eval mode for the block, and back into the mode it had."""
     found = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -68,5 +84,5 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 def pixels_for(network: nn.Module, images: Tensor) -> Tensor:
-    """(N, 3, H, W), uint8 or float in 0..1, as the network takes them: float, on its device."""
+    """Return images (N, 3, H, W), uint8 or float in 0..1, as the network takes them: float, on its device."""
     return pixels_of(images.to(next(network.parameters()).device))

@@ -1,7 +1,7 @@
 """Weight centralization: each filter of a convolution has mean zero (Yan et al., ICLR 2020, section 3.3).
 
-The parameter keeps its name and is stored as it was drawn; its mean is taken out at each use, with autograd
-through it. Then the mean of the output no longer moves with the mean of the input patch.
+The parameter keeps its name and is stored as it was drawn; its mean is subtracted at each use, with autograd through
+it. The mean of the output then no longer moves with the mean of the input patch.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class CentralizedConv2d(nn.Conv2d):
-    """nn.Conv2d that convolves with `weight` minus its mean over (in/groups, kh, kw), per filter."""
+    """Convolution with `weight` minus its mean over (in/groups, kh, kw), per filter."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, used_weight(self), self.bias)
 
 
 def used_weight(conv: nn.Conv2d) -> Tensor:
-    """(C, in/groups, kh, kw), attached: what the convolution multiplies patches with."""
+    """Return the weight that the convolution multiplies patches with, (C, in/groups, kh, kw), attached."""
     if isinstance(conv, CentralizedConv2d):
         return conv.weight - conv.weight.mean((1, 2, 3), keepdim=True)
     return conv.weight

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cfg.convolution import ConvSpec
 from cfg.edit import with_values
-from cfg.layers import ConvSpec
 from cfg.parse import parse_sections
 from cfg.plan import parse_plan
 from models.detector import build_network

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from cfg.layers import ConvSpec
+from cfg.convolution import ConvSpec
 from cfg.plan import Plan, load_plan
 from models.detector import make_checkpoint
 from models.norms.table import NormOptions, resolve_norm

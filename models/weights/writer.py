@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cfg.layers import ConvSpec
+from cfg.convolution import ConvSpec
 from cfg.plan import Plan
 from models.blocks import ConvNormAct
 from models.network import Network
-from models.norms.table import has_batch_statistics
+from models.norms.running_stats import has_running_statistics
 from models.norms.weight_centralization import used_weight
 from models.weights.layout import EPS, StoredLayer, place, stored_layers
 from models.weights.reader import Header
@@ -69,7 +69,7 @@ def darknet_state(network: Network) -> dict[str, Tensor]:
 def _checked(norm: nn.Module | None, where: str) -> nn.Module:
     if norm is None:
         raise UserError(f"{where}: has a bias in place of the cfg's batch norm (--norm none)")
-    if not has_batch_statistics(norm):
+    if not has_running_statistics(norm):
         raise UserError(
             f"{where}: {type(norm).__name__} normalizes by the statistics of each image, as gn, ln and in do; "
             "darknet has batch norm only, with a running mean and variance"

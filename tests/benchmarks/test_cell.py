@@ -19,7 +19,7 @@ from benchmarks.small_batch.cell import check_apart, job_of_cell, memory, run_ce
 from benchmarks.small_batch.grid import BUDGETS, Cell
 from data.digits import make_digits
 from data.source import open_image_set
-from engine import trainer as parts
+from engine import build, trainer
 from utils.errors import UserError
 
 HERE = {"folders": {}, "device": "cpu", "workers": 0, "commit": "abc"}
@@ -44,9 +44,9 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.weights: bytes = b""
         self.batches: list[tuple[tuple[str, ...], bytes, bytes]] = []
-        make_loader, make_clock = parts.make_train_loader, parts.BatchClock
-        monkeypatch.setattr(parts, "make_train_loader", lambda *a, **k: self._watch(make_loader(*a, **k)))
-        monkeypatch.setattr(parts, "BatchClock", lambda network: make_clock(self._look(network)))
+        make_loader, make_clock = build.make_train_loader, trainer.BatchClock
+        monkeypatch.setattr(build, "make_train_loader", lambda *a, **k: self._watch(make_loader(*a, **k)))
+        monkeypatch.setattr(trainer, "BatchClock", lambda network: make_clock(self._look(network)))
 
     def _look(self, network: torch.nn.Module) -> torch.nn.Module:
         convs = [m.weight.detach().flatten() for m in network.modules() if isinstance(m, torch.nn.Conv2d)]

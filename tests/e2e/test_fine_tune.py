@@ -55,7 +55,7 @@ def test_frozen_layers_are_those_of_the_start_and_the_run_goes_on_to_the_bit(
     assert (
         "0 re-initialized; 0 of 10 classes are known by name, the heads' rows of the others are re-initialized" in said
     )
-    assert "freeze    layers 0 to 0, with the statistics of their norms: " in said
+    assert "freeze    layers 0 to 0, with their norm statistics: " in said
     final, before = weights_in(runs["whole"] / "last.pt"), weights_in(other_classes)
     for name, tensor in final.items():
         same = tensor.shape == before[name].shape and torch.equal(tensor, before[name])
@@ -83,6 +83,6 @@ def test_without_weights_it_is_a_warning_and_all_layers_an_error(
     tmp_path: Path, scenes: Path, toy_cfg: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = ["--data", str(scenes), "--cfg", toy_cfg, "--norm", "bn", *FLAGS, "--max-steps", "1"]
-    with pytest.raises(UserError, match=r"^--freeze 3: none of the network's 4 layers is left to learn$"):
+    with pytest.raises(UserError, match=r"^--freeze 3: none of the network's 4 layers is left to train$"):
         train.main([*start, "--freeze", "3", "--run", str(tmp_path / "run")])
     assert "warning: without --weights the 3 frozen layers stay as random as they start" in capsys.readouterr().out

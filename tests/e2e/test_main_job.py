@@ -136,10 +136,11 @@ def test_a_norm_that_never_begins_is_said(
     scenes: Path, toy_cfg: str, tmp_path: Path, capsys, burn_in: str, is_warned: bool
 ) -> None:
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--max-steps", "4"]
-    train.main([*common, "--norm", "cbn", "--norm-burn-in-steps", burn_in, "--run", str(tmp_path / "run")])
+    train.main([*common, "--norm", f"cbn:burn_in_steps={burn_in}", "--run", str(tmp_path / "run")])
     said = capsys.readouterr().out
     assert "schedule  4 steps: constant from 0.005" in said
-    assert ("warning: --norm-burn-in-steps 4 is the whole training: cbn is plain batch norm here" in said) == is_warned
+    warning = "warning: burn_in_steps=4 is the whole training: --norm cbn:burn_in_steps=4 is plain batch norm here"
+    assert (warning in said) == is_warned
 
 
 def test_two_images_can_be_learnt_by_heart(toy_cfg: str, tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_group_norm_has_no_population(flags, scenes, tmp_path):
     train.main([*flags, "--norm", "gn", "--max-steps", "1", "--run", str(tmp_path / "gn")])
     best = str(tmp_path / "gn" / "best.pt")
     for extra in (["--norm-stats", "batch"], ["--norm-report"], ["--recalibrate-on", str(scenes)]):
-        with pytest.raises(UserError, match="no norm with batch statistics"):
+        with pytest.raises(UserError, match="no norm with running statistics"):
             evaluate.main(["--weights", best, "--data", str(scenes), "--run", str(tmp_path / "refused"), *extra])
     detect.main(["--weights", best, str(scenes / "val"), "--run", str(tmp_path / "found")])
     assert len(list((tmp_path / "found").glob("*.png"))) == 8

@@ -71,7 +71,7 @@ def test_the_dry_run_uses_the_norm_that_small_mini_batches_get(scenes, toy_cfg, 
     auto = replace(job.options, norm=NormOptions(norm="auto"))
     with pytest.raises(ZeroDivisionError):
         subdivisions_that_fit(auto, job.plan, CPU)
-    assert norms == ["cmbn"]
+    assert norms == ["cmbn:carry"]
 
 
 def test_on_a_cpu_a_batch_is_not_cut(scenes, toy_cfg, capsys) -> None:

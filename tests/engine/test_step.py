@@ -31,7 +31,7 @@ WITH_DROPOUT = TOY_CFG.replace("[yolo]", "[yolo]", 1).replace(
 )
 NORMS: dict[str, NormFactory] = {
     **{name: norm_factory(NormOptions(norm=name)) for name in ("bn", "cmbn", "gn", "mabn")},
-    "cbn": norm_factory(NormOptions(norm="cbn", norm_burn_in_steps=0)),
+    "cbn": norm_factory(NormOptions(norm="cbn:burn_in_steps=0")),
     "stock": lambda conv: nn.BatchNorm2d(conv.out_channels),
 }
 

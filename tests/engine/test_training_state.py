@@ -31,7 +31,7 @@ def model_with(norm: NormOptions) -> nn.Module:
 
 
 NORMS = {
-    "cbn": NormOptions(norm="cbn", norm_window=3, norm_burn_in_steps=1),
+    "cbn": NormOptions(norm="cbn:window=3,burn_in_steps=1"),
     "cmbn": NormOptions(norm="cmbn"),
     "bn": NormOptions(norm="bn"),
     "mabn": NormOptions(norm="mabn"),

@@ -13,7 +13,7 @@ from engine.ema import WeightAverage
 from engine.training_state import norm_histories
 from models.freeze import freeze
 from models.network import Network, parameter_groups
-from models.norms.freeze_stats import NormRegime
+from models.norms.freeze_stats import StatisticsFreeze
 from models.norms.table import NormOptions, norm_factory
 from utils.clock import BatchClock
 from utils.errors import UserError
@@ -28,8 +28,7 @@ STEPS = 3
 
 
 def network_of(norm: str = "bn", text: str = TEXT) -> Network:
-    burn_in = {"norm_burn_in_steps": 0} if norm.startswith("cbn") else {}
-    options = NormOptions(norm=norm, **burn_in)  # type: ignore[arg-type]
+    options = NormOptions(norm=f"{norm}:burn_in_steps=0" if norm.startswith("cbn") else norm)
     return Network(parse_plan(text, path="toy.cfg"), norm_factory(options))
 
 
@@ -38,7 +37,7 @@ def train(network: Network, *, steps: int = STEPS, weight_decay: float = 0.1) ->
     groups = parameter_groups(network, weight_decay=weight_decay)
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     clock = BatchClock(network)
-    regime = NormRegime(network, NormOptions(), steps)
+    regime = StatisticsFreeze(network, NormOptions(), steps)
     for _ in range(steps):
         network.train()  # as at the start of an epoch
         regime.prepare(clock.step)
@@ -124,7 +123,7 @@ def test_with_recomputed_activations_it_is_the_same(norm: str) -> None:
 def test_the_norms_mode_is_the_regimes_in_layers_that_learn_and_eval_in_frozen_ones() -> None:
     network = network_of("cmbn")
     freeze(network, 1)
-    regime = NormRegime(network, NormOptions(norm_freeze_after=0.5), total_steps=4)
+    regime = StatisticsFreeze(network, NormOptions(norm_freeze_after=0.5), total_steps=4)
     for step, learns in enumerate([True, True, False, False]):
         network.eval()
         network.train()
@@ -143,16 +142,14 @@ def test_the_averaged_copy_has_the_same_frozen_layers() -> None:
     assert changed(before, average.model.state_dict()) == {4, 5}
 
 
-def test_all_of_it_is_said() -> None:
+def test_the_summary() -> None:
     network = network_of()
-    assert freeze(network, 2) == (
-        "freeze    layers 0 to 1, with the statistics of their norms: 0.00 M of 0.00 M parameters learn"
-    )
+    assert freeze(network, 2) == ("layers 0 to 1, with their norm statistics: 0.00 M of 0.00 M parameters are trained")
 
 
 @pytest.mark.parametrize("layers", [6, 7, 100])
 def test_something_must_learn(layers: int) -> None:
-    with pytest.raises(UserError, match=f"^--freeze {layers}: none of the network's 7 layers is left to learn$"):
+    with pytest.raises(UserError, match=f"^--freeze {layers}: none of the network's 7 layers is left to train$"):
         freeze(network_of(), layers)
 
 

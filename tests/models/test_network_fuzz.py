@@ -47,7 +47,7 @@ ODD_VALUES += [
     "\ufeff",
     "\u2028",
 ]
-WORDS = ["leaky", "mish", "logistic", "stair", "per_channel", "per_feature", "softmax", "relu", "ciou", "greedynms"]
+WORDS = ["leaky", "mish", "logistic", "hard_mish", "per_channel", "per_feature", "softmax", "relu", "ciou", "greedynms"]
 SECTIONS = ["net", "conv", "max", "route", "shortcut", "yolo", "upsample", "sam", "scale_channels", "reorg3d", "avg"]
 SECTIONS += ["dropout", "soft", "local_avg", "activation", "cost", "contrastive", "empty", "region", "lstm", "x", ""]
 KEYS = ["filters", "size", "stride", "stride_x", "pad", "padding", "groups", "group_id", "dilation", "antialiasing"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,50 +19,54 @@ from models.norms.weight_centralization import used_weight
 from utils.clock import BatchClock
 
 # Windows that outlast a batch of two, no burn-in, and whole covariances: so that something happens in a short test.
-CMBN = NormOptions(norm="cmbn")
-CBN = NormOptions(norm="cbn", norm_gradient="share", norm_window=3, norm_burn_in_steps=0, norm_positions=0)
-LITE = NormOptions(norm="cbn-lite", norm_window=3, norm_burn_in_steps=0, norm_positions=0, norm_refresh_steps=2)
-MABN = NormOptions(norm="mabn", norm_average_images=4.0)
-BRN = NormOptions(norm="brn", norm_burn_in_steps=0, norm_ramp_steps=2, norm_r_max=1.5, norm_d_max=0.5)
+CMBN = NormOptions(norm="cmbn:positions=0")
+CBN = NormOptions(norm="cbn:gradient=share,window=3,burn_in_steps=0,positions=0")
+LITE = NormOptions(norm="cbn-lite:window=3,burn_in_steps=0,positions=0,refresh_steps=2")
+MABN = NormOptions(norm="mabn:average_images=4")
+BRN = NormOptions(norm="brn:burn_in_steps=0,ramp_steps=2,r_max=1.5,d_max=0.5")
+CARRIED = NormOptions(norm="cmbn:carry,burn_in_steps=0,positions=0")
+
+
+def tuned(options: NormOptions, **changes: Any) -> NormOptions:
+    """The same norm with other values of its options."""
+    return replace(options, norm=str(replace(options.spec, **changes)))
+
 
 KINDS = {
     "bn": NormOptions(),
-    "bn-pooled": NormOptions(norm_running="pooled"),
+    "bn-pooled": NormOptions(norm="bn:running=pooled"),
     "bn-centred": NormOptions(weight_centralization=True),
-    "cmbn-weights": replace(CMBN, norm_gradient="weights", norm_positions=0),
-    "cmbn-weights-grid": replace(CMBN, norm_gradient="weights", norm_positions=6),
-    "cmbn-weights-centred": replace(CMBN, norm_gradient="weights", norm_positions=0, weight_centralization=True),
-    "cmbn-share": replace(CMBN, norm_gradient="share", norm_momentum=0.3, norm_eps=1e-3),
-    "cmbn-share-sync": replace(CMBN, norm_gradient="share", norm_sync=True),
-    "cmbn-renorm": replace(CMBN, norm_gradient="renorm"),
-    "cmbn-darknet": replace(CMBN, norm_gradient="darknet"),
-    "carried": replace(CMBN, norm_carry=True, norm_burn_in_steps=0, norm_positions=0),
-    "carried-grid": replace(CMBN, norm_carry=True, norm_burn_in_steps=0, norm_positions=6),
-    "carried-centred": replace(
-        CMBN, norm_carry=True, norm_burn_in_steps=0, norm_positions=0, weight_centralization=True
-    ),
+    "cmbn-weights": CMBN,
+    "cmbn-weights-grid": NormOptions(norm="cmbn:positions=6"),
+    "cmbn-weights-centred": replace(CMBN, weight_centralization=True),
+    "cmbn-share": NormOptions(norm="cmbn:gradient=share", norm_momentum=0.3, norm_eps=1e-3),
+    "cmbn-share-sync": NormOptions(norm="cmbn:gradient=share,sync"),
+    "cmbn-renorm": NormOptions(norm="cmbn:gradient=renorm"),
+    "cmbn-darknet": NormOptions(norm="cmbn:gradient=darknet"),
+    "carried": CARRIED,
+    "carried-grid": tuned(CARRIED, positions=6),
+    "carried-centred": replace(CARRIED, weight_centralization=True),
     "cbn-std": CBN,
-    "cbn-std-grid": replace(CBN, norm_positions=6),
-    "cbn-std-growing": replace(CBN, norm_burn_in_steps=1, norm_growth_steps=3, norm_window=4),
-    "cbn-std-batch": replace(CBN, norm_window=0),
-    "cbn-std-sync": replace(CBN, norm_sync=True),
+    "cbn-std-grid": tuned(CBN, positions=6),
+    "cbn-std-batch": tuned(CBN, window=0),
+    "cbn-std-sync": tuned(CBN, sync=True),
     "cbn-std-centred": replace(CBN, weight_centralization=True),
-    "cbn-std-weights": replace(CBN, norm_gradient="weights"),
-    "cbn-std-weights-centred": replace(CBN, norm_gradient="weights", weight_centralization=True),
-    "cbn-std-renorm": replace(CBN, norm_gradient="renorm"),
-    "cbn-taylor": replace(CBN, norm_estimator="taylor"),
-    "cbn-taylor-weights": replace(CBN, norm_estimator="taylor", norm_gradient="weights"),
-    "cbn-taylor-renorm": replace(CBN, norm_estimator="taylor", norm_gradient="renorm"),
-    "cbn-none": replace(CBN, norm_estimator="none"),
-    "cbn-none-renorm": replace(CBN, norm_estimator="none", norm_gradient="renorm"),
+    "cbn-std-weights": tuned(CBN, gradient="weights"),
+    "cbn-std-weights-centred": replace(tuned(CBN, gradient="weights"), weight_centralization=True),
+    "cbn-std-renorm": tuned(CBN, gradient="renorm"),
+    "cbn-taylor": tuned(CBN, estimator="taylor"),
+    "cbn-taylor-weights": tuned(CBN, estimator="taylor", gradient="weights"),
+    "cbn-taylor-renorm": tuned(CBN, estimator="taylor", gradient="renorm"),
+    "cbn-none": tuned(CBN, estimator="none"),
+    "cbn-none-renorm": tuned(CBN, estimator="none", gradient="renorm"),
     "cbn-lite": LITE,
-    "cbn-lite-renorm": replace(LITE, norm_gradient="renorm"),
-    "cbn-lite-batch": replace(LITE, norm_window=0, norm_refresh_steps=1),
+    "cbn-lite-renorm": tuned(LITE, gradient="renorm"),
+    "cbn-lite-batch": tuned(LITE, window=0, refresh_steps=1),
     "mabn": MABN,
     "mabn-uncentred": replace(MABN, weight_centralization=False),
     "brn": BRN,
     "brn-fixed-affine": replace(BRN, norm_freeze_affine=True),
-    "gn": NormOptions(norm="gn", norm_groups=2),
+    "gn": NormOptions(norm="gn:groups=2"),
     "ln": NormOptions(norm="ln"),
     "in": NormOptions(norm="in"),
     "frozen": NormOptions(norm="frozen"),
@@ -76,7 +81,6 @@ TWINS = {
     "cmbn-weights-centred",
     "carried-centred",
     "cbn-std-batch",
-    "cbn-std-growing",
     "cbn-std-sync",
     "cbn-std-centred",
     "cbn-std-weights-centred",
@@ -123,7 +127,7 @@ def block(
         with torch.no_grad():
             made.norm.weight.uniform_(0.5, 1.5)
             made.norm.bias.uniform_(-0.5, 0.5)
-            if options.norm == "frozen":  # as a trained network's
+            if options.spec.name == "frozen":  # as a trained network's
                 made.norm.running_mean.uniform_(-0.5, 0.5)
                 made.norm.running_var.uniform_(0.5, 1.5)
     return made

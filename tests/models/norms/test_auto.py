@@ -6,7 +6,6 @@ import pytest
 
 from models.norms.auto import ENOUGH, choose_norm
 from models.norms.table import NormOptions, resolve_norm
-from utils.errors import UserError
 
 AUTO = NormOptions(norm="auto")
 
@@ -14,9 +13,9 @@ AUTO = NormOptions(norm="auto")
 @pytest.mark.parametrize("mini_batch", [1, 2, 3])
 def test_few_images_get_cmbn_with_carry(mini_batch):
     norm, why = choose_norm(AUTO, mini_batch=mini_batch)
-    assert norm == resolve_norm(NormOptions(norm="cmbn", norm_gradient="weights", norm_carry=True))
+    assert norm == resolve_norm(NormOptions(norm="cmbn:carry"))
     images = "1 image in a forward is" if mini_batch == 1 else f"{mini_batch} images in a forward are"
-    assert why == f"cmbn --norm-carry, because {images} fewer than {ENOUGH}"
+    assert why == f"cmbn:carry, because {images} fewer than {ENOUGH}"
 
 
 def test_many_images_get_batch_norm():
@@ -30,12 +29,6 @@ def test_what_was_said_besides_stays(mini_batch):
     said = NormOptions(norm="auto", weight_centralization=True, norm_eps=1e-3, precise_bn=64, norm_freeze_after=0.7)
     norm, _ = choose_norm(said, mini_batch=mini_batch)
     assert (norm.weight_centralization, norm.norm_eps, norm.precise_bn, norm.norm_freeze_after) == (True, 1e-3, 64, 0.7)
-
-
-@pytest.mark.parametrize("mini_batch", [1, 16])
-def test_a_knob_of_one_norm_is_refused(mini_batch):
-    with pytest.raises(UserError, match=r"--norm-window is read by cbn, cbn-lite, not by --norm auto"):
-        choose_norm(NormOptions(norm="auto", norm_window=8), mini_batch=mini_batch)
 
 
 def test_a_norm_that_was_named_is_what_it_is():

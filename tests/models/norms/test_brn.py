@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.models.norms.kinds import BRN, arrays, assert_agree, block, conv_then_norm, noise_like, parts
+from tests.models.norms.kinds import BRN, arrays, assert_agree, block, conv_then_norm, noise_like, parts, tuned
 from tests.reference import norms as oracle
 from utils.clock import BatchClock, Tick
 
@@ -16,9 +16,7 @@ from utils.clock import BatchClock, Tick
 def test_it_is_its_formula_over_a_training(limits):
     r_max, d_max = limits
     schedule = {"burn_in_steps": 2, "ramp_steps": 3}
-    module = block(
-        replace(BRN, norm_r_max=r_max, norm_d_max=d_max, norm_burn_in_steps=2, norm_ramp_steps=3, norm_momentum=0.4)
-    )
+    module = block(replace(tuned(BRN, r_max=r_max, d_max=d_max, burn_in_steps=2, ramp_steps=3), norm_momentum=0.4))
     clock, batches = BatchClock(module), []
     clamped = free = 0
     for step in range(8):
@@ -50,7 +48,7 @@ def test_it_is_its_formula_over_a_training(limits):
 
 
 def test_the_limits_open_after_burn_in():
-    module = block(replace(BRN, norm_burn_in_steps=2, norm_ramp_steps=4, norm_r_max=3.0, norm_d_max=5.0))
+    module = block(tuned(BRN, burn_in_steps=2, ramp_steps=4, r_max=3.0, d_max=5.0))
     module.norm.num_batches_tracked.fill_(1)
     limits = []
     for step in range(8):
@@ -61,7 +59,7 @@ def test_the_limits_open_after_burn_in():
 
 @pytest.mark.parametrize("ramp_steps", [0, 1])
 def test_without_a_ramp_they_are_open_at_once(ramp_steps):
-    norm = block(replace(BRN, norm_burn_in_steps=1, norm_ramp_steps=ramp_steps)).norm
+    norm = block(tuned(BRN, burn_in_steps=1, ramp_steps=ramp_steps)).norm
     norm.num_batches_tracked.fill_(1)
     for step, expected in ((0, 1.0), (1, 1.5), (2, 1.5)):
         norm.announce(Tick(step=step, index=0, count=1))
@@ -70,6 +68,6 @@ def test_without_a_ramp_they_are_open_at_once(ramp_steps):
 
 def test_running_statistics_of_nothing_are_no_target():
     """The first batch without burn-in is plain batch norm's."""
-    module, stock = block(replace(BRN, norm_ramp_steps=0)), block("bn")
+    module, stock = block(tuned(BRN, ramp_steps=0)), block("bn")
     for x in BatchClock(module).minibatches(parts()):
         torch.testing.assert_close(module(x), stock(x), rtol=1e-11, atol=1e-11)

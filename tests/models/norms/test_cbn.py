@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor
 
 from models.blocks import ConvNormAct
-from models.norms.cbn import WindowGrowth
 from models.norms.contract import ConvView
-from models.norms.table import NormOptions, resolve_norm
+from models.norms.table import NormOptions
 from models.norms.weight_centralization import used_weight
 from tests.models.norms.kinds import (
     CBN,
@@ -26,15 +24,14 @@ from tests.models.norms.kinds import (
     cosine_to_filters,
     noise_like,
     parts,
+    tuned,
 )
 from tests.reference import cbn as window
 from tests.reference import norms as oracle
 from utils.clock import BatchClock, Tick
 
 EXACT = [  # covariances of all positions and a window of a fixed length
-    kind
-    for kind, options in KINDS.items()
-    if options.norm == "cbn" and options.norm_positions == 0 and options.norm_growth_steps is None
+    kind for kind, options in KINDS.items() if options.spec.name == "cbn" and options.spec.positions == 0
 ]
 
 
@@ -68,7 +65,7 @@ def kept(module: ConvNormAct) -> int:
 
 
 def estimator_of(kind: str) -> str:
-    return resolve_norm(KINDS[kind]).norm_estimator
+    return KINDS[kind].spec.estimator
 
 
 @pytest.mark.parametrize(("groups", "stride", "size"), CONV_SHAPES)
@@ -188,7 +185,7 @@ def test_with_the_std_estimator_it_is_orthogonal_to_each_filter():
 @pytest.mark.parametrize("factor", [0.3, 4.0])
 def test_std_is_exact_when_the_weights_are_rescaled(factor, positions):
     """As weight decay does; from a grid too, whose covariance only has to point the right way."""
-    module = block(replace(CBN, norm_positions=positions))
+    module = block(tuned(CBN, positions=positions))
     clock, ys = BatchClock(module), []
     for step in range(3):
         for x in clock.minibatches(parts((2,), seed=step)):
@@ -223,31 +220,21 @@ def test_std_never_exceeds_the_variance_that_the_past_has_at_todays_weights():
 # --- the window ----------------------------------------------------------------------------------------------
 
 
-def test_the_window_grows_after_burn_in():
-    growth = WindowGrowth(burn_in_steps=3, growth_steps=4)
-    assert [growth.reach(step, 5) for step in range(9)] == [1, 1, 1, 1, 2, 3, 4, 5, 5]
-    assert [WindowGrowth(burn_in_steps=2, growth_steps=0).reach(step, 5) for step in range(4)] == [1, 1, 5, 5]
-    assert {growth.reach(step, 1) for step in range(9)} == {1}
-
-
 def test_only_mini_batches_within_reach_are_pooled():
-    """Burn-in of 1 step, then 1, 2, 3 and 4 of a window of 4, in 3 steps."""
-    module = block("cbn-std-growing")
-    reaches = []
+    """Its own in a burn-in of 1 step, then a window of 4."""
+    module = block(tuned(CBN, burn_in_steps=1, window=4))
     for x, history in train(module, steps=6, sizes=(1, 2)):
         out = module(x)
-        reach = module.norm.growth.reach(history[-1].step, 4)
-        reaches.append(reach)
+        reach = 4 if history[-1].step else 1
         mean, var, _ = window.moments(history[-reach:], "std")
         gamma, beta = arrays(module.norm.weight, module.norm.bias)
         expected = oracle.normalized(history[-1].y, mean, var, gamma, beta, module.norm.eps)
         assert_agree(out, expected, relative=4e-12)
-    assert reaches[::2] == [1, 1, 2, 3, 4, 4]
 
 
 @pytest.mark.parametrize("kind", ["cbn-std", "cbn-taylor-weights", "cbn-lite"])
 def test_burn_in_is_batch_norm_and_remembers(kind):
-    options = replace(KINDS[kind], norm_burn_in_steps=2)
+    options = tuned(KINDS[kind], burn_in_steps=2)
     module, stock = block(options), block("bn")
     for x, history in train(module, steps=3):
         stock.conv.load_state_dict(module.conv.state_dict())
@@ -257,7 +244,7 @@ def test_burn_in_is_batch_norm_and_remembers(kind):
 
 @pytest.mark.parametrize("norm", ["cbn", "cbn-lite"])
 def test_a_window_of_zero_is_as_long_as_a_batch(norm):
-    module = block(NormOptions(norm=norm, norm_window=0, norm_burn_in_steps=0))
+    module = block(NormOptions(norm=f"{norm}:window=0,burn_in_steps=0"))
     for count in (3, 2):  # a later, shorter batch does not shorten it
         module.norm.announce(Tick(step=0, index=0, count=count))
         assert len(module.norm.ring_count) == 3 and module.norm.reach == count
@@ -265,8 +252,8 @@ def test_a_window_of_zero_is_as_long_as_a_batch(norm):
 
 @pytest.mark.parametrize("kind", [k for k, o in KINDS.items() if o.norm.startswith("cbn")])
 def test_a_window_of_one_is_batch_norm(kind):
-    gradient = KINDS[kind].norm_gradient
-    module, stock = block(replace(KINDS[kind], norm_window=1)), block("bn")
+    gradient = KINDS[kind].spec.gradient
+    module, stock = block(tuned(KINDS[kind], window=1)), block("bn")
     for x, _history in train(module):
         stock.load_state_dict(module.state_dict())
         stock.conv.weight.data.copy_(used_weight(module.conv))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from tests.models.norms.kinds import CBN, LITE, arrays, assert_agree, block, noise_like, parts
+from tests.models.norms.kinds import CBN, LITE, arrays, assert_agree, block, noise_like, parts, tuned
 from tests.models.norms.test_cbn import train
 from tests.reference import cbn as window
 from tests.reference import norms as oracle
@@ -19,7 +17,7 @@ from utils.clock import BatchClock
 @pytest.mark.parametrize("gradient", ["share", "renorm"])
 @pytest.mark.parametrize(("groups", "size"), [(1, 3), (2, 1)])
 def test_sigmas_are_chained_from_step_to_step(groups, size, gradient, refresh_steps, sizes):
-    options = replace(LITE, norm_refresh_steps=refresh_steps, norm_gradient=gradient)
+    options = tuned(LITE, refresh_steps=refresh_steps, gradient=gradient)
     module = block(options, groups=groups, size=size)
     weights, shared = {}, {}
     for x, history in train(module, steps=7, sizes=sizes):
@@ -53,7 +51,7 @@ def test_sigmas_are_chained_from_step_to_step(groups, size, gradient, refresh_st
 
 # Where a covariance measured today is the past's own, or where any will do.
 EXACT = {
-    "one past mini-batch, of which the covariance is": ({"norm_window": 2}, {}, (3,), None),
+    "one past mini-batch, of which the covariance is": ({"window": 2}, {}, (3,), None),
     "filters of one number, which can only be rescaled": ({}, {"groups": 4, "size": 1}, (2, 1), None),
     "filters that are rescaled": ({}, {}, (2, 1), 0.7),
 }
@@ -62,8 +60,8 @@ EXACT = {
 @pytest.mark.parametrize("case", EXACT)
 def test_measured_every_step_it_is_cbn(case):
     knobs, shape, sizes, factor = EXACT[case]
-    lite = block(replace(LITE, norm_refresh_steps=1, **knobs), **shape)
-    full = block(replace(CBN, **knobs), **shape)
+    lite = block(tuned(LITE, refresh_steps=1, **knobs), **shape)
+    full = block(tuned(CBN, **knobs), **shape)
     clock = BatchClock(torch.nn.ModuleList([lite, full]))
     for step in range(5):
         for x in clock.minibatches(parts(sizes, seed=step)):
@@ -79,7 +77,7 @@ def test_measured_every_step_it_is_cbn(case):
 
 
 def test_elsewhere_it_is_near_cbn_and_nearer_than_no_compensation():
-    nets = torch.nn.ModuleList([block(CBN), block(LITE), block(replace(CBN, norm_estimator="none"))])
+    nets = torch.nn.ModuleList([block(CBN), block(LITE), block(tuned(CBN, estimator="none"))])
     clock, distance = BatchClock(nets), [0.0, 0.0]
     for step in range(8):
         for x in clock.minibatches(parts((2, 1), seed=step)):

@@ -26,6 +26,7 @@ from tests.models.norms.kinds import (
     normalized_by,
     parts,
     run_batch,
+    tuned,
 )
 from tests.reference import norms as oracle
 from utils.clock import BatchClock
@@ -57,13 +58,10 @@ def test_every_batch_begins_anew(kind):
 @pytest.mark.parametrize("kind", POOLED)
 def test_the_last_mini_batch_sees_the_whole_batch(kind):
     """As if it had been normalized together with the others: the end of the pool is batch norm."""
-    module, stock = block(kind), block(replace(KINDS[kind], norm="bn", norm_gradient=None, **_NOT_BNS))
+    module, stock = block(kind), block(replace(KINDS[kind], norm="bn"))
     batch = parts()
     together = stock(torch.cat(batch)).split([len(x) for x in batch])
     torch.testing.assert_close(run_batch(module, BatchClock(module), batch)[-1], together[-1], rtol=1e-11, atol=1e-11)
-
-
-_NOT_BNS = {"norm_positions": None, "norm_sync": None}
 
 
 # --- the gradient to what is normalized ----------------------------------------------------------------------
@@ -112,7 +110,7 @@ def test_the_gradient_to_the_weights_is_that_of_a_graph_that_keeps_all_mini_batc
 @pytest.mark.parametrize("kind", ["cmbn-weights", "cmbn-weights-centred"])
 def test_the_gradient_to_the_weights_is_orthogonal_to_each_filter(kind, positions):
     """As batch norm's: the output does not change with a filter's length. From a grid of positions too."""
-    module = block(replace(KINDS[kind], norm_positions=positions))
+    module = block(tuned(KINDS[kind], positions=positions))
     module.norm.eps = 0.0
     exact = block(kind)
     exact.norm.eps = 0.0
@@ -143,7 +141,7 @@ def test_a_gradient_is_what_its_name_says(kind):
 
 @pytest.mark.parametrize("kind", ["cmbn-weights", "carried"])
 def test_in_burn_in_it_is_batch_norm_of_each_mini_batch(kind):
-    module, stock = block(replace(KINDS[kind], norm_burn_in_steps=2)), block("bn")
+    module, stock = block(tuned(KINDS[kind], burn_in_steps=2)), block("bn")
     clock = BatchClock(module)
     for step in range(4):
         batch = parts(seed=step)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,6 +21,7 @@ from tests.models.norms.kinds import (
     normalized_by,
     parts,
     run_batch,
+    tuned,
 )
 from utils.clock import BatchClock
 
@@ -120,14 +119,14 @@ def test_a_batch_of_another_size_stands_in_for_as_many_mini_batches(hw):
     for x in clock.minibatches(parts((2, 2, 2, 2))):
         module(x)
         own = module.norm.pool_of_batch()
-        moments, rest = module.norm._with_last_batch(own, ConvView(module.conv, x))
+        moments, past = module.norm._with_last_batch(own, ConvView(module.conv, x))
         break
-    assert moments.count == 4 * own.count and rest.share == 0.75
+    assert moments.count == 4 * own.count and past.share == 0.75
 
 
 @pytest.mark.parametrize("positions", [0, 20])
 def test_the_gradient_to_the_weights_is_orthogonal_to_each_filter(positions):
-    module, *_ = after_a_batch(replace(KINDS["carried"], norm_positions=positions))
+    module, *_ = after_a_batch(tuned(KINDS["carried"], positions=positions))
     module.norm.eps = 0.0
     for t, x in enumerate(BatchClock(module).minibatches(parts(hw=(7, 6)))):
         module.zero_grad()

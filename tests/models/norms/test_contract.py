@@ -1,6 +1,6 @@
 """The contract every norm signs: its ten points, of which 7 is in test_gradients.py and 8 in test_compile.py.
 
-Point 9, no knowledge of devices or ranks, is kept by there being no such word outside of models/norms/ranks.py.
+Point 9, no knowledge of devices or ranks, is kept by there being no such word outside of models/norms/across_ranks.py.
 """
 
 from __future__ import annotations

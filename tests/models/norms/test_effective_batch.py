@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cfg.plan import parse_plan
+from models.norms.cmbn import CrossMiniBatchNormSpec
 from models.norms.effective_batch import check_values, describe_norm, effective_images, norm_warnings
 from models.norms.table import NORMS, NormOptions, resolve_norm
 from utils.errors import UserError
@@ -23,11 +24,11 @@ def options(norm: str, **settings: object) -> NormOptions:
         (options("bn"), 2),
         (options("syncbn"), 2),
         (options("cmbn"), 16),
-        (options("cmbn", norm_gradient="darknet"), 16),
+        (options("cmbn:gradient=darknet"), 16),
         (options("cbn"), 8),
-        (options("cbn", norm_window=10), 20),
-        (options("cbn-lite", norm_window=0), 16),
-        (options("mabn", norm_average_images=12.0), 12),
+        (options("cbn:window=10"), 20),
+        (options("cbn-lite:window=0"), 16),
+        (options("mabn:average_images=12"), 12),
         (options("brn"), 160),
         (options("brn", norm_momentum=0.0), 16_000),
         (options("gn"), None),
@@ -46,11 +47,11 @@ def test_images_behind_the_statistics(made, images):
     ("made", "line"),
     [
         (options("bn"), "bn: mini-batches of 2 images, statistics of 2"),
-        (options("cmbn"), "cmbn (weights): mini-batches of 2 images, statistics of up to 16"),
-        (options("cbn"), "cbn (weights): mini-batches of 2 images, statistics of up to 8"),
-        (options("gn"), "gn: mini-batches of 2 images, each image by its own"),
+        (options("cmbn"), f"cmbn: mini-batches of 2 images, statistics of up to 16; {CrossMiniBatchNormSpec().remark}"),
+        (options("cbn:gradient=share"), "cbn:gradient=share: mini-batches of 2 images, statistics of up to 8"),
+        (options("gn"), "gn: mini-batches of 2 images, statistics of groups of channels of each image"),
         (options("bn", norm_eval=True), "bn: mini-batches of 2 images, running statistics, which stay"),
-        (options("none"), "none: mini-batches of 2 images, no statistics"),
+        (options("none"), "none: mini-batches of 2 images, nothing; a bias in place of the norm"),
     ],
 )
 def test_the_line_in_words(made, line):
@@ -81,7 +82,9 @@ def test_norms_that_look_further_are_not_warned_of(norm):
     assert norm_warnings(options(norm), **WARNED) == []
 
 
-@pytest.mark.parametrize(("norm", "remedy"), [("cmbn", "--norm cbn"), ("cbn", "--norm-window"), ("cbn-lite", "window")])
+@pytest.mark.parametrize(
+    ("norm", "remedy"), [("cmbn", "--norm cbn"), ("cbn", "a larger window"), ("cbn-lite", "window")]
+)
 def test_norms_that_pool_little_are_warned_of(norm, remedy):
     (line,) = norm_warnings(options(norm), mini_batch=1, subdivisions=4, from_scratch=False)
     assert "statistics of 4 images" in line and remedy in line and "cmbn pools" not in line
@@ -163,7 +166,7 @@ def test_norms_of_single_images_are_not_helped_by_more_of_them(norm):
 
 def test_a_group_of_two_channels_has_two_values():
     plan = parse_plan(DEEP, path="deep.cfg")
-    assert check_values(plan, options("gn", norm_groups=1), mini_batch=1) is None
+    assert check_values(plan, options("gn:groups=1"), mini_batch=1) is None
 
 
 @pytest.mark.parametrize("held", [{"norm_eval": True}, {"norm_freeze_after": 0.0}])

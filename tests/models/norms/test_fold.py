@@ -9,11 +9,14 @@ from torch import nn
 from cfg.plan import load_plan, parse_plan
 from models.network import Network
 from models.norms.fold import can_fold, fold
-from models.norms.table import NormOptions, has_batch_statistics, norm_factory
+from models.norms.running_stats import has_running_statistics
+from models.norms.table import NormOptions, norm_factory
 from tests.models.norms.kinds import KINDS
 from utils.errors import UserError
 
-FOLDABLE = [kind for kind, options in KINDS.items() if options.norm not in ("gn", "ln", "in")]
+FOLDABLE = [
+    kind for kind, options in KINDS.items() if options.spec.has_running_statistics or not options.spec.normalizes
+]
 LAYERS = """
 [net]
 width=16
@@ -52,7 +55,7 @@ def trained(plan, options: NormOptions) -> Network:
     """With statistics, gamma and beta as after some training; in eval mode."""
     network = Network(plan, norm_factory(options))
     for module in network.modules():
-        if has_batch_statistics(module):
+        if has_running_statistics(module):
             module.running_mean.uniform_(-0.5, 0.5)
             module.running_var.uniform_(0.3, 3)
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -76,7 +79,7 @@ def test_the_outputs_stay(kind):
     convs = [layer.conv for layer in list(folded.layers)[:-1]]
     assert all(type(conv) is nn.Conv2d and conv.bias is not None for conv in convs)
     assert [conv.groups for conv in convs] == [1, 4, 1, 1]
-    assert not any(has_batch_statistics(module) for module in folded.modules())
+    assert not any(has_running_statistics(module) for module in folded.modules())
     assert not folded.training
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.norms.freeze_stats import NormRegime, use_batch_statistics
+from models.norms.freeze_stats import StatisticsFreeze, use_batch_statistics
 from models.norms.table import NormOptions, resolve_norm
 from tests.models.norms.kinds import BATCH_STATISTICS, KINDS, assert_same_bits, block, parts, run_batch, state_of
 from utils.clock import BatchClock
@@ -30,7 +30,7 @@ MOVING = ["bn", "bn-pooled", "cmbn-weights", "cmbn-darknet", "cbn-std", "cbn-lit
 )
 def test_the_mode_depends_on_the_step_alone(options, modes):
     network = nn.Sequential(block("cmbn-share"), block("bn"))
-    regime = NormRegime(network, options, total_steps=8)
+    regime = StatisticsFreeze(network, options, total_steps=8)
     for step in (*range(8), 2, 7):  # and after a resume
         network.train()  # as at the start of an epoch
         regime.prepare(step)
@@ -41,7 +41,7 @@ def test_the_mode_depends_on_the_step_alone(options, modes):
 @pytest.mark.parametrize("kind", ["gn", "none"])
 def test_norms_without_batch_statistics_are_left_alone(kind):
     network = nn.Sequential(block(kind))
-    NormRegime(network, NormOptions(norm_eval=True), total_steps=8).prepare(0)
+    StatisticsFreeze(network, NormOptions(norm_eval=True), total_steps=8).prepare(0)
     assert all(module.training for module in network.modules())
 
 
@@ -54,7 +54,7 @@ def test_a_frozen_norm_is_its_evaluation_and_remembers_nothing(kind):
     clock.stepped()
     before = state_of(module)
     expected = copy.deepcopy(module).eval()
-    regime = NormRegime(module, NormOptions(norm_freeze_after=0.5), total_steps=2)
+    regime = StatisticsFreeze(module, NormOptions(norm_freeze_after=0.5), total_steps=2)
     for seed in (1, 2):
         module.train()
         regime.prepare(clock.step)
@@ -68,7 +68,7 @@ def test_a_frozen_norm_is_its_evaluation_and_remembers_nothing(kind):
 @pytest.mark.parametrize("kind", MOVING)
 def test_a_frozen_norm_has_gradients_and_no_history(kind):
     module = block(kind)
-    NormRegime(module, NormOptions(norm_eval=True), total_steps=4).prepare(0)
+    StatisticsFreeze(module, NormOptions(norm_eval=True), total_steps=4).prepare(0)
     held = sum(buffer.numel() for buffer in module.buffers())
     for x in BatchClock(module).minibatches(parts()):
         module(x.requires_grad_()).square().sum().backward()
@@ -94,7 +94,9 @@ def test_back_in_training_it_goes_on(kind):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].norm not in ("gn", "ln", "in", "none", "mabn")])
+@pytest.mark.parametrize(
+    "kind", [kind for kind, o in KINDS.items() if o.spec.has_running_statistics and o.spec.name != "mabn"]
+)
 def test_a_mini_batchs_own_statistics_make_it_batch_norm(kind):
     module, stock = block(kind).eval(), nn.BatchNorm2d(8, eps=block(kind).norm.eps).double()
     stock.load_state_dict(module.norm.state_dict())
@@ -121,7 +123,7 @@ def test_one_value_per_channel_is_no_crash():
 
 @pytest.mark.parametrize("kind", ["gn", "ln", "in", "none"])
 def test_a_network_without_batch_statistics_has_none_of_batches(kind):
-    with pytest.raises(UserError, match="no norm with batch statistics"):
+    with pytest.raises(UserError, match="no norm with running statistics"):
         use_batch_statistics(block(kind))
 
 

@@ -10,11 +10,10 @@ from models.norms.brn import BatchRenorm
 from models.norms.cmbn import CrossMiniBatchNormW, DarknetCrossMiniBatchNorm
 from models.norms.contract import ConvAware, ConvView
 from models.norms.mabn import MovingAverageNorm
-from models.norms.table import resolve_norm
 from tests.models.norms.kinds import BATCH_STATISTICS, CORE, KINDS, block, norm_class, parts
 from utils.clock import BatchClock
 
-RENORMED = [kind for kind in KINDS if resolve_norm(KINDS[kind]).norm_gradient == "renorm"]
+RENORMED = [kind for kind in KINDS if "gradient=renorm" in KINDS[kind].norm]
 # Whose gradients are a choice; each has an oracle in its own file.
 CHOSEN = [
     *RENORMED,

@@ -7,7 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.models.norms.kinds import MABN, arrays, assert_agree, block, conv_then_norm, noise_like, parts, run_batch
+from tests.models.norms.kinds import (
+    MABN,
+    arrays,
+    assert_agree,
+    block,
+    conv_then_norm,
+    noise_like,
+    parts,
+    run_batch,
+    tuned,
+)
 from tests.reference import norms as oracle
 from utils.clock import BatchClock
 
@@ -16,7 +26,7 @@ from utils.clock import BatchClock
 @pytest.mark.parametrize("kind", ["mabn", "mabn-uncentred"])
 def test_it_is_its_formula_over_a_training(kind, average_images):
     """Two moving averages across batches, with weights that move and mini-batches of unequal size."""
-    module = block(replace(MABN, norm_average_images=average_images, weight_centralization=kind == "mabn"))
+    module = block(replace(tuned(MABN, average_images=average_images), weight_centralization=kind == "mabn"))
     clock, ys, gs = BatchClock(module), [], []
     gamma, beta = arrays(module.norm.weight, module.norm.bias)
     for step in range(4):
@@ -37,7 +47,7 @@ def test_it_is_its_formula_over_a_training(kind, average_images):
 
 def test_averaged_over_one_image_it_takes_the_mini_batch_alone():
     """Then its gradient is the true derivative: q is the mini-batch's own."""
-    module = block(replace(MABN, norm_average_images=1.0))
+    module = block(tuned(MABN, average_images=1.0))
     for x in BatchClock(module).minibatches(parts(hw=(2, 3))):
         y = module.conv(x).detach().requires_grad_()
         assert torch.autograd.gradcheck(lambda t: module.norm(t), (y,))

@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.blocks import ConvNormAct
-from models.norms import ranks
+from models.norms import across_ranks
 from models.norms.moments import Moments
 from models.norms.recalibrate import recalibrate
 from models.norms.table import NormOptions, norm_factory
 from models.recompute import checkpointed
+from tests.models.norms.kinds import tuned
 from utils.clock import BatchClock
 from utils.seed import seed_everything
 
@@ -130,19 +131,19 @@ def read_verdicts(path: Path, said: TextIO) -> dict[str, str]:
 
 # --- one story, told by two ranks or by one process ----------------------------------------------------------
 
-WINDOW = {"norm_window": 5, "norm_burn_in_steps": 0, "norm_positions": 0, "norm_sync": True}
+WINDOW = "window=5,burn_in_steps=0,positions=0,sync"
 KINDS = {
     "syncbn": NormOptions(norm="syncbn"),
-    "cmbn-share": NormOptions(norm="cmbn", norm_gradient="share", norm_sync=True),
-    "cmbn-weights": NormOptions(norm="cmbn", norm_gradient="weights", norm_positions=0, norm_sync=True),
-    "cmbn-carried": NormOptions(norm="cmbn", norm_carry=True, norm_burn_in_steps=0, norm_positions=0, norm_sync=True),
-    "cbn-share": NormOptions(norm="cbn", norm_gradient="share", **WINDOW),
-    "cbn-weights": NormOptions(norm="cbn", norm_gradient="weights", **WINDOW),
-    "cbn-renorm": NormOptions(norm="cbn", norm_gradient="renorm", **WINDOW),
-    "cbn-none": NormOptions(norm="cbn", norm_estimator="none", **WINDOW),
-    "cbn-taylor": NormOptions(norm="cbn", norm_estimator="taylor", norm_gradient="weights", **WINDOW),
-    "cbn-lite": NormOptions(norm="cbn-lite", norm_refresh_steps=2, **WINDOW),
-    "cbn-lite-renorm": NormOptions(norm="cbn-lite", norm_refresh_steps=2, norm_gradient="renorm", **WINDOW),
+    "cmbn-share": NormOptions(norm="cmbn:gradient=share,sync"),
+    "cmbn-weights": NormOptions(norm="cmbn:positions=0,sync"),
+    "cmbn-carried": NormOptions(norm="cmbn:carry,burn_in_steps=0,positions=0,sync"),
+    "cbn-share": NormOptions(norm=f"cbn:gradient=share,{WINDOW}"),
+    "cbn-weights": NormOptions(norm=f"cbn:{WINDOW}"),
+    "cbn-renorm": NormOptions(norm=f"cbn:gradient=renorm,{WINDOW}"),
+    "cbn-none": NormOptions(norm=f"cbn:estimator=none,gradient=share,{WINDOW}"),
+    "cbn-taylor": NormOptions(norm=f"cbn:estimator=taylor,{WINDOW}"),
+    "cbn-lite": NormOptions(norm=f"cbn-lite:refresh_steps=2,{WINDOW}"),
+    "cbn-lite-renorm": NormOptions(norm=f"cbn-lite:refresh_steps=2,gradient=renorm,{WINDOW}"),
 }
 STEPS = (  # images of rank 0 and rank 1 in each mini-batch: unequal parts, mini-batches and batches
     ((1, 3), (2, 1)),
@@ -154,9 +155,9 @@ STEPS = (  # images of rank 0 and rank 1 in each mini-batch: unequal parts, mini
 
 def alone(options: NormOptions) -> NormOptions:
     """The same norm, of a process that knows no others."""
-    if options.norm == "syncbn":
-        return NormOptions(norm="bn", norm_running="pooled")
-    return dataclasses.replace(options, norm_sync=False)
+    if options.spec.name == "syncbn":
+        return NormOptions(norm="bn:running=pooled")
+    return tuned(options, sync=False)
 
 
 class Net(nn.Module):
@@ -370,7 +371,7 @@ def test_ranks_may_have_images_of_different_sizes(rank, case):
 @on_both_ranks("cmbn-weights")
 def test_with_few_positions_the_added_gradient_is_orthogonal_to_each_filter(rank, case):
     """As that of true batch norm is: the covariance of all ranks is scaled to the variance of all ranks."""
-    made = block(dataclasses.replace(KINDS[case], norm_positions=8), size=3).double()
+    made = block(tuned(KINDS[case], positions=8), size=3).double()
     made.norm.eps = 0.0
     sizes = [(1, 3), (2, 1), (4, 1)]
     for seed, of in enumerate(BatchClock(made).minibatches(sizes)):
@@ -489,7 +490,7 @@ def test_recalibrated_by_two_ranks_it_has_the_statistics_of_all_images(rank, cas
     options = KINDS.get(case, NormOptions())
     ours, whole = (Net(options).double() for _ in range(2))
     images = make_images((3, 5), 0)
-    with patch.object(ranks, "is_parallel", lambda: False):
+    with patch.object(across_ranks, "is_parallel", lambda: False):
         recalibrate(whole, [images])
     with torch.no_grad():
         for norm in (m for m in ours.modules() if hasattr(m, "running_mean")):
@@ -506,9 +507,9 @@ def test_recalibrated_by_two_ranks_it_has_the_statistics_of_all_images(rank, cas
 def test_a_single_process_is_its_own_union():
     own = Moments.of(torch.randn(2, 3, 4, 5))
     vectors = torch.randn(3), torch.randn(3)
-    assert not ranks.is_parallel()
-    assert ranks.pooled(own) is own
-    assert all(got is sent for got, sent in zip(ranks.summed(*vectors), vectors, strict=True))
+    assert not across_ranks.is_parallel()
+    assert across_ranks.pool_over_ranks(own) is own
+    assert all(got is sent for got, sent in zip(across_ranks.sum_over_ranks(*vectors), vectors, strict=True))
 
 
 @on_both_ranks("float32", "float64", "bfloat16")
@@ -516,7 +517,7 @@ def test_moments_pooled_over_ranks_are_those_of_the_union(rank, case):
     """In the moments' own precision, and as exactly counted."""
     y = (torch.randn(7, 3, 6, 5, dtype=torch.float64) * 2 + 100).to(getattr(torch, case))
     own, whole = Moments.of(y.split((2, 5))[rank]), Moments.of(y)
-    union = ranks.pooled(own)
+    union = across_ranks.pool_over_ranks(own)
     assert union.mean.dtype == union.var.dtype == union.count.dtype == own.mean.dtype
     assert union.count == 7 * 6 * 5
     for got, want in ((union.mean, whole.mean), (union.var, whole.var)):
@@ -527,7 +528,7 @@ def test_moments_pooled_over_ranks_are_those_of_the_union(rank, case):
 @on_both_ranks("float32", "float64")
 def test_sums_over_ranks_leave_what_was_sent_alone(rank, case):
     sent = [torch.full((3,), 10.0 * (rank + 1) + number, dtype=getattr(torch, case)) for number in range(2)]
-    got = ranks.summed(*sent)
+    got = across_ranks.sum_over_ranks(*sent)
     assert [vector[0].item() for vector in got] == [30, 32]
     assert [vector[0].item() for vector in sent] == [10 * (rank + 1), 10 * (rank + 1) + 1]
     assert {vector.dtype for vector in got} == {sent[0].dtype}

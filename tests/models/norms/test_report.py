@@ -126,7 +126,7 @@ def test_one_image_makes_a_report():
 
 @pytest.mark.parametrize("norm", ["gn", "none"])
 def test_a_network_without_batch_statistics_is_refused(norm):
-    with pytest.raises(UserError, match="no norm with batch statistics"):
+    with pytest.raises(UserError, match="no norm with running statistics"):
         measure_norms(network(norm), [make_images(2)])
 
 

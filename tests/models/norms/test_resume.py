@@ -106,7 +106,7 @@ def test_what_is_saved_is_bounded(kind):
     training = Training(kind)
     training.run(1)
     weights = sum(block.conv.weight.numel() for block in training.net)
-    window = {"cbn": 4, "cbn-lite": 1, "cmbn": 2}.get(KINDS[kind].norm, 0)
+    window = {"cbn": 4, "cbn-lite": 1, "cmbn": 2}.get(KINDS[kind].spec.name, 0)
     vectors = 10 * 24 + 4 * sum(block.conv.weight[0].numel() for block in training.net) * 2
     assert sum(t.numel() for t in norm_histories(training.net).values()) <= window * weights + vectors
 

@@ -1,8 +1,9 @@
-"""The norms by name: what is refused, what is filled in, and the two options that every norm shares."""
+"""The norms by name: what can be typed, what is refused, what is filled in, and the options that every norm shares."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, replace
+import re
+from dataclasses import asdict, dataclass, fields, replace
 
 import pytest
 import torch
@@ -10,54 +11,44 @@ from torch import nn
 
 from models.blocks import ConvNormAct
 from models.norms.batch_stat import BatchStatNorm
-from models.norms.cbn import CBN_GRADIENTS, ESTIMATORS
 from models.norms.cmbn import DarknetCrossMiniBatchNorm
+from models.norms.effective_batch import describe_norm, norm_warnings
+from models.norms.group_norm import largest_divisor
+from models.norms.old_spelling import removed_flags, respelled
+from models.norms.spec import NormSpec
 from models.norms.table import (
-    CMBN_GRADIENTS,
     NORMS,
     NormOptions,
-    largest_divisor,
+    checked_norm,
     norm_factory,
     norm_of_weights,
+    parse_norm,
     resolve_norm,
+    stored_norm,
 )
 from models.norms.weight_centralization import CentralizedConv2d
 from tests.models.norms.kinds import KINDS, block, parts, run_batch
 from utils.clock import BatchClock
 from utils.errors import UserError
+from utils.knob import knob
 
 # --- the table of kinds that the other tests run over ---------------------------------------------------------
 
 
 def test_every_norm_is_among_the_kinds():
-    assert {options.norm for options in KINDS.values()} == set(NORMS)
+    assert {options.spec.name for options in KINDS.values()} == set(NORMS)
 
 
-def test_every_gradient_and_estimator_is_among_the_kinds():
-    resolved = [resolve_norm(options) for options in KINDS.values()]
-    seen = {(o.norm, o.norm_gradient, o.norm_estimator) for o in resolved if o.norm_gradient is not None}
-    cmbn = {("cmbn", gradient, None) for gradient in CMBN_GRADIENTS}
-    cbn = {("cbn", g, e) for g in CBN_GRADIENTS for e in ESTIMATORS if (g, e) != ("weights", "none")}
-    lite = {("cbn-lite", gradient, None) for gradient in CBN_GRADIENTS if gradient != "weights"}
-    assert seen == cmbn | cbn | lite
-
-
-def test_every_knob_is_turned_by_some_kind():
-    resolved = [resolve_norm(options) for options in KINDS.values()]
-    unturned = [
-        field.name
-        for field in fields(NormOptions)
-        if all(
-            getattr(options, field.name) == getattr(resolve_norm(_bare(options)), field.name) for options in resolved
-        )
-    ]
-    # The first two are what `_bare` keeps; the test above has them.
-    assert set(unturned) == {"norm", "norm_gradient", *OF_THE_TRAINING}
-
-
-def _bare(options: NormOptions) -> NormOptions:
-    """The same norm with its defaults."""
-    return NormOptions(norm=options.norm, norm_gradient=options.norm_gradient)
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_option_is_tried_by_some_kind_or_at_its_default(norm):
+    """Each choice of an option with choices, and another value than the default of any other option."""
+    specs = [options.spec for options in KINDS.values() if options.spec.name == norm]
+    for f in fields(NORMS[norm]):
+        tried = {getattr(spec, f.name) for spec in specs}
+        if (norm, f.name) == ("cbn-lite", "sync"):  # tests/models/norms/test_ranks.py
+            continue
+        assert tried | {f.default} >= set(f.metadata["choices"] or ())
+        assert tried - {f.default}, f.name
 
 
 def test_no_two_kinds_are_one():
@@ -65,106 +56,121 @@ def test_no_two_kinds_are_one():
     assert len(set(resolved)) == len(resolved)
 
 
-# --- refusals ------------------------------------------------------------------------------------------------
-
-VALUES = {
-    "norm_gradient": "share",
-    "norm_carry": True,
-    "norm_window": 4,
-    "norm_estimator": "std",
-    "norm_burn_in_steps": 5,
-    "norm_growth_steps": 5,
-    "norm_refresh_steps": 5,
-    "norm_positions": 5,
-    "norm_average_images": 5.0,
-    "norm_r_max": 2.0,
-    "norm_d_max": 2.0,
-    "norm_ramp_steps": 5,
-    "norm_groups": 4,
-    "norm_running": "pooled",
-    "norm_sync": True,
-    "norm_momentum": 0.2,
-    "norm_eval": True,
-    "norm_freeze_after": 0.8,
-    "precise_bn": 100,
-}
-# Read by the training, and the same layers with any value.
-# Read by cmbn, too, with its gradient `weights`, and not with the `share` that is asked for below.
-OF_WEIGHTS = {"norm_carry", "norm_burn_in_steps", "norm_positions"}
-OF_THE_TRAINING = {"norm_eval", "norm_freeze_after", "precise_bn"}
-CBNS = {"cbn", "cbn-lite"}
-BY_BATCHES = {"bn", "cmbn", *CBNS, "mabn", "brn", "syncbn"}
-READERS = {
-    "norm_gradient": {"cmbn", *CBNS},
-    "norm_carry": set(),
-    "norm_window": CBNS,
-    "norm_estimator": {"cbn"},
-    "norm_burn_in_steps": {*CBNS, "brn"},
-    "norm_growth_steps": CBNS,
-    "norm_refresh_steps": {"cbn-lite"},
-    "norm_positions": CBNS,
-    "norm_average_images": {"mabn"},
-    "norm_r_max": {"brn"},
-    "norm_d_max": {"brn"},
-    "norm_ramp_steps": {"brn"},
-    "norm_groups": {"gn"},
-    "norm_running": {"bn"},
-    "norm_sync": {"cmbn", *CBNS},
-    "norm_momentum": BY_BATCHES,
-    "norm_eval": BY_BATCHES,
-    "norm_freeze_after": BY_BATCHES,
-    "precise_bn": {*BY_BATCHES, "frozen"},
-}
+# --- a new norm ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("knob", VALUES)
-def test_a_knob_is_read_or_refused(norm, knob):
-    """By name and all: nothing given is ignored."""
-    gradient = {"norm_gradient": "share"} if norm == "cmbn" else {}
-    options = NormOptions(norm=norm, **{**gradient, knob: VALUES[knob]})
-    if norm in READERS[knob]:
-        assert getattr(resolve_norm(options), knob) == VALUES[knob]
-    else:
-        flag = "--" + knob.replace("_", "-")
-        with pytest.raises(UserError, match=f"^{flag} is read by .*, not by --norm {norm}"):
-            resolve_norm(options)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScaleSpec(NormSpec):
+    """A norm as its own file would define it: it multiplies by a constant."""
+
+    name = "scale"
+    summary = "a constant"
+    source = "this test"
+    has_batch_statistics = False
+    has_running_statistics = False
+
+    factor: float = knob(2.0, "what outputs are multiplied by", low=0)
+
+    def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
+        layer = nn.Conv2d(conv.out_channels, conv.out_channels, 1, groups=conv.out_channels)
+        nn.init.constant_(layer.weight, self.factor)
+        nn.init.zeros_(layer.bias)
+        return layer
 
 
-def test_the_knobs_above_are_all_there_are():
-    for_all = {"norm", "norm_eps", "weight_centralization", "norm_freeze_affine"}
-    assert VALUES.keys() == READERS.keys() == {field.name for field in fields(NormOptions)} - for_all
+def test_a_norm_is_one_file_and_one_line(monkeypatch, capsys):
+    """Typed, described, built, stored and read again by nothing but its entry in the table."""
+    monkeypatch.setitem(NORMS, ScaleSpec.name, ScaleSpec)  # the line
+    options = resolve_norm(NormOptions(norm=checked_norm("scale:factor=3")))
+    assert options.norm == "scale:factor=3" and stored_norm(asdict(options)) == options
+    made = ConvNormAct.make(4, 8, 3, norm=norm_factory(options), activation=nn.Identity())
+    x = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(made(x), 3 * made.conv(x))
+    assert (
+        describe_norm(options, mini_batch=2, subdivisions=4) == "scale:factor=3: mini-batches of 2 images, a constant"
+    )
+    assert norm_warnings(options, mini_batch=1, subdivisions=1, from_scratch=True) == []
+    with pytest.raises(SystemExit) as caught:
+        checked_norm("help")
+    assert caught.value.code == 0 and "scale     a constant\n          this test\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="scale: factor=-1 must be"):
+        checked_norm("scale:factor=-1")
+
+
+# --- what is typed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_norm_is_read_back_from_its_spelling(kind):
+    spec = KINDS[kind].spec
+    assert parse_norm(str(spec)) == spec
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("typed", "canonical"),
     [
-        ({"norm": "batch"}, "unknown norm 'batch': choose one of bn, cmbn"),
-        ({"norm": "cbn", "norm_gradient": "darknet"}, "--norm-gradient of cbn is one of share, weights, renorm"),
-        ({"norm": "cbn-lite", "norm_gradient": "darknet"}, "--norm-gradient of cbn-lite is one of share"),
-        ({"norm": "cbn-lite", "norm_gradient": "weights"}, "every mini-batch's own covariance: use --norm cbn"),
-        (
-            {"norm": "cbn", "norm_gradient": "weights", "norm_estimator": "none"},
-            "follows the compensation, which --norm-estimator none leaves out",
-        ),
-        ({"norm_eval": True, "norm_freeze_after": 0.5}, "--norm-eval .* --norm-freeze-after has nothing to add"),
-        (
-            {"norm": "cmbn", "norm_gradient": "share", "norm_positions": 8},
-            "--norm-positions .* not by --norm cmbn --norm-gradient share",
-        ),
-        (
-            {"norm": "cmbn", "norm_gradient": "renorm", "norm_sync": True},
-            "--norm-sync .* not by --norm cmbn --norm-gradient renorm",
-        ),
-        (
-            {"norm": "cmbn", "norm_gradient": "darknet", "norm_sync": False},
-            "--norm-sync .* not by --norm cmbn --norm-gradient darknet",
-        ),
+        ("cmbn", "cmbn"),
+        ("cmbn:gradient=weights,carry=off", "cmbn"),
+        ("cmbn: carry , burn-in-steps=5", "cmbn:carry,burn_in_steps=5"),
+        ("cmbn:carry=on,gradient=weights", "cmbn:carry"),
+        ("gn:groups=32", "gn"),
+        ("mabn:average_images=8", "mabn:average_images=8"),
+        ("mabn:average_images=2.5", "mabn:average_images=2.5"),
+        ("cbn:window=8,estimator=taylor", "cbn:estimator=taylor,window=8"),
     ],
 )
-def test_contradictions_are_refused(settings, message):
+def test_a_norm_has_one_canonical_spelling(typed, canonical):
+    assert str(parse_norm(typed)) == canonical
+    assert resolve_norm(NormOptions(norm=checked_norm(typed))).norm == canonical
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("batch", "unknown norm 'batch': choose one of bn, .*auto; --norm help"),
+        ("", "unknown norm ''"),
+        (
+            "gn:window=2",
+            "--norm gn has no option 'window'\n\ngn  .*\n.*Group Normal.*\n.*groups (.|\n)*default 32",
+        ),
+        ("ln:groups=2", "--norm ln has no option 'groups'"),
+        ("gn:", "--norm gn has no option ''"),
+        ("gn:groups", "--norm gn: groups needs a whole number"),
+        ("gn:groups=0", "--norm gn: groups=0 must be at least 1"),
+        ("gn:groups=2.5", "--norm gn: groups=2.5 needs a whole number"),
+        ("mabn:average_images=nan", "average_images=nan must be"),
+        ("cmbn:carry=maybe", "carry=maybe must be on or off"),
+        ("cbn:gradient=darknet", "--norm cbn: gradient=darknet must be one of weights, share, renorm"),
+        ("cbn-lite:gradient=weights", "must be one of share, renorm"),
+        ("cbn:estimator=none", "write cbn:estimator=none,gradient=share"),
+        ("cmbn:gradient=share,positions=8", "--norm cmbn:gradient=share does not use positions"),
+        ("cmbn:gradient=darknet,carry,burn_in_steps=0", "does not use carry and burn_in_steps"),
+        ("cmbn:gradient=renorm,sync", "--norm cmbn:gradient=renorm does not use sync"),
+    ],
+)
+def test_what_is_no_norm_is_refused(typed, message):
     with pytest.raises(UserError, match=message):
-        norm_factory(NormOptions(**settings))
+        checked_norm(typed)
+
+
+BY_BATCHES = {"bn", "cmbn", "cbn", "cbn-lite", "mabn", "brn", "syncbn"}
+OF_STATISTICS = {"norm_momentum": 0.2, "norm_eval": True, "norm_freeze_after": 0.8, "precise_bn": 100}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("setting", OF_STATISTICS)
+def test_a_setting_about_statistics_is_used_or_refused(norm, setting):
+    options = NormOptions(norm=norm, **{setting: OF_STATISTICS[setting]})
+    if norm in BY_BATCHES or (norm, setting) == ("frozen", "precise_bn"):
+        assert getattr(resolve_norm(options), setting) == OF_STATISTICS[setting]
+    else:
+        with pytest.raises(UserError, match=f"^--{setting.replace('_', '-')} is for norms with .* --norm {norm} does"):
+            resolve_norm(options)
+
+
+def test_a_freeze_after_a_freeze_is_refused():
+    with pytest.raises(UserError, match=r"--norm-eval .* --norm-freeze-after has nothing to add"):
+        resolve_norm(NormOptions(norm_eval=True, norm_freeze_after=0.5))
 
 
 # --- what is filled in ---------------------------------------------------------------------------------------
@@ -172,7 +178,7 @@ def test_contradictions_are_refused(settings, message):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_resolved_resolves_to_itself(kind):
-    """A checkpoint's settings name every knob."""
+    """A checkpoint names every setting."""
     once = resolve_norm(KINDS[kind])
     assert resolve_norm(once) == once
 
@@ -181,34 +187,63 @@ def test_what_was_resolved_resolves_to_itself(kind):
 def test_what_was_given_stays(kind):
     given = KINDS[kind]
     resolved = resolve_norm(given)
+    assert resolved.spec == given.spec
     for field in fields(NormOptions):
-        if getattr(given, field.name) is not None:
+        if field.name != "norm" and getattr(given, field.name) is not None:
             assert getattr(resolved, field.name) == getattr(given, field.name)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_every_knob_a_norm_reads_gets_a_value(norm):
-    resolved = resolve_norm(NormOptions(norm=norm))
-    gradient = resolved.norm_gradient
-    for knob, readers in READERS.items():
-        reads = norm in readers or (knob in OF_WEIGHTS and (norm, gradient) == ("cmbn", "weights"))
-        assert (getattr(resolved, knob) is not None) == reads, knob
-
-
 def test_a_carried_cmbn_burns_in_as_cbn_does():
-    resolved = [resolve_norm(NormOptions(norm="cmbn", norm_carry=carry)) for carry in (None, True)]
-    assert [options.norm_burn_in_steps for options in resolved] == [0, 100]
-    assert resolve_norm(NormOptions(norm="cmbn", norm_carry=True, norm_burn_in_steps=0)).norm_burn_in_steps == 0
-
-
-@pytest.mark.parametrize(("estimator", "gradient"), [(None, "weights"), ("taylor", "weights"), ("none", "share")])
-def test_cbns_gradient_reaches_the_weights_through_what_is_compensated(estimator, gradient):
-    assert resolve_norm(NormOptions(norm="cbn", norm_estimator=estimator)).norm_gradient == gradient
+    typed = ("cmbn", "cmbn:carry", "cmbn:carry,burn_in_steps=0", "cbn")
+    assert [parse_norm(text).burn_in for text in typed] == [0, 100, 0, 100]
 
 
 def test_darknets_cmbn_has_darknets_rate():
-    assert resolve_norm(NormOptions(norm="cmbn", norm_gradient="darknet")).norm_momentum == 0.01
+    assert resolve_norm(NormOptions(norm="cmbn:gradient=darknet")).norm_momentum == 0.01
     assert resolve_norm(NormOptions(norm="cmbn")).norm_momentum == 0.1
+
+
+def test_gradients_that_are_ours_say_so_at_the_start():
+    cut = {"mini_batch": 2, "subdivisions": 8}
+    line = describe_norm(resolve_norm(NormOptions(norm="cmbn")), **cut)
+    assert "(ours; as published by cmbn:gradient=darknet, as autograd gives it by cmbn:gradient=share)" in line
+    assert "ours" in describe_norm(resolve_norm(NormOptions(norm="cbn")), **cut)
+    for theirs in ("cmbn:gradient=darknet", "cbn:gradient=share", "bn", "gn"):
+        assert "ours" not in describe_norm(resolve_norm(NormOptions(norm=theirs)), **cut)
+
+
+# --- earlier spellings ---------------------------------------------------------------------------------------
+
+COMMON = {"norm_eps": 1e-5, "norm_momentum": 0.1, "precise_bn": 0}
+
+
+@pytest.mark.parametrize(
+    ("stored", "now"),
+    [
+        ({"norm": "bn", "norm_running": "ema"}, "bn"),
+        ({"norm": "bn", "norm_running": "pooled"}, "bn:running=pooled"),
+        ({"norm": "cmbn", "norm_gradient": "weights", "norm_positions": 256, "norm_sync": False}, "cmbn"),
+        ({"norm": "cmbn", "norm_gradient": "share", "norm_sync": True}, "cmbn:gradient=share,sync"),
+        ({"norm": "cmbn", "norm_gradient": "weights", "norm_carry": True, "norm_burn_in_steps": 100}, "cmbn:carry"),
+        ({"norm": "cmbn", "norm_carry": True, "norm_burn_in_steps": 51}, "cmbn:carry,burn_in_steps=51"),
+        ({"norm": "cmbn", "norm_carry": False, "norm_burn_in_steps": 0}, "cmbn"),
+        ({"norm": "cbn", "norm_estimator": "none", "norm_gradient": "share"}, "cbn:gradient=share,estimator=none"),
+        ({"norm": "cbn", "norm_window": 0, "norm_growth_steps": 0, "norm_burn_in_steps": 100}, "cbn:window=0"),
+        ({"norm": "mabn", "norm_average_images": 8.0}, "mabn:average_images=8"),
+        ({"norm": "gn", "norm_groups": 8, "norm_momentum": None, "precise_bn": None}, "gn:groups=8"),
+    ],
+)
+def test_earlier_checkpoints_are_read(stored, now):
+    assert stored_norm({**({} if "norm_momentum" in stored else COMMON), **stored}).norm == now
+    assert respelled(respelled(stored)) == respelled(stored)
+
+
+def test_every_earlier_flag_has_an_answer_that_can_be_typed():
+    assert len(removed_flags()) == 15
+    for flag, sentence in removed_flags().items():
+        assert sentence.startswith(flag)
+        for typed in re.findall(r"[a-z-]+:[a-z_]+[=\w]*", sentence):
+            parse_norm(typed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -270,22 +305,30 @@ def test_no_norm_refuses_what_is_about_one(given):
         resolve_norm(NormOptions(norm="none", **given))
 
 
-@pytest.mark.parametrize("trained", ["mabn", "bn", "gn", "cbn"])
+@pytest.mark.parametrize("trained", ["mabn", "bn", "gn:groups=2", "cbn"])
 def test_weights_bring_along_what_makes_them_the_same_function(trained):
     """Else they would be loaded without a word into a network that computes something else."""
-    own = {"norm_groups": 2} if trained == "gn" else {"weight_centralization": True, "norm_eps": 1e-3}
+    own = {} if trained.startswith("gn") else {"weight_centralization": True, "norm_eps": 1e-3}
     stored = asdict(resolve_norm(NormOptions(norm=trained, **own)))
     again = NormOptions(**norm_of_weights(stored, None))
     assert asdict(resolve_norm(again)) == stored
     other = norm_of_weights(stored, "cmbn")
-    assert other == {"weight_centralization": stored["weight_centralization"], "norm_eps": stored["norm_eps"]}
-    assert norm_of_weights(stored, "none") == {}
+    assert other == {"norm": "cmbn", **{name: stored[name] for name in ("weight_centralization", "norm_eps")}}
+    assert norm_of_weights(stored, "none") == {"norm": "none"}
+    assert norm_of_weights(stored, "auto")["norm"] == "auto"
 
 
-def test_another_gradient_goes_on_with_the_weights():
-    """What only the first gradient reads must not be refused in the name of a user who never typed it."""
-    stored = asdict(resolve_norm(NormOptions(norm="cmbn")))
-    assert resolve_norm(NormOptions(**norm_of_weights(stored, None), norm_gradient="share")).norm_gradient == "share"
+def test_weights_bring_their_groups_unless_others_are_typed():
+    stored = asdict(resolve_norm(NormOptions(norm="gn:groups=2")))
+    assert norm_of_weights(stored, "gn")["norm"] == "gn:groups=2"
+    assert norm_of_weights(stored, "gn:groups=4")["norm"] == "gn:groups=4"
+    assert norm_of_weights(stored, "gn:groups=32")["norm"] == "gn"  # its default, typed
+
+
+def test_how_statistics_are_pooled_is_not_fixed_by_the_weights():
+    stored = asdict(resolve_norm(NormOptions(norm="cmbn:carry,positions=9")))
+    assert norm_of_weights(stored, None)["norm"] == "cmbn"
+    assert norm_of_weights(stored, "cmbn:gradient=share")["norm"] == "cmbn:gradient=share"
 
 
 def test_how_a_training_treats_statistics_is_not_the_weights_business():

@@ -12,7 +12,11 @@ from models.norms.contract import ConvView
 from models.norms.weight_centralization import CentralizedConv2d, used_weight
 from tests.models.norms.kinds import CONV_SHAPES, KINDS, block, noise_like, parts
 
-PLAIN = [kind for kind, options in KINDS.items() if not options.weight_centralization and options.norm != "mabn"]
+PLAIN = [
+    kind
+    for kind, options in KINDS.items()
+    if not options.weight_centralization and not options.spec.centralizes_weights
+]
 
 
 @pytest.mark.parametrize(("groups", "stride", "size"), CONV_SHAPES)

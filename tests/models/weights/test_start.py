@@ -11,7 +11,8 @@ from torch import nn
 from cfg.plan import parse_plan
 from models.detector import make_checkpoint
 from models.network import Network
-from models.norms.table import NORMS, NormOptions, has_batch_statistics, norm_factory
+from models.norms.running_stats import has_running_statistics
+from models.norms.table import NORMS, NormOptions, norm_factory
 from models.norms.weight_centralization import CentralizedConv2d
 from models.weights.start import load_matching, read_start, start_from
 from models.weights.writer import write_weights
@@ -23,7 +24,7 @@ from utils.clock import BatchClock
 from utils.errors import UserError
 
 CENTRALIZED = "; filters are centralized from here on: the network computes something else"
-WITH_STATISTICS = [kind for kind, options in KINDS.items() if options.norm not in ("gn", "ln", "in", "none")]
+WITH_STATISTICS = [kind for kind, options in KINDS.items() if options.spec.has_running_statistics]
 
 
 @pytest.fixture
@@ -173,7 +174,7 @@ def test_a_norm_that_was_not_loaded_learns_from_its_first_batch(tmp_path, traine
     path = written(tmp_path / "small.conv.1", Path(weights).read_bytes()[: 20 + 4 * (16 + 108)])
     other = fresh(NormOptions(norm="cmbn"))
     start_from(str(path), cfg, other)
-    norms = [module for module in other.modules() if has_batch_statistics(module)]
+    norms = [module for module in other.modules() if has_running_statistics(module)]
     assert [norm.num_batches_tracked.item() > 0 for norm in norms] == [True, False, False]
 
 

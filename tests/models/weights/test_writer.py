@@ -26,11 +26,11 @@ from utils.errors import UserError
 
 BN = norm_factory(NormOptions())
 WITHOUT_STATISTICS = ("gn", "ln", "in", "none")
-WITH_STATISTICS = [kind for kind, options in KINDS.items() if options.norm not in WITHOUT_STATISTICS]
+WITH_STATISTICS = [kind for kind, options in KINDS.items() if options.spec.has_running_statistics]
 
 
 def test_every_norm_is_judged():
-    assert {KINDS[kind].norm for kind in WITH_STATISTICS} | set(WITHOUT_STATISTICS) == set(NORMS)
+    assert {KINDS[kind].spec.name for kind in WITH_STATISTICS} | set(WITHOUT_STATISTICS) == set(NORMS)
 
 
 # --- there and back, bit for bit ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Statistics of the union of all ranks of a `torchrun` job; of a single process, its own.
+"""Statistics of the union of all ranks of a `torchrun` job; without one, those of this process.
 
 Every function is a collective: all ranks must call it, in the same order.
 """
@@ -14,11 +14,12 @@ from utils.ranks import world_size
 
 
 def is_parallel() -> bool:
+    """Return whether there is more than one rank."""
     return world_size() > 1
 
 
-def summed(*vectors: Tensor) -> tuple[Tensor, ...]:
-    """Sums over ranks of tensors of one shape, in one message."""
+def sum_over_ranks(*vectors: Tensor) -> tuple[Tensor, ...]:
+    """Return the sums over ranks of tensors of one shape, in one message."""
     if not is_parallel():
         return vectors
     packed = torch.stack(vectors)
@@ -26,12 +27,12 @@ def summed(*vectors: Tensor) -> tuple[Tensor, ...]:
     return tuple(packed.unbind())
 
 
-def pooled(own: Moments) -> Moments:
-    """Moments of all ranks' positions. Merged in rank order, so that all ranks get the same bits."""
+def pool_over_ranks(own: Moments) -> Moments:
+    """Return the moments of all ranks' positions, merged in rank order so that all ranks get the same bits."""
     if not is_parallel():
         return own
     packed = torch.cat((own.count.view(1).to(own.mean.dtype), own.mean, own.var))
-    everyone = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
+    everyone = [torch.empty_like(packed) for _ in range(world_size())]
     dist.all_gather(everyone, packed)
     union: Moments | None = None
     for rank in everyone:

@@ -1,0 +1,101 @@
+"""What a norm's file says about the norm: its options, how it is built, what its statistics are of, its source."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """How a batch is cut: images in each of its `subdivisions` mini-batches, per GPU."""
+
+    mini_batch: int
+    subdivisions: int
+
+    @property
+    def batch(self) -> int:
+        return self.mini_batch * self.subdivisions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NormSpec(ABC):
+    """One choice of `--norm`, with its options.
+
+    Subclasses are frozen dataclasses whose fields are the options, made with `knob`: typed as `--norm
+    NAME:OPTION=VALUE,...`, with the default and the help text written there and nowhere else. `__str__` spells the
+    choice with the options that differ from their defaults; `table.parse_norm` reads it back. `__post_init__` may raise
+    UserError for options that contradict each other.
+
+    summary: what normalizes a mini-batch in training. source: the publication, or "ours" with a page. normalizes:
+    False where there is a bias in place of a norm.
+    has_batch_statistics: False for a norm that normalizes by something else than statistics of mini-batches; then
+    the flags about those (momentum, freezing) are refused. has_running_statistics: whether inference uses a
+    `running_mean` and `running_var`. centralizes_weights: the default of --weight-centralization. weight_options:
+    the options without which trained weights would compute another function.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    normalizes: ClassVar[bool] = True
+    has_batch_statistics: ClassVar[bool] = True
+    has_running_statistics: ClassVar[bool] = True
+    centralizes_weights: ClassVar[bool] = False
+    weight_options: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module | None:
+        """Return the norm of `conv`'s output; None for a bias instead."""
+
+    def images(self, cut: Cut, *, momentum: float) -> float:
+        """Return how many images are behind the statistics in training, where they are pooled the most."""
+        return cut.mini_batch
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options by name, as the norm's constructor takes them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def pools(self) -> bool:
+        """Whether statistics reach beyond the mini-batch at hand (several GPUs aside)."""
+        return False
+
+    def values_per_statistic(self, channels: int, positions: int, *, mini_batch: int) -> int | None:
+        """Return over how many values a variance is taken, at worst; None where a single value is fine."""
+        return mini_batch * positions
+
+    @property
+    def default_momentum(self) -> float:
+        """Rate of the running statistics, as in nn.BatchNorm2d."""
+        return 0.1
+
+    @property
+    def burn_in(self) -> int:
+        """Optimizer steps of plain batch norm at the start of training."""
+        return 0
+
+    @property
+    def remark(self) -> str:
+        """A sentence for the start of a training: what differs from the published norm."""
+        return ""
+
+    def __str__(self) -> str:
+        """Spell the choice as it is typed: `cmbn:carry,burn_in_steps=0`."""
+        parts = [_spelled(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
+        return self.name + (":" + ",".join(parts) if parts else "")
+
+
+def _spelled(option: str, value: Any) -> str:
+    if value is True:
+        return option
+    return f"{option}={'off' if value is False else f'{value:g}' if isinstance(value, float) else value}"
+
+
+def patch_shape(conv: nn.Conv2d) -> tuple[int, int]:
+    """Return (groups, numbers in a patch) of the convolution, (G, K)."""
+    return conv.groups, conv.weight[0].numel()
