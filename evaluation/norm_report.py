@@ -9,9 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from evaluation.plots import plot_layer_gaps
-from models.detector import Detector, norm_options
+from models.detector import Detector
 from models.norms.effective_batch import describe_norm, effective_images
 from models.norms.report import measure_norms
+from models.norms.table import stored_norm
 from utils.checkpoint import Checkpoint
 
 
@@ -19,7 +20,7 @@ def write_norm_report(folder: Path, checkpoint: Checkpoint, detector: Detector, 
     """Measure on `images` (see `measure_norms`) and write both files. Returns the text."""
     batch, subdivisions = (int(checkpoint.settings.get(name, 1)) for name in ("batch_size", "subdivisions"))
     mini_batch = checkpoint.mini_batch or batch // subdivisions
-    norm = norm_options(checkpoint)
+    norm = stored_norm(checkpoint.norm)
     report = measure_norms(detector.network, images)
     effective = effective_images(norm, mini_batch=mini_batch, subdivisions=subdivisions)
     trained = describe_norm(norm, mini_batch=mini_batch, subdivisions=subdivisions)

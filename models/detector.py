@@ -12,7 +12,7 @@ from torch import Tensor
 from cfg.plan import Plan, parse_plan
 from cfg.yolo import NMS_KINDS
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.table import NormOptions, norm_factory, stored_norm
 from models.yolo.postprocess import postprocess
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
@@ -115,10 +115,6 @@ def make_checkpoint(
     )
 
 
-def norm_options(checkpoint: Checkpoint) -> NormOptions:
-    return NormOptions(**checkpoint.norm)
-
-
 def build_network(
     checkpoint: Checkpoint, *, path: str = "checkpoint", input_hw: tuple[int, int] | None = None
 ) -> Network:
@@ -133,7 +129,7 @@ def build_network(
             classes=len(checkpoint.class_names),
             input_hw=input_hw or checkpoint.input_hw,
         )
-        network = Network(plan, norm_factory(norm_options(checkpoint)))
+        network = Network(plan, norm_factory(stored_norm(checkpoint.norm)))
         network.load_state_dict(checkpoint.weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: the checkpoint does not describe its network ({error})") from error

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.blocks import merge_conv_norm
 from models.network import Network
-from models.norms.table import NormOptions, resolve_norm
+from models.norms.table import stored_norm
 from models.norms.weight_centralization import CentralizedConv2d
 from models.weights.class_names import made_up_names
 from models.weights.class_rows import by_class_name
@@ -72,8 +72,7 @@ def _for_classes(
 
 def _change_of_filters(start: Checkpoint, network: Network) -> list[str]:
     """Return a note if only one of the two uses centralized filters (models/norms/weight_centralization.py)."""
-    norm = {name: value for name, value in start.norm.items() if name in ("norm", "weight_centralization")}
-    before = resolve_norm(NormOptions(**norm)).weight_centralization
+    before = stored_norm(start.norm).weight_centralization
     now = any(isinstance(module, CentralizedConv2d) for module in network.modules())
     if before == now:
         return []
