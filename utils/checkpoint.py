@@ -76,7 +76,7 @@ class Checkpoint:
 
     @property
     def is_darknet(self) -> bool:
-        """Whether the weights came from a .weights file."""
+        """Return whether the weights came from a .weights file."""
         return self.seen is not None
 
     @property
