@@ -20,7 +20,7 @@ from models.detector import Detector
 from models.norms.freeze_stats import use_batch_statistics
 from models.norms.running_stats import norms_with_statistics
 from models.weights.trained import read_trained
-from options import EvaluateOptions
+from options import FOREIGN_FLAGS, EvaluateOptions
 from utils.checkpoint import Checkpoint
 from utils.console import say, warn
 from utils.environment import pick_device
@@ -31,7 +31,7 @@ from utils.run_folder import free_folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    given = parse_flags(EvaluateOptions, argv)
+    given = parse_flags(EvaluateOptions, argv, foreign=FOREIGN_FLAGS[EvaluateOptions])
     options = resolve(EvaluateOptions, given)
     checkpoint, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
     detector = Detector.from_checkpoint(
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         backend=options.eval_backend,
     )
     population = open_image_set(options.recalibrate_on, "train") if options.recalibrate_on else None
-    folder = free_folder(options.run, default=f"eval-{image_set.name}-{image_set.split}")
+    folder = free_folder(options.out, default=f"eval-{image_set.name}-{image_set.split}")
     announce(checkpoint, origin, image_set)
     if options.norm_report:
         images = sample_images(

@@ -27,7 +27,7 @@ from benchmarks.main_job import page  # noqa: E402
 from benchmarks.measured import RESULTS, circumstances, write  # noqa: E402
 from cfg.settings import cfg_settings  # noqa: E402
 from data.augment import AugmentOptions  # noqa: E402
-from data.loader import TrainLoader, make_train_loader  # noqa: E402
+from data.loader import InputSizes, TrainLoader, make_train_loader  # noqa: E402
 from data.source import open_image_set  # noqa: E402
 from models.blocks import ConvNormAct  # noqa: E402
 from models.detector import build_network  # noqa: E402
@@ -104,15 +104,14 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         page("train.py", "--data", asked.data, "--norm", "bn", "--max-steps", str(asked.steps), "--evals", "1",
-             "--run", f"{folder}/run")  # fmt: skip
+             "--out", f"{folder}/run")  # fmt: skip
         checkpoint = Checkpoint.from_file(Path(folder) / "run" / "last.pt")
     train_set = open_image_set(asked.data, "train")
     network = build_network(checkpoint).train()
     loader = make_train_loader(
         train_set,
+        InputSizes(network.plan.net.input_hw),
         batch_size=16,
-        input_hw=network.plan.net.input_hw,
-        multi_scale=1.0,
         augment=AugmentOptions(),
         seed=1,
         workers=0,

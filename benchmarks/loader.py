@@ -40,7 +40,7 @@ from data.albumentations_import import albumentations as A  # noqa: E402
 from data.augment import AugmentOptions  # noqa: E402
 from data.image_cache import CACHES  # noqa: E402
 from data.image_set import ImageSet, Record, pack  # noqa: E402
-from data.loader import TrainLoader, make_train_loader  # noqa: E402
+from data.loader import InputSizes, TrainLoader, make_train_loader  # noqa: E402
 from data.problems import Problems  # noqa: E402
 from data.source import open_image_set  # noqa: E402
 
@@ -117,9 +117,8 @@ def our_batches(
     """Without end; the cache, if there is one, is filled before the first."""
     loader = make_train_loader(
         image_set,
+        InputSizes((size, size)),
         batch_size=BATCH,
-        input_hw=(size, size),
-        multi_scale=1.0,
         augment=MOSAICS,
         seed=0,
         workers=workers,
@@ -204,9 +203,8 @@ def memory_by_epoch(image_set: ImageSet, *, epochs: int, workers: int, cache: st
     """
     loader = make_train_loader(
         image_set,
+        InputSizes((32, 32)),
         batch_size=64,
-        input_hw=(32, 32),
-        multi_scale=1.0,
         augment=replace(MOSAICS, mosaic=0.0),
         seed=0,
         workers=workers,

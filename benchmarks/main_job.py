@@ -33,10 +33,10 @@ def main() -> None:
     out = Path(asked.out or tempfile.mkdtemp(prefix="main-job-"))
     run, report = out / "run", out / "report"
     begun = time.perf_counter()
-    page("train.py", "--data", asked.data, "--run", str(run), *flags)
+    page("train.py", "--data", asked.data, "--out", str(run), *flags)
     minutes = (time.perf_counter() - begun) / 60
     weights = str(run / "best.pt")
-    page("evaluate.py", "--weights", weights, "--data", asked.data, "--split", asked.split, "--run", str(report))
+    page("evaluate.py", "--weights", weights, "--data", asked.data, "--split", asked.split, "--out", str(report))
     metrics = json.loads((report / "metrics.json").read_text())
     steps = json.loads((run / "settings.json").read_text())["total_steps"]
     row = {

@@ -185,7 +185,7 @@ def measure(net: str, ways: list[str], image_count: int, rounds: int, device: to
 
 
 def table(rows: list[dict]) -> str:
-    head = f"{'net':<14}{'way':<32}{'image_count/s':>11}{'time':>7}{'quartiles':>14}{'memory MB':>11}{'memory':>8}"
+    head = f"{'net':<14}{'way':<32}{'images/s':>11}{'time':>7}{'quartiles':>14}{'memory MB':>11}{'memory':>8}"
     lines = ["time and memory relative to eager", head]
     for row in rows:
         low, high = row["time_ratio_quartiles"]
@@ -213,7 +213,7 @@ def main() -> None:
     if not has_bf16(device):
         print("bf16 left out: this device has none in hardware")
         ways = [name for name in ways if not WAYS[name].bf16]
-    image_count = asked.image_count or (8 if device.type == "cuda" else 1)
+    image_count = asked.images or (8 if device.type == "cuda" else 1)
     rows: list[dict] = []
     for net in asked.nets:
         rows += measure(net, ways, image_count, asked.rounds, device)

@@ -26,8 +26,8 @@ from cfg.spec import (
 class PoolSpec(LayerSpec):
     """Max pooling.
 
-    padding: cells in total that do not count; padding // 2 go left and above, the rest right and below.
-    antialiasing: as of a convolution.
+    padding: total number of cells per axis, padding // 2 of them left and above, the rest right and below; they are
+    never the maximum. antialiasing: see ConvSpec.
     """
 
     kind: ClassVar[str] = "maxpool"
@@ -42,15 +42,15 @@ class PoolSpec(LayerSpec):
     def read(cls, section: Section) -> PoolSpec:
         strides = read_strides(section)
         size = section.integer("size", section.integer("stride", 1), low=1, high=MAX_WINDOW)
-        # With more padding than this, some window would see nothing but padding.
+        # With more padding some window would hold nothing else.
         padding = section.integer("padding", size - 1, high=2 * (size - 1))
-        section.refuse(maxpool_depth=0)
+        section.refuse_unless(maxpool_depth=0)
         section.ignore("out_channels")
         return cls(**read_keys(cls, section), **strides, size=size, padding=padding)
 
     @property
     def pool_strides(self) -> tuple[int, int]:
-        """(y, x) of the pooling itself."""
+        """Strides (y, x) of the pooling itself, without the blur."""
         return (1, 1) if self.antialiasing else (self.stride_y, self.stride_x)
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
@@ -67,7 +67,7 @@ class PoolSpec(LayerSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AvgPoolSpec(LayerSpec):
-    """The mean over all cells of each channel."""
+    """Global average pooling."""
 
     kind: ClassVar[str] = "avgpool"
 

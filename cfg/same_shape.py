@@ -13,6 +13,8 @@ from cfg.spec import ACTIVATIONS, LayerSpec, Shape, ShapeError, key, read_keys
 
 
 class SameShapeSpec(LayerSpec):
+    """Base of these layers."""
+
     __slots__ = ()
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
@@ -21,7 +23,7 @@ class SameShapeSpec(LayerSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActivationSpec(SameShapeSpec):
-    """An activation by itself."""
+    """Separate activation."""
 
     kind: ClassVar[str] = "activation"
 
@@ -34,7 +36,7 @@ class ActivationSpec(SameShapeSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DropoutSpec(SameShapeSpec):
-    """Zeroes cells with `probability` in training and rescales the others; nothing in inference."""
+    """Dropout of single cells with `probability`, in training only."""
 
     kind: ClassVar[str] = "dropout"
 
@@ -42,13 +44,13 @@ class DropoutSpec(SameShapeSpec):
 
     @classmethod
     def read(cls, section: Section) -> DropoutSpec:
-        section.ignore_aloud(dropblock=0, dropblock_size_rel=0, dropblock_size_abs=0)
+        section.warn_unless(dropblock=0, dropblock_size_rel=0, dropblock_size_abs=0)
         return cls(**read_keys(cls, section))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SoftmaxSpec(SameShapeSpec):
-    """Softmax over each of `groups` equal runs of an image's values, (C, H, W) read in this order."""
+    """Softmax over each of `groups` equal slices of an image's values, flattened from (C, H, W)."""
 
     kind: ClassVar[str] = "softmax"
 
@@ -57,7 +59,7 @@ class SoftmaxSpec(SameShapeSpec):
 
     @classmethod
     def read(cls, section: Section) -> SoftmaxSpec:
-        section.refuse(spatial=0, tree="")
+        section.refuse_unless(spatial=0, tree="")
         section.ignore("noloss")
         return cls(**read_keys(cls, section))
 

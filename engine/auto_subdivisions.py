@@ -7,9 +7,8 @@ from dataclasses import replace
 import torch
 
 from cfg.plan import Plan
-from data.loader import TrainBatchSampler
 from engine.amp import MixedPrecision
-from engine.build import make_network, make_optimizer
+from engine.build import input_sizes, make_network, make_optimizer
 from engine.ema import WeightAverage
 from engine.oom_recovery import OutOfMemoryRecovery
 from models.freeze import freeze
@@ -58,7 +57,8 @@ def subdivisions_that_fit(options: TrainOptions, plan: Plan, device: torch.devic
     _momentum = [torch.zeros_like(p) for group in optimizer.param_groups for p in group["params"]]
     _average = WeightAverage(network, decay=0.0, warm_up_steps=1)
     criterion, precision = make_criterion(options.loss), MixedPrecision(options.optim.amp, device)
-    batch = noise_batch(options.optim.batch_size // ranks.world_size(), largest_hw(options, plan)).to(device)
+    largest_hw = plan.net.input_hw if options.multi_scale == 1 else input_sizes(options, plan).largest
+    batch = noise_batch(options.optim.batch_size // ranks.world_size(), largest_hw).to(device)
 
     def backward(part: Batch) -> None:  # in a function, so that an error leaves no activations in a variable
         with precision.autocast():
@@ -92,17 +92,3 @@ def noise_batch(images: int, input_hw: tuple[int, int]) -> Batch:
         paths=("",) * images,
         placements=(None,) * images,
     )
-
-
-def largest_hw(options: TrainOptions, plan: Plan) -> tuple[int, int]:
-    """Return the largest input size that multi-scale draws."""
-    if options.multi_scale == 1:
-        return plan.net.input_hw
-    return TrainBatchSampler(
-        1,
-        batch_size=1,
-        seed=0,
-        input_hw=plan.net.input_hw,
-        multi_scale=options.multi_scale,
-        step_px=plan.size_step_px,
-    ).largest_hw()

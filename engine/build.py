@@ -6,7 +6,7 @@ import torch
 
 from cfg.plan import Plan
 from data.image_set import ImageSet
-from data.loader import TrainLoader, make_train_loader
+from data.loader import InputSizes, TrainLoader, make_train_loader
 from models.detector import DetectionOptions, Detector
 from models.network import Network, parameter_groups
 from models.norms.table import norm_factory
@@ -33,14 +33,16 @@ def make_optimizer(options: TrainOptions, network: Network) -> torch.optim.Optim
     return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum)
 
 
+def input_sizes(options: TrainOptions, plan: Plan) -> InputSizes:
+    return InputSizes(plan.net.input_hw, options.multi_scale, plan.size_step_px)
+
+
 def make_loader(options: TrainOptions, plan: Plan, train_set: ImageSet) -> TrainLoader:
     """Return the loader of this rank's share of the training batches."""
     return make_train_loader(
         train_set,
+        input_sizes(options, plan),
         batch_size=options.optim.batch_size,
-        input_hw=plan.net.input_hw,
-        multi_scale=options.multi_scale,
-        step_px=plan.size_step_px,
         augment=options.augment,
         seed=options.seed,
         workers=options.workers,

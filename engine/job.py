@@ -17,11 +17,11 @@ from models.norms.auto import choose_norm
 from models.norms.old_spelling import respelled
 from models.norms.table import norm_of_weights
 from models.weights.start import read_start
-from options import TrainOptions
+from options import FOREIGN_FLAGS, TrainOptions
 from utils import ranks
 from utils.checkpoint import RESUMABLE_FROM, Checkpoint
 from utils.errors import UserError
-from utils.flags import parse_flags, resolve
+from utils.flags import current_names, parse_flags, resolve
 from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run, writable_folder
 
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
@@ -58,7 +58,7 @@ class Job:
 
 def parse_job(argv: Sequence[str] | None = None) -> Job:
     """Parse `sys.argv`, or `argv`. Raises UserError or CfgError for what is wrong."""
-    return job_of(parse_flags(TrainOptions, argv))
+    return job_of(parse_flags(TrainOptions, argv, foreign=FOREIGN_FLAGS[TrainOptions]))
 
 
 def job_of(given: dict[str, Any]) -> Job:
@@ -113,7 +113,7 @@ def open_run(job: Job) -> Path:
         if ranks.is_rank_zero():
             writable_folder(folder)
         return folder
-    name, job_id = job.options.run, ranks.job_id()
+    name, job_id = job.options.out, ranks.job_id()
     folder = Path()
     if ranks.is_rank_zero():
         # A job that torchrun restarted may have died before its first last.pt.
@@ -129,7 +129,7 @@ def restore_after_restart(given: dict[str, Any]) -> dict[str, Any]:
     if not ranks.restarts() or "resume" in given:
         return given
     job_id = ranks.job_id()
-    folder = ranks.broadcast(folder_of_job(job_id, given.get("run")) if ranks.is_rank_zero() else None)
+    folder = ranks.broadcast(folder_of_job(job_id, given.get("out")) if ranks.is_rank_zero() else None)
     if folder is None or not ranks.broadcast((folder / "last.pt").exists()):
         return given
     return {name: value for name, value in given.items() if name in RESUMABLE} | {"resume": str(folder)}
@@ -151,7 +151,8 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     if checkpoint.training is None:
         raise UserError(f"{path}: holds weights only; a run is resumed from its last.pt")
     # Memory may have run out since the settings were made.
-    settings = {**respelled(checkpoint.settings), "subdivisions": checkpoint.training.subdivisions}
+    settings = respelled(current_names(TrainOptions, checkpoint.settings))
+    settings["subdivisions"] = checkpoint.training.subdivisions
     data = settings.get("data", BUILT_IN)
     if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
         raise UserError(f"{path}: its data set {data} is not found from {Path.cwd()}; --data may name where it is now")

@@ -55,7 +55,7 @@ class Evaluator:
         """
         batches = image_batches(detector, image_set, batch_size=batch_size, workers=workers, is_sharded=True, rect=rect)
         self.detector, self.image_set, self.backend = detector, image_set, choose_backend(backend)
-        self.batches = batches if stop is None else stop.heeding(batches)
+        self.batches = batches if stop is None else stop.interruptible(batches)
         self.ground_truth = image_set.ground_truth()
         self.categories = category_of_label(detector.class_names, image_set.class_names, image_set.category_ids)
 

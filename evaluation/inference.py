@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.image_set import ImageSet
-from data.loader import make_eval_loader
+from data.loader import InputLayout, make_eval_loader
 from models.detector import Detector
 from utils import ranks
 from utils.memory import empty_cache, is_out_of_memory
@@ -25,18 +25,9 @@ def image_batches(
     rect: bool = False,
 ) -> Iterable[Batch]:
     """Return all images as `detector` needs them. is_sharded: only this rank's share. rect: see `make_eval_loader`."""
-    return make_eval_loader(
-        image_set,
-        batch_size=batch_size,
-        input_hw=detector.input_hw,
-        letterbox=detector.letterbox,
-        workers=workers,
-        resize=detector.options.resize,
-        rect=rect,
-        step_px=detector.size_step_px,
-        rank=ranks.rank() if is_sharded else 0,
-        ranks=ranks.world_size() if is_sharded else 1,
-    )
+    layout = InputLayout(detector.input_hw, detector.letterbox, detector.options.resize, rect, detector.size_step_px)
+    rank, world_size = (ranks.rank(), ranks.world_size()) if is_sharded else (0, 1)
+    return make_eval_loader(image_set, layout, batch_size=batch_size, workers=workers, rank=rank, ranks=world_size)
 
 
 def detect_batches(
