@@ -171,7 +171,7 @@ def test_fine_tuning_takes_over_network_and_norm(scenes: Path, toy_cfg: str, tmp
     capsys.readouterr()
     train.main([*common, "--weights", str(tmp_path / "first" / "best.pt"), "--out", str(tmp_path / "second")])
     said = capsys.readouterr().out
-    assert "0 start fresh" in said
+    assert "0 re-initialized" in said
     settings = json.loads((tmp_path / "second" / "settings.json").read_text())
     assert (settings["norm"], settings["norm_groups"], settings["image_size"]) == ("gn", 32, [64, 64])
 

@@ -20,7 +20,7 @@ import torch
 import evaluate
 import train
 from engine.step import TrainStep
-from evaluation import evaluator
+from evaluation import inference
 from tests.e2e import children
 from utils import ranks
 from utils.checkpoint import Checkpoint
@@ -116,8 +116,8 @@ def test_histories_of_both_ranks_are_saved_and_the_job_goes_on_to_the_bit(
 
 
 def be_slow_to_evaluate() -> None:
-    detect = evaluator._detect_in_parts
-    evaluator._detect_in_parts = lambda *given: (time.sleep(1), detect(*given))[1]  # type: ignore[assignment]
+    detect = inference._detect_in_parts
+    inference._detect_in_parts = lambda *given: (time.sleep(1), detect(*given))[1]  # type: ignore[assignment]
 
 
 def test_a_signal_in_a_long_evaluation_is_heeded_and_nothing_is_lost(
