@@ -249,7 +249,7 @@ def test_bad_flags_of_evaluate(scenes, trained, tmp_path, monkeypatch, capsys, e
 def test_group_norm_has_no_population(flags, scenes, tmp_path):
     for knob in (["--precise-bn", "4"], ["--norm-eval"], ["--norm-freeze-after", "0.5"]):
         with pytest.raises(
-            UserError, match=rf"^{knob[0]} is for norms with .* statistics.*, which --norm gn does not have$"
+            UserError, match=rf"^{knob[0]} is for norms with .*statistics.*, which --norm gn does not have$"
         ):
             train.main([*flags, "--norm", "gn", *knob, "--out", str(tmp_path / "refused")])
     train.main([*flags, "--norm", "gn", "--max-steps", "1", "--out", str(tmp_path / "gn")])
