@@ -1,9 +1,9 @@
-"""The blocks of a network, each followed by the function that builds it from a layer of a cfg."""
+"""The blocks of a network, and how each layer of a cfg becomes one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import singledispatch
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from cfg.plan import Node, Plan
 from cfg.pooling import AvgPoolSpec, PoolSpec
 from cfg.resampling import Reorg3dSpec, UpsampleSpec
 from cfg.same_shape import ActivationSpec, DropoutSpec, SoftmaxSpec
-from cfg.spec import BLUR_WINDOWS, LayerSpec
+from cfg.spec import BLUR_WINDOWS
 from cfg.wiring import RouteSpec, SamSpec, ScaleChannelsSpec, ShortcutSpec
 from cfg.yolo import YoloSpec
 from models.activations import make_activation
@@ -24,12 +24,6 @@ from models.norms.contract import ConvAware, ConvView
 from models.norms.table import NormFactory
 
 FUSABLE: dict[type[nn.Module], str] = {nn.Mish: "mish", nn.SiLU: "silu"}  # names in models/norms/normalize.py
-
-
-@singledispatch
-def build_layer(spec: LayerSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
-    """Build the module of one layer of the plan. A new layer type registers a function for its spec."""
-    raise NotImplementedError(f"no module is known for [{spec.kind}]")
 
 
 class ConvNormAct(nn.Module):
@@ -72,42 +66,18 @@ class ConvNormAct(nn.Module):
         filters: int,
         size: int,
         *,
-        stride: int | tuple[int, int] = 1,
-        padding: int = 0,
-        dilation: int = 1,
-        groups: int = 1,
         norm: NormFactory | None,
         activation: nn.Module,
         blur: nn.Module | None = None,
+        **geometry: Any,
     ) -> ConvNormAct:
-        """Without a norm, or if its factory returns None, the convolution gets a bias."""
+        """Without a norm, or if its factory returns None, the convolution gets a bias. geometry: as in nn.Conv2d."""
         conv_class = getattr(norm, "conv_class", nn.Conv2d)  # such as one with centralized weights
-        conv = conv_class(
-            in_channels, filters, size, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=False
-        )
+        conv = conv_class(in_channels, filters, size, bias=False, **geometry)
         norm_module = norm(conv) if norm is not None else None
         if norm_module is None:
             conv.bias = nn.Parameter(torch.zeros(filters))
         return cls(conv, norm_module, activation, blur)
-
-
-@build_layer.register
-def _(spec: ConvSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
-    following = plan.nodes[node.index + 1].spec if node.index + 1 < len(plan.nodes) else None
-    # RawHead holds logits for either decoder; with new_coords the coder and the loss apply the logistic.
-    holds_logits = isinstance(following, YoloSpec) and following.new_coords
-    return ConvNormAct.make(
-        node.input_shapes[0].channels,
-        spec.filters,
-        spec.size,
-        stride=spec.conv_strides,
-        padding=spec.padding,
-        dilation=spec.dilation,
-        groups=spec.groups,
-        norm=norm if spec.batch_normalize else None,
-        activation=make_activation("linear" if holds_logits else spec.activation),
-        blur=_blur(spec),
-    )
 
 
 @torch.no_grad()
@@ -161,24 +131,6 @@ class DarknetPool(nn.Module):
         return F.max_pool2d(F.pad(x, self.pads, value=float("-inf")), self.size, self.stride)
 
 
-@build_layer.register
-def _(spec: PoolSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
-    pool, blur = DarknetPool(spec.size, spec.pool_strides, spec.padding), _blur(spec)
-    return pool if blur is None else nn.Sequential(pool, blur)
-
-
-class GlobalAvgPool(nn.Module):
-    """(N, C, H, W) -> (N, C, 1, 1)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3), keepdim=True)
-
-
-@build_layer.register
-def _(spec: AvgPoolSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
-    return GlobalAvgPool()
-
-
 class Upsample(nn.Module):
     """Nearest neighbour: each cell becomes stride x stride cells. A negative stride sums such blocks instead."""
 
@@ -194,11 +146,6 @@ class Upsample(nn.Module):
         return x if self.scale == 1 else x * self.scale
 
 
-@build_layer.register
-def _(spec: UpsampleSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
-    return Upsample(spec.stride, spec.scale)
-
-
 class SpaceToDepth(nn.Module):
     """Each stride x stride block becomes channels, ordered by position in the block, then by input channel."""
 
@@ -207,15 +154,8 @@ class SpaceToDepth(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        images, channels, height, width = x.shape
-        s = self.stride
-        blocks = x.reshape(images, channels, height // s, s, width // s, s).permute(0, 3, 5, 1, 2, 4)
-        return blocks.reshape(images, s * s * channels, height // s, width // s)
-
-
-@build_layer.register
-def _(spec: Reorg3dSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
-    return SpaceToDepth(spec.stride)
+        blocks = F.pixel_unshuffle(x, self.stride)  # ordered by input channel, then by position
+        return blocks.view(len(x), x.shape[1], -1, *blocks.shape[2:]).transpose(1, 2).flatten(1, 2)
 
 
 class Route(nn.Module):
@@ -229,11 +169,6 @@ class Route(nn.Module):
         if self.groups > 1:
             inputs = tuple(x.chunk(self.groups, dim=1)[self.group_id] for x in inputs)
         return inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
-
-
-@build_layer.register
-def _(spec: RouteSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
-    return Route(spec.groups, spec.group_id)
 
 
 class Shortcut(nn.Module):
@@ -290,15 +225,6 @@ def _add_common(x: Tensor, other: Tensor) -> Tensor:
     return torch.cat((x[:, :common] + other[:, :common], x[:, common:]), dim=1)
 
 
-@build_layer.register
-def _(spec: ShortcutSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
-    activation = make_activation(spec.activation)
-    if spec.weights_type == "none":
-        return Shortcut(activation)
-    channels = node.shape.channels if spec.weights_type == "per_channel" else None
-    return WeightedShortcut(len(node.inputs), channels, spec.weights_normalization, activation)
-
-
 class Product(nn.Module):
     """Multiplies two inputs, one of which may be broadcast over cells or channels, then activates."""
 
@@ -308,12 +234,6 @@ class Product(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.act(x * y)
-
-
-@build_layer.register(SamSpec)
-@build_layer.register(ScaleChannelsSpec)
-def _(spec: SamSpec | ScaleChannelsSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
-    return Product(make_activation(spec.activation))
 
 
 class Softmax(nn.Module):
@@ -327,21 +247,54 @@ class Softmax(nn.Module):
         return (x.reshape(len(x), self.groups, -1) / self.temperature).softmax(-1).view_as(x)
 
 
-@build_layer.register
-def _(spec: SoftmaxSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
-    return Softmax(spec.groups, spec.temperature)
+def build_layer(plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
+    """Build the module of one layer of the plan. A new layer type is one more case."""
+    match spec := node.spec:
+        case ConvSpec():
+            return _conv(spec, plan, node, norm)
+        case PoolSpec():
+            pool, blur = DarknetPool(spec.size, spec.pool_strides, spec.padding), _blur(spec)
+            return pool if blur is None else nn.Sequential(pool, blur)
+        case AvgPoolSpec():
+            return nn.AdaptiveAvgPool2d(1)
+        case UpsampleSpec():
+            return Upsample(spec.stride, spec.scale)
+        case Reorg3dSpec():
+            return SpaceToDepth(spec.stride)
+        case RouteSpec():
+            return Route(spec.groups, spec.group_id)
+        case ShortcutSpec(weights_type="none"):
+            return Shortcut(make_activation(spec.activation))
+        case ShortcutSpec():
+            channels = node.shape.channels if spec.weights_type == "per_channel" else None
+            activation = make_activation(spec.activation)
+            return WeightedShortcut(len(node.inputs), channels, spec.weights_normalization, activation)
+        case SamSpec() | ScaleChannelsSpec():
+            return Product(make_activation(spec.activation))
+        case SoftmaxSpec():
+            return Softmax(spec.groups, spec.temperature)
+        case ActivationSpec():
+            return make_activation(spec.activation, in_place=False)  # other layers may read its input, too
+        case DropoutSpec():
+            return nn.Dropout(spec.probability)
+        case YoloSpec():
+            return nn.Identity()  # never called, the network returns a RawHead; it keeps darknet's layer numbers
+    raise NotImplementedError(f"no module is known for [{spec.kind}]")
 
 
-@build_layer.register
-def _(spec: ActivationSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
-    return make_activation(spec.activation, in_place=False)  # other layers may read its input, too
-
-
-@build_layer.register
-def _(spec: DropoutSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
-    return nn.Dropout(spec.probability)
-
-
-@build_layer.register
-def _(spec: YoloSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
-    return nn.Identity()  # never called, the network returns a RawHead; it keeps darknet's layer numbers
+def _conv(spec: ConvSpec, plan: Plan, node: Node, norm: NormFactory) -> ConvNormAct:
+    following = plan.nodes[node.index + 1].spec if node.index + 1 < len(plan.nodes) else None
+    # RawHead holds logits for either decoder; with new_coords the coder and the loss apply the logistic.
+    holds_logits = isinstance(following, YoloSpec) and following.new_coords
+    return ConvNormAct.make(
+        node.input_shapes[0].channels,
+        spec.filters,
+        spec.size,
+        stride=spec.conv_strides,
+        padding=spec.padding,
+        dilation=spec.dilation,
+        groups=spec.groups,
+        norm=norm if spec.batch_normalize else None,
+        activation=make_activation("linear" if holds_logits else spec.activation),
+        blur=_blur(spec),
+    )

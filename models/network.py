@@ -30,7 +30,7 @@ class Network(nn.Module):
     def __init__(self, plan: Plan, norm: NormFactory) -> None:
         super().__init__()
         self.plan = plan
-        self.layers = nn.ModuleList(build_layer(node.spec, plan, node, norm) for node in plan.nodes)
+        self.layers = nn.ModuleList(build_layer(plan, node, norm) for node in plan.nodes)
         # The network's input counts as layer -1.
         readers: dict[int, Sequence[int]] = {-1: [n.index for n in plan.nodes if -1 in n.inputs]}
         readers |= dict(enumerate(plan.consumers))

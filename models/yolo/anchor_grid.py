@@ -16,31 +16,15 @@ from models.yolo.head import RawHead
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnchorGrid:
-    """values: (..., 7), one anchor in one cell each, as the properties name them; one tensor, so that indexing takes
-    one kernel."""
+    """values: (..., 7), one anchor in one cell each; one tensor, so that indexing takes one kernel."""
 
     values: Tensor
     new_coords: bool
 
-    @property
-    def cells(self) -> Tensor:
-        """(..., 2) column and row."""
-        return self.values[..., 0:2]
-
-    @property
-    def anchors_px(self) -> Tensor:
-        """(..., 2) width and height in input pixels."""
-        return self.values[..., 2:4]
-
-    @property
-    def stride_px(self) -> Tensor:
-        """(..., 2) width and height of a cell in input pixels."""
-        return self.values[..., 4:6]
-
-    @property
-    def scale(self) -> Tensor:
-        """(..., 1) scale_x_y."""
-        return self.values[..., 6:7]
+    def parts(self) -> tuple[Tensor, ...]:
+        """Return cell (..., 2) column and row, anchor (..., 2) and stride (..., 2), widths and heights in input pixels,
+        and scale_x_y (..., 1)."""
+        return self.values.split((2, 2, 2, 1), dim=-1)
 
     def __getitem__(self, index: Tensor) -> AnchorGrid:
         return AnchorGrid(values=self.values[index], new_coords=self.new_coords)
@@ -67,15 +51,9 @@ def _build(
 ) -> AnchorGrid:
     parts = []
     for spec, (height, width), stride_px in layout:
-        cells = cell_grid(height, width, like=torch.empty(0, dtype=dtype)).expand(len(spec.mask), -1, -1, -1)
+        rows, columns = torch.arange(height, dtype=dtype), torch.arange(width, dtype=dtype)
+        cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).expand(len(spec.mask), -1, -1, -1)
         anchors = torch.tensor(spec.head_anchors, dtype=dtype)[:, None, None].expand_as(cells)
         parts.append(AnchorGrid.of(cells, anchors, stride_px, spec).values.flatten(0, 2))
     values = to_device_async(torch.cat(parts), like=torch.empty(0, device=device))
     return AnchorGrid(values=values, new_coords=layout[0][0].new_coords)
-
-
-def cell_grid(height: int, width: int, like: Tensor) -> Tensor:
-    """Return (H, W, 2): column and row of each cell."""
-    rows, columns = (torch.arange(count, dtype=like.dtype, device=like.device) for count in (height, width))
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack((x, y), dim=-1)

@@ -23,24 +23,13 @@ from utils.structures import Targets
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment:
-    """P positives: pairs of an anchor in a cell and a ground-truth box. All (P,) int64, on the host like the targets.
+    """P positives: pairs of an anchor in a cell and a ground-truth box, on the host like the targets.
 
-    anchor: index within the head's anchors. target: index into the Targets.
+    index: (P,) int64 each, image, anchor of the head, row and column. target: (P,) int64, index into the Targets.
     """
 
-    image: Tensor
-    anchor: Tensor
-    row: Tensor
-    column: Tensor
+    index: tuple[Tensor, Tensor, Tensor, Tensor]
     target: Tensor
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-    @property
-    def index(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Index of the positives into (N, A, H, W, ...)."""
-        return self.image, self.anchor, self.row, self.column
 
 
 def shape_overlap(sizes: Tensor, anchors: Tensor, kind: str) -> Tensor:
@@ -79,7 +68,7 @@ def assign(targets: Targets, spec: YoloSpec, grid_hw: tuple[int, int], stride_px
     # A box centred on the right or bottom edge belongs to the last cell.
     column = (centre[:, 0] / stride_px[1]).long().clamp(0, grid_hw[1] - 1)
     row = (centre[:, 1] / stride_px[0]).long().clamp(0, grid_hw[0] - 1)
-    return Assignment(image=targets.image_index[target], anchor=anchor, row=row, column=column, target=target)
+    return Assignment(index=(targets.image_index[target], anchor, row, column), target=target)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,18 +83,14 @@ class Positives:
     which: Tensor
     target: Tensor
 
-    def __len__(self) -> int:
-        return len(self.target)
-
 
 def find_positives(heads: Sequence[RawHead], targets: Targets) -> Positives:
     """Assign the targets to the concatenated heads, in the order of `anchor_grid`."""
     pairs, offset = [], 0
     for head in heads:
         assignment = assign(targets, head.spec, head.grid_hw, head.stride_px)
-        height, width = head.grid_hw
-        index = offset + (assignment.anchor * height + assignment.row) * width + assignment.column
-        pairs.append(torch.stack((assignment.image, index, assignment.target)))
+        (image, anchor, row, column), (height, width) = assignment.index, head.grid_hw
+        pairs.append(torch.stack((image, offset + (anchor * height + row) * width + column, assignment.target)))
         offset += len(head.spec.mask) * height * width
     *anchors, target = torch.cat(pairs, dim=1)
     unique, which = torch.unique(torch.stack(anchors), dim=1, return_inverse=True)

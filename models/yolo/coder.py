@@ -23,11 +23,12 @@ MIN_SIZE = math.exp(-MAX_LOG_SIZE)
 
 def decode(logits: Tensor, grid: AnchorGrid) -> Tensor:
     """logits (..., 4) -> boxes (..., 4) xyxy in input pixels."""
-    offset = logits[..., :2].sigmoid() * grid.scale - (grid.scale - 1) / 2
-    centre = (grid.cells + offset) * grid.stride_px
+    cell, anchor_px, stride_px, scale = grid.parts()
+    offset = logits[..., :2].sigmoid() * scale - (scale - 1) / 2
+    centre = (cell + offset) * stride_px
     size = logits[..., 2:4]
     ratio = (2 * size.sigmoid()).square() if grid.new_coords else size.clamp(max=MAX_LOG_SIZE).exp()
-    half = grid.anchors_px * ratio.clamp(min=MIN_SIZE) / 2
+    half = anchor_px * ratio.clamp(min=MIN_SIZE) / 2
     return torch.cat((centre - half, centre + half), dim=-1)
 
 
@@ -38,10 +39,11 @@ def encode(boxes: Tensor, grid: AnchorGrid) -> Tensor:
     with new_coords) the nearest reachable box is encoded.
     """
     centre, size = (boxes[..., :2] + boxes[..., 2:4]) / 2, boxes[..., 2:4] - boxes[..., :2]
-    offset = (centre / grid.stride_px - grid.cells + (grid.scale - 1) / 2) / grid.scale
+    cell, anchor_px, stride_px, scale = grid.parts()
+    offset = (centre / stride_px - cell + (scale - 1) / 2) / scale
     tiny = 1e-6
     position = offset.clamp(tiny, 1 - tiny).logit()
-    ratio = (size / grid.anchors_px).clamp(min=tiny)
+    ratio = (size / anchor_px).clamp(min=tiny)
     extent = (ratio.sqrt() / 2).clamp(tiny, 1 - tiny).logit() if grid.new_coords else ratio.log()
     return torch.cat((position, extent), dim=-1)
 

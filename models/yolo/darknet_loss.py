@@ -28,8 +28,8 @@ from torch.autograd.function import once_differentiable
 
 from cfg.yolo import YoloSpec
 from models.transfer import constant_like, to_device_async
-from models.yolo.anchor_grid import cell_grid
-from models.yolo.assign import Assignment, assign, best_overlap, best_target
+from models.yolo.anchor_grid import anchor_grid
+from models.yolo.assign import assign, best_overlap, best_target
 from models.yolo.coder import at_least_float32
 from models.yolo.darknet_iou_grad import iou_grad
 from models.yolo.head import RawHead
@@ -74,7 +74,9 @@ def head_deltas(head: RawHead, targets: Targets, *, label_smooth_eps: float) -> 
     layer = _DarknetLayer(head, targets, label_smooth_eps)
     layer.set_negatives()
     assignment = assign(targets, head.spec, head.grid_hw, head.stride_px)
-    rows = layer.rows_of(assignment)
+    _, anchors, height, width = head.logits.shape[:4]
+    image, anchor, row, column = assignment.index
+    rows = ((image * anchors + anchor) * height + row) * width + column
     for turn in _turns(rows):
         layer.add_positives(
             to_device_async(rows[turn], like=layer.output), to_device_async(assignment.target[turn], like=layer.output)
@@ -127,19 +129,19 @@ class _DarknetLayer:
 
     def __init__(self, head: RawHead, targets: Targets, label_smooth_eps: float) -> None:
         self.head, self.spec, self.targets = head, head.spec, targets
-        logits = at_least_float32(head.logits)
+        logits = at_least_float32(head.logits.flatten(1, 3))
+        self.anchors = anchor_grid([head], logits.dtype)  # of the rows of one image
+        cell, anchor_px, _, _ = self.anchors.parts()
         output = logits.sigmoid()
         if not self.spec.new_coords:
             output[..., 2:4] = logits[..., 2:4]
         output[..., :2] = output[..., :2] * self.spec.scale_x_y - (self.spec.scale_x_y - 1) / 2
-        height, width = self.head.grid_hw
-        self.grid = constant_like((width, height), like=output)
-        self.input = self.grid * constant_like(head.stride_px[::-1], like=output)  # width and height in pixels
+        self.grid = constant_like(head.grid_hw[::-1], like=output)  # width and height in cells
+        self.input = self.grid * constant_like(head.stride_px[::-1], like=output)  # and in pixels
         sides = 4 * output[..., 2:4].square() if self.spec.new_coords else output[..., 2:4].exp()
-        sides = sides * head.anchors_px().to(output.dtype)[:, None, None] / self.input
-        centres = (cell_grid(height, width, like=output) + output[..., :2]) / self.grid
-        self.boxes = torch.cat((centres, sides), dim=-1).flatten(0, 3)
-        self.output = output.flatten(0, 3)
+        centres = (cell + output[..., :2]) / self.grid
+        self.boxes = torch.cat((centres, sides * anchor_px / self.input), dim=-1).flatten(0, 1)
+        self.output = output.flatten(0, 1)
         self.delta = torch.zeros_like(self.output)
         self.corners_px = corners = to_device_async(targets.boxes, like=output).to(output.dtype)
         sides = corners[:, 2:] - corners[:, :2]
@@ -205,12 +207,6 @@ class _DarknetLayer:
             cost[0] = self.spec.iou_normalizer * iou_loss(boxes, self.corners_px[target], kind).mean()
         return cost
 
-    def rows_of(self, assignment: Assignment) -> Tensor:
-        """Return the rows (P,) of the positives, on the host."""
-        _, anchors, height, width = self.head.logits.shape[:4]
-        image, anchor, row, column = assignment.index
-        return ((image * anchors + anchor) * height + row) * width + column
-
     def _corners_px(self, boxes: Tensor) -> Tensor:
         """(P, 4) centre and sides as shares of the image -> (P, 4) xyxy in input pixels"""
         centre, sides = boxes[:, :2], boxes[:, 2:]
@@ -250,12 +246,10 @@ class _DarknetLayer:
 
     def _encoded(self, rows: Tensor, target: Tensor) -> Tensor:
         """Return the output (P, 4) for which each row's box would equal its target's."""
-        _, anchors, height, width = self.head.logits.shape[:4]
-        cells = torch.stack((rows % width, rows // width % height), dim=1)
-        sizes_px = self.head.anchors_px().to(self.output.dtype)[rows // (width * height) % anchors]
-        ratio = self.gt[target, 2:] * self.input / sizes_px
+        cell, anchor_px, _, _ = self.anchors[rows % len(self.anchors.values)].parts()
+        ratio = self.gt[target, 2:] * self.input / anchor_px
         sides = (ratio / 4).sqrt() if self.spec.new_coords else ratio.log()
-        return torch.cat((self.gt[target, :2] * self.grid - cells, sides), dim=1)
+        return torch.cat((self.gt[target, :2] * self.grid - cell, sides), dim=1)
 
 
 def _turns(rows: Tensor) -> Iterator[Tensor]:

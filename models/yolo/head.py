@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from cfg.yolo import YoloSpec
-from models.transfer import to_device_async
 
 OBJECTNESS_PRIOR = 0.01  # initial probability of an object, small as in focal loss (Lin et al. 2017, section 4.1)
 
@@ -25,10 +24,6 @@ class RawHead:
     @property
     def grid_hw(self) -> tuple[int, int]:
         return self.logits.shape[2], self.logits.shape[3]
-
-    def anchors_px(self) -> Tensor:
-        """Return (A, 2) width and height of this head's anchors, in input pixels."""
-        return to_device_async(torch.tensor(self.spec.head_anchors, dtype=torch.float32), like=self.logits)
 
     @classmethod
     def from_output(cls, output: Tensor, spec: YoloSpec, input_hw: torch.Size) -> RawHead:

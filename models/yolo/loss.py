@@ -100,7 +100,7 @@ class YoloLoss:
         positives = find_positives(heads, targets)
         index = tuple(to_device_async(positives.anchors, like=logits))
         objectness = self._objectness(logits, grid, index, targets, spec)
-        if len(positives) == 0:
+        if len(positives.target) == 0:
             # Keeps every logit in the graph: a parameter without a gradient stalls DDP.
             zero = logits.sum() * 0
             return LossTerms(box=zero, objectness=objectness, classes=zero)

@@ -13,7 +13,6 @@ from models.blocks import (
     Blur,
     ConvNormAct,
     DarknetPool,
-    GlobalAvgPool,
     Product,
     Route,
     Shortcut,
@@ -197,11 +196,6 @@ def test_a_product_is_of_equal_shapes_or_broadcast():
 
 def flat(x: torch.Tensor) -> list[float]:
     return x.flatten().tolist()
-
-
-def test_the_global_mean():
-    x = torch.randn(2, 3, 4, 5)
-    torch.testing.assert_close(GlobalAvgPool()(x), torch.stack([m.mean() for m in x.flatten(0, 1)]).view(2, 3, 1, 1))
 
 
 @pytest.mark.parametrize("groups", [1, 3])

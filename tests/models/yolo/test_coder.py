@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cfg.yolo import YoloSpec
-from models.yolo.anchor_grid import AnchorGrid, anchor_grid, cell_grid
+from models.yolo.anchor_grid import AnchorGrid, anchor_grid
 from models.yolo.coder import decode, decode_head, encode
 from models.yolo.head import RawHead
 
@@ -114,11 +114,6 @@ def test_no_box_loses_its_area_to_rounding(new_coords, wild):
     far = torch.tensor([[75.0, 75.0]])  # a cell at pixel 600
     box = decode(raw, AnchorGrid.of(far, torch.tensor([ANCHORS[0]]), (8.0, 8.0), spec_with(new_coords=new_coords)))[0]
     assert (box[2:] > box[:2]).all()
-
-
-def test_the_grid_holds_column_then_row():
-    grid = cell_grid(2, 3, torch.zeros(1))
-    assert grid.tolist() == [[[0, 0], [1, 0], [2, 0]], [[0, 1], [1, 1], [2, 1]]]
 
 
 @pytest.mark.parametrize("new_coords", [False, True])

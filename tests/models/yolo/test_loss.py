@@ -265,8 +265,9 @@ def perfect_logits(targets: Targets, spec: YoloSpec, sure: float = 20.0) -> torc
     logits = torch.zeros(2, 2, *GRID, 8, dtype=torch.float64)
     logits[..., 4:] = -sure
     pairs = assign(targets, spec, GRID, STRIDE)
-    cells = torch.stack((pairs.column, pairs.row), dim=1).double()
-    anchors = torch.tensor(ANCHORS, dtype=torch.float64)[list(spec.mask)][pairs.anchor]
+    _, anchor, row, column = pairs.index
+    cells = torch.stack((column, row), dim=1).double()
+    anchors = torch.tensor(ANCHORS, dtype=torch.float64)[list(spec.mask)][anchor]
     logits[(*pairs.index, slice(0, 4))] = encode(
         targets.boxes[pairs.target], AnchorGrid.of(cells, anchors, STRIDE, spec)
     )
@@ -307,7 +308,7 @@ def test_an_anchor_with_two_objects_has_both_classes_as_targets_once():
         [[3, 4, 14, 19], [3.5, 4, 14, 19], [3, 4.5, 14, 19]], labels=[0, 2, 2], image_index=[0, 0, 0]
     )
     pairs = assign(same_cell, SPEC, GRID, STRIDE)
-    assert len(pairs) == 3 and len(set(zip(*(t.tolist() for t in pairs.index), strict=True))) == 1
+    assert len(pairs.target) == 3 and len(set(zip(*(t.tolist() for t in pairs.index), strict=True))) == 1
     place = tuple(t[0].item() for t in pairs.index)
     terms = loss_of(logits, same_cell)
     output = logits[place].tolist()
