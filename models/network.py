@@ -31,14 +31,12 @@ class Network(nn.Module):
         super().__init__()
         self.plan = plan
         self.layers = nn.ModuleList(build_layer(plan, node, norm) for node in plan.nodes)
-        # The network's input counts as layer -1.
-        readers: dict[int, Sequence[int]] = {-1: [n.index for n in plan.nodes if -1 in n.inputs]}
-        readers |= dict(enumerate(plan.consumers))
         self._last = max((n.index for n in plan.nodes if not isinstance(n.spec, YoloSpec)), default=-1)
-        for index in (self._last, *(source for head in plan.heads for source in plan.nodes[head].inputs)):
-            readers[index] = [len(plan.nodes)]
-        # Per layer, the layer until which its output is held.
-        self._held_until = {index: max(by, default=index) for index, by in readers.items()}
+        # Per layer, the layer until which its output is held: its last reader. The network's input counts as layer -1.
+        self._held_until = {index: index for index in range(-1, len(plan.nodes))}
+        self._held_until |= {source: node.index for node in plan.nodes for source in node.inputs}
+        head_inputs = (source for head in plan.heads for source in plan.nodes[head].inputs)
+        self._held_until |= dict.fromkeys((self._last, *head_inputs), len(plan.nodes))
         self._spans: Sequence[range] = [range(len(plan.nodes))]
         self.frozen_layers = 0  # the first N layers (`models/freeze.py`)
         init_weights(self)
@@ -71,11 +69,11 @@ class Network(nn.Module):
             else:
                 held = forward(*outputs.values())
             outputs = dict(zip(self._held_after(span), held, strict=True))
-        heads = zip(self.plan.heads, self.plan.head_specs, strict=True)
-        inputs = ((outputs[self.plan.nodes[index].inputs[0]], spec) for index, spec in heads)
-        return tuple(RawHead.from_output(output, spec, images.shape[-2:]) for output, spec in inputs), outputs[
-            self._last
-        ]
+        heads = tuple(
+            RawHead.from_output(outputs[self.plan.nodes[index].inputs[0]], spec, images.shape[-2:])
+            for index, spec in zip(self.plan.heads, self.plan.head_specs, strict=True)
+        )
+        return heads, outputs[self._last]
 
     def _run_span(self, span: range, layers: tuple[int, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run a span on `inputs`, the outputs of `layers`. Returns the outputs of `_held_after` it."""

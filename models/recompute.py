@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from typing import TypeVar
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -18,14 +20,13 @@ from models.norms.batch_stat import BatchStatNorm
 Output = TypeVar("Output")
 
 
-def checkpointed(run: Callable[..., Output], *inputs: Tensor, layers: Iterable[nn.Module] | None = None) -> Output:
+def checkpointed(run: Callable[..., Output], *inputs: Tensor, layers: Iterable[nn.Module]) -> Output:
     """Return run(*inputs), whose inner activations are dropped and recomputed in the backward.
 
-    layers: all modules that it runs; by default `run` itself.
+    layers: all modules that it runs.
     """
-    modules = list(layers) if layers is not None else [run] if isinstance(run, nn.Module) else []
     return checkpoint(
-        run, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), running_statistics_held(*modules))
+        run, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), running_statistics_held(*layers))
     )
 
 
@@ -57,51 +58,34 @@ def spans_of(plan: Plan) -> tuple[range, ...]:
     that of the largest (Chen et al. 2016, arXiv:1604.06174). For each of a series of limits on the latter, dynamic
     programming finds the edges with the smallest crossings; the best of these is taken.
     """
-    inside, crossing = _span_sizes(plan)
-    limits = sorted({max(row[-1] for row in inside) / 1.1**step for step in range(60)}, reverse=True)
-    cuts = [cut for limit in limits if (cut := _cut(inside, crossing, limit)) is not None]
+    sizes = np.array([math.prod(node.shape) for node in plan.nodes])  # values per image
+    # A convolution stores its output before the norm, too; its input is the output of another layer.
+    kept = sizes * [2 if isinstance(node.spec, ConvSpec) else 1 for node in plan.nodes]
+    stored = np.append(0, kept.cumsum())  # by the layers before each
+    last_reader = np.array([max(readers, default=len(sizes)) for readers in plan.consumers])
+    layer, stop = np.arange(len(sizes))[:, None], np.arange(len(sizes) + 1)
+    crosses = (layer < stop) & (stop <= last_reader[:, None])
+    crossing = (sizes[:, None] * crosses)[::-1].cumsum(0)[::-1]  # [i, k]: outputs of layers i to k - 1 read from k on
+    limits = [stored[-1] / 1.1**step for step in range(60)]
+    cuts = [cut for limit in limits if (cut := _cut(stored, crossing, limit)) is not None]
     return min(cuts, key=lambda cut: cut[0])[1]
 
 
-def _span_sizes(plan: Plan) -> tuple[list[list[int]], list[list[int]]]:
-    """Return two sizes in values per image, at [i][k] those of the span of layers i to i + k: what its layers store for
-    the backward, and their outputs that later layers read."""
-    count = len(plan.nodes)
-    sizes = [node.shape.channels * node.shape.height * node.shape.width for node in plan.nodes]
-    # A convolution stores its output before the norm, too; its input is the output of another layer.
-    kept = [size * (2 if isinstance(n.spec, ConvSpec) else 1) for n, size in zip(plan.nodes, sizes, strict=True)]
-    last_read_by = [max(readers, default=count) for readers in plan.consumers]
-    inside, crossing = [], []
-    for start in range(count):
-        insides, crossings, held, crosses = [], [], 0, 0
-        for layer in range(start, count):
-            held += kept[layer]
-            crosses += sizes[layer]
-            sources = (source for source in set(plan.nodes[layer].inputs) if source >= start)
-            crosses -= sum(sizes[source] for source in sources if last_read_by[source] == layer)
-            insides.append(held)
-            crossings.append(crosses)
-        inside.append(insides)
-        crossing.append(crossings)
-    return inside, crossing
-
-
-def _cut(inside: list[list[int]], crossing: list[list[int]], limit: float) -> tuple[int, tuple[range, ...]] | None:
+def _cut(stored: np.ndarray, crossing: np.ndarray, limit: float) -> tuple[float, tuple[range, ...]] | None:
     """Return the total size and the spans, each at most `limit` inside; None if a single layer exceeds it."""
-    count = len(inside)
-    least = [0, *[math.inf] * count]
-    began = [0] * (count + 1)
+    count = len(crossing)
+    # Per layer: the smallest crossings of spans up to it, and where the last of these starts.
+    least, best_start = np.full(count + 1, np.inf), np.zeros(count + 1, int)
+    least[0] = 0
     for start in range(count):
-        for length, (held, crosses) in enumerate(zip(inside[start], crossing[start], strict=True), 1):
-            if held > limit:
-                break
-            if least[start] + crosses < least[start + length]:
-                least[start + length], began[start + length] = least[start] + crosses, start
+        total = least[start] + crossing[start]
+        better = (stored - stored[start] <= limit) & (total < least)
+        better[: start + 1] = False
+        least[better], best_start[better] = total[better], start
     if math.isinf(least[count]):
         return None
-    spans, stop = [], count
-    while stop:
-        spans.append(range(began[stop], stop))
-        stop = began[stop]
-    largest = max(inside[span.start][len(span) - 1] for span in spans)
-    return int(least[count]) + largest, tuple(reversed(spans))
+    edges = [count]
+    while edges[-1]:
+        edges.append(int(best_start[edges[-1]]))
+    edges.reverse()
+    return least[count] + np.diff(stored[edges]).max(), tuple(range(*edge) for edge in pairwise(edges))

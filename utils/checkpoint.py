@@ -79,10 +79,6 @@ class Checkpoint:
         """Return whether the weights came from a .weights file."""
         return self.seen is not None
 
-    @property
-    def is_resumable(self) -> bool:
-        return self.training is not None
-
     @classmethod
     def from_file(cls, path: Path) -> Checkpoint:
         """Read what `to_file` or `to_safetensors` of this version or an earlier one wrote; tensors are on the CPU.
@@ -165,9 +161,7 @@ def _plain(record: Checkpoint | ResumeState) -> dict[str, Any]:
 
 
 def _read_torch(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():  # torch does not compare them
-            raise _DamageError(f"the checksum of {damaged} is wrong")
+    _check_archive(path)  # torch does not compare checksums
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -189,11 +183,14 @@ def _checksum(text: str, weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _check_archive(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise _DamageError(f"the checksum of {damaged} is wrong")
+
+
 def _verify(path: Path) -> None:
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except zipfile.BadZipFile as error:
-        raise OSError(f"it does not read back: {error}") from error
-    if damaged:
-        raise OSError(f"{damaged} does not read back as it was written")
+        _check_archive(path)
+    except (zipfile.BadZipFile, _DamageError) as error:
+        raise OSError(f"does not read back as it was written: {error}") from error

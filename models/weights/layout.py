@@ -7,7 +7,6 @@ names, no shapes and no layer count in the file: they all follow from the cfg.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,11 +47,19 @@ class StoredArray:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredLayer:
-    """One layer of the file. arrays: all that darknet writes; loaded: those that it reads for this cfg."""
+    """One layer of the file. arrays: all that darknet writes."""
 
     node: Node
     arrays: tuple[StoredArray, ...]
-    loaded: tuple[StoredArray, ...]
+
+    @property
+    def loaded(self) -> tuple[StoredArray, ...]:
+        """Those that darknet reads for this cfg."""
+        spec = self.node.spec
+        if not isinstance(spec, ConvSpec):
+            return self.arrays
+        skipped = FRESH_SCALES if spec.dontloadscales else ()
+        return () if spec.dontload else tuple(array for array in self.arrays if array.word not in skipped)
 
     @property
     def loaded_bytes(self) -> int:
@@ -68,52 +75,27 @@ def stored_layers(plan: Plan) -> tuple[StoredLayer, ...]:
     """Return the layers that have arrays in the file. Raises UserError for one of unknown layout."""
     layers = []
     for node in plan.nodes:
-        arrays = ARRAYS.get(type(node.spec), _nothing)(node)
-        if not arrays and node.parameter_count:
+        if arrays := _arrays(node):
+            layers.append(StoredLayer(node=node, arrays=arrays))
+        elif node.parameter_count:
             raise UserError(f"{place(plan, node)}: where darknet stores its weights is not known")
-        if arrays:
-            layers.append(StoredLayer(node=node, arrays=arrays, loaded=_loaded(node, arrays)))
     return tuple(layers)
 
 
-def _loaded(node: Node, arrays: tuple[StoredArray, ...]) -> tuple[StoredArray, ...]:
-    if not isinstance(node.spec, ConvSpec):
-        return arrays
-    if node.spec.dontload:
+def _arrays(node: Node) -> tuple[StoredArray, ...]:
+    layer, spec = f"layers.{node.index}", node.spec
+    if isinstance(spec, ShortcutSpec) and spec.weights_type != "none":
+        # One weight per input, or per input and channel; the previous layer is input 0.
+        per_channel = (node.input_shapes[0].channels,) if spec.weights_type == "per_channel" else ()
+        return (StoredArray(name=f"{layer}.weight", word="weights", shape=(len(node.inputs), *per_channel)),)
+    if not isinstance(spec, ConvSpec):
         return ()
-    return tuple(array for array in arrays if not (node.spec.dontloadscales and array.word in FRESH_SCALES))
-
-
-def _convolution(node: Node) -> tuple[StoredArray, ...]:
-    spec = node.spec
-    assert isinstance(spec, ConvSpec)
-    layer, filters = f"layers.{node.index}", (spec.filters,)
     kernel = (spec.filters, node.input_shapes[0].channels // spec.groups, spec.size, spec.size)
-    weights = StoredArray(name=f"{layer}.conv.weight", word="weights", shape=kernel)
-    if not spec.batch_normalize:
-        return StoredArray(name=f"{layer}.conv.bias", word="biases", shape=filters), weights
+    names = {"conv.bias": "biases"}
+    if spec.batch_normalize:
+        names = {"norm.bias": "biases", "norm.weight": "scales"}
+        names |= {"norm.running_mean": "rolling_mean", "norm.running_var": "rolling_variance"}
     return (
-        StoredArray(name=f"{layer}.norm.bias", word="biases", shape=filters),
-        StoredArray(name=f"{layer}.norm.weight", word="scales", shape=filters),
-        StoredArray(name=f"{layer}.norm.running_mean", word="rolling_mean", shape=filters),
-        StoredArray(name=f"{layer}.norm.running_var", word="rolling_variance", shape=filters),
-        weights,
+        *(StoredArray(name=f"{layer}.{name}", word=word, shape=(spec.filters,)) for name, word in names.items()),
+        StoredArray(name=f"{layer}.conv.weight", word="weights", shape=kernel),
     )
-
-
-def _shortcut(node: Node) -> tuple[StoredArray, ...]:
-    """Return one weight per input, or per input and channel; the previous layer is input 0."""
-    spec = node.spec
-    assert isinstance(spec, ShortcutSpec)
-    if spec.weights_type == "none":
-        return ()
-    per_channel = (node.input_shapes[0].channels,) if spec.weights_type == "per_channel" else ()
-    shape = (len(node.inputs), *per_channel)
-    return (StoredArray(name=f"layers.{node.index}.weight", word="weights", shape=shape),)
-
-
-def _nothing(node: Node) -> tuple[StoredArray, ...]:
-    return ()
-
-
-ARRAYS: dict[type, Callable[[Node], tuple[StoredArray, ...]]] = {ConvSpec: _convolution, ShortcutSpec: _shortcut}

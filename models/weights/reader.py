@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cfg.parse import CfgError
 from cfg.plan import Plan, parse_plan
-from models.weights.layout import FRESH_SCALES, StoredArray, StoredLayer, place, stored_layers
+from models.weights.layout import FRESH_SCALES, StoredLayer, place, stored_layers
 from utils.errors import UserError
 
 MAX_SEEN = 2**48  # images; more means a damaged header
@@ -40,10 +40,6 @@ class Header:
     minor: int = 2
     revision: int = 5
     seen: int = 0
-
-    @property
-    def size_bytes(self) -> int:
-        return 20 if self.minor >= 2 else 16
 
     def to_bytes(self) -> bytes:
         assert self.minor >= 2
@@ -72,12 +68,12 @@ def read_weights(path: Path, plan: Plan) -> DarknetWeights:
     try:
         with open(path, "rb") as file:
             header = read_header(path, file)
-            size_bytes = os.fstat(file.fileno()).st_size - header.size_bytes
-            present = _layers_present(path, plan, layers, size_bytes)
+            size_bytes = os.fstat(file.fileno()).st_size
+            present = _layers_present(path, plan, layers, size_bytes - file.tell())
             state: dict[str, Tensor] = {}
             for layer in layers[:present]:
                 state |= _read_layer(path, plan, layer, file)
-            left_bytes = header.size_bytes + size_bytes - file.tell()
+            left_bytes = size_bytes - file.tell()
     except OSError as error:
         raise UserError(f"{path}: cannot be read, {error.strerror}") from error
     return DarknetWeights(
@@ -140,22 +136,20 @@ def _class_hint(plan: Plan, size_bytes: int) -> str:
 
 
 def _read_layer(path: Path, plan: Plan, layer: StoredLayer, file: BinaryIO) -> dict[str, Tensor]:
-    state = {array.name: torch.from_numpy(_read_array(path, plan, layer, array, file)) for array in layer.loaded}
+    state: dict[str, Tensor] = {}
+    for array in layer.loaded:
+        values = np.fromfile(file, "<f4", array.size).astype(np.float32, copy=False)
+        if len(values) < array.size:
+            raise UserError(f"{path}: became shorter while it was read")
+        if fault := array.fault_of(values):
+            raise UserError(f"{path}: {place(plan, layer.node)}: {fault}: a damaged file, or one of another network")
+        state[array.name] = torch.from_numpy(values.reshape(array.shape))
     norm = [array for array in layer.arrays if array.word in FRESH_SCALES]
     if state and norm:
         state = {array.name: torch.full(array.shape, FRESH_SCALES[array.word]) for array in norm} | state
         batches = SETTLED_BATCHES if layer.loaded == layer.arrays else 0
         state[f"layers.{layer.node.index}.norm.num_batches_tracked"] = torch.tensor(batches)
     return state
-
-
-def _read_array(path: Path, plan: Plan, layer: StoredLayer, array: StoredArray, file: BinaryIO) -> np.ndarray:
-    values = np.fromfile(file, "<f4", array.size).astype(np.float32, copy=False)
-    if len(values) < array.size:
-        raise UserError(f"{path}: became shorter while it was read")
-    if fault := array.fault_of(values):
-        raise UserError(f"{path}: {place(plan, layer.node)}: {fault}: a damaged file, or one of another network")
-    return values.reshape(array.shape)
 
 
 def _report(plan: Plan, layers: Sequence[StoredLayer], present: int, left_bytes: int) -> str:

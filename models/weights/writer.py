@@ -62,11 +62,12 @@ def darknet_state(network: Network) -> dict[str, Tensor]:
         # Centralized filters are stored as they are used.
         state[f"layers.{node.index}.conv.weight"] = used_weight(block.conv).detach().cpu().float()
         if node.spec.batch_normalize:
-            state[f"layers.{node.index}.norm.running_var"] = _variance_for_darknet(_checked(block.norm, where), where)
+            state[f"layers.{node.index}.norm.running_var"] = _variance_for_darknet(block.norm, where)
     return state
 
 
-def _checked(norm: nn.Module | None, where: str) -> nn.Module:
+def _variance_for_darknet(norm: nn.Module | None, where: str) -> Tensor:
+    """Return the variance that with darknet's eps of 1e-5 equals the norm's with its own eps."""
     if norm is None:
         raise UserError(f"{where}: has a bias in place of the cfg's batch norm (--norm none)")
     if not has_running_statistics(norm):
@@ -74,11 +75,6 @@ def _checked(norm: nn.Module | None, where: str) -> nn.Module:
             f"{where}: {type(norm).__name__} normalizes by the statistics of each image, as gn, ln and in do; "
             "darknet has batch norm only, with a running mean and variance"
         )
-    return norm
-
-
-def _variance_for_darknet(norm: nn.Module, where: str) -> Tensor:
-    """Return the variance that with darknet's eps of 1e-5 equals the norm's with its own eps."""
     assert isinstance(norm.running_var, Tensor) and isinstance(norm.eps, float)
     variance = norm.running_var.detach().cpu()
     if norm.eps == EPS:

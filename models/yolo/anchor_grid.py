@@ -24,7 +24,7 @@ class AnchorGrid:
     def parts(self) -> tuple[Tensor, ...]:
         """Return cell (..., 2) column and row, anchor (..., 2) and stride (..., 2), widths and heights in input pixels,
         and scale_x_y (..., 1)."""
-        return self.values.split((2, 2, 2, 1), dim=-1)
+        return torch.split(self.values, [2, 2, 2, 1], dim=-1)
 
     def __getitem__(self, index: Tensor) -> AnchorGrid:
         return AnchorGrid(values=self.values[index], new_coords=self.new_coords)

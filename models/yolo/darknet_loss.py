@@ -63,7 +63,7 @@ class DarknetLoss:
         for head in heads:
             eps = head.spec.label_smooth_eps if smoothing is None else smoothing
             delta, cost = head_deltas(head, targets, label_smooth_eps=eps)
-            terms.append(torch.stack(_DeltaAsGradient.apply(head.logits, delta, cost / len(heads))))
+            terms.append(_DeltaAsGradient.apply(head.logits, delta, cost / len(heads)))
         box, objectness, classes = torch.stack(terms).sum(0).unbind()
         return LossTerms(box=box, objectness=objectness, classes=classes)
 
@@ -77,13 +77,11 @@ def head_deltas(head: RawHead, targets: Targets, *, label_smooth_eps: float) -> 
     _, anchors, height, width = head.logits.shape[:4]
     image, anchor, row, column = assignment.index
     rows = ((image * anchors + anchor) * height + row) * width + column
+    pairs = torch.stack((rows, assignment.target))
     for turn in _turns(rows):
-        layer.add_positives(
-            to_device_async(rows[turn], like=layer.output), to_device_async(assignment.target[turn], like=layer.output)
-        )
+        layer.add_positives(*to_device_async(pairs[:, turn], like=layer.output))
     layer.average()
-    rows, target = (to_device_async(index, like=layer.output) for index in (rows, assignment.target))
-    delta, cost = layer.delta.view(head.logits.shape), layer.cost(rows, target)
+    delta, cost = layer.delta.view(head.logits.shape), layer.cost(*to_device_async(pairs, like=layer.output))
     if head.spec.new_coords:
         # darknet's delta refers to the output of the convolution's logistic, RawHead holds its input.
         p = head.logits.to(delta.dtype).sigmoid()
@@ -101,20 +99,19 @@ def class_multipliers(spec: YoloSpec) -> tuple[float, ...]:
 
 
 class _DeltaAsGradient(torch.autograd.Function):
-    """logits, delta, cost (3,) -> the three costs, whose gradients are minus their entries of delta."""
+    """logits, delta, cost (3,) -> cost, whose gradients are minus their entries of delta."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, delta: Tensor, cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, delta: Tensor, cost: Tensor) -> Tensor:
         ctx.save_for_backward(delta)
         ctx.dtype = logits.dtype
-        box, objectness, classes = cost
-        return box.clone(), objectness.clone(), classes.clone()
+        return cost.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, box: Tensor, objectness: Tensor, classes: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (delta,) = ctx.saved_tensors
-        scale = torch.stack((*[box] * 4, objectness, *[classes] * (delta.shape[-1] - 5)))
+        scale = torch.cat((grad[:1].expand(4), grad[1:2], grad[2:].expand(delta.shape[-1] - 5)))
         return (-delta * scale).to(ctx.dtype), None, None  # scaled first: a loss scale may overflow float16
 
 

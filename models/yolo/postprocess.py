@@ -46,7 +46,11 @@ def candidates(heads: Sequence[RawHead], *, confidence: float) -> list[Detection
     images = len(heads[0].logits)
     boxes = torch.cat([decode_head(head).permute(0, 2, 3, 1, 4).reshape(images, -1, 4) for head in heads], dim=1)
     scores = torch.cat([_scores(head).reshape(images, -1, head.spec.classes) for head in heads], dim=1)
-    return [_above(*of_image, confidence) for of_image in zip(boxes, scores, strict=True)]
+    found = []
+    for box, score in zip(boxes, scores, strict=True):
+        index, label = (score > confidence).nonzero(as_tuple=True)
+        found.append(Detections(boxes=box[index], scores=score[index, label], labels=label))
+    return found
 
 
 def _scores(head: RawHead) -> Tensor:
@@ -54,12 +58,6 @@ def _scores(head: RawHead) -> Tensor:
     logits = head.logits[..., 4:].permute(0, 2, 3, 1, 4)
     probabilities = at_least_float32(logits).sigmoid()
     return probabilities[..., :1] * probabilities[..., 1:]
-
-
-def _above(boxes: Tensor, scores: Tensor, confidence: float) -> Detections:
-    """boxes (S, 4), scores (S, C)"""
-    index, label = (scores > confidence).nonzero(as_tuple=True)
-    return Detections(boxes=boxes[index], scores=scores[index, label], labels=label)
 
 
 def _best(found: Detections, rule: NmsRule, unit_px: tuple[float, float], max_detections: int | None) -> Detections:

@@ -62,7 +62,7 @@ def kill_until_done(start: list[str], run: Path, log: Path, *, kills: int, rng: 
             return killed
         killed += 1
         if (run / "last.pt").exists():
-            assert Checkpoint.from_file(run / "last.pt").is_resumable
+            assert Checkpoint.from_file(run / "last.pt").training is not None
 
 
 @pytest.mark.parametrize("norm", NORMS)

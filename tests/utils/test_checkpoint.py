@@ -44,7 +44,7 @@ def test_what_is_written_is_read(tmp_path: Path, training: ResumeState | None):
     read = Checkpoint.from_file(tmp_path / "x.pt")
     assert_same_tensors(read.weights, TENSORS)
     assert fields_of(read, "weights") == fields_of(written, "weights")
-    assert read.is_darknet and read.is_resumable == (training is not None)
+    assert read.is_darknet and read.training == training
     assert os.listdir(tmp_path) == ["x.pt"]
 
 
@@ -69,7 +69,7 @@ def test_files_of_earlier_formats_are_read(tmp_path: Path):
     three, two, one = (Checkpoint.from_file(tmp_path / f"{number}.pt") for number in (3, 2, 1))
     assert three.training == ResumeState(state={"step": 3}, log={"count": 1}, subdivisions=2)
     assert (three.input_hw, three.class_names, three.train_images, three.mini_batch) == ((64, 32), ("a", "b"), 16, 4)
-    assert (two.format, two.is_resumable, two.step, two.train_images) == (2, False, 3, None)
+    assert (two.format, two.training, two.step, two.train_images) == (2, None, 3, None)
     assert (one.step, one.best_ap, one.settings, one.seen) == (0, float("-inf"), {}, None)
     for each in (one, two, three):
         assert_same_tensors(each.weights, TENSORS)

@@ -226,7 +226,7 @@ class Recomputed(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return checkpointed(self.layer, x)
+        return checkpointed(self.layer, x, layers=[self.layer])
 
 
 # --- 10 and 11: dtypes, layouts, starts, copies ----------------------------------------------------------------

@@ -184,8 +184,9 @@ class CheckpointedNet(Net):
     """Forwards run again within the backward, and with them their collectives."""
 
     def forward(self, x: Tensor) -> Tensor:
-        stem = checkpointed(self.stem, x)
-        return checkpointed(self.head, torch.cat([checkpointed(side, stem) for side in (self.left, self.right)], dim=1))
+        stem = checkpointed(self.stem, x, layers=[self.stem])
+        sides = [checkpointed(side, stem, layers=[side]) for side in (self.left, self.right)]
+        return checkpointed(self.head, torch.cat(sides, dim=1), layers=[self.head])
 
 
 def make_images(sizes: tuple[int, int], seed: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from cfg.plan import parse_plan
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory
-from models.weights.class_rows import by_class_name
+from models.weights.start import by_class_name
 from tests.models.weights.nets import network_of
 
 CFG = """

@@ -11,7 +11,7 @@ import pytest
 from cfg.layers import LAYER_TYPES
 from cfg.plan import Plan, load_plan, parse_plan
 from cfg.spec import LayerSpec, Shape
-from models.weights.layout import ARRAYS, stored_layers
+from models.weights.layout import stored_layers
 from tests.models.weights.nets import SMALL, plan_of
 from tests.reference.darknet_cfg import NARROW
 from tests.reference.darknet_weights import layers_of
@@ -71,11 +71,6 @@ def test_weights_are_skipped_where_the_cfg_says_so():
     first, _, _, third, *_ = stored_layers(plan_of(text))
     assert first.loaded == () and first.loaded_bytes == 0
     assert [array.word for array in third.loaded] == ["biases", "weights"]
-
-
-def test_every_kind_of_layer_with_weights_is_known():
-    with_weights = {kind for kind in LAYER_TYPES.values() if kind.parameter_count is not LayerSpec.parameter_count}
-    assert with_weights == set(ARRAYS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
