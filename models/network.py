@@ -35,8 +35,8 @@ class Network(nn.Module):
         # Per layer, the layer until which its output is held: its last reader. The network's input counts as layer -1.
         self._held_until = {index: index for index in range(-1, len(plan.nodes))}
         self._held_until |= {source: node.index for node in plan.nodes for source in node.inputs}
-        head_inputs = (source for head in plan.heads for source in plan.nodes[head].inputs)
-        self._held_until |= dict.fromkeys((self._last, *head_inputs), len(plan.nodes))
+        self.head_inputs = tuple(plan.nodes[index].inputs[0] for index in plan.heads)  # layers that the heads read
+        self._held_until |= dict.fromkeys((self._last, *self.head_inputs), len(plan.nodes))
         self._spans: Sequence[range] = [range(len(plan.nodes))]
         self.frozen_layers = 0  # the first N layers (`models/freeze.py`)
         init_weights(self)
@@ -70,8 +70,8 @@ class Network(nn.Module):
                 held = forward(*outputs.values())
             outputs = dict(zip(self._held_after(span), held, strict=True))
         heads = tuple(
-            RawHead.from_output(outputs[self.plan.nodes[index].inputs[0]], spec, images.shape[-2:])
-            for index, spec in zip(self.plan.heads, self.plan.head_specs, strict=True)
+            RawHead.from_output(outputs[source], spec, images.shape[-2:])
+            for source, spec in zip(self.head_inputs, self.plan.head_specs, strict=True)
         )
         return heads, outputs[self._last]
 
@@ -96,9 +96,8 @@ def init_weights(network: Network) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, a=0.1, mode="fan_in", nonlinearity="leaky_relu")
-    for index, spec in zip(network.plan.heads, network.plan.head_specs, strict=True):
-        block = network.layers[index - 1] if index else None
-        if isinstance(block, ConvNormAct):
+    for source, spec in zip(network.head_inputs, network.plan.head_specs, strict=True):
+        if source >= 0 and isinstance(block := network.layers[source], ConvNormAct):
             init_head(block.conv.weight, block.bias, spec)
 
 
@@ -110,16 +109,12 @@ def parameter_groups(network: Network, *, weight_decay: float, backbone_rate: fl
     biases, gamma or beta (darknet convolutional_layer.c).
     """
     decayed = {id(m.weight) for m in network.modules() if isinstance(m, nn.Conv2d)}
-    head_inputs = {source for index in network.plan.heads for source in network.plan.nodes[index].inputs}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for node, layer in zip(network.plan.nodes, network.layers, strict=True):
         scale = node.spec.learning_rate if isinstance(node.spec, ConvSpec) else 1.0
-        scale *= 1.0 if node.index in head_inputs else backbone_rate
+        scale *= 1.0 if node.index in network.head_inputs else backbone_rate
         for parameter in layer.parameters():
             if parameter.requires_grad:
                 decay = weight_decay if id(parameter) in decayed else 0.0
                 groups.setdefault((scale, decay), []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
-        for (scale, decay), parameters in groups.items()
-    ]
+    return [{"params": group, "weight_decay": decay, "lr_scale": scale} for (scale, decay), group in groups.items()]

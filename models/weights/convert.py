@@ -25,22 +25,15 @@ def write_darknet(path: Path, checkpoint: Checkpoint, *, source: str) -> tuple[P
     for file in files:
         if file.exists() or files.count(file) > 1:
             raise UserError(f"{file}: already exists, or would be written twice: choose another name")
-    write_weights(path, build_network(checkpoint, path=source), seen=images_seen(checkpoint))
+    # As darknet counts: a training from a .weights file starts with image 0, as darknet's does with -clear.
+    trained_on = checkpoint.step * int(checkpoint.settings.get("batch_size", 0))
+    seen = trained_on if checkpoint.seen is None else checkpoint.seen
+    write_weights(path, build_network(checkpoint, path=source), seen=seen)
     names = "".join(f"{name}\n" for name in checkpoint.class_names)
     for file, text in zip(files[1:], (cfg_text(checkpoint), names), strict=True):
         with atomic_write(file) as out:
             out.write(text.encode())
     return files
-
-
-def images_seen(checkpoint: Checkpoint) -> int:
-    """Return how many images were trained on, as darknet counts them: from a .weights file, or steps x batch size.
-
-    A training from a .weights file starts with step 0, and so with image 0, as darknet's does with -clear.
-    """
-    if checkpoint.seen is not None:
-        return checkpoint.seen
-    return checkpoint.step * int(checkpoint.settings.get("batch_size", 0))
 
 
 def cfg_text(checkpoint: Checkpoint) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -154,20 +155,17 @@ def _read_layer(path: Path, plan: Plan, layer: StoredLayer, file: BinaryIO) -> d
 
 def _report(plan: Plan, layers: Sequence[StoredLayer], present: int, left_bytes: int) -> str:
     loaded = [layer for layer in layers[:present] if layer.loaded]
-    counts = []
-    for kind, noun in (("convolutional", "convolutions"), ("shortcut", "weighted shortcuts")):
-        total = sum(layer.node.spec.kind == kind for layer in layers)
-        if total:
-            counts.append(f"{sum(layer.node.spec.kind == kind for layer in loaded)} of {total} {noun}")
+    total, done = (Counter(layer.node.spec.kind for layer in some) for some in (layers, loaded))
+    nouns = {"convolutional": "convolutions", "shortcut": "weighted shortcuts"}
+    counts = [f"{done[kind]} of {total[kind]} {noun}" for kind, noun in nouns.items() if total[kind]]
     notes = [f"loaded {' and '.join(counts)}, {left_bytes} bytes left"]
     if present < len(layers):
         notes.append(
             f"the file ends before {place(plan, layers[present].node)}: it and all after it are re-initialized"
         )
-    for key, skipped in (
-        ("dontload", [layer for layer in layers[:present] if not layer.loaded]),
-        ("dontloadscales", [layer for layer in loaded if layer.loaded != layer.arrays]),
-    ):
-        if skipped:
-            notes.append(f"{key}=1 in layers {', '.join(str(layer.node.index) for layer in skipped)}")
+    skipped = {"dontload": [layer for layer in layers[:present] if not layer.loaded]}
+    skipped["dontloadscales"] = [layer for layer in loaded if layer.loaded != layer.arrays]
+    for key, some in skipped.items():
+        if some:
+            notes.append(f"{key}=1 in layers {', '.join(str(layer.node.index) for layer in some)}")
     return "; ".join(notes)

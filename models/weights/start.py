@@ -11,9 +11,8 @@ from models.blocks import merge_conv_norm
 from models.network import Network
 from models.norms.table import stored_norm
 from models.norms.weight_centralization import CentralizedConv2d
-from models.weights.class_names import made_up_names
 from models.weights.layout import EPS
-from models.weights.trained import is_darknet, read_darknet
+from models.weights.trained import is_darknet, made_up_names, read_darknet
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 
@@ -85,8 +84,8 @@ def by_class_name(
     known = {len(_BOX) + row: rows[name] for row, name in enumerate(now) if name in rows}
     to_rows, from_rows = [*_BOX, *known], [*_BOX, *known.values()]
     own, heads = network.state_dict(), {}
-    for head, spec in zip(network.plan.heads, network.plan.head_specs, strict=True):
-        layer, anchors = f"layers.{network.plan.nodes[head].inputs[0]}.", len(spec.mask)
+    for source, spec in zip(network.head_inputs, network.plan.head_specs, strict=True):
+        layer, anchors = f"layers.{source}.", len(spec.mask)
         for name in (name for name in own if name.startswith(layer) and name in state):
             filter_shape = own[name].shape[1:]
             if state[name].shape == (anchors * (len(_BOX) + len(before)), *filter_shape):
@@ -115,7 +114,9 @@ def _load_darknet(network: Network, state: Mapping[str, Tensor]) -> tuple[int, l
     normalized = [name.removesuffix(".norm.running_var") for name in state if name.endswith(".norm.running_var")]
     biased = [layer for layer in normalized if f"{layer}.conv.bias" in own]
     for layer in biased:
-        state = {**state, **_merged(state, layer)}
+        norm = {n: state[f"{layer}.norm.{n}"] for n in ("running_mean", "running_var", "weight", "bias")}
+        weight, bias = merge_conv_norm(state[f"{layer}.conv.weight"], norm, EPS)
+        state = {**state, f"{layer}.conv.weight": weight.float(), f"{layer}.conv.bias": bias.float()}
     loaded, fresh = load_matching(network, state)
     exceptions = []
     if other_size := [name for name in fresh if f"{name}.weight" in state]:
@@ -125,11 +126,3 @@ def _load_darknet(network: Network, state: Mapping[str, Tensor]) -> tuple[int, l
     if any(f"{layer}.norm.weight" in own and f"{layer}.norm.running_var" not in own for layer in normalized):
         exceptions.append("this norm has no running means and variances to load")
     return loaded, exceptions
-
-
-def _merged(state: Mapping[str, Tensor], layer: str) -> dict[str, Tensor]:
-    """Return the merged weight and bias, in float32."""
-    names = ("running_mean", "running_var", "weight", "bias")
-    norm = {name: state[f"{layer}.norm.{name}"] for name in names}
-    weight, bias = merge_conv_norm(state[f"{layer}.conv.weight"], norm, EPS)
-    return {f"{layer}.conv.weight": weight.float(), f"{layer}.conv.bias": bias.float()}

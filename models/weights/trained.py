@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from cfg.convolution import ConvSpec
-from cfg.plan import Plan, load_plan
+from cfg.plan import HERE, Plan, load_plan
 from models.detector import make_checkpoint
 from models.norms.table import NormOptions, resolve_norm
-from models.weights.class_names import class_names
 from models.weights.reader import read_header, read_weights
 from utils.checkpoint import Checkpoint
 from utils.console import line
 from utils.errors import UserError
+from utils.listing import read_lines
+
+COCO_NAMES = HERE / "coco.names"  # as COCO spells them: "motorcycle", where darknet's own file says "motorbike"
 
 
 def is_darknet(path: Path) -> bool:
@@ -64,13 +66,31 @@ def read_darknet(
         if not plan.heads or plan.net.channels != 3:
             raise UserError(f"{plan.path}: is no detector of images, which has [yolo] layers and channels=3")
     classes, origin = class_names(plan, None if names is None else Path(names))
-    network = make_checkpoint(plan, _norm_of(plan), loaded.state, class_names=classes, letterbox=plan.net.letter_box)
+    is_cmbn = any(isinstance(node.spec, ConvSpec) and node.spec.batch_normalize == 2 for node in plan.nodes)
+    norm = resolve_norm(NormOptions(norm="cmbn" if is_cmbn else "bn"))
+    network = make_checkpoint(plan, norm, loaded.state, class_names=classes, letterbox=plan.net.letter_box)
     settings = {"batch_size": plan.net.batch, "subdivisions": plan.net.subdivisions}
     checkpoint = replace(network, seen=loaded.header.seen, settings=settings)
     warnings = (f"warning: {warning}" for warning in plan.warnings)
     return checkpoint, f"{path}: {loaded.report}", (line("names", origin), *warnings)
 
 
-def _norm_of(plan: Plan) -> NormOptions:
-    is_cmbn = any(isinstance(node.spec, ConvSpec) and node.spec.batch_normalize == 2 for node in plan.nodes)
-    return resolve_norm(NormOptions(norm="cmbn" if is_cmbn else "bn"))
+def class_names(plan: Plan, file: Path | None = None) -> tuple[tuple[str, ...], str]:
+    """Return one name per class, and where they come from: `file` (one name a line), or what the count suggests.
+
+    Raises UserError if `file` has another number of names than the plan has classes.
+    """
+    if file is not None:
+        names = read_lines(file)
+        if len(names) != plan.classes:
+            raise UserError(f"{file}: has {len(names)} names, {plan.path} has {plan.classes} classes")
+        return tuple(names), f"from {file}"
+    coco = read_lines(COCO_NAMES)
+    if len(coco) == plan.classes:
+        return tuple(coco), "COCO's, because there are 80 classes; --names FILE gives others"
+    return made_up_names(plan.classes), "class 0, class 1 ...; --names FILE gives others"
+
+
+def made_up_names(classes: int) -> tuple[str, ...]:
+    """Return "class 0", "class 1" ..., as for a .data file without names."""
+    return tuple(f"class {label}" for label in range(classes))

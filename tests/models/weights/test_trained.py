@@ -10,8 +10,7 @@ import torch
 
 from cfg.plan import load_plan
 from models.detector import DetectionOptions, Detector
-from models.weights.class_names import COCO_NAMES, class_names
-from models.weights.trained import is_darknet, read_trained
+from models.weights.trained import COCO_NAMES, class_names, is_darknet, read_trained
 from models.weights.writer import write_weights
 from tests.models.weights.nets import SMALL, heads_of, network_of, plan_of, written
 from tests.reference import darknet_weights as oracle
