@@ -13,10 +13,10 @@ from data.augment import AugmentOptions
 from data.image_cache import CACHES
 from evaluation.coco_backends import BACKENDS
 from evaluation.darknet_map import POINTS
-from models.detector import DetectionOptions
 from models.norms.old_spelling import removed_flags
 from models.norms.table import NormOptions
 from models.yolo.loss import LossOptions
+from models.yolo.postprocess import DetectionOptions
 from utils.flags import parse_image_hw, parse_subdivisions
 from utils.knob import knob
 from utils.schedule import POLICIES

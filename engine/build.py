@@ -7,9 +7,10 @@ import torch
 from cfg.plan import Plan
 from data.image_set import ImageSet
 from data.loader import InputSizes, TrainLoader, make_train_loader
-from models.detector import DetectionOptions, Detector
+from models.detector import Detector
 from models.network import Network, parameter_groups
 from models.norms.table import norm_factory
+from models.yolo.postprocess import DetectionOptions
 from options import TrainOptions
 from utils import ranks
 from utils.errors import UserError

@@ -10,36 +10,12 @@ import torch
 from torch import Tensor
 
 from cfg.plan import Plan, parse_plan
-from cfg.yolo import NMS_KINDS
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory, stored_norm
-from models.yolo.postprocess import postprocess
+from models.yolo.postprocess import DetectionOptions, postprocess
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
-from utils.knob import knob
 from utils.structures import Detections
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DetectionOptions:
-    """How an image becomes the network's input, and which of its predictions are detections. Defaults: COCO's AP."""
-
-    resize: str = knob(
-        "opencv",
-        "how an image becomes the network's input: OpenCV, which averages where it shrinks, or darknet's own bilinear",
-        choices=("opencv", "darknet"),  # data.geometry.RESIZES
-    )
-    nms: str = knob(
-        "cfg",
-        "overlap of two boxes: default = IoU; greedynms, diounms = less a share for their centres' distance; cfg = "
-        "what the network's last [yolo] specifies",
-        choices=("cfg", *NMS_KINDS),
-    )
-    confidence: float = knob(0.001, "drop detections below this score", low=0, high=1)
-    nms_iou: float = knob(
-        0.6, "of two boxes of a class that overlap more than this, suppress the one with the lower score", low=0, high=1
-    )
-    max_detections: int | None = knob(100, "keep this many per image, best first; COCO scores 100", unit="N", low=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,14 +66,7 @@ class Detector:
     @torch.no_grad()
     def __call__(self, images: Tensor, units_px: Sequence[tuple[float, float]] | None = None) -> list[Detections]:
         """units_px: per image, the unit (width, height) in which NMS measures distances; None: input pixels."""
-        return postprocess(
-            self.network(images),
-            confidence=self.options.confidence,
-            nms_iou=self.options.nms_iou,
-            max_detections=self.options.max_detections,
-            nms=self.options.nms,
-            units_px=units_px,
-        )
+        return postprocess(self.network(images), self.options, units_px)
 
 
 def make_checkpoint(

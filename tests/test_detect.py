@@ -8,7 +8,7 @@ import torch
 
 from data.geometry import as_input
 from detect import detect
-from models.detector import DetectionOptions
+from models.yolo.postprocess import DetectionOptions
 from tests.evaluation.fakes import FakeDetector, Units
 from utils.structures import Detections
 

@@ -14,10 +14,11 @@ from cfg.plan import parse_plan
 from data.source import open_image_set
 from engine import build
 from evaluation.darknet_map import measure_as_darknet
-from models.detector import DetectionOptions, Detector, make_checkpoint
+from models.detector import Detector, make_checkpoint
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory
 from models.weights.writer import write_weights
+from models.yolo.postprocess import DetectionOptions
 from options import EvaluateOptions, TrainOptions
 from tests.data.sets import CLASSES, write_darknet
 from tests.e2e.conftest import TOY_CFG

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cfg.yolo import NMS_KINDS
 from models.yolo.coder import at_least_float32, decode_head
 from models.yolo.head import RawHead
 from models.yolo.nms import NmsRule, classwise_nms
+from utils.knob import knob
 from utils.structures import Detections
 
 # NMS is quadratic in the worst case, so the weakest candidates of an image beyond this number are dropped. They cannot
@@ -17,27 +20,45 @@ from utils.structures import Detections
 MAX_CANDIDATES = 30_000
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectionOptions:
+    """How an image becomes the network's input, and which of its predictions are detections. Defaults: COCO's AP."""
+
+    resize: str = knob(
+        "opencv",
+        "how an image becomes the network's input: OpenCV, which averages where it shrinks, or darknet's own bilinear",
+        choices=("opencv", "darknet"),  # data.geometry.RESIZES
+    )
+    nms: str = knob(
+        "cfg",
+        "overlap of two boxes: default = IoU; greedynms, diounms = less a share for their centres' distance; cfg = "
+        "what the network's last [yolo] specifies",
+        choices=("cfg", *NMS_KINDS),
+    )
+    confidence: float = knob(0.001, "drop detections below this score", low=0, high=1)
+    nms_iou: float = knob(
+        0.6, "of two boxes of a class that overlap more than this, suppress the one with the lower score", low=0, high=1
+    )
+    max_detections: int | None = knob(100, "keep this many per image, best first; COCO scores 100", unit="N", low=1)
+
+
 @torch.no_grad()
 def postprocess(
-    heads: Sequence[RawHead],
-    *,
-    confidence: float,
-    nms_iou: float,
-    max_detections: int | None,
-    nms: str = "cfg",
-    units_px: Sequence[tuple[float, float]] | None = None,
+    heads: Sequence[RawHead], options: DetectionOptions, units_px: Sequence[tuple[float, float]] | None = None
 ) -> list[Detections]:
     """Return one Detections per image. A box may be detected in several classes; score = objectness * class.
 
-    max_detections: None keeps all that NMS keeps of the best MAX_CANDIDATES. nms: a kind (`models.yolo.nms`), or "cfg"
-    for that of the last [yolo], as in darknet. units_px: per image, the (width, height) in input pixels of the unit in
-    which NMS measures distances; None: input pixels.
+    max_detections=None keeps all that NMS keeps of the best MAX_CANDIDATES. units_px: per image, the (width, height) in
+    input pixels of the unit in which NMS measures distances; None: input pixels.
     """
     last = heads[-1].spec
-    rule = NmsRule(kind=last.nms_kind if nms == "cfg" else nms, iou=nms_iou, beta=last.beta_nms)
-    images = candidates(heads, confidence=confidence)
+    kind = last.nms_kind if options.nms == "cfg" else options.nms
+    rule = NmsRule(kind=kind, iou=options.nms_iou, beta=last.beta_nms)
+    images = candidates(heads, confidence=options.confidence)
     units_px = units_px or [(1.0, 1.0)] * len(images)
-    return [_best(image, rule, unit_px, max_detections) for image, unit_px in zip(images, units_px, strict=True)]
+    return [
+        _best(image, rule, unit_px, options.max_detections) for image, unit_px in zip(images, units_px, strict=True)
+    ]
 
 
 def candidates(heads: Sequence[RawHead], *, confidence: float) -> list[Detections]:

@@ -14,8 +14,9 @@ import torch
 import evaluate
 from data.source import open_image_set
 from evaluation.darknet_map import POINTS, measure_as_darknet
-from models.detector import DetectionOptions, Detector
+from models.detector import Detector
 from models.weights.trained import read_trained
+from models.yolo.postprocess import DetectionOptions
 from tests.conftest import ROOT
 from tests.darknet_fixtures import write_weights
 

@@ -13,7 +13,8 @@ import torch
 
 from data.image_set import ImageSet, Record, pack
 from data.problems import Problems
-from models.detector import DetectionOptions, Detector
+from models.detector import Detector
+from models.yolo.postprocess import DetectionOptions
 from utils.draw import write_png
 from utils.structures import Detections, Placement
 

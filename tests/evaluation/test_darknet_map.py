@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.image_set import ImageSet
 from evaluation.darknet_map import POINTS, average_precision, evaluate_darknet, matched_objects, measure_as_darknet
-from models.detector import DetectionOptions
+from models.yolo.postprocess import DetectionOptions
 from tests.evaluation.fakes import NOTHING, PerfectDetector, known_images
 from tests.reference import darknet_map as oracle
 from utils.errors import UserError

@@ -10,7 +10,8 @@ import torch
 
 from data.image_set import ImageSet
 from evaluation.evaluator import Evaluator, category_of_label
-from models.detector import DetectionOptions, Detector
+from models.detector import Detector
+from models.yolo.postprocess import DetectionOptions
 from tests.evaluation.fakes import IDS, MODEL_NAMES, NAMES, NOTHING, PerfectDetector, known_images
 from utils import ranks
 from utils.errors import UserError

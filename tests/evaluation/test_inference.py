@@ -12,7 +12,7 @@ import torch
 from data.geometry import RESIZES
 from data.image_set import ImageSet
 from evaluation.inference import detect_batches, image_batches
-from models.detector import DetectionOptions
+from models.yolo.postprocess import DetectionOptions
 from tests.evaluation.fakes import PerfectDetector, known_images
 from utils.structures import Detections
 

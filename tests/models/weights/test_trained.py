@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from cfg.plan import load_plan
-from models.detector import DetectionOptions, Detector
+from models.detector import Detector
 from models.weights.trained import COCO_NAMES, class_names, is_darknet, read_trained
 from models.weights.writer import write_weights
+from models.yolo.postprocess import DetectionOptions
 from tests.models.weights.nets import SMALL, heads_of, network_of, plan_of, written
 from tests.reference import darknet_weights as oracle
 from tests.toy_checkpoint import toy_checkpoint

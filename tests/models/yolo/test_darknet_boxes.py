@@ -20,7 +20,7 @@ from cfg.yolo import NMS_KINDS, YoloSpec
 from data.geometry import letterbox_placement
 from models.yolo.head import RawHead
 from models.yolo.nms import NmsRule, classwise_nms
-from models.yolo.postprocess import candidates, postprocess
+from models.yolo.postprocess import DetectionOptions, candidates, postprocess
 from tests.darknet_fixtures import dog, network_of, write_weights
 from utils.structures import Detections
 
@@ -84,7 +84,7 @@ def check_keeps(found: Detections, keeps: Boxes, prefix: str = "") -> None:
 def check_letterboxed(heads: Sequence[RawHead], dets: np.ndarray, confidence: float, tolerance: float) -> None:
     """An image of 640 x 360 in the input: its boxes in shares of its sides, after suppression, in any order."""
     knobs = {"confidence": confidence, "nms_iou": NMS_IOU, "max_detections": None}
-    (found,) = postprocess(heads, **knobs, nms="default")
+    (found,) = postprocess(heads, DetectionOptions(**knobs, nms="default"))
     place = letterbox_placement(IMAGE_HW, INPUT_HW)
     corners = (found.boxes - torch.tensor([place.left_px, place.top_px] * 2)) / torch.tensor(place.image_px * 2)
     centre, size = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]

@@ -12,12 +12,12 @@ from models.yolo import postprocess as module
 from models.yolo.anchor_grid import AnchorGrid
 from models.yolo.coder import decode_head, encode
 from models.yolo.head import RawHead
-from models.yolo.postprocess import candidates, postprocess
+from models.yolo.postprocess import DetectionOptions, candidates, postprocess
 from tests.reference import nms as oracle
 from utils.structures import Detections
 
 ANCHORS = ((10.0, 14.0), (22.0, 17.0), (30.0, 40.0))
-KNOBS = {"confidence": 0.25, "nms_iou": 0.45, "max_detections": 100}
+OPTIONS = DetectionOptions(confidence=0.25, nms_iou=0.45, max_detections=100)
 
 
 def random_heads(images: int = 3, classes: int = 3) -> list[RawHead]:
@@ -53,7 +53,7 @@ def rows_of(found: Detections) -> list[tuple]:
 def test_postprocess_is_the_oracle(confidence, nms_iou, max_detections):
     heads = random_heads()
     knobs = {"confidence": confidence, "nms_iou": nms_iou, "max_detections": max_detections}
-    made = postprocess(heads, **knobs)
+    made = postprocess(heads, DetectionOptions(**knobs))
     assert len(made) == 3
     for image, found in enumerate(made):
         boxes = [box for head in heads for box in decode_head(head)[image].reshape(-1, 4).tolist()]
@@ -71,7 +71,7 @@ def test_postprocess_is_the_oracle(confidence, nms_iou, max_detections):
 def test_postprocess_is_the_oracle_with_distances(kind):
     heads = [replace(head, spec=replace(head.spec, beta_nms=1.7)) for head in random_heads(2)]
     units = [(64.0, 48.0), (0.5, 2.0)]
-    made = postprocess(heads, confidence=0.01, nms_iou=0.3, max_detections=None, nms=kind, units_px=units)
+    made = postprocess(heads, DetectionOptions(confidence=0.01, nms_iou=0.3, max_detections=None, nms=kind), units)
     for image, (found, unit) in enumerate(zip(made, units, strict=True)):
         boxes = [box for head in heads for box in decode_head(head)[image].reshape(-1, 4).tolist()]
         probabilities = [head.logits[image, ..., 4:].sigmoid().reshape(-1, 4) for head in heads]
@@ -86,13 +86,15 @@ def test_the_last_yolo_names_the_nms_kind():
     first, last = random_heads()
     knobs = {"confidence": 0.01, "nms_iou": 0.2, "max_detections": None}
     last = replace(last, spec=replace(last.spec, nms_kind="diounms", beta_nms=0.3))
-    as_cfg = postprocess([first, last], **knobs)
-    for found, expected in zip(as_cfg, postprocess([first, last], **knobs, nms="diounms"), strict=True):
+    as_cfg = postprocess([first, last], DetectionOptions(**knobs))
+    for found, expected in zip(
+        as_cfg, postprocess([first, last], DetectionOptions(**knobs, nms="diounms")), strict=True
+    ):
         assert rows_of(found) == rows_of(expected)
-    plain = postprocess([first, last], **knobs, nms="default")
+    plain = postprocess([first, last], DetectionOptions(**knobs, nms="default"))
     assert sum(map(len, plain)) < sum(map(len, as_cfg))
     unsaid = replace(last, spec=replace(last.spec, nms_kind="default"))
-    assert list(map(rows_of, plain)) == list(map(rows_of, postprocess([first, unsaid], **knobs)))
+    assert list(map(rows_of, plain)) == list(map(rows_of, postprocess([first, unsaid], DetectionOptions(**knobs))))
 
 
 def test_candidates_come_cell_by_cell():
@@ -111,7 +113,7 @@ def test_candidates_come_cell_by_cell():
 
 
 def test_best_first():
-    for found in postprocess(random_heads(), **KNOBS):
+    for found in postprocess(random_heads(), OPTIONS):
         assert len(found) > 2
         assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
 
@@ -120,7 +122,7 @@ def test_nothing_found_is_empty_and_of_the_right_shapes():
     heads = random_heads()
     for head in heads:
         head.logits[..., 4] = -50
-    for found in postprocess(heads, **KNOBS):
+    for found in postprocess(heads, OPTIONS):
         assert len(found) == 0
         assert found.boxes.shape == (0, 4) and found.scores.shape == (0,)
         assert found.labels.dtype == torch.int64
@@ -128,7 +130,7 @@ def test_nothing_found_is_empty_and_of_the_right_shapes():
 
 def test_one_candidate():
     head = head_saying([[3, 4, 20, 30]], [[0.1, 0.8]])
-    (found,) = postprocess([head], **KNOBS)
+    (found,) = postprocess([head], OPTIONS)
     assert found.labels.tolist() == [1]
     assert found.scores.tolist() == pytest.approx([0.8])
     assert found.boxes.tolist() == [pytest.approx([3, 4, 20, 30])]
@@ -137,32 +139,32 @@ def test_one_candidate():
 def test_the_score_is_objectness_times_class():
     head = head_saying([[3, 4, 20, 30]], [[0.8]])
     head.logits[..., 4] = 0
-    (found,) = postprocess([head], **KNOBS)
+    (found,) = postprocess([head], OPTIONS)
     assert found.scores.tolist() == pytest.approx([0.4])
-    assert len(postprocess([head], **{**KNOBS, "confidence": 0.41})[0]) == 0
+    assert len(postprocess([head], replace(OPTIONS, confidence=0.41))[0]) == 0
 
 
 def test_max_detections_keeps_the_best():
     boxes = [[30 * k, 0, 30 * k + 20, 20] for k in range(5)]
     head = head_saying(boxes, [[0.5], [0.9], [0.6], [0.8], [0.7]])
-    (found,) = postprocess([head], **{**KNOBS, "max_detections": 2})
+    (found,) = postprocess([head], replace(OPTIONS, max_detections=2))
     assert found.boxes.round().tolist() == [boxes[1], boxes[3]]
-    (every,) = postprocess([head], **{**KNOBS, "max_detections": None})
+    (every,) = postprocess([head], replace(OPTIONS, max_detections=None))
     assert every.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5])
 
 
 def test_suppression_is_within_a_class():
     same, other = [10, 10, 50, 50], [11, 10, 51, 50]
-    (one,) = postprocess([head_saying([same, other], [[0.9, 0.0], [0.8, 0.0]])], **KNOBS)
+    (one,) = postprocess([head_saying([same, other], [[0.9, 0.0], [0.8, 0.0]])], OPTIONS)
     assert one.labels.tolist() == [0] and one.boxes.round().tolist() == [same]
-    (two,) = postprocess([head_saying([same, other], [[0.9, 0.0], [0.0, 0.8]])], **KNOBS)
+    (two,) = postprocess([head_saying([same, other], [[0.9, 0.0], [0.0, 0.8]])], OPTIONS)
     assert two.labels.tolist() == [0, 1]
 
 
 def test_suppression_is_within_a_class_also_beyond_the_images_edge():
     """Boxes of negative coordinates: a class must not be moved onto the one before it."""
     boxes = [[-100, -100, 20, 20], [500, 500, 608, 608]]
-    (found,) = postprocess([head_saying(boxes, [[0.0, 0.8], [0.9, 0.0]])], **KNOBS)
+    (found,) = postprocess([head_saying(boxes, [[0.0, 0.8], [0.9, 0.0]])], OPTIONS)
     assert found.labels.tolist() == [0, 1]
 
 
@@ -172,23 +174,23 @@ def test_a_huge_box_leaves_the_others_their_shape():
     scores = [[0.0] * 80 for _ in boxes]
     scores[0][79], scores[1][79], scores[2][0] = 0.9, 0.8, 0.7
     head = head_saying(boxes, scores)
-    (found,) = postprocess([RawHead(logits=head.logits.float(), spec=head.spec, stride_px=(8.0, 8.0))], **KNOBS)
+    (found,) = postprocess([RawHead(logits=head.logits.float(), spec=head.spec, stride_px=(8.0, 8.0))], OPTIONS)
     assert found.labels.tolist() == [79, 79, 0]
 
 
 def test_a_box_may_be_found_in_two_classes():
-    (found,) = postprocess([head_saying([[10, 10, 50, 50]], [[0.6, 0.7]])], **KNOBS)
+    (found,) = postprocess([head_saying([[10, 10, 50, 50]], [[0.6, 0.7]])], OPTIONS)
     assert found.labels.tolist() == [1, 0]
 
 
 def test_beyond_the_candidates_limit_the_weakest_go(monkeypatch):
     monkeypatch.setattr(module, "MAX_CANDIDATES", 2)
     boxes = [[30 * k, 0, 30 * k + 20, 20] for k in range(4)]
-    (found,) = postprocess([head_saying(boxes, [[0.5], [0.9], [0.6], [0.8]])], **KNOBS)
+    (found,) = postprocess([head_saying(boxes, [[0.5], [0.9], [0.6], [0.8]])], OPTIONS)
     assert found.scores.tolist() == pytest.approx([0.9, 0.8])
 
 
 def test_half_precision_logits_are_scored_in_single():
     heads = [RawHead(logits=h.logits.bfloat16(), spec=h.spec, stride_px=h.stride_px) for h in random_heads()]
-    for found in postprocess(heads, **KNOBS):
+    for found in postprocess(heads, OPTIONS):
         assert found.boxes.dtype == found.scores.dtype == torch.float32
