@@ -75,7 +75,7 @@ def assign(targets: Targets, spec: YoloSpec, grid_hw: tuple[int, int], stride_px
 class Positives:
     """P pairs of a positive anchor and a ground-truth box, on the host. An anchor may be in several pairs.
 
-    anchors: (2, U) image and index into the AnchorGrid of each positive anchor. Per pair: which (P,), the index into
+    anchors: (2, U) image and index into the anchor grid of each positive anchor. Per pair: which (P,), the index into
     those; target (P,), the index into the Targets.
     """
 

@@ -28,9 +28,8 @@ from torch.autograd.function import once_differentiable
 
 from cfg.yolo import YoloSpec
 from models.transfer import constant_like, to_device_async
-from models.yolo.anchor_grid import anchor_grid
 from models.yolo.assign import assign, best_overlap, best_target
-from models.yolo.coder import at_least_float32
+from models.yolo.coder import anchor_grid, at_least_float32, grid_parts
 from models.yolo.darknet_iou_grad import iou_grad
 from models.yolo.head import RawHead
 from models.yolo.iou_loss import iou_loss
@@ -128,7 +127,7 @@ class _DarknetLayer:
         self.head, self.spec, self.targets = head, head.spec, targets
         logits = at_least_float32(head.logits.flatten(1, 3))
         self.anchors = anchor_grid([head], logits.dtype)  # of the rows of one image
-        cell, anchor_px, _, _ = self.anchors.parts()
+        cell, anchor_px, _, _ = grid_parts(self.anchors)
         output = logits.sigmoid()
         if not self.spec.new_coords:
             output[..., 2:4] = logits[..., 2:4]
@@ -243,7 +242,7 @@ class _DarknetLayer:
 
     def _encoded(self, rows: Tensor, target: Tensor) -> Tensor:
         """Return the output (P, 4) for which each row's box would equal its target's."""
-        cell, anchor_px, _, _ = self.anchors[rows % len(self.anchors.values)].parts()
+        cell, anchor_px, _, _ = grid_parts(self.anchors[rows % len(self.anchors)])
         ratio = self.gt[target, 2:] * self.input / anchor_px
         sides = (ratio / 4).sqrt() if self.spec.new_coords else ratio.log()
         return torch.cat((self.gt[target, :2] * self.grid - cell, sides), dim=1)

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from cfg.yolo import YoloSpec
 from models.transfer import to_device_async
-from models.yolo.anchor_grid import AnchorGrid, anchor_grid
 from models.yolo.assign import Positives, best_overlap, find_positives
-from models.yolo.coder import at_least_float32, decode, encode
+from models.yolo.coder import anchor_grid, at_least_float32, decode, encode
 from models.yolo.head import RawHead
 from models.yolo.iou_loss import iou_loss
 from utils.boxes import area
@@ -112,14 +111,14 @@ class YoloLoss:
             classes=self._classes(positive_logits[:, 5:], positives, targets, spec),
         )
 
-    def _box(self, logits: Tensor, grid: AnchorGrid, target: Tensor, head: RawHead) -> Tensor:
+    def _box(self, logits: Tensor, grid: Tensor, target: Tensor, head: RawHead) -> Tensor:
         """logits, target: (P, 4), one row per pair. head: any of the group."""
         spec = head.spec
         if spec.iou_loss != "mse":
-            loss = iou_loss(decode(logits, grid), target, spec.iou_loss)
+            loss = iou_loss(decode(logits, grid, new_coords=spec.new_coords), target, spec.iou_loss)
             return self.options.box_gain * spec.iou_normalizer * loss.sum()
         # YOLOv3's squared error of offsets and log sizes; small boxes weigh more.
-        target_logits = encode(target, grid)
+        target_logits = encode(target, grid, new_coords=spec.new_coords)
         error = torch.cat(
             (logits[:, :2].sigmoid() - target_logits[:, :2].sigmoid(), logits[:, 2:] - target_logits[:, 2:]), dim=1
         )
@@ -128,7 +127,7 @@ class YoloLoss:
         return spec.iou_normalizer * (0.5 * weight[:, None] * error.square()).sum()
 
     def _objectness(
-        self, logits: Tensor, grid: AnchorGrid, index: tuple[Tensor, ...], targets: Targets, spec: YoloSpec
+        self, logits: Tensor, grid: Tensor, index: tuple[Tensor, ...], targets: Targets, spec: YoloSpec
     ) -> Tensor:
         """Targets: 1 for positives, 0 for negatives; anchors whose best overlap exceeds ignore_thresh are ignored.
 
@@ -137,7 +136,7 @@ class YoloLoss:
         """
         objectness = logits[..., 4]
         with torch.no_grad():
-            overlap = best_overlap(decode(logits[..., :4], grid), targets)
+            overlap = best_overlap(decode(logits[..., :4], grid, new_coords=spec.new_coords), targets)
             ignored = overlap > spec.ignore_thresh
             target = torch.zeros_like(objectness)
             weight = (~ignored).to(objectness.dtype)

@@ -56,9 +56,7 @@ def postprocess(
     rule = NmsRule(kind=kind, iou=options.nms_iou, beta=last.beta_nms)
     images = candidates(heads, confidence=options.confidence)
     units_px = units_px or [(1.0, 1.0)] * len(images)
-    return [
-        _best(image, rule, unit_px, options.max_detections) for image, unit_px in zip(images, units_px, strict=True)
-    ]
+    return [_best(found, rule, unit, options.max_detections) for found, unit in zip(images, units_px, strict=True)]
 
 
 def candidates(heads: Sequence[RawHead], *, confidence: float) -> list[Detections]:

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.yolo.anchor_grid import AnchorGrid
 from models.yolo.assign import assign, best_overlap
 from models.yolo.coder import decode_head, encode
 from models.yolo.head import RawHead
 from models.yolo.iou_loss import iou_loss
 from models.yolo.loss import LossOptions
+from tests.models.yolo.grids import grid_of
 from utils.structures import Targets
 
 
@@ -56,9 +56,7 @@ def _of_pair(
         return options.box_gain * spec.iou_normalizer * iou_loss(box[None], target[None], spec.iou_loss)[0]
     _, anchor, row, column = place
     cell = torch.tensor([column, row], dtype=raw.dtype)
-    target_logits = encode(
-        target, AnchorGrid.of(cell, torch.tensor(head.spec.head_anchors[anchor]), head.stride_px, spec)
-    )
+    target_logits = encode(target, **grid_of(cell, torch.tensor(head.spec.head_anchors[anchor]), head.stride_px, spec))
     error = torch.cat((raw[:2].sigmoid() - target_logits[:2].sigmoid(), raw[2:4] - target_logits[2:]))
     width, height = target[2] - target[0], target[3] - target[1]
     image = head.grid_hw[0] * head.stride_px[0] * head.grid_hw[1] * head.stride_px[1]

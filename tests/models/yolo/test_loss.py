@@ -15,11 +15,11 @@ from cfg.plan import load_plan
 from cfg.yolo import IOU_LOSSES, YoloSpec
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory
-from models.yolo.anchor_grid import AnchorGrid
 from models.yolo.assign import assign, best_overlap
 from models.yolo.coder import decode, decode_head, encode
 from models.yolo.head import RawHead
 from models.yolo.loss import LossOptions, LossTerms, YoloLoss
+from tests.models.yolo.grids import grid_of
 from tests.reference.yolo_loss import yolo_loss
 from utils.clock import BatchClock
 from utils.structures import Batch, Targets
@@ -268,9 +268,7 @@ def perfect_logits(targets: Targets, spec: YoloSpec, sure: float = 20.0) -> torc
     _, anchor, row, column = pairs.index
     cells = torch.stack((column, row), dim=1).double()
     anchors = torch.tensor(ANCHORS, dtype=torch.float64)[list(spec.mask)][anchor]
-    logits[(*pairs.index, slice(0, 4))] = encode(
-        targets.boxes[pairs.target], AnchorGrid.of(cells, anchors, STRIDE, spec)
-    )
+    logits[(*pairs.index, slice(0, 4))] = encode(targets.boxes[pairs.target], **grid_of(cells, anchors, STRIDE, spec))
     logits[(*pairs.index, 4)] = sure
     logits[(*pairs.index, 5 + targets.labels[pairs.target])] = sure
     return logits
@@ -328,7 +326,7 @@ def test_an_anchor_that_covers_an_object_well_is_ignored(is_crowd):
     neighbour = (0, 1, 1, 1)  # its anchor has not the best shape, its cell is not the centre's
     cell, anchor = torch.tensor([1.0, 1.0]).double(), torch.tensor(ANCHORS[1]).double()
     shifted = torch.tensor(box).double() - 1.5 * torch.tensor([1, 0, 1, 0])
-    logits[neighbour][:4] = encode(shifted, AnchorGrid.of(cell, anchor, STRIDE, SPEC))
+    logits[neighbour][:4] = encode(shifted, **grid_of(cell, anchor, STRIDE, SPEC))
     logits.requires_grad_()
     assert best_overlap(decode_head(RawHead(logits=logits, spec=SPEC, stride_px=STRIDE)), target)[neighbour] > 0.8
     loss_of(logits, target).objectness.backward()
@@ -348,7 +346,7 @@ def test_with_objectness_smooth_the_overlap_is_a_lower_limit():
     place = (0, 1, 1, 1)
     for logit, pulled in ((-2.0, True), (8.0, False)):
         logits = torch.full((1, 2, *GRID, 8), -3.0, dtype=torch.float64)
-        logits[place][:4] = encode(torch.tensor(box).double() - 1.0, AnchorGrid.of(cell, anchor, STRIDE, spec))
+        logits[place][:4] = encode(torch.tensor(box).double() - 1.0, **grid_of(cell, anchor, STRIDE, spec))
         logits[place][4] = logit
         logits.requires_grad_()
         overlap = best_overlap(decode_head(RawHead(logits=logits, spec=spec, stride_px=STRIDE)), target)[place]
@@ -391,7 +389,7 @@ def test_the_box_that_is_measured_is_the_one_decoded():
     image, anchor, row, column = (t[0].item() for t in assign(one, spec, GRID, STRIDE).index)
     raw = logits[image, anchor, row, column, :4]
     place = torch.tensor([float(column), float(row)]).double(), torch.tensor(ANCHORS[anchor]).double()
-    iou = box_iou(decode(raw, AnchorGrid.of(*place, STRIDE, spec))[None], one.boxes).item()
+    iou = box_iou(decode(raw, **grid_of(*place, STRIDE, spec))[None], one.boxes).item()
     expected = LossOptions().box_gain * spec.iou_normalizer * (1 - iou)
     assert loss_of(logits, one, spec).box.item() == pytest.approx(expected, abs=1e-6)
 

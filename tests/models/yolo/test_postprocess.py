@@ -9,10 +9,10 @@ import torch
 
 from cfg.yolo import YoloSpec
 from models.yolo import postprocess as module
-from models.yolo.anchor_grid import AnchorGrid
 from models.yolo.coder import decode_head, encode
 from models.yolo.head import RawHead
 from models.yolo.postprocess import DetectionOptions, candidates, postprocess
+from tests.models.yolo.grids import grid_of
 from tests.reference import nms as oracle
 from utils.structures import Detections
 
@@ -38,7 +38,7 @@ def head_saying(boxes, scores) -> RawHead:
     cells = torch.stack((torch.arange(count), torch.zeros(count)), dim=1).double()
     anchors = torch.full((count, 2), 16.0, dtype=torch.float64)
     logits = torch.full((1, 1, 1, count, 5 + classes), 40.0, dtype=torch.float64)
-    logits[0, 0, 0, :, :4] = encode(torch.tensor(boxes).double(), AnchorGrid.of(cells, anchors, (8.0, 8.0), spec))
+    logits[0, 0, 0, :, :4] = encode(torch.tensor(boxes).double(), **grid_of(cells, anchors, (8.0, 8.0), spec))
     logits[0, 0, 0, :, 5:] = torch.tensor(scores).double().clamp(1e-9, 1 - 1e-9).logit()
     return RawHead(logits=logits, spec=spec, stride_px=(8.0, 8.0))
 
