@@ -180,8 +180,8 @@ def memory(cell: Cell, options: TrainOptions, plan: Plan) -> dict[str, Any]:
     if device.type == "cuda":
         most, what = torch.cuda.max_memory_allocated(device) - before, "peak allocated by a batch"
     else:
-        channels = sum(norm.weight.numel() for norm in network.modules() if has_running_statistics(norm))
-        most -= 2 * 4 * channels  # running mean and variance
+        buffers = (norm.get_buffer("running_mean") for norm in network.modules() if has_running_statistics(norm))
+        most -= 2 * 4 * sum(buffer.numel() for buffer in buffers)  # running mean and variance
         what = "saved for a mini-batch's backward, and held by the norms"
     return {"memory_MB": round(most / 2**20, 2), "memory_of": what}
 

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from benchmarks.small_batch.grid import stand_in
 from benchmarks.small_batch.report import BySeed, Line, Results
@@ -138,8 +139,8 @@ def _figure(panels: int, *, columns: int | None = None, height_inches: float) ->
     """Return a figure with its axes; without pyplot, so without a window or global state."""
     columns = columns or min(panels, 3)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(4.6 * columns + 1.6, height_inches * rows), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
+    layout = ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08)
+    figure = Figure(figsize=(4.6 * columns + 1.6, height_inches * rows), layout=layout)
     FigureCanvasAgg(figure)
     return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
 

@@ -56,8 +56,8 @@ def run_cells(
         try:
             started = _before(waiting, deadline)
             while True:
-                while len(pool) < jobs and (cell := next(started, None)) is not None:
-                    pool.start(cell)
+                while len(pool) < jobs and (following := next(started, None)) is not None:
+                    pool.start(following)
                 if not len(pool):
                     return
                 yield from pool.finished()
@@ -79,7 +79,7 @@ def _before(cells: Iterator[Cell], deadline: float) -> Iterator[Cell]:
 
 class _Pool:
     def __init__(self, work: Work, scratch: Path, start_method: str) -> None:
-        self._context = multiprocessing.get_context(start_method)
+        self._context: Any = multiprocessing.get_context(start_method)  # the base class has no Process
         if start_method == "forkserver":
             root = str(Path(__file__).resolve().parent.parent.parent)
             os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])

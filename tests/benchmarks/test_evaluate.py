@@ -12,7 +12,7 @@ from benchmarks import evaluate as benchmark
 
 def test_images_and_detections_are_like_cocos() -> None:
     random = np.random.default_rng(0)
-    truth = benchmark.make_truth(400, random)
+    truth = benchmark.make_ground_truth(400, random)
     rows = truth["annotations"]
     assert 5 < len(rows) / 400 < 9
     assert 0 < sum(row["iscrowd"] for row in rows) < len(rows) / 20
@@ -26,7 +26,7 @@ def test_images_and_detections_are_like_cocos() -> None:
 def test_a_row_of_figures() -> None:
     pytest.importorskip("faster_coco_eval")
     random = np.random.default_rng(1)
-    truth = benchmark.make_truth(12, random)
+    truth = benchmark.make_ground_truth(12, random)
     row = benchmark.measure(truth, benchmark.make_results(truth, 600, random), rounds=2)
     assert (row["images"], row["detections"], row["classes"], len(row["time_ratios"])) == (12, 600, 80, 2)
     assert row["identical"] is True
@@ -35,7 +35,7 @@ def test_a_row_of_figures() -> None:
 
 def test_the_last_bit_counts() -> None:
     random = np.random.default_rng(1)
-    truth = benchmark.make_truth(6, random)
+    truth = benchmark.make_ground_truth(6, random)
     table = benchmark.evaluate_coco(truth, benchmark.make_results(truth, 60, random), backend=benchmark.PYCOCOTOOLS)
     assert benchmark.same(table, table)
     assert not benchmark.same(table, replace(table, AR_M=np.nextafter(table.AR_M, 2)))
