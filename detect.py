@@ -18,7 +18,7 @@ from data.inference_sources import Frame, find_sources
 from models.detector import Detector, detector_of
 from models.norms.fold import can_fold, fold
 from models.weights.trained import read_trained
-from options import DetectOptions
+from options import FOREIGN_FLAGS, DetectOptions
 from utils.environment import pick_device
 from utils.flags import parse_flags, resolve
 from utils.page import run_page
@@ -49,7 +49,7 @@ def describe_frame(frame: Frame, found: Detections, class_names: Sequence[str], 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = resolve(DetectOptions, parse_flags(DetectOptions, argv))
+    options = resolve(DetectOptions, parse_flags(DetectOptions, argv, foreign=FOREIGN_FLAGS[DetectOptions]))
     device = pick_device(options.device)
     sources = find_sources(options.sources)
     trained, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         detector = replace(detector, network=fold(detector.network))
     for line in origin:
         print(line)
-    folder = free_folder(options.run, default="detect")
+    folder = free_folder(options.out, default="detect")
     files = DetectionFiles(
         folder,
         detector.class_names,

@@ -30,7 +30,7 @@ from models.norms.report import measure_norms
 from models.norms.running_stats import norms_with_statistics
 from models.norms.table import NormOptions
 from models.weights.trained import read_trained
-from options import EvaluateOptions
+from options import FOREIGN_FLAGS, EvaluateOptions
 from utils.checkpoint import write_checkpoint
 from utils.environment import pick_device
 from utils.errors import UserError
@@ -40,7 +40,7 @@ from utils.run_folder import free_folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    given = parse_flags(EvaluateOptions, argv)
+    given = parse_flags(EvaluateOptions, argv, foreign=FOREIGN_FLAGS[EvaluateOptions])
     options = resolve(EvaluateOptions, given)
     trained, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
     detector = detector_of(
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     image_set = open_image_set(options.data, options.split)
     evaluator = make_evaluator(detector, image_set, **loading, rect=options.rect, backend=options.eval_backend)
     domain = open_image_set(options.recalibrate_on, "train") if options.recalibrate_on else None
-    folder = free_folder(options.run, default=f"eval-{image_set.name}-{image_set.split}")
+    folder = free_folder(options.out, default=f"eval-{image_set.name}-{image_set.split}")
     for line in origin:
         print(line)
     print(f"data      {image_set.name} {image_set.split}: {len(image_set)} images")

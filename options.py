@@ -1,7 +1,7 @@
-"""The pages' settings, and the first file a page imports.
+"""The settings of train.py, evaluate.py and detect.py.
 
-A setting is a dataclass field made with `knob`; groups of settings live with the part they turn and are composed
-here. `utils/flags.py` makes the command lines. Precedence: flag > data set > cfg file > default.
+A setting is a dataclass field made with `knob`; groups of settings live with the part they configure and are composed
+here. `utils/flags.py` makes command lines of them. Precedence: flag > data set > cfg file > default.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from data.geometry import RESIZES
 from data.image_cache import CACHES
 from evaluation.coco_backends import BACKENDS
 from evaluation.darknet_map import POINTS
+from models.norms.old_spelling import removed_flags
 from models.norms.table import NormOptions
 from models.yolo.loss import LossOptions
 from utils.flags import parse_image_hw, parse_subdivisions
@@ -27,57 +28,57 @@ METRICS = ("coco", "darknet")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimOptions:
-    """Batches, learning rate and what else makes an optimizer step."""
+    """Settings of batches, learning rate and optimizer."""
 
-    epochs: int | None = knob(None, "passes over the images (default: as many as make max_steps)", low=1)
-    max_steps: int = knob(2000, "optimizer steps, if epochs is not given (cfg: max_batches)", unit="STEPS", low=1)
+    epochs: int | None = knob(None, "passes over the training images (default: as many as make max_steps)", low=1)
+    max_steps: int = knob(2000, "optimizer steps, unless epochs is given (cfg: max_batches)", unit="STEPS", low=1)
     batch_size: int = knob(16, "images per optimizer step (cfg: batch)", unit="IMAGES", low=1)
     subdivisions: int | str = knob(
         1,
-        "mini-batches a batch is cut into, one forward each; auto: as few as fit into the GPU's memory (cfg)",
+        "mini-batches that a batch is split into, one forward each; auto: as few as fit into the GPU's memory (cfg)",
         unit="N",
         parse=parse_subdivisions,
     )
-    learning_rate: float = knob(0.01, "rate after burn-in (cfg)", low=1e-12)
-    final_learning_rate: float = knob(1e-5, "where cosine and sgdr end (cfg: learning_rate_min)", low=0)
+    learning_rate: float = knob(0.01, "learning rate after burn-in (cfg)", low=1e-12)
+    final_learning_rate: float = knob(1e-5, "rate at which cosine and sgdr end (cfg: learning_rate_min)", low=0)
     lr_policy: str = knob(
         "cosine",
-        "learning rate after burn-in (cfg: policy, with step, scale, gamma, power, sgdr_cycle, sgdr_mult)",
+        "schedule after burn-in (cfg: policy, with step, scale, gamma, power, sgdr_cycle, sgdr_mult)",
         choices=tuple(POLICIES),
     )
     lr_steps: tuple[int, ...] | None = knob(
         None,
-        "lr_policy steps: optimizer steps at which the rate is scaled (default: the cfg's steps, in proportion)",
+        "with lr_policy steps: optimizer steps at which the rate is scaled (default: the cfg's steps, in proportion)",
         unit="STEP",
         low=1,
     )
-    lr_scales: tuple[float, ...] = knob((), "lr_policy steps: the factors (cfg: scales)", unit="FACTOR", low=0)
+    lr_scales: tuple[float, ...] = knob((), "with lr_policy steps: the factors (cfg: scales)", unit="FACTOR", low=0)
     burn_in_steps: int | None = knob(
         None,
-        "steps in which the rate rises as a power (default: the cfg's burn_in, in proportion; of a short run a tenth)",
+        "optimizer steps of warm-up (default: the cfg's burn_in, in proportion, or a tenth of a short run)",
         unit="STEPS",
         low=0,
     )
-    momentum: float = knob(0.9, "of SGD (cfg)", low=0, high=0.9999)
-    weight_decay: float = knob(5e-4, "on convolution weights only (cfg: decay)", low=0, high=1)
+    momentum: float = knob(0.9, "momentum of SGD (cfg)", low=0, high=0.9999)
+    weight_decay: float = knob(5e-4, "weight decay, on convolution weights only (cfg: decay)", low=0, high=1)
     freeze: int = knob(
         0,
-        "first layers of the cfg that do not learn, nor do the statistics of their norms (cfg: those before the last "
+        "freeze the first N layers of the cfg, including their norm statistics (cfg: those before the last "
         "stopbackward=1)",
-        unit="LAYERS",
+        unit="N",
         low=0,
     )
     backbone_rate: float = knob(
         1.0,
-        "rate of all but the convolutions that feed the [yolo] layers, as a share of theirs: 0.1 keeps more of what "
-        "--weights brings",
+        "multiply the learning rate of all layers but those that feed the [yolo] layers: 0.1 keeps more of the "
+        "weights given by --weights",
         unit="FACTOR",
         low=0,
     )
-    clip_norm: float | None = knob(None, "clip the norm of the whole gradient to this", unit="NORM", low=1e-12)
+    clip_norm: float | None = knob(None, "clip the whole gradient to this norm", unit="NORM", low=1e-12)
     ema_decay: float | None = knob(
         None,
-        "of the averaged weights (default: about the last twentieth of training; 0 = no average)",
+        "decay of the averaged weights (default: an average of about the last twentieth of the training; 0 = off)",
         low=0,
         high=0.99999,
     )
@@ -87,34 +88,34 @@ class OptimOptions:
 def eval_backend_knob() -> Any:
     return knob(
         "auto",
-        "what computes COCO's numbers, which do not depend on it; auto = faster-coco-eval where it is installed",
+        "library that computes COCO's metrics, with equal results; auto = faster-coco-eval if installed",
         choices=BACKENDS,
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeedOptions:
-    """What a step takes, and not what comes out of it, but for rounding."""
+    """Settings of memory and speed, which change results by rounding only."""
 
     checkpoint_activations: bool = knob(
-        False, "keep few activations and compute the rest again in the backward: less memory, more time"
+        False, "activation checkpointing: recompute most activations in the backward; less memory, more time"
     )
-    channels_last: bool = knob(False, "lay images out channel by channel in memory; often faster, with amp above all")
-    compile: bool = knob(False, "compile the network with torch.compile, once for each input size")
-    profile: bool = knob(False, "time the first steps by operation: profile.json for a trace viewer, and a table")
+    channels_last: bool = knob(False, "use the channels-last memory format; often faster, especially with amp")
+    compile: bool = knob(False, "compile the network with torch.compile, once per input size")
+    profile: bool = knob(False, "profile the first steps: profile.json for a trace viewer, and a table")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainOptions:
     """python train.py
 
-    Train a YOLOv4-family detector. With no flag: the built-in digits, to the end, in minutes. A setting that is not
-    typed comes from the cfg file, then from the default.
+    Train a YOLOv4-family detector. Without flags it trains on the built-in digits, in minutes. A setting that is not
+    given comes from the cfg file, else from the default.
     """
 
     data: str = knob(
         "digits",
-        "COCO or VOC folder, COCO json, darknet .data file; 'digits' is the built-in set, made on first use",
+        "data set: COCO or VOC folder, COCO json, darknet .data file; 'digits' is built in and made on first use",
         unit="PATH",
     )
     cfg: str | None = knob(
@@ -122,11 +123,11 @@ class TrainOptions:
         "network: a darknet .cfg, or the name of one in cfg/ (default: yolov4-pico, made for CPUs)",
     )
     train_split: str = knob("train", "split to train on", unit="NAME")
-    val_split: str = knob("val", "split to measure and choose the best weights on", unit="NAME")
+    val_split: str = knob("val", "split to evaluate on, which selects the best weights", unit="NAME")
     weights: str | None = knob(
         None,
-        "start from a checkpoint, whose classes are found by name, or from darknet's .weights (with --cfg); what does "
-        "not fit starts fresh",
+        "start from a checkpoint, with classes matched by name, or from darknet's .weights (with --cfg); layers that "
+        "do not fit are re-initialized",
         unit="FILE",
     )
     image_size: tuple[int, int] | None = knob(
@@ -139,29 +140,31 @@ class TrainOptions:
         low=1,
         high=4,
     )
-    run: str | None = knob(None, "folder for everything this run writes (default: runs/DATA-CFG-NORM)", unit="DIR")
+    out: str | None = knob(
+        None, "folder for everything this run writes (default: runs/DATA-CFG-NORM)", unit="DIR", formerly="run"
+    )
     resume: str | None = knob(
         None,
-        "go on from a run's folder or its last.pt, with its settings; alone, from the newest run",
+        "resume the training of a run's folder or last.pt, with its settings; without RUN the newest one",
         unit="RUN",
         alone="",
     )
     save_minutes: float = knob(
         10,
-        "write last.pt at least this often, and at an epoch's end, unless that were more than 5 % of the time",
+        "write last.pt at least this often, and after each epoch unless that takes more than 5 % of the time",
         unit="MINUTES",
         low=0,
     )
-    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
-    workers: int = knob(2, "processes that load images; 0 = the main one", unit="N", low=0)
+    device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
+    workers: int = knob(2, "worker processes that load images; 0 = load in the main process", unit="N", low=0)
     cache: str = knob(
         "ram",
-        "where decoded training images are kept: in up to a quarter of the free memory, shared by the workers, or on "
-        "up to half of the free disk, in ~/.cache/yolov4-norms (to be deleted at will), for later runs too",
+        "where to keep decoded training images: in up to a quarter of the free memory, shared by the workers, or on "
+        "up to half of the free disk, in ~/.cache/yolov4-norms (safe to delete), for later runs too",
         choices=CACHES,
     )
-    seed: int = knob(0, "fixes initial weights, image order and augmentation", low=0, high=2**32 - 1)
-    evals: int = knob(10, "evaluations over the run; the last epoch always gets one", unit="N", low=1)
+    seed: int = knob(0, "seed of initial weights, image order and augmentation", low=0, high=2**32 - 1)
+    evals: int = knob(10, "number of evaluations over the run; the last epoch always has one", unit="N", low=1)
     eval_backend: str = eval_backend_knob()
     optim: OptimOptions = field(default_factory=OptimOptions, metadata={"title": "optimization"})
     norm: NormOptions = field(default_factory=NormOptions, metadata={"title": "normalization"})
@@ -193,15 +196,15 @@ def nms_knob() -> Any:
 class EvaluateOptions:
     """python evaluate.py
 
-    COCO mAP of a checkpoint on a data set, with tables, curves and the detections as json.
+    Measure COCO mAP of a checkpoint on a data set; writes tables, curves and the detections as json.
     """
 
     weights: str = knob(MISSING, "checkpoint to evaluate, or darknet's .weights (with --cfg)", unit="FILE")
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(
-        None, "class names of a .weights file, one a line (default: COCO's, for 80 classes)", unit="FILE"
+        None, "class names of a .weights file, one per line (default: COCO's, for 80 classes)", unit="FILE"
     )
-    data: str = knob("digits", "COCO or VOC folder, COCO json, darknet .data file, or 'digits'", unit="PATH")
+    data: str = knob("digits", "data set: COCO or VOC folder, COCO json, darknet .data file, or 'digits'", unit="PATH")
     split: str = knob("val", "split to evaluate on", unit="NAME")
     image_size: tuple[int, int] | None = knob(
         None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
@@ -209,32 +212,35 @@ class EvaluateOptions:
     batch_size: int = knob(16, "images per forward", unit="IMAGES", low=1)
     rect: bool = knob(
         False,
-        "of a network with letterboxed images, batches of images of one shape without most of the grey: quicker, "
-        "and AP may differ a little",
+        "batch letterboxed images of similar shape and pad less: faster, and AP may differ a little",
     )
     norm_stats: str = knob(
         "population",
-        "what norms normalize by: their population statistics, or each batch's own",
+        "statistics that norms use: population statistics, or those of each batch",
         choices=("population", "batch"),
     )
     recalibrate_on: str | None = knob(
         None,
-        "give the norms the statistics of images of this data set's 'train' split, print AP before and after and "
+        "recompute the norms' statistics on images of this data set's 'train' split, print AP before and after and "
         "write recalibrated.pt",
         unit="PATH",
     )
     norm_report: bool = knob(
-        False, "per layer, how far statistics of mini-batches are from the population's: norm_report.txt, .png"
+        False, "report per layer how far mini-batch statistics are from population statistics: norm_report.txt, .png"
     )
     recalibrate_images: int = knob(
-        200, "images that recalibrate_on takes, and norm_report of the split", unit="IMAGES", low=1
+        200,
+        "number of images for recalibrate_on and norm_report",
+        unit="IMAGES",
+        low=1,
+        formerly="recalibrate_pictures",
     )
     eval_backend: str = eval_backend_knob()
-    metric: str = knob("coco", "COCO's AP, or darknet's beside it", choices=METRICS)
+    metric: str = knob("coco", "coco: COCO's AP; darknet: darknet's mAP as well", choices=METRICS)
     map_points: str = knob(
-        "0", "metric darknet: recall points; 0 is the area under the curve", choices=tuple(map(str, POINTS))
+        "0", "with metric darknet: recall points; 0 is the area under the curve", choices=tuple(map(str, POINTS))
     )
-    map_iou: float = knob(0.5, "metric darknet: IoU that a right detection exceeds", low=0, high=1)
+    map_iou: float = knob(0.5, "with metric darknet: IoU above which a detection is a true positive", low=0, high=1)
     resize: str = resize_knob()
     nms: str = nms_knob()
     confidence: float = knob(0.001, "drop detections below this score", low=0, high=1)
@@ -242,9 +248,11 @@ class EvaluateOptions:
         0.6, "of two overlapping boxes of a class the weaker is dropped above this overlap", low=0, high=1
     )
     max_detections: int = knob(100, "kept per image, best first; COCO scores 100", unit="N", low=1)
-    run: str | None = knob(None, "folder for tables and images (default: runs/eval-DATA-SPLIT)", unit="DIR")
-    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
-    workers: int = knob(2, "processes that load images; 0 = the main one", unit="N", low=0)
+    out: str | None = knob(
+        None, "folder for tables and images (default: runs/eval-DATA-SPLIT)", unit="DIR", formerly="run"
+    )
+    device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
+    workers: int = knob(2, "worker processes that load images; 0 = load in the main process", unit="N", low=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,11 +262,11 @@ class DetectOptions:
     Find objects in images and videos and write annotated copies.
     """
 
-    sources: tuple[str, ...] = knob(MISSING, "images, folders, globs, videos, or a webcam's number", unit="SOURCE")
+    sources: tuple[str, ...] = knob(MISSING, "images, folders, globs, videos, or the number of a webcam", unit="SOURCE")
     weights: str = knob(MISSING, "checkpoint to detect with, or darknet's .weights (with --cfg)", unit="FILE")
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(
-        None, "class names of a .weights file, one a line (default: COCO's, for 80 classes)", unit="FILE"
+        None, "class names of a .weights file, one per line (default: COCO's, for 80 classes)", unit="FILE"
     )
     resize: str = resize_knob()
     nms: str = nms_knob()
@@ -270,9 +278,46 @@ class DetectOptions:
     image_size: tuple[int, int] | None = knob(
         None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
     )
-    run: str | None = knob(None, "folder for annotated copies (default: runs/detect)", unit="DIR")
-    save_json: bool = knob(False, "write detections.json: one entry an image, boxes as x, y, width, height in px")
-    save_txt: bool = knob(False, "write a darknet label file per image: class x y w h score, relative")
-    save_crops: bool = knob(False, "write each detected object as an image of its own")
+    out: str | None = knob(None, "folder for annotated copies (default: runs/detect)", unit="DIR", formerly="run")
+    save_json: bool = knob(False, "write detections.json: one entry per image, boxes as x, y, width, height in px")
+    save_txt: bool = knob(False, "write a darknet label file per image: class x y w h score, in relative coordinates")
+    save_crops: bool = knob(False, "write a crop of each detected object")
     max_frames: int | None = knob(None, "stop a video or webcam after this many frames", unit="N", low=1)
-    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
+
+
+_ELSEWHERE = {
+    **dict.fromkeys(("--imgsz", "--img", "--img-size"), "write --image-size"),
+    **dict.fromkeys(("--project", "--name"), "--out DIR is the folder of everything this run writes"),
+    "--exist-ok": "a folder that holds files is never written into, name another one with --out",
+}
+_OF_A_DETECTOR = {
+    **dict.fromkeys(("--conf", "--conf-thres"), "write --confidence"),
+    **dict.fromkeys(("--iou", "--iou-thres"), "write --nms-iou"),
+    "--max-det": "write --max-detections",
+    "--model": "--weights is the checkpoint, --cfg the network of a darknet .weights file",
+}
+
+# page -> flags of other detectors and of earlier versions -> what to write here
+FOREIGN_FLAGS: dict[type, dict[str, str]] = {
+    TrainOptions: {
+        **removed_flags(),
+        **_ELSEWHERE,
+        "--batch": "--batch-size is the images of one optimizer step, --subdivisions the forwards they are split into",
+        **dict.fromkeys(("--lr0", "--lr"), "write --learning-rate"),
+        "--lrf": "write --final-learning-rate, which is a rate and not a share of the first one",
+        "--cos-lr": "write --lr-policy cosine",
+        "--warmup-epochs": "write --burn-in-steps, in optimizer steps",
+        "--model": "--cfg is the network, --weights what it starts from",
+        "--hyp": "its settings are flags here, or keys of the cfg file",
+        "--optimizer": "SGD is the only one",
+        "--source": "write --data",
+        **dict.fromkeys(("--conf", "--conf-thres", "--iou", "--iou-thres"), "only evaluate.py and detect.py have it"),
+    },
+    EvaluateOptions: {**_ELSEWHERE, **_OF_A_DETECTOR, "--batch": "write --batch-size", "--source": "write --data"},
+    DetectOptions: {
+        **_ELSEWHERE,
+        **_OF_A_DETECTOR,
+        "--source": "sources are given without a flag: python detect.py --weights FILE SOURCE ...",
+    },
+}

@@ -23,7 +23,7 @@ from benchmarks.main_job import page
 from benchmarks.measured import RESULTS, Row, circumstances, write
 from cfg.settings import cfg_settings
 from data.augment import AugmentOptions
-from data.loader import TrainLoader, make_train_loader
+from data.loader import InputSizes, TrainLoader, make_train_loader
 from data.source import open_image_set
 from models.blocks import ConvNormAct
 from models.detector import build_network
@@ -100,15 +100,14 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         page("train.py", "--data", args.data, "--norm", "bn", "--max-steps", str(args.steps), "--evals", "1",
-             "--run", f"{folder}/run")  # fmt: skip
+             "--out", f"{folder}/run")  # fmt: skip
         checkpoint = read_checkpoint(Path(folder) / "run" / "last.pt")
     train_set = open_image_set(args.data, "train")
     network = build_network(checkpoint).train()
     loader = make_train_loader(
         train_set,
+        InputSizes(network.plan.net.input_hw),
         batch_size=16,
-        input_hw=network.plan.net.input_hw,
-        multi_scale=1.0,
         augment=AugmentOptions(),
         seed=1,
         workers=0,

@@ -37,7 +37,7 @@ from data.albumentations_import import albumentations as A
 from data.augment import AugmentOptions
 from data.image_cache import CACHES
 from data.image_set import ImageSet, Record, pack
-from data.loader import TrainLoader, make_train_loader
+from data.loader import InputSizes, TrainLoader, make_train_loader
 from data.problems import Problems
 from data.source import open_image_set
 
@@ -114,9 +114,8 @@ def our_batches(
     """Yield batches without end; the cache, if any, is filled before the first."""
     loader = make_train_loader(
         image_set,
+        InputSizes((size, size)),
         batch_size=BATCH,
-        input_hw=(size, size),
-        multi_scale=1.0,
         augment=MOSAICS,
         seed=0,
         workers=workers,
@@ -206,9 +205,8 @@ def memory_by_epoch(image_set: ImageSet, *, epochs: int, workers: int, cache: st
     """
     loader = make_train_loader(
         image_set,
+        InputSizes((32, 32)),
         batch_size=64,
-        input_hw=(32, 32),
-        multi_scale=1.0,
         augment=replace(MOSAICS, mosaic=0.0),
         seed=0,
         workers=workers,

@@ -30,10 +30,10 @@ def main() -> None:
     out = Path(args.out or tempfile.mkdtemp(prefix="main-job-"))
     run, report = out / "run", out / "report"
     start = time.perf_counter()
-    page("train.py", "--data", args.data, "--run", str(run), *flags)
+    page("train.py", "--data", args.data, "--out", str(run), *flags)
     minutes = (time.perf_counter() - start) / 60
     weights = str(run / "best.pt")
-    page("evaluate.py", "--weights", weights, "--data", args.data, "--split", args.split, "--run", str(report))
+    page("evaluate.py", "--weights", weights, "--data", args.data, "--split", args.split, "--out", str(report))
     metrics = json.loads((report / "metrics.json").read_text())
     steps = json.loads((run / "settings.json").read_text())["total_steps"]
     row = {

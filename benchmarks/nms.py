@@ -23,7 +23,7 @@ from torchvision.ops import batched_nms
 
 from benchmarks.measured import Row, against, circumstances, results_path, write
 from cfg.yolo import NMS_KINDS
-from models.yolo.nms import NmsRule, survivors
+from models.yolo.nms import NmsRule, classwise_nms
 from utils.environment import pick_device
 
 IOU = 0.45
@@ -70,7 +70,7 @@ def contestants(boxes: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Call
         "batched_nms": partial(batched_nms, boxes, scores, labels, IOU)
     }
     for kind in NMS_KINDS:
-        runs[kind] = partial(survivors, boxes, scores, labels, NmsRule(kind=kind, iou=IOU))
+        runs[kind] = partial(classwise_nms, boxes, scores, labels, NmsRule(kind=kind, iou=IOU))
     if len(boxes) <= MAX_LOOP:
         runs["Python loop"] = partial(loop, boxes, scores, labels)
     return runs

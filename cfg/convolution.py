@@ -27,11 +27,12 @@ from cfg.spec import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvSpec(LayerSpec):
-    """padding: cells added on each side, dilation included. batch_normalize: 0 bias only, 1 BN, 2 CmBN.
+    """Convolution with a bias or a norm, then an activation.
 
+    padding: cells added on each side, dilation included. batch_normalize: 0 bias only, 1 BN, 2 CmBN.
     antialiasing: 1 blurs after the activation with the 3x3 binomial filter, 2 with the mean of 2x2 cells; the
-    convolution then has stride 1 and the blur has the strides. dontload, dontloadscales: a .weights file has
-    nothing for this layer, or not its gammas and statistics.
+    convolution then has stride 1 and the blur has the strides. dontload, dontloadscales: a .weights file has nothing
+    for this layer, or neither gammas nor statistics. learning_rate: a factor on the network's.
     """
 
     kind: ClassVar[str] = "convolutional"
@@ -48,7 +49,7 @@ class ConvSpec(LayerSpec):
     antialiasing: int = key(0, high=2)
     dontload: bool = key(False)
     dontloadscales: bool = key(False)
-    learning_rate: float = key(1.0, low=0)  # by what the network's is multiplied here
+    learning_rate: float = key(1.0, low=0)
 
     @classmethod
     def read(cls, section: Section) -> ConvSpec:
@@ -64,15 +65,15 @@ class ConvSpec(LayerSpec):
         values["padding"] = padding * values["dilation"]
         if section.integer("cbn", 0):
             values["batch_normalize"] = 2
-        section.refuse(share_index="", flipped=0, reverse=0, coordconv=0, binary=0, xnor=0, bin_output=0)
-        section.refuse(sway=0, rotate=0, stretch=0, stretch_sway=0)
-        section.ignore_aloud(assisted_excitation=0, dot=0, grad_centr=0)
+        section.refuse_unless(share_index="", flipped=0, reverse=0, coordconv=0, binary=0, xnor=0, bin_output=0)
+        section.refuse_unless(sway=0, rotate=0, stretch=0, stretch_sway=0)
+        section.warn_unless(assisted_excitation=0, dot=0, grad_centr=0)
         section.ignore("angle", "stream", "wait_stream")
         return cls(**values)
 
     @property
     def conv_strides(self) -> tuple[int, int]:
-        """(y, x) of the convolution itself."""
+        """Strides (y, x) of the convolution itself, without the blur."""
         return (1, 1) if self.antialiasing else (self.stride_y, self.stride_x)
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
@@ -94,3 +95,6 @@ class ConvSpec(LayerSpec):
     def parameter_count(self, inputs: tuple[Shape, ...]) -> int:
         kernel = inputs[0].channels // self.groups * self.size**2
         return self.filters * (kernel + (2 if self.batch_normalize else 1))
+
+
+SPECS = (ConvSpec,)

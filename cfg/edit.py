@@ -1,4 +1,4 @@
-"""The text of a cfg with some of its values changed, and all else, comments too, as it was."""
+"""Changing values in the text of a cfg; everything else, comments too, stays as it is."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ _LINE = re.compile(r"(?P<before>[^=]*=[ \t]*).*?(?P<after>[ \t]*(#.*)?\r?)")
 
 
 def with_values(text: str, changes: Mapping[int, Mapping[str, object]]) -> str:
-    """changes: line of a section's header, counted from 1 -> key -> new value, or None, which makes a comment of the
-    key's lines. A key that is absent is added."""
+    """Return the text with new values. A key that is absent is added; None turns the key's lines into comments.
+
+    changes: line of a section's header, counted from 1 -> key -> value.
+    """
     lines = text.split("\n")
     sections = parse_sections(text, path="cfg")
     ends = [*(section.line - 1 for section in sections[1:]), len(lines)]
@@ -20,7 +22,7 @@ def with_values(text: str, changes: Mapping[int, Mapping[str, object]]) -> str:
         for key, value in changes.get(section.line, {}).items():
             entry = section.entries.get(key)
             if value is None:
-                # All of them: darknet reads the first that is left.
+                # Every line with this key, or darknet would read the next one.
                 for index in range(section.line, section_end):
                     if key_of(lines[index]) == key:
                         lines[index] = f"# {lines[index]}"

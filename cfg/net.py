@@ -15,7 +15,7 @@ POLICIES = ("constant", "step", "steps", "exp", "poly", "sig", "sigmoid", "sgdr"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetSpec:
-    """What a cfg says about everything but layers. A comment names the cfg key where it differs."""
+    """Everything in a cfg but its layers."""
 
     width: int = key(int, low=1, high=MAX_SIDE_PX)
     height: int = key(int, low=1, high=MAX_SIDE_PX)
@@ -58,7 +58,7 @@ class NetSpec:
 
     @classmethod
     def read(cls, section: Section) -> NetSpec:
-        """Raises CfgError."""
+        """Read the section. Raises CfgError."""
         values = read_keys(cls, section)
         values["policy"] = values["policy"].replace("sigmoid", "sig")
         values["steps"] = section.integers("steps")
@@ -66,7 +66,7 @@ class NetSpec:
         values["sgdr_cycle"] = section.integer("sgdr_cycle", values["max_batches"])
         net = cls(**values)
         net._check(section)
-        _know_the_rest(section)
+        _accept_other_keys(section)
         return net
 
     def _check(self, section: Section) -> None:
@@ -82,14 +82,14 @@ class NetSpec:
             raise section.error("policy=sgdr needs sgdr_cycle or max_batches", "policy")
 
 
-def _know_the_rest(section: Section) -> None:
+def _accept_other_keys(section: Section) -> None:
     # Bookkeeping of darknet itself, and keys that only its classifiers and recurrent networks read.
     section.ignore("inputs", "aspect", "min_crop", "max_crop", "label_smooth_eps", "seq_scales")
     section.ignore("augment_speed", "sequential_subdivisions", "optimized_memory", "loss_scale")
     section.ignore("workspace_size_limit_MB", "try_fix_nan", "max_chart_loss", "use_cuda_graph")
     section.ignore("show_receptive_field", "B1", "B2", "eps")
     section.ignore("contrastive_jit_flip", "contrastive_color")
-    section.ignore_aloud(time_steps=1, track=0)
-    section.ignore_aloud(adam=0, blur=0, gaussian_noise=0, mixup=0, cutmix=0, dynamic_minibatch=0)
-    section.ignore_aloud(adversarial_lr=0, attention=0, contrastive=0, unsupervised=0, equidistant_point=0)
-    section.ignore_aloud(badlabels_rejection_percentage=0, num_sigmas_reject_badlabels=0, weights_reject_freq=0)
+    section.warn_unless(time_steps=1, track=0)
+    section.warn_unless(adam=0, blur=0, gaussian_noise=0, mixup=0, cutmix=0, dynamic_minibatch=0)
+    section.warn_unless(adversarial_lr=0, attention=0, contrastive=0, unsupervised=0, equidistant_point=0)
+    section.warn_unless(badlabels_rejection_percentage=0, num_sigmas_reject_badlabels=0, weights_reject_freq=0)

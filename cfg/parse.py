@@ -1,7 +1,7 @@
-"""The darknet cfg grammar: text -> sections of key=value entries that remember their lines.
+"""The darknet cfg grammar: text -> sections of key=value entries with their line numbers.
 
-Source: darknet `parser.c` (read_cfg) and `option_list.c`. Blanks vanish everywhere in a line, lines that
-begin with # or ; are comments, a line is split at its first =, and the first of equal keys wins.
+Source: darknet `parser.c` (read_cfg) and `option_list.c`. Whitespace is removed everywhere in a line, lines that begin
+with # or ; are comments, a line is split at its first =, and the first of several equal keys wins.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from difflib import get_close_matches
 
 MAX_SECTIONS = 4096
 
-MAX_UNKNOWN_KEYS = 20  # that a section warns of one by one
+MAX_UNKNOWN_KEYS = 20  # per section; the rest are counted in one warning
 
 ALIASES = {
     "avg": "avgpool",
@@ -39,7 +39,7 @@ class CfgError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """The right side of one `key=value`, without blanks, and its line, counted from 1."""
+    """The right side of one `key=value`, without whitespace, and its line, counted from 1."""
 
     value: str
     line: int
@@ -49,38 +49,35 @@ class Entry:
 class Section:
     """One `[name]` with its entries.
 
-    It remembers which keys were asked for, as darknet's option list does: what nobody asked for is unknown.
-    All readers raise CfgError on a value of the wrong kind, or outside low..high (both inclusive).
+    `used` holds the keys that were read, as in darknet's option list: a key that is never read is unknown. All readers
+    raise CfgError for a value of the wrong type or outside low..high (both inclusive).
     """
 
     path: str
     name: str
     line: int
     entries: dict[str, Entry] = field(default_factory=dict)
-    asked: set[str] = field(default_factory=set)
+    used: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     def error(self, message: str, key: str = "") -> CfgError:
-        """An error that points at the line of `key`, or at the section's own where the key is absent."""
+        """Return an error at the line of `key`, or at the section's line if the key is absent."""
         return CfgError(self._at(key, message))
 
     def note(self, message: str, key: str) -> None:
-        """A warning that points there."""
+        """Add a warning at the line that `error` would name."""
         self.notes.append(self._at(key, message))
 
-    def line_of(self, key: str) -> int:
-        entry = self.entries.get(key)
-        return entry.line if entry else self.line
-
     def _at(self, key: str, message: str) -> str:
-        return f"{self.path}:{self.line_of(key)}: {message}"
+        line = self.entries[key].line if key in self.entries else self.line
+        return f"{self.path}:{line}: {message}"
 
     def __contains__(self, key: str) -> bool:
-        self.asked.add(key)
+        self.used.add(key)
         return key in self.entries
 
     def integer(self, key: str, default: int | None = None, *, low: float = 0, high: float = 2**31) -> int:
-        """A whole number; without a default the key must be there."""
+        """Return a whole number; without a default the key is required."""
         value = self._value(key, required=default is None)
         if value is None:
             assert default is not None
@@ -94,7 +91,7 @@ class Section:
         return float(self._checked(key, _to_number(_scalar(value)), "a number", low, high))
 
     def word(self, key: str, default: str, choices: tuple[str, ...], *, unknown: str | None = None) -> str:
-        """unknown: what darknet takes any other word for, here with a warning; None: such a word is an error."""
+        """Return one of `choices`. Any other word is read as `unknown`, with a warning; without it, an error."""
         value = self._value(key)
         if value is None:
             return default
@@ -102,19 +99,19 @@ class Section:
             wrong, hint = f"{key}={_short(value, 80)} is not one of {', '.join(choices)}", did_you_mean(value, choices)
             if unknown is None:
                 raise self.error(f"{wrong}{hint}", key)
-            self.note(f"{wrong}: taken for {unknown}, as darknet does{hint}", key)
+            self.note(f"{wrong}: read as {unknown}, as darknet does{hint}", key)
             return unknown
         return value
 
     def integers(self, key: str, *, required: bool = False) -> tuple[int, ...]:
-        """A comma-separated list; empty where the key is absent."""
+        """Return a comma-separated list; empty if the key is absent."""
         return tuple(
             int(self._checked(key, _to_integer(item), "a list of whole numbers", -(2**31), 2**31))
             for item in self._items(key, required)
         )
 
     def numbers(self, key: str, *, required: bool = False, spare_comma: bool = False) -> tuple[float, ...]:
-        """A comma-separated list; empty where the key is absent. spare_comma: whether one more may end it."""
+        """Return a comma-separated list; empty if the key is absent. spare_comma: whether it may end with a comma."""
         items = self._items(key, required)
         if spare_comma and len(items) > 1 and not items[-1]:
             items.pop()
@@ -123,31 +120,31 @@ class Section:
         )
 
     def ignore(self, *keys: str) -> None:
-        """Keys that darknet knows and that have no effect on a detector here."""
-        self.asked.update(keys)
+        """Accept keys that darknet knows and that have no effect on a detector here."""
+        self.used.update(keys)
 
-    def ignore_aloud(self, **defaults: float | str) -> None:
-        """Keys that change training and are not implemented: a warning unless they say the default."""
+    def warn_unless(self, **defaults: float | str) -> None:
+        """Warn of keys that change training and are not implemented, unless they have these values."""
         for key in self._deviating(defaults):
             value = _short(self.entries[key].value, 80)
             self.note(f"{key}={value} is not supported and is ignored", key)
 
-    def refuse(self, **defaults: float | str) -> None:
-        """Keys that change what the layer computes and are not implemented: an error unless the default."""
+    def refuse_unless(self, **defaults: float | str) -> None:
+        """Raise CfgError for keys that change the output and are not implemented, unless they have these values."""
         for key in self._deviating(defaults):
             value = _short(self.entries[key].value, 80)
             raise self.error(f"{key}={value} in [{self.name}] is not supported", key)
 
     def warnings(self, net_keys: set[str]) -> list[str]:
-        """One sentence per unknown key, and one for all keys that belong to [net].
+        """Return a sentence for each unknown key, and one for all keys that belong to [net].
 
-        Several published cfgs end with a second [net] block whose header is commented out.
+        Several published cfgs end with a second [net] block that has its header commented out.
         """
-        unknown = [key for key in self.entries if key not in self.asked and key not in net_keys]
-        pasted = [key for key in self.entries if key not in self.asked and key in net_keys]
+        unknown = [key for key in self.entries if key not in self.used and key not in net_keys]
+        pasted = [key for key in self.entries if key not in self.used and key in net_keys]
         sentences = list(self.notes)
         for key in unknown[:MAX_UNKNOWN_KEYS]:
-            hint = did_you_mean(key, self.asked)
+            hint = did_you_mean(key, self.used)
             sentences.append(self._at(key, f"unknown key '{_short(key)}' in [{self.name}]{hint}"))
         if more := unknown[MAX_UNKNOWN_KEYS:]:
             sentences.append(self._at(more[0], f"{len(more)} more unknown keys in [{self.name}]"))
@@ -156,7 +153,7 @@ class Section:
         return sentences
 
     def _value(self, key: str, *, required: bool = False) -> str | None:
-        self.asked.add(key)
+        self.used.add(key)
         if key in self.entries:
             return self.entries[key].value
         if required:
@@ -181,13 +178,16 @@ class Section:
         return number
 
     def _deviating(self, defaults: dict[str, float | str]) -> list[str]:
-        self.asked.update(defaults)
+        self.used.update(defaults)
         present = [key for key in defaults if key in self.entries]
         return [key for key in present if not _equal(self.entries[key].value, defaults[key])]
 
 
 def parse_sections(text: str, *, path: str) -> list[Section]:
-    """Sections in file order, names with aliases resolved; `path` only names the file in messages."""
+    """Return the sections in file order, with aliases of names resolved; `path` is used in messages only.
+
+    Raises CfgError.
+    """
     sections: list[Section] = []
     for number, raw in enumerate(text.split("\n"), start=1):
         line = raw.translate(_BLANKS)
@@ -202,7 +202,7 @@ def parse_sections(text: str, *, path: str) -> list[Section]:
         if not sections:
             raise CfgError(f"{where}: '{_short(line)}' stands before the first [section]")
         key, equals, value = line.partition("=")
-        if not (key and equals and value):  # darknet reports `key=`, too, before it goes on without it
+        if not (key and equals and value):  # darknet reports `key=`, too, and continues without it
             raise CfgError(f"{where}: '{_short(line)}' is neither a [section] nor key=value")
         sections[-1].entries.setdefault(key, Entry(value=value, line=number))
     if not sections:
@@ -211,12 +211,12 @@ def parse_sections(text: str, *, path: str) -> list[Section]:
 
 
 def key_of(line: str) -> str:
-    """What stands before the first = of a line, without blanks."""
+    """Return what stands before the first = of a line, without whitespace."""
     return line.translate(_BLANKS).partition("=")[0]
 
 
 def did_you_mean(word: str, known: tuple[str, ...] | set[str]) -> str:
-    """`, did you mean 'x'?` or nothing."""
+    """Return ", did you mean 'x'?", or "" if nothing known is close."""
     close = get_close_matches(word, sorted(known), n=1)
     return f", did you mean '{close[0]}'?" if close else ""
 
@@ -229,12 +229,12 @@ def _section_name(line: str, where: str) -> str:
 
 
 def _scalar(value: str) -> str:
-    """atoi and atof stop at a trailing comment."""
+    """Cut a trailing comment, at which darknet's atoi and atof stop."""
     return _COMMENT.split(value, maxsplit=1)[0]
 
 
 def _to_integer(text: str) -> int | None:
-    """64 and 64.0 are whole; 64.5, which atoi would silently cut, is not."""
+    """Return the integer of 64 and 64.0; None for 64.5, which atoi would silently truncate."""
     match = _INTEGER.fullmatch(text)
     return int(match[1]) if match else None
 

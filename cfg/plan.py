@@ -1,4 +1,4 @@
-"""A cfg as a wired graph: absolute inputs and shapes of every layer, in integers only."""
+"""A cfg as a graph of layers with absolute input indices and static shapes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cfg.layers import ConvSpec, read_layer, stops_backward
+from cfg.convolution import ConvSpec
+from cfg.layers import read_layer, stops_backward
 from cfg.net import NetSpec
 from cfg.parse import CfgError, Section, did_you_mean, parse_sections
 from cfg.resampling import UpsampleSpec
@@ -20,7 +21,7 @@ MAX_PARAMETERS = 2**29  # 2 GiB in float32; the largest YOLOv4, P7, has 0.29e9
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
-    """One layer in place. inputs: absolute indices, -1 is the network's input; line: of its section."""
+    """One layer of the graph. inputs: absolute indices, -1 is the network's input; line: where its section begins."""
 
     index: int
     line: int
@@ -31,7 +32,7 @@ class Node:
 
     @property
     def parameter_count(self) -> int:
-        """Trained values of this layer."""
+        """Trained values; running statistics are not trained."""
         return self.spec.parameter_count(self.input_shapes)
 
 
@@ -39,8 +40,8 @@ class Node:
 class Plan:
     """A network before it is built.
 
-    source_text is the cfg as read, before any resizing. frozen_layers: so many first ones that do not learn, because
-    the layer after them says stopbackward=1.
+    source_text is the cfg as read, before any resizing. frozen_layers: how many first layers do not learn, because the
+    layer after them has stopbackward=1.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Plan:
 
     @property
     def classes(self) -> int:
-        """Of the heads; 0 for a network without heads."""
+        """Number of classes; 0 for a network without heads."""
         return self.head_specs[0].classes if self.head_specs else 0
 
     @property
@@ -72,15 +73,17 @@ class Plan:
 
     @property
     def size_step_px(self) -> int:
-        """Between input sizes that halve without remainder down to each head and to each map that is enlarged again:
-        the cfg's resize_step, darknet's 32, or more for deeper networks."""
+        """Step between input sizes that divide evenly down to each head and each map that is upsampled later.
+
+        It is a multiple of the cfg's resize_step, which is 32 by default.
+        """
         enlarged = (node.inputs[0] for node in self.nodes if isinstance(node.spec, UpsampleSpec))
         deep = (index for index in (*self.heads, *enlarged) if index >= 0)
         return math.lcm(self.net.resize_step, *(self.net.height // self.nodes[i].shape.height for i in deep))
 
     @property
     def consumers(self) -> tuple[tuple[int, ...], ...]:
-        """For each layer the indices of the layers that read it, ascending; a last one has none."""
+        """Ascending indices of the layers that read each layer."""
         readers: list[list[int]] = [[] for _ in self.nodes]
         for node in self.nodes:
             for source in sorted(set(node.inputs) - {-1}):
@@ -88,36 +91,27 @@ class Plan:
         return tuple(map(tuple, readers))
 
     def parameter_count(self) -> int:
-        """Trained values as darknet counts them: weights, biases or betas, gammas; no running statistics."""
+        """Return the number of trained values: weights, biases or betas, gammas; no running statistics."""
         return sum(node.parameter_count for node in self.nodes)
 
     def with_input_hw(self, input_hw: tuple[int, int]) -> Plan:
-        """The same layers for another input (height, width) in pixels. Raises CfgError."""
+        """Return the plan for another input (height, width) in pixels. Raises CfgError."""
         net = _resized(self.path, self.net, input_hw)
         layers = [(node.line, node.spec) for node in self.nodes]
         return replace(self, net=net, nodes=_wire(self.path, net, layers))
 
-    def layer_table(self) -> list[str]:
-        """A header, then a line per layer; `output` is CxHxW, `settings` are those that are not defaults."""
-        rows = [
-            f"{node.index:4} {node.spec.kind:14} {','.join(map(str, node.inputs)):16} {node.shape!s:13} "
-            f"{node.spec.describe()}".rstrip()
-            for node in self.nodes
-        ]
-        return [f"{'#':>4} {'layer':14} {'inputs':16} {'output':13} settings", *rows]
-
 
 def load_plan(name_or_path: str, *, classes: int | None = None, input_hw: tuple[int, int] | None = None) -> Plan:
-    """A bare name such as `yolov4-tiny` is one of the cfgs beside this file, and so is `yolov4-tiny.cfg` where no file
-    of the user's is called that; all else is a path.
+    """Read a cfg file, or one of those beside this file by its bare name, such as `yolov4-tiny`.
 
-    Raises CfgError, for a file that cannot be read too.
+    `yolov4-tiny.cfg` is one of those, too, unless the user has a file of that name. Raises CfgError, also if the file
+    cannot be read.
     """
     try:
         path = _find(name_or_path)
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise CfgError(f"{path}:1: more than {MAX_FILE_BYTES} bytes, this is not a cfg")
-        # Comments of old cfgs are in any encoding; what matters is ASCII.
+            raise CfgError(f"{path}:1: more than {MAX_FILE_BYTES} bytes, so it is not a cfg")
+        # Comments of old cfgs may be in any encoding; the rest is ASCII.
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise CfgError(f"{name_or_path}:1: cannot be read, {error.strerror}") from error
@@ -125,9 +119,9 @@ def load_plan(name_or_path: str, *, classes: int | None = None, input_hw: tuple[
 
 
 def parse_plan(text: str, *, path: str, classes: int | None = None, input_hw: tuple[int, int] | None = None) -> Plan:
-    """Text of a cfg -> Plan. Raises CfgError.
+    """Parse a cfg. Raises CfgError.
 
-    path: names the file in messages. classes: resizes every head and the convolution that feeds it.
+    path: used in messages and for the plan's name. classes: resizes every head and the convolution that feeds it.
     input_hw: (height, width) in pixels, instead of the cfg's.
     """
     first, *sections = parse_sections(text, path=path)
@@ -146,7 +140,7 @@ def parse_plan(text: str, *, path: str, classes: int | None = None, input_hw: tu
     nodes = _wire(path, net, layers)
     warnings = first.warnings(set())
     for section in sections:
-        warnings += section.warnings(first.asked)
+        warnings += section.warnings(first.used)
     warnings += _norm_warnings(path, nodes)
     plan = Plan(
         name=Path(path).stem,
@@ -162,7 +156,7 @@ def parse_plan(text: str, *, path: str, classes: int | None = None, input_hw: tu
 
 
 def cfg_names() -> tuple[str, ...]:
-    """The bare names `load_plan` knows, sorted."""
+    """Return the bare names that `load_plan` knows, sorted."""
     return tuple(sorted(path.stem for path in HERE.glob("*.cfg")))
 
 
@@ -189,9 +183,9 @@ def _checked_sources(spec: LayerSpec, index: int, nodes: list[Node]) -> tuple[in
     sources = spec.sources(index)
     for source in sources:
         if not (0 <= source < index or source == index - 1 == -1):
-            raise ShapeError(f"it refers to a layer that is not among the {index} before it")
+            raise ShapeError(f"refers to a layer that is not among the {index} before it")
         if source >= 0 and isinstance(nodes[source].spec, YoloSpec):
-            raise ShapeError(f"it reads layer {source}, a [yolo], which ends its branch")
+            raise ShapeError(f"reads layer {source}, a [yolo], which ends its branch")
     return sources
 
 
@@ -203,7 +197,7 @@ def _resized(path: str, net: NetSpec, input_hw: tuple[int, int]) -> NetSpec:
 
 
 def _with_classes(specs: list[LayerSpec], sections: list[Section], classes: int) -> list[LayerSpec]:
-    """Every [yolo] gets `classes`, and the convolution before it the filters that this takes."""
+    """Give every [yolo] `classes` classes, and the convolution before it the filters they need."""
     resized = list(specs)
     for index, spec in enumerate(specs):
         if not isinstance(spec, YoloSpec):
@@ -211,9 +205,7 @@ def _with_classes(specs: list[LayerSpec], sections: list[Section], classes: int)
         head = replace(spec, classes=classes)
         if classes != spec.classes and spec.counters_per_class:
             head = replace(head, counters_per_class=())
-            sections[index].note(
-                f"counters_per_class is of {spec.classes} classes and is ignored", "counters_per_class"
-            )
+            sections[index].note(f"counters_per_class has {spec.classes} classes and is ignored", "counters_per_class")
         feeder = specs[index - 1] if index else None
         if not 1 <= classes <= MAX_CHANNELS or head.channels > MAX_CHANNELS:
             raise sections[index].error(f"{classes} classes is not within 1..{MAX_CHANNELS // len(head.mask) - 5}")
@@ -224,7 +216,7 @@ def _with_classes(specs: list[LayerSpec], sections: list[Section], classes: int)
 
 
 def _check_heads(specs: list[LayerSpec], sections: list[Section]) -> None:
-    """Point at the line to mend: the filters of the convolution before a [yolo], not the [yolo]."""
+    """Raise CfgError at the line to fix: the filters of the convolution before a [yolo], not the [yolo]."""
     heads = [(index, spec) for index, spec in enumerate(specs) if isinstance(spec, YoloSpec)]
     for index, head in heads:
         feeder = specs[index - 1]
@@ -240,7 +232,7 @@ def _check_heads(specs: list[LayerSpec], sections: list[Section]) -> None:
 
 
 def _check_new_coords(plan: Plan) -> None:
-    """The decoder of new_coords=1 leaves the logistic to the convolution, so that one must have it."""
+    """Check that a [yolo] with new_coords=1, which has no logistic of its own, follows a logistic convolution."""
     for index in plan.heads:
         head = plan.nodes[index]
         if not (isinstance(head.spec, YoloSpec) and head.spec.new_coords):
@@ -252,12 +244,12 @@ def _check_new_coords(plan: Plan) -> None:
             raise CfgError(f"{plan.path}:{line}: layer {index}, a [yolo] with new_coords=1, needs {need}")
         if len(plan.consumers[index - 1]) > 1:
             raise CfgError(
-                f"{plan.path}:{head.line}: layer {index - 1}, which a [yolo] with new_coords=1 reads, is read again"
+                f"{plan.path}:{head.line}: layer {index - 1} has another reader than its [yolo] with new_coords=1"
             )
 
 
 def _norm_warnings(path: str, nodes: tuple[Node, ...]) -> list[str]:
-    """One norm is built for the whole network, where darknet has a kind for each layer."""
+    """Warn of a mix of BN and CmBN: one norm is built for the whole network, where darknet has one per layer."""
     lines = {node.spec.batch_normalize: node.line for node in nodes if isinstance(node.spec, ConvSpec)}
     if not {1, 2} <= lines.keys():
         return []

@@ -1,4 +1,4 @@
-"""The pooling layers: [maxpool], [local_avgpool] and [avgpool].
+"""The pooling layers: [maxpool] and [avgpool].
 
 Keys, defaults and geometry: darknet `parser.c` and `maxpool_layer.c`, `avgpool_layer.c`.
 """
@@ -10,14 +10,13 @@ from typing import ClassVar
 
 from cfg.parse import Section
 from cfg.spec import (
-    MAX_CHANNELS,
     MAX_WINDOW,
     LayerSpec,
     Shape,
-    ShapeError,
     blurred,
     check_extent,
     key,
+    read_keys,
     read_strides,
     window_count,
 )
@@ -27,8 +26,8 @@ from cfg.spec import (
 class PoolSpec(LayerSpec):
     """Max pooling.
 
-    padding: cells in total that do not count; padding // 2 go left and above, the rest right and below.
-    antialiasing: as of a convolution.
+    padding: total number of cells per axis, padding // 2 of them left and above, the rest right and below; they are
+    never the maximum. antialiasing: see ConvSpec.
     """
 
     kind: ClassVar[str] = "maxpool"
@@ -40,66 +39,35 @@ class PoolSpec(LayerSpec):
     antialiasing: int = key(0, high=2)
 
     @classmethod
-    def read(cls, section: Section) -> LayerSpec:
-        """A DepthPoolSpec with maxpool_depth=1, which is darknet's other layer of this name."""
-        geometry = _read_geometry(section)
-        antialiasing = section.integer("antialiasing", 0, high=2)
-        out_channels = section.integer("out_channels", 1, low=1, high=MAX_CHANNELS)
-        if section.integer("maxpool_depth", 0):
-            section.refuse(antialiasing=0)
-            return DepthPoolSpec(out_channels=out_channels)
-        return cls(**geometry, antialiasing=antialiasing)
+    def read(cls, section: Section) -> PoolSpec:
+        strides = read_strides(section)
+        size = section.integer("size", section.integer("stride", 1), low=1, high=MAX_WINDOW)
+        # With more padding some window would hold nothing else.
+        padding = section.integer("padding", size - 1, high=2 * (size - 1))
+        section.refuse_unless(maxpool_depth=0)
+        section.ignore("out_channels")
+        return cls(**read_keys(cls, section), **strides, size=size, padding=padding)
 
     @property
     def pool_strides(self) -> tuple[int, int]:
-        """(y, x) of the pooling itself."""
+        """Strides (y, x) of the pooling itself, without the blur."""
         return (1, 1) if self.antialiasing else (self.stride_y, self.stride_x)
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
-        sharp = _window_shape(inputs[0], self.size, self.padding, self.pool_strides)
+        channels, height, width = inputs[0]
+        padded = Shape(channels, height + self.padding, width + self.padding)
+        check_extent(padded)
+        sharp = Shape(
+            channels=channels,
+            height=window_count(padded.height, self.size, self.pool_strides[0]),
+            width=window_count(padded.width, self.size, self.pool_strides[1]),
+        )
         return blurred(sharp, self.antialiasing, stride_x=self.stride_x, stride_y=self.stride_y)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DepthPoolSpec(LayerSpec):
-    """Max pooling over channels: output channel g is the maximum of the input channels g, g + out_channels, ..."""
-
-    kind: ClassVar[str] = "maxpool"
-
-    out_channels: int
-
-    @classmethod
-    def read(cls, section: Section) -> LayerSpec:
-        return PoolSpec.read(section)
-
-    def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
-        if self.out_channels > inputs[0].channels:
-            raise ShapeError(f"out_channels={self.out_channels} is more than the {inputs[0].channels} channels")
-        return inputs[0]._replace(channels=self.out_channels)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LocalAvgPoolSpec(LayerSpec):
-    """The mean over the cells of a window that exist; padding as of [maxpool]."""
-
-    kind: ClassVar[str] = "local_avgpool"
-
-    size: int
-    stride_x: int
-    stride_y: int
-    padding: int
-
-    @classmethod
-    def read(cls, section: Section) -> LocalAvgPoolSpec:
-        return cls(**_read_geometry(section))
-
-    def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
-        return _window_shape(inputs[0], self.size, self.padding, (self.stride_y, self.stride_x))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class AvgPoolSpec(LayerSpec):
-    """The mean over all cells of each channel."""
+    """Global average pooling."""
 
     kind: ClassVar[str] = "avgpool"
 
@@ -111,20 +79,4 @@ class AvgPoolSpec(LayerSpec):
         return Shape(inputs[0].channels, 1, 1)
 
 
-def _read_geometry(section: Section) -> dict[str, int]:
-    """size, strides and padding, whose defaults hang together."""
-    strides = read_strides(section)
-    size = section.integer("size", section.integer("stride", 1), low=1, high=MAX_WINDOW)
-    # More padding than this, and some window would see nothing but padding.
-    padding = section.integer("padding", size - 1, high=2 * (size - 1))
-    return {"size": size, "padding": padding, **strides}
-
-
-def _window_shape(shape: Shape, size: int, padding: int, strides: tuple[int, int]) -> Shape:
-    padded = Shape(shape.channels, shape.height + padding, shape.width + padding)
-    check_extent(padded)
-    return Shape(
-        channels=shape.channels,
-        height=window_count(padded.height, size, strides[0]),
-        width=window_count(padded.width, size, strides[1]),
-    )
+SPECS = (PoolSpec, AvgPoolSpec)

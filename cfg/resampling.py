@@ -1,4 +1,4 @@
-"""The layers that change the grid and compute nothing: [upsample] and [reorg3d].
+"""The layers that resample the grid: [upsample] and [reorg3d].
 
 Keys, defaults and geometry: darknet `parser.c`, `upsample_layer.c` and `blas.c` (reorg_cpu).
 """
@@ -16,9 +16,9 @@ MAX_STRIDE = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpsampleSpec(LayerSpec):
-    """Nearest neighbour: each cell becomes stride x stride cells. All values are multiplied by `scale`.
+    """Nearest-neighbour upsampling by `stride`; all values are multiplied by `scale`.
 
-    A negative stride goes the other way: each block of |stride| x |stride| cells becomes its sum.
+    A negative stride downsamples: each block of |stride| x |stride| cells becomes its sum.
     """
 
     kind: ClassVar[str] = "upsample"
@@ -51,7 +51,7 @@ class Reorg3dSpec(LayerSpec):
 
     @classmethod
     def read(cls, section: Section) -> Reorg3dSpec:
-        section.refuse(reverse=0)
+        section.refuse_unless(reverse=0)
         return cls(**read_keys(cls, section))
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
@@ -63,3 +63,6 @@ class Reorg3dSpec(LayerSpec):
 def _check_divisible(shape: Shape, stride: int) -> None:
     if shape.height % stride or shape.width % stride:
         raise ShapeError(f"stride={stride} does not divide {shape}")
+
+
+SPECS = (UpsampleSpec, Reorg3dSpec)

@@ -13,6 +13,8 @@ from cfg.spec import ACTIVATIONS, LayerSpec, Shape, ShapeError, key, read_keys
 
 
 class SameShapeSpec(LayerSpec):
+    """Base of these layers."""
+
     __slots__ = ()
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
@@ -21,7 +23,7 @@ class SameShapeSpec(LayerSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActivationSpec(SameShapeSpec):
-    """An activation by itself."""
+    """Separate activation."""
 
     kind: ClassVar[str] = "activation"
 
@@ -34,7 +36,7 @@ class ActivationSpec(SameShapeSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DropoutSpec(SameShapeSpec):
-    """Zeroes cells with `probability` in training and rescales the others; nothing in inference."""
+    """Dropout of single cells with `probability`, in training only."""
 
     kind: ClassVar[str] = "dropout"
 
@@ -42,13 +44,13 @@ class DropoutSpec(SameShapeSpec):
 
     @classmethod
     def read(cls, section: Section) -> DropoutSpec:
-        section.ignore_aloud(dropblock=0, dropblock_size_rel=0, dropblock_size_abs=0)
+        section.warn_unless(dropblock=0, dropblock_size_rel=0, dropblock_size_abs=0)
         return cls(**read_keys(cls, section))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SoftmaxSpec(SameShapeSpec):
-    """Softmax over each of `groups` equal runs of an image's values, (C, H, W) read in this order."""
+    """Softmax over each of `groups` equal slices of an image's values, flattened from (C, H, W)."""
 
     kind: ClassVar[str] = "softmax"
 
@@ -57,7 +59,7 @@ class SoftmaxSpec(SameShapeSpec):
 
     @classmethod
     def read(cls, section: Section) -> SoftmaxSpec:
-        section.refuse(spatial=0, tree="")
+        section.refuse_unless(spatial=0, tree="")
         section.ignore("noloss")
         return cls(**read_keys(cls, section))
 
@@ -68,38 +70,4 @@ class SoftmaxSpec(SameShapeSpec):
         return inputs[0]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EmptySpec(SameShapeSpec):
-    """Passes its input on; also called [silence]."""
-
-    kind: ClassVar[str] = "empty"
-
-    @classmethod
-    def read(cls, section: Section) -> EmptySpec:
-        return cls()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CostSpec(SameShapeSpec):
-    """Where darknet's classifiers compute their loss; passes its input on."""
-
-    kind: ClassVar[str] = "cost"
-
-    @classmethod
-    def read(cls, section: Section) -> CostSpec:
-        section.ignore("type", "scale", "ratio", "noobj", "thresh")
-        return cls()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ContrastiveSpec(SameShapeSpec):
-    """Where darknet computes a loss on embeddings, which is not done here; passes its input on."""
-
-    kind: ClassVar[str] = "contrastive"
-
-    @classmethod
-    def read(cls, section: Section) -> ContrastiveSpec:
-        section.notes.append(f"{section.path}:{section.line}: [contrastive] is ignored: embeddings are not trained")
-        section.ignore("classes", "temperature", "yolo_layer", "cls_normalizer", "max_delta", "steps")
-        section.ignore("contrastive_neg_max", "detection")
-        return cls()
+SPECS = (ActivationSpec, DropoutSpec, SoftmaxSpec)

@@ -1,21 +1,22 @@
-"""What a cfg file says of training: its words as the trainer's settings, and those that training does not hear."""
+"""The training settings in a cfg file, under the names of the options, and those that training does not use."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from cfg.layers import ConvSpec
+from cfg.convolution import ConvSpec
 from cfg.plan import Plan
 
+Setting = bool | int | float | str | tuple[float, ...]
 
-def cfg_settings(plan: Plan, mosaic_geometry: str = "content") -> dict[str, Any]:
-    """What the cfg file says, under the names of the options; keys that it leaves at 'nothing' are left out.
 
-    With darknet's mosaic geometry it is heard on `mosaic_bound` and `max`, too, and darknet's limits for boxes hold.
+def cfg_settings(plan: Plan, mosaic_geometry: str = "content") -> dict[str, Setting]:
+    """Return the cfg's settings by option name, without those that are off or have no value.
+
+    With darknet's mosaic geometry they include `mosaic_bound`, `max_boxes` and darknet's limits on boxes.
     """
     net, head = plan.net, plan.head_specs[-1]  # darknet reads augmentation from the last [yolo]
-    said: dict[str, Any] = {
+    settings: dict[str, Setting | None] = {
         "batch_size": net.batch,
         "subdivisions": net.subdivisions,
         "learning_rate": net.learning_rate,
@@ -38,16 +39,16 @@ def cfg_settings(plan: Plan, mosaic_geometry: str = "content") -> dict[str, Any]
         "hue": net.hue,
     }
     if mosaic_geometry == "darknet":
-        said |= {"mosaic_bound": net.mosaic_bound, "max_boxes": head.max_boxes}
-        said |= {"min_visibility": 0.0, "min_side_px": 1.0}
+        settings |= {"mosaic_bound": net.mosaic_bound, "max_boxes": head.max_boxes}
+        settings |= {"min_visibility": 0.0, "min_side_px": 1.0}
     if any(isinstance(node.spec, ConvSpec) and node.spec.batch_normalize == 2 for node in plan.nodes):
-        said["norm"] = "cmbn"
-    return {name: value for name, value in said.items() if value is not None}
+        settings["norm"] = "cmbn"
+    return {name: value for name, value in settings.items() if value is not None}
 
 
-# Keys of [yolo] that --loss darknet alone reads, and their values not worth a warning: darknet's defaults, and the
-# max_delta of its YOLOv4 cfgs, which clips a gradient that autograd does not make.
-DARKNET_LOSS_KEYS: dict[str, tuple[Any, ...]] = {
+# Keys of [yolo] that only --loss darknet reads -> values that need no warning: darknet's defaults, and the max_delta of
+# its YOLOv4 cfgs, which clips a gradient that autograd does not compute.
+DARKNET_LOSS_KEYS: dict[str, tuple[Setting, ...]] = {
     "focal_loss": (False,),
     "truth_thresh": (1.0,),
     "max_delta": (math.inf, 5.0, 2.0),
@@ -57,7 +58,7 @@ DARKNET_LOSS_KEYS: dict[str, tuple[Any, ...]] = {
 
 
 def unread_settings(plan: Plan, loss: str) -> list[str]:
-    """A line for each key with which the cfg asks something of training that this loss does not do."""
+    """Return a warning for each key of the cfg that has no effect with this loss."""
     if loss == "darknet":
         return []
     lines = []

@@ -1,8 +1,7 @@
-"""What every layer of a plan answers, and how its fields are read from cfg keys."""
+"""The interface of every layer of a plan, and how its fields are read from cfg keys."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, field, fields
 from typing import Any, ClassVar, NamedTuple
@@ -11,8 +10,7 @@ from cfg.parse import Section
 
 ACTIVATIONS = (
     *("linear", "leaky", "mish", "swish", "logistic", "relu"),
-    *("relu6", "elu", "selu", "gelu", "tanh", "hard_mish"),
-    *("loggy", "relie", "ramp", "plse", "stair", "hardtan", "lhtan"),
+    *("relu6", "elu", "selu", "gelu", "tanh", "hard_mish", "hardtan"),
 )
 BLUR_WINDOWS = {1: (3, 1), 2: (2, 0)}  # antialiasing -> (size, padding on each side)
 MAX_CELLS = 2**30  # of one layer's output for one image: 4 GiB in float32
@@ -22,7 +20,7 @@ MAX_WINDOW = 1024
 
 
 class Shape(NamedTuple):
-    """The extent of one feature map: channels, and rows and columns in cells."""
+    """Shape (C, H, W) of one feature map, in cells."""
 
     channels: int
     height: int
@@ -33,11 +31,11 @@ class Shape(NamedTuple):
 
 
 class ShapeError(ValueError):
-    """A layer does not fit its inputs. The plan, which knows file and line, turns it into a CfgError."""
+    """A layer that does not fit its inputs. The plan, which knows file and line, turns it into a CfgError."""
 
 
 class LayerSpec(ABC):
-    """One section of a cfg, as plain values. Subclasses are frozen dataclasses."""
+    """One section of a cfg as plain values. Subclasses are frozen dataclasses."""
 
     __slots__ = ()
     kind: ClassVar[str]
@@ -45,41 +43,33 @@ class LayerSpec(ABC):
     @classmethod
     @abstractmethod
     def read(cls, section: Section) -> LayerSpec:
-        """Raises CfgError."""
+        """Read the section. Raises CfgError."""
 
     @abstractmethod
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
-        """`inputs` in the order of `sources`. Raises ShapeError."""
+        """Return the output's shape for `inputs`, in the order of `sources`. Raises ShapeError."""
 
     def sources(self, index: int) -> tuple[int, ...]:
-        """Absolute indices of the layers that the layer at `index` reads; -1 is the network's input."""
+        """Return absolute indices of the layers that the layer at `index` reads; -1 is the network's input."""
         return (index - 1,)
 
     def parameter_count(self, inputs: tuple[Shape, ...]) -> int:
-        """Trained values; running statistics are not trained."""
+        """Return the number of trained values; running statistics are not trained."""
         return 0
-
-    def describe(self) -> str:
-        """`field=value` of every field that is not at its default."""
-        return " ".join(
-            f"{f.name}={_plain(getattr(self, f.name))}"
-            for f in fields(self)  # type: ignore[arg-type]
-            if getattr(self, f.name) != f.default
-        )
 
 
 def key(default: Any, name: str = "", **limits: Any) -> Any:
-    """A dataclass field read from the cfg key `name` (or the field's own name).
+    """Return a dataclass field that is read from the cfg key `name` (default: the field's name).
 
-    The default's type is the kind of value: bool, int, float, or str with `choices=` (and `unknown=`, as
-    `Section.word`). A bare `int` in its place says that the key is required. `low=` and `high=` are inclusive limits.
+    The default's type is the value's type: bool, int, float, or str with `choices=` (and `unknown=`, see
+    `Section.word`). `int` itself in place of a default makes the key required. `low=` and `high=` are inclusive limits.
     """
     metadata = {"key": name, "kind": default if default is int else type(default), "limits": limits}
     return field(metadata=metadata) if default is int else field(default=default, metadata=metadata)
 
 
 def read_keys(spec_type: type[Any], section: Section) -> dict[str, Any]:
-    """The values of all fields of `spec_type` declared with `key`. Raises CfgError."""
+    """Return the values of all fields of `spec_type` declared with `key`. Raises CfgError."""
     values: dict[str, Any] = {}
     for f in fields(spec_type):
         if "kind" not in f.metadata:
@@ -98,20 +88,20 @@ def read_keys(spec_type: type[Any], section: Section) -> dict[str, Any]:
 
 
 def window_count(size_px: int, window_px: int, stride_px: int) -> int:
-    """How many windows start within a padded side. Raises ShapeError where not even one fits."""
+    """Return how many windows fit into a padded side. Raises ShapeError if none does."""
     if size_px < window_px:
         raise ShapeError(f"a window of {window_px} does not fit into a padded side of {size_px}")
     return (size_px - window_px) // stride_px + 1
 
 
 def read_strides(section: Section) -> dict[str, int]:
-    """stride_x and stride_y, for which `stride` speaks where they are silent. Raises CfgError."""
+    """Return stride_x and stride_y, each with `stride` as its default. Raises CfgError."""
     stride = section.integer("stride", 1, low=1, high=MAX_WINDOW)
     return {axis: section.integer(axis, stride, low=1, high=MAX_WINDOW) for axis in ("stride_x", "stride_y")}
 
 
 def blurred(sharp: Shape, antialiasing: int, *, stride_x: int, stride_y: int) -> Shape:
-    """What antialiasing leaves of an output made with stride 1: its blur takes the strides instead."""
+    """Return the shape after the blur of antialiasing, which applies the strides to an output of stride 1."""
     if not antialiasing:
         return sharp
     size, padding = BLUR_WINDOWS[antialiasing]
@@ -123,21 +113,7 @@ def blurred(sharp: Shape, antialiasing: int, *, stride_x: int, stride_y: int) ->
 
 
 def check_extent(shape: Shape) -> None:
-    """Nothing absurd may reach an allocation. Raises ShapeError."""
+    """Raise ShapeError for a shape too large to allocate."""
     channels, height, width = shape
     if channels > MAX_CHANNELS or max(height, width) > MAX_SIDE_PX or channels * height * width > MAX_CELLS:
         raise ShapeError(f"{shape} is too large")
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, tuple):
-        return "/".join(_plain(item) for item in value) if _nested(value) else ",".join(map(_plain, value))
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, float):
-        return "inf" if math.isinf(value) else f"{value:g}"
-    return str(value)
-
-
-def _nested(value: tuple[object, ...]) -> bool:
-    return any(isinstance(item, tuple) for item in value)

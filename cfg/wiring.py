@@ -1,7 +1,7 @@
 """The layers that read others by index: [route], [shortcut], [sam] and [scale_channels].
 
-Keys, defaults and geometry: darknet `parser.c` and the `make_*_layer` function of each type. In a cfg a
-negative index counts back from the layer that holds it, any other counts from the first layer.
+Keys, defaults and geometry: darknet `parser.c` and the `make_*_layer` function of each type. In a cfg a negative index
+counts back from the layer that has it, any other is absolute.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cfg.spec import ACTIVATIONS, MAX_CHANNELS, LayerSpec, Shape, ShapeError, ke
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouteSpec(LayerSpec):
-    """Concatenates along channels the group_id-th of `groups` equal slices of each of `layers`.
+    """Concatenation along channels of the group_id-th of `groups` equal slices of each of `layers`.
 
     layers: as written in the cfg.
     """
@@ -47,11 +47,11 @@ class RouteSpec(LayerSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShortcutSpec(LayerSpec):
-    """Adds the outputs of `layers` (cfg key `from`) to the previous layer's, then activates.
+    """Sum of the previous layer and `layers` (cfg key `from`), then an activation.
 
-    The previous layer's shape stays: of a wider input only the first channels are added, and a narrower
-    one is added to the first channels. weights_type: none, per_feature (one scalar per input) or
-    per_channel. weights_normalization: none, relu or softmax over the inputs.
+    The output has the previous layer's shape: of a wider input only the first channels are added, and a narrower one is
+    added to the first channels. weights_type: none, per_feature (one scalar per input) or per_channel.
+    weights_normalization: none, relu or softmax over the inputs.
     """
 
     kind: ClassVar[str] = "shortcut"
@@ -67,8 +67,8 @@ class ShortcutSpec(LayerSpec):
         values["weights_type"] = values["weights_type"].replace("per_layer", "per_feature")
         values["weights_normalization"] = values["weights_normalization"].replace("avg_relu", "relu")
         if values["weights_type"] != "none":
-            section.refuse(dontload=0)
-            section.ignore_aloud(learning_rate=1)
+            section.refuse_unless(dontload=0)
+            section.warn_unless(learning_rate=1)
         return cls(layers=section.integers("from", required=True), **values)
 
     def sources(self, index: int) -> tuple[int, ...]:
@@ -86,7 +86,7 @@ class ShortcutSpec(LayerSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamSpec(LayerSpec):
-    """Spatial attention: previous layer times `layer` (cfg key `from`), elementwise, then activates."""
+    """Spatial attention: the previous layer times `layer` (cfg key `from`), elementwise, then an activation."""
 
     kind: ClassVar[str] = "sam"
 
@@ -108,7 +108,7 @@ class SamSpec(LayerSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScaleChannelsSpec(LayerSpec):
-    """`layer` (cfg key `from`) times the previous layer, then activates (squeeze and excitation).
+    """Squeeze and excitation: `layer` (cfg key `from`) times the previous layer, then an activation.
 
     The previous layer is (C, 1, 1), or (1, H, W) with scale_wh, and is broadcast.
     """
@@ -128,14 +128,14 @@ class ScaleChannelsSpec(LayerSpec):
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
         factor, scaled = inputs
-        wanted = scaled._replace(channels=1) if self.scale_wh else Shape(scaled.channels, 1, 1)
-        if factor != wanted:
-            raise ShapeError(f"[scale_channels] needs {wanted} to scale {scaled}, got {factor}")
+        required = scaled._replace(channels=1) if self.scale_wh else Shape(scaled.channels, 1, 1)
+        if factor != required:
+            raise ShapeError(f"[scale_channels] needs {required} to scale {scaled}, got {factor}")
         return scaled
 
 
 def _absolute(layer: int, index: int) -> int:
-    # A reference that counts back beyond the first layer must not become the network's input, which is -1.
+    # An index that counts back past the first layer must not become -1, the network's input.
     return layer if layer >= 0 else index + layer if index + layer >= 0 else -2
 
 
@@ -149,3 +149,6 @@ def _read_from(section: Section) -> int:
     if len(layers) != 1:
         raise section.error(f"[{section.name}] takes one layer in 'from'", "from")
     return layers[0]
+
+
+SPECS = (RouteSpec, ShortcutSpec, SamSpec, ScaleChannelsSpec)

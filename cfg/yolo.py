@@ -19,11 +19,11 @@ NMS_KINDS = ("default", "greedynms", "diounms")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class YoloSpec(LayerSpec):
-    """Anchors and rules of one head.
+    """Anchors, loss and inference settings of one head.
 
-    anchors: (width, height) in pixels of the network's input, of all heads; mask: those of this head.
-    random: 0 is off, 1 means a resize coefficient of 1.4, any other value is the coefficient.
-    counters_per_class: objects of each class in the training data, from which weights are made; empty means none.
+    anchors: (width, height) in input pixels, those of all heads; mask: indices of this head's anchors.
+    random: 0 is off, 1 a resize factor of 1.4, any other value is the factor.
+    counters_per_class: number of training objects of each class, for class weights; empty for none.
     """
 
     kind: ClassVar[str] = "yolo"
@@ -59,17 +59,17 @@ class YoloSpec(LayerSpec):
 
     @property
     def head_anchors(self) -> tuple[tuple[float, float], ...]:
-        """The (width, height) in pixels of this head's anchors, in channel order."""
+        """This head's anchors, (width, height) in input pixels, in channel order."""
         return tuple(self.anchors[i] for i in self.mask)
 
     @property
     def channels(self) -> int:
-        """Channels of the head: per anchor x, y, w, h, objectness and one per class."""
+        """Number of input channels: for each anchor x, y, w, h, objectness and one per class."""
         return len(self.mask) * (5 + self.classes)
 
     @classmethod
     def read(cls, section: Section) -> YoloSpec:
-        """Raises CfgError."""
+        """Read the section. Raises CfgError."""
         anchors = _read_anchors(section)
         mask = section.integers("mask") or tuple(range(len(anchors)))
         for i in mask:
@@ -79,11 +79,11 @@ class YoloSpec(LayerSpec):
             raise section.error("mask names an anchor twice", "mask")
         section.ignore("show_details", "beta1", "uc_normalizer", "embedding_layer")
         section.ignore("track_history_size", "sim_thresh", "dets_for_track", "dets_for_show", "track_ciou_norm")
-        section.refuse(map="")
+        section.refuse_unless(map="")
         values = read_keys(cls, section)
         counters = section.integers("counters_per_class")
         if counters and (len(counters) != values["classes"] or min(counters) < 1):
-            message = f"counters_per_class needs {values['classes']} positive numbers, one a class"
+            message = f"counters_per_class needs {values['classes']} positive numbers, one per class"
             raise section.error(message, "counters_per_class")
         return cls(anchors=anchors, mask=mask, counters_per_class=counters, **values)
 
@@ -97,11 +97,14 @@ class YoloSpec(LayerSpec):
 
 
 def _read_anchors(section: Section) -> tuple[tuple[float, float], ...]:
-    # Behind the anchors that `num` counts darknet reads nothing; in any other list a last comma is one more 0.
+    # darknet stops reading after `num` anchors, so a comma at the end is harmless here; in other lists it adds a 0.
     values = section.numbers("anchors", required=True, spare_comma=True)
     count = section.integer("num", len(values) // 2, low=1)
     if len(values) != 2 * count:
-        raise section.error(f"anchors holds {len(values)} numbers, num={count} asks for {2 * count}", "anchors")
+        raise section.error(f"anchors holds {len(values)} numbers, num={count} needs {2 * count}", "anchors")
     if min(values) <= 0:
         raise section.error("anchors must be positive", "anchors")
     return tuple(zip(values[::2], values[1::2], strict=True))
+
+
+SPECS = (YoloSpec,)

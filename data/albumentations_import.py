@@ -1,6 +1,6 @@
-"""Albumentations, told not to ask the network for updates: import it from here.
+"""Albumentations without its online update check: import it from here.
 
-The library looks for a newer version of itself on import, in every worker, unless this variable is set.
+The library looks for a newer version on import, in every worker, unless this variable is set.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The one door from numpy to torch."""
+"""Collating Samples (numpy) into a Batch (torch)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utils.structures import Batch, Sample, Targets
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples of one size -> Batch; images (N, 3, H, W) RGB of the samples' type. Any of them, or all, may be empty."""
+    """Collate Samples of one size; images (N, 3, H, W) RGB keep the samples' type. Samples may have no objects."""
     images = np.stack([sample.image for sample in samples]).transpose(0, 3, 1, 2)
     boxes = np.concatenate([sample.boxes for sample in samples])
     labels = np.concatenate([sample.labels for sample in samples])

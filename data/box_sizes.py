@@ -1,4 +1,4 @@
-"""How large a data set's boxes are: at the network's input, and beside their images."""
+"""Box sizes of a data set, in input pixels and relative to the images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from data.image_set import ImageSet
 
 
 def owners(image_set: ImageSet) -> np.ndarray:
-    """(M,) the index of each object's image."""
+    """Return (M,) the index of each object's image."""
     return np.repeat(np.arange(len(image_set)), np.diff(image_set.starts))
 
 
 def input_sides(image_set: ImageSet, input_hw: tuple[int, int], letterbox: bool) -> np.ndarray:
-    """(M, 2) width and height of every object in input pixels, crowds too."""
+    """Return (M, 2) width and height of every object in input pixels, including crowds."""
     place = letterbox_placement if letterbox else stretch_placement
     sizes, of_size = np.unique(image_set.hws, axis=0, return_inverse=True)
     placements = [place((int(height), int(width)), input_hw) for height, width in sizes]
@@ -23,6 +23,6 @@ def input_sides(image_set: ImageSet, input_hw: tuple[int, int], letterbox: bool)
 
 
 def relative_sides(image_set: ImageSet) -> np.ndarray:
-    """(M,) the side of a square of each box's area, as a share of that of its image's area."""
+    """Return (M,) the square root of each box's area relative to its image's area."""
     areas = (image_set.boxes[:, 2:] - image_set.boxes[:, :2]).prod(axis=1, dtype=np.float64)
     return np.sqrt(areas / image_set.hws.prod(axis=1, dtype=np.float64)[owners(image_set)])

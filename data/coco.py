@@ -1,4 +1,4 @@
-"""COCO: annotations/instances_<split>.json beside folders of images, or one such json file."""
+"""Reader of COCO's format: annotations/instances_<split>.json beside folders of images, or one such json file."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ from data.problems import (
 )
 from utils.errors import UserError
 
-# Up to so many, every image's header is read: 0.01 ms each where the disk is cached, but several ms on a slow
-# one, which would be many minutes for COCO's 118,287; above, a size in the json is trusted as long as no box belies it.
+EXPECTED = "a COCO folder (annotations/instances_<split>.json), a COCO .json file"
+
+# Up to this many images, every header is read: 0.01 ms from a cached disk, but several ms from a slow one, which would
+# be many minutes for COCO's 118,287. Above, a size in the json is trusted unless boxes contradict it.
 _OPENED_IMAGES = 20_000
 
 
@@ -35,14 +37,14 @@ def holds(path: Path) -> bool:
 
 
 def splits(path: Path) -> tuple[str, ...]:
-    """'train' for instances_train2017.json. A json file of another name gives (): it fits every split."""
+    """Return 'train' for instances_train2017.json etc.; () for a json file of another name, which fits every split."""
     if path.is_file():
         return (_split_name(path),) if path.stem.startswith("instances_") else ()
     return tuple(sorted({_split_name(file) for file in (path / "annotations").glob("instances_*.json")}))
 
 
 def has_split(path: Path, split: str) -> bool:
-    """Also by the whole name of its file, such as val2014, which is there beside a val2017."""
+    """Return whether the split exists, also by its whole file name, such as val2014 beside a val2017."""
     listed = splits(path)
     if path.is_file():
         return not listed or split in (*listed, path.stem.removeprefix("instances_"))
@@ -50,7 +52,7 @@ def has_split(path: Path, split: str) -> bool:
 
 
 def read(path: Path, split: str) -> ImageSet:
-    """Labels 0..C-1 follow the sorted category ids. Sizes are the json's, where it has them, as `_boxes_hw` has it.
+    """Read a split. Labels 0..C-1 follow the sorted category ids. Sizes are the json's, where given (see `_boxes_hw`).
 
     Raises UserError if the json is unusable or none of its images is found.
     """
@@ -69,8 +71,8 @@ def read(path: Path, split: str) -> ImageSet:
             problems.add(MISSING_IMAGE, str(image_path))
             continue
         written_hw = _written_hw(image)
-        believed = trusted and written_hw and not _seems_swapped(written_hw, objects.get(image["id"], []))
-        hw = written_hw if believed else image_hw(str(image_path))
+        is_plausible = trusted and written_hw and not _seems_swapped(written_hw, objects.get(image["id"], []))
+        hw = written_hw if is_plausible else image_hw(str(image_path))
         if hw is None:
             problems.add(BROKEN_IMAGE, str(image_path))
             continue
@@ -95,7 +97,7 @@ def _split_name(file: Path) -> str:
 
 
 def _annotation_file(root: Path, split: str) -> Path:
-    """instances_<split>.json, or of several years the latest."""
+    """Return instances_<split>.json, or of several years the latest."""
     exact = _exact_file(root, split)
     dated = sorted(file for file in exact.parent.glob("instances_*.json") if _split_name(file) == split)
     return exact if exact.exists() else dated[-1]
@@ -106,36 +108,33 @@ def _exact_file(root: Path, split: str) -> Path:
 
 
 def _root(file: Path) -> Path:
-    """Of the data set, by where the file is listed: it may be a link to another place."""
+    """Return the data set's folder by the path of the file, which may be a link to another place."""
     folder = Path(os.path.abspath(file)).parent
     return folder.parent if folder.name == "annotations" else folder
 
 
 def _image_folder(file: Path, split: str, file_names: list[str]) -> Path:
-    """The first of the usual folders that holds the first image that is in any of them."""
+    """Return the first of the usual folders that holds the first image found in any of them."""
     folders: list[Path] = []
-    for place in (file, file.resolve()):
-        root, stem = _root(place), place.stem.removeprefix("instances_")
+    for json in (file, file.resolve()):
+        root, stem = _root(json), json.stem.removeprefix("instances_")
         folders += [root / part / name for part in ("", "images") for name in (stem, split, "")]
-        folders += [place.parent, place.parent / "images", root / "JPEGImages", root / "data"]
-    there = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+        folders += [json.parent, json.parent / "images", root / "JPEGImages", root / "data"]
+    existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
     for name in file_names:
-        for folder in there:
+        for folder in existing:
             if (folder / name).exists():
                 return folder
     if not file_names:
         raise UserError(f"{file}: its list 'images' is empty.")
-    raise UserError(f"{file}: its images, such as {file_names[0]}, are in none of {_listing(folders)}.")
-
-
-def _listing(folders: list[Path]) -> str:
-    return ", ".join(str(folder) for folder in dict.fromkeys(folders))
+    searched = ", ".join(map(str, dict.fromkeys(folders)))
+    raise UserError(f"{file}: its images, such as {file_names[0]}, are in none of {searched}.")
 
 
 def _objects_by_image(
     content: dict[str, Any], category_ids: list[int], file_name: str, problems: Problems
 ) -> dict[int, list[tuple[list[float], int, bool, str]]]:
-    """image id -> (x, y, w, h), label, is_crowd and place of each well-formed annotation."""
+    """Return image id -> (x, y, w, h), label, is_crowd and place of each well-formed annotation."""
     label_of = {category: label for label, category in enumerate(category_ids)}
     image_ids = {image["id"] for image in content["images"]}
     objects: dict[int, list[tuple[list[float], int, bool, str]]] = defaultdict(list)
@@ -166,7 +165,7 @@ def _written_hw(image: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def _seems_swapped(hw: tuple[int, int], objects: list[tuple[list[float], int, bool, str]]) -> bool:
-    """Whether boxes reach out of this size by more than rounding, and would not if it lay on its side."""
+    """Return whether boxes exceed this size by more than rounding, but fit it with its sides swapped."""
     right = max((box[0] + box[2] for box, *_ in objects), default=0) - 1
     bottom = max((box[1] + box[3] for box, *_ in objects), default=0) - 1
     height, width = hw
@@ -176,9 +175,9 @@ def _seems_swapped(hw: tuple[int, int], objects: list[tuple[list[float], int, bo
 def _boxes_hw(
     image_path: Path, hw: tuple[int, int], written_hw: tuple[int, int] | None, problems: Problems
 ) -> tuple[int, int]:
-    """The written size, if any; with its sides swapped, and a problem, where the image lies on its side without EXIF.
+    """Return the size that boxes refer to: the written one, if any. hw: of the upright image.
 
-    hw: of the image, upright.
+    Where the written size lies on its side and no EXIF tag explains it, its sides are swapped, and that is a problem.
     """
     if written_hw is None or not lies_on_its_side(hw, written_hw) or is_transposed(str(image_path)):
         return written_hw or hw
@@ -191,10 +190,10 @@ def _records(
     objects: dict[int, list[tuple[list[float], int, bool, str]]],
     problems: Problems,
 ) -> list[Record]:
-    """images: path, id, (height, width). All boxes are judged at once: COCO has 860,000."""
-    of_each = [objects.get(image_id, []) for _, image_id, _ in images]
-    counts = [len(rows) for rows in of_each]
-    rows = list(chain.from_iterable(of_each))
+    """Make Records of (path, id, (height, width)). All boxes are clipped at once: COCO has 860,000."""
+    rows_by_image = [objects.get(image_id, []) for _, image_id, _ in images]
+    counts = [len(rows) for rows in rows_by_image]
+    rows = list(chain.from_iterable(rows_by_image))
     boxes = np.array([box for box, *_ in rows], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     hws = np.repeat(np.array([hw for *_, hw in images], np.float32).reshape(-1, 2), counts, axis=0)

@@ -1,7 +1,7 @@
 """Darknet's geometric jitter: a random crop rectangle of the image, warped onto the network input.
 
-Source: darknet, `data.c`, load_data_detection (`jitter`, `resize`, `letter_box`). The rectangle may reach
-outside the image; there the input shows the fill colour.
+Source: darknet, `data.c`, load_data_detection (`jitter`, `resize`, `letter_box`). Where the rectangle reaches outside
+the image, the input shows the fill colour.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from data.lazy_warp import Warped
 class JitteredCrop(A.Affine):  # type: ignore[misc]
     """Image of any size -> network input of `input_hw`, in one warp.
 
-    jitter: each margin of the crop is moved by up to this share of the side. resize: zoom between 1/resize
-    and resize. keep_aspect: start from the letterboxed rectangle rather than from the image itself.
-    fill: RGB, or None for the mean colour of the image, as in darknet. corner: (column, row), each 0 or 1,
-    of the image's corner that the rectangle, in whatever size was drawn, is pushed into; None leaves it
-    where it was drawn.
+    jitter: each margin of the crop moves by up to this share of the side. resize: zoom between 1/resize and resize.
+    keep_aspect: start from the letterboxed rectangle instead of the image. fill: RGB, or None for the mean colour of
+    the image, as in darknet. corner: (column, row), each 0 or 1, of the image's corner that the rectangle is pushed
+    into, in the size drawn; None leaves it where it was drawn.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
         return Warped(source=img, matrix=matrix[:2], hw=self.input_hw, fill=fill)
 
     def _rectangle(self, image_hw: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Left, top, width and height of the crop, in pixels of the image."""
+        """Draw left, top, width and height of the crop, in pixels of the image."""
         height, width = image_hw
         left, right, top, bottom = self._margins(image_hw)
         crop_w, crop_h = max(width - left - right, 1.0), max(height - top - bottom, 1.0)
@@ -75,7 +74,7 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
         return left, top, crop_w, crop_h
 
     def _margins(self, image_hw: tuple[int, int]) -> np.ndarray:
-        """(4,) left, right, top and bottom: how far the crop's edges lie within the image, in its pixels."""
+        """Draw (4,) the distances of the crop's left, right, top and bottom edge from the image's, positive inside."""
         height, width = image_hw
         rng = self.random_generator
         margins = rng.uniform(-self.jitter, self.jitter, size=4) * (width, width, height, height)
@@ -89,12 +88,13 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
         return margins
 
 
-class LateCrop(JitteredCrop):
-    """The crop that leaves the pixels for later: they come out blank, and `warped` says how to make them."""
+class LazyCrop(JitteredCrop):
+    """A crop that returns a blank image and keeps the pixels as `warped`, to be computed where they are used."""
+
+    warped: Warped  # of the last image
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.warped: Warped | None = None
         self._blank = np.zeros((*self.input_hw, 3), np.uint8)
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Darknet: a .data file that names lists of images, with one .txt of normalized boxes per image."""
+"""Reader of darknet's format: a .data file that names lists of images, with one .txt of normalized boxes per image."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from data.image_file import image_hw
-from data.image_set import ImageSet, Record, pack
-from data.problems import BROKEN_IMAGE, BROKEN_LABEL, MISSING_IMAGE, UNKNOWN_CLASS, Problems, usable_boxes
+from data.image_set import ImageSet, Record, pack, usable_record
+from data.problems import BROKEN_IMAGE, BROKEN_LABEL, MISSING_IMAGE, UNKNOWN_CLASS, Problems
 from utils.errors import UserError
 from utils.listing import read_lines
+
+EXPECTED = "a darknet .data file"
 
 _KEYS = {"train": "train", "val": "valid", "test": "test"}
 
@@ -21,13 +23,13 @@ def holds(path: Path) -> bool:
 
 
 def splits(path: Path) -> tuple[str, ...]:
-    """Raises UserError where there are none."""
+    """Return the splits with a list of images. Raises UserError if there are none."""
     file = _data_file(path)
     keys = _settings(file)
-    there = tuple(split for split, key in _KEYS.items() if key in keys)
-    if not there:
+    listed = tuple(split for split, key in _KEYS.items() if key in keys)
+    if not listed:
         raise UserError(f"{file}: names no list of images: expected 'train = FILE', 'valid = FILE' or 'test = FILE'.")
-    return there
+    return listed
 
 
 def has_split(path: Path, split: str) -> bool:
@@ -35,15 +37,15 @@ def has_split(path: Path, split: str) -> bool:
 
 
 def read(path: Path, split: str) -> ImageSet:
-    """An image without a label file has no objects; an image id counts the lines of the list from 1.
+    """Read a split. An image without a label file has no objects; an image id is the number of its line, from 1.
 
-    Raises UserError if the .data file misses something or no listed image is usable.
+    Raises UserError if the .data file is incomplete or no listed image is usable.
     """
     file = _data_file(path)
     settings = _settings(file)
     names_file = _names_file(file, settings)
     class_names = _class_names(file, settings, names_file)
-    list_file = _found(settings[_KEYS[split]], file, [file.parent, file.parent.parent])
+    list_file = _find_file(settings[_KEYS[split]], file, [file.parent, file.parent.parent])
     problems, records = Problems(), []
     folders = [file.parent, list_file.parent, file.parent.parent, Path()]
     for image_id, line in enumerate(read_lines(list_file), start=1):
@@ -69,9 +71,9 @@ def read(path: Path, split: str) -> ImageSet:
 
 
 def label_file(image: Path) -> Path | None:
-    """.../images/... or .../JPEGImages/... -> .../labels/... .txt, else beside the image; None if absent.
+    """Return the label file: .../labels/... .txt for .../images/... or .../JPEGImages/..., else beside the image.
 
-    Source: darknet, `utils.c`, replace_image_to_label.
+    None if neither exists. Source: darknet, `utils.c`, replace_image_to_label.
     """
     candidates = [image.with_suffix(".txt")]
     for depth in range(len(image.parts) - 2, -1, -1):
@@ -87,18 +89,18 @@ def _data_file(path: Path) -> Path:
 
 
 def _settings(file: Path) -> dict[str, str]:
-    """`key = value` lines; # and ; start a comment."""
+    """Parse the `key = value` lines; # and ; start a comment."""
     lines = [line for line in read_lines(file) if line[0] not in "#;"]
     pairs = (line.partition("=") for line in lines)
     return {key.strip(): value.strip() for key, equals, value in pairs if equals}
 
 
 def _names_file(file: Path, settings: dict[str, str]) -> Path | None:
-    return _found(settings["names"], file, [file.parent, file.parent.parent]) if "names" in settings else None
+    return _find_file(settings["names"], file, [file.parent, file.parent.parent]) if "names" in settings else None
 
 
 def _class_names(file: Path, settings: dict[str, str], names_file: Path | None) -> list[str]:
-    """From the `names` file; without one, what .weights without names get, too (`models.weights.class_names`)."""
+    """Read the `names` file; without one, name classes as for .weights without names (`models.weights.class_names`)."""
     names = None if names_file is None else read_lines(names_file)
     if "classes" not in settings and names:
         return names
@@ -110,8 +112,8 @@ def _class_names(file: Path, settings: dict[str, str], names_file: Path | None) 
     return names or [f"class {label}" for label in range(int(classes))]
 
 
-def _found(value: str, file: Path, folders: list[Path]) -> Path:
-    """A path in a .data file counts from its folder, from that folder's parent, or from where one stands."""
+def _find_file(value: str, file: Path, folders: list[Path]) -> Path:
+    """Resolve a path in a .data file against `folders` or the current one."""
     for folder in [*folders, Path()]:
         if (folder / value).is_file():
             return folder / value
@@ -120,12 +122,12 @@ def _found(value: str, file: Path, folders: list[Path]) -> Path:
 
 def _record(image: Path, image_id: int, hw: tuple[int, int], classes: int, problems: Problems) -> Record:
     rows, places = [], []
-    labels_from = label_file(image)
-    text = labels_from.read_text(encoding="utf-8-sig", errors="replace") if labels_from else ""
+    labels = label_file(image)
+    text = labels.read_text(encoding="utf-8-sig", errors="replace") if labels else ""
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        place = f"{labels_from}:{number}"
+        place = f"{labels}:{number}"
         row = _row(line)
         if row is None:
             problems.add(BROKEN_LABEL, place)
@@ -137,19 +139,20 @@ def _record(image: Path, image_id: int, hw: tuple[int, int], classes: int, probl
     table = np.array(rows, np.float64).reshape(-1, 5)
     centre, half = table[:, 1:3], table[:, 3:5] / 2
     pixels = np.concatenate([centre - half, centre + half], axis=1) * (hw[1], hw[0], hw[1], hw[0])
-    boxes, keep = usable_boxes(pixels.astype(np.float32), hw, places, problems)
-    return Record(
+    return usable_record(
         path=str(image),
         image_id=image_id,
-        boxes=boxes[keep],
-        labels=table[:, 0].astype(np.int64)[keep],
-        is_crowd=np.zeros(int(keep.sum()), bool),
+        boxes=pixels.astype(np.float32),
+        labels=table[:, 0].astype(np.int64),
+        is_crowd=np.zeros(len(table), bool),
         hw=hw,
+        places=places,
+        problems=problems,
     )
 
 
 def _row(line: str) -> list[float] | None:
-    """`class x y w h`, all finite, the class an integer; else None."""
+    """Parse `class x y w h`; None unless all are finite and the class is an integer."""
     try:
         row = [float(value) for value in line.split()]
     except ValueError:

@@ -1,4 +1,4 @@
-"""The images of an ImageSet as Samples: augmented for training, whole for evaluation."""
+"""Datasets over an ImageSet: augmented Samples for training, whole images for evaluation."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from utils.structures import Sample
 
 log = logging.getLogger(__name__)
 
-# Training images are kept at up to this multiple of the input: zooming in still finds detail to show.
+# Training images are kept at up to this multiple of the input, so that zooming in still shows detail.
 _DETAIL = 1.5
 
 
 def longest_px_for(largest_hw: tuple[int, int]) -> int:
-    """The longer side at which training images are kept for inputs of up to this size."""
+    """Return the longer side at which training images are kept for inputs of up to this size."""
     return int(_DETAIL * max(largest_hw))
 
 
 class SampleKey(NamedTuple):
-    """What a training Sample is made from; whoever holds the key makes the same Sample."""
+    """All that determines a training Sample, in whichever process it is made."""
 
     epoch: int
     position: int
@@ -40,8 +40,7 @@ class SampleKey(NamedTuple):
 class ShrunkImages:
     """index -> Sample, a whole image with its longer side about `longest_px` at most, boxes in its own pixels.
 
-    An image that turns out to be unreadable is replaced by the next one that is not. What comes does not depend on
-    the cache, nor on what is in it.
+    An unreadable image is replaced by the next readable one. The result does not depend on the cache.
     """
 
     def __init__(self, image_set: ImageSet, *, longest_px: int, cache: ImageCache | None = None) -> None:
@@ -65,11 +64,11 @@ class ShrunkImages:
         image = None if self.cache is None else self.cache.get(index)
         if image is not None:
             return image
-        stamp = file_stamp(record.path)  # before reading: a file that is replaced meanwhile is read again
+        stamp = file_stamp(record.path)  # before reading: if the file is replaced meanwhile, it is read again
         image = read_image(record.path, source_hw=record.hw, enough_px=self.longest_px)
         if image is None:
             self._unreadable.add(index)
-            log.warning("%s: unreadable, another image is used in its place", record.path)
+            log.warning("%s: unreadable, another image is used instead", record.path)
             return None
         ((height, width),) = shrunk_hws(np.array([image.shape[:2]]), self.longest_px).tolist()
         image = resize(image, (height, width))
@@ -79,7 +78,7 @@ class ShrunkImages:
 
 
 class TrainDataset(Dataset[Sample]):
-    """SampleKey -> Sample, the same in whichever process it is asked for. longest_px: as of `longest_px_for`."""
+    """SampleKey -> augmented Sample. longest_px: from `longest_px_for`."""
 
     def __init__(
         self,
@@ -104,17 +103,17 @@ class TrainDataset(Dataset[Sample]):
 
 
 class EvalKey(NamedTuple):
-    """An image of the set and the input it is laid into."""
+    """An image of the set and the input size it is laid into."""
 
     image: int
     input_hw: tuple[int, int]
 
 
 class EvalDataset(Dataset[Sample]):
-    """EvalKey -> the image, whole, with its Placement.
+    """EvalKey -> Sample of the whole image, with its Placement.
 
-    It is decoded at full size: reduced decoding is quick, but would change the scores a little. An
-    unreadable image comes as grey with its objects, which then count as missed. resize: of geometry.RESIZES.
+    Images are decoded at full size: reduced decoding is quick, but would change the scores a little. An unreadable
+    image becomes a grey one with its objects, which then count as missed. resize: one of geometry.RESIZES.
     """
 
     def __init__(self, image_set: ImageSet, *, letterbox: bool, resize: str = "opencv") -> None:
@@ -131,7 +130,7 @@ class EvalDataset(Dataset[Sample]):
         if image is None:
             log.warning("%s: unreadable, evaluated as a grey image", record.path)
             image = np.full((*record.hw, 3), GREY, np.uint8)
-        # The annotations' size rules; nearly always the same.
+        # The annotations' size decides; it nearly always is the image's.
         image = resize(image, hw_of_boxes(record.hw, image.shape[:2]))
         laid, placement = as_input(image, key.input_hw, letterbox=self.letterbox, how=self.resize)
         return Sample(
@@ -146,7 +145,7 @@ class EvalDataset(Dataset[Sample]):
 
 
 def _whole(record: Record, image: np.ndarray) -> Sample:
-    """Boxes follow from the annotated size to the image's."""
+    """Make the Sample, with boxes scaled from the annotated size to the image's."""
     height, width = hw_of_boxes(record.hw, image.shape[:2])
     scale_y, scale_x = image.shape[0] / height, image.shape[1] / width
     return Sample(

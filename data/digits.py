@@ -1,15 +1,15 @@
-"""The data set to start with: scenes of real handwritten digits on textured grounds, made on first use.
+"""The built-in data set: scenes of real handwritten digits on textured backgrounds, made on first use.
 
 The digits are scikit-learn's (UCI "Optical Recognition of Handwritten Digits": 1,797 images of 8x8 in 17
-grey levels), dealt to train, val and test by class, so that no scene shows a digit of another split.
+grey levels), split into train, val and test by class, so that no scene shows a digit of another split.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,20 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from data.digits_scene import draw_scene
-from utils.errors import UserError, exit_on_error
+from utils.errors import UserError
+from utils.flags import parse_flags, resolve
+from utils.knob import knob
+from utils.page import run_page
 
 SPLITS = ("train", "val", "test")
 DEFAULT_COUNTS = {"train": 2048, "val": 400, "test": 400}
 _SHARES = (0.6, 0.2, 0.2)
 _MANIFEST = "digits.json"
-_VERSION = 2  # raise it when the same parameters would give other images
+_VERSION = 2  # raise it if the same parameters give other images
 
 
 def ensure_digits(root: str | Path) -> Path:
-    """The data set with its default parameters at `root`, made unless it is there."""
+    """Make the data set with its default parameters at `root` unless it exists."""
     return make_digits(root)
 
 
@@ -40,11 +43,11 @@ def make_digits(
     hw: tuple[int, int] = (128, 128),
     shift: float = 1.0,
 ) -> Path:
-    """Write a COCO data set to `root` unless the same one is there; any other in its place is replaced.
+    """Write a COCO data set to `root` unless it exists; one with other parameters is replaced. Returns `root`.
 
-    counts: scenes per split; scene i of a split depends on (seed, split, i), not on how many there are.
-    shift: 0..1, how much brightness, contrast and scale differ from scene to scene. A folder at `root` that
-    was not written by this function is left alone: UserError.
+    counts: scenes per split; scene i of a split depends on (seed, split, i), not on the count. shift: 0..1, how much
+    brightness, contrast and scale differ from scene to scene. Raises UserError if `root` has files that this function
+    did not write.
     """
     root = Path(root)
     manifest = {"version": _VERSION, "counts": dict(counts), "seed": seed, "hw": list(hw), "shift": shift}
@@ -52,10 +55,10 @@ def make_digits(
     if written.is_file() and json.loads(written.read_text()) == manifest:
         return root
     if root.exists() and not written.is_file() and any(root.iterdir()):
-        raise UserError(f"{root}: holds something else, and the digits are not written over it; name another folder.")
+        raise UserError(f"{root}: has other files, which the digits would overwrite; name another folder.")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and then renamed, so that an interrupted run leaves nothing that looks whole.
+        # Written to another folder and renamed, so that an interrupted run leaves nothing that looks complete.
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
             fresh = Path(scratch) / "fresh"
             pools = digit_pools()
@@ -71,7 +74,7 @@ def make_digits(
 
 
 def digit_pools() -> dict[str, np.ndarray]:
-    """Split -> indices into scikit-learn's 1,797 digits: disjoint, 60/20/20 within each class."""
+    """Return split -> indices into scikit-learn's 1,797 digits: disjoint, 60/20/20 within each class."""
     labels = load_digits().target
     parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     for digit in range(10):
@@ -109,23 +112,33 @@ def _write_split(
                 }
             )
     categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
-    info = {"description": "scenes of handwritten digits", "mirror_safe": False}  # a mirrored 2 is none
+    info = {"description": "scenes of handwritten digits", "mirror_safe": False}  # a mirrored 2 is not a 2
     content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
 
 
-def _main() -> None:
-    parser = argparse.ArgumentParser(description="Write the digits data set.")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
-    for split, count in DEFAULT_COUNTS.items():
-        parser.add_argument(f"--{split}", type=int, default=count, help="number of scenes (default %(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="side of a scene in px (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shift", type=float, default=1.0, help="0..1, how much scenes differ (default 1)")
-    given = parser.parse_args()
-    counts = {split: getattr(given, split) for split in SPLITS}
-    print(make_digits(given.out, counts=counts, seed=given.seed, hw=(given.size, given.size), shift=given.shift))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DigitsOptions:
+    """python -m data.digits
+
+    Write the digits data set with other parameters than those of the built-in one.
+    """
+
+    out: str = knob(MISSING, "folder to write", unit="FOLDER")
+    train: int = knob(DEFAULT_COUNTS["train"], "scenes of the train split", unit="N", low=0)
+    val: int = knob(DEFAULT_COUNTS["val"], "scenes of the val split", unit="N", low=0)
+    test: int = knob(DEFAULT_COUNTS["test"], "scenes of the test split", unit="N", low=0)
+    size: int = knob(128, "side of a scene", unit="PX", low=1)
+    seed: int = knob(0, "seed of the scenes", low=0)
+    shift: float = knob(1.0, "how much scenes differ in brightness, contrast and scale", low=0, high=1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = resolve(DigitsOptions, parse_flags(DigitsOptions, argv))
+    counts = {split: getattr(options, split) for split in SPLITS}
+    hw = (options.size, options.size)
+    print(make_digits(options.out, counts=counts, seed=options.seed, hw=hw, shift=options.shift))
 
 
 if __name__ == "__main__":
-    exit_on_error(_main)
+    run_page(main)

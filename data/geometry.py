@@ -1,4 +1,4 @@
-"""Laying a whole image into the network input, and the one rule for which boxes survive a cut."""
+"""Laying a whole image into the network input, and which boxes survive a cut."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from utils.structures import Placement
 
 GREY = (127, 127, 127)  # darknet fills letterboxes with 0.5
-RESIZES = ("opencv", "darknet")  # how evaluation and detection make an image the network's input
+RESIZES = ("opencv", "darknet")  # how evaluation and detection resize an image to the network input
 
 
 def stretch_placement(source_hw: tuple[int, int], input_hw: tuple[int, int]) -> Placement:
-    """The image fills the input; its aspect ratio changes."""
+    """Return the placement that fills the input; the aspect ratio changes."""
     return Placement(
         source_hw=source_hw,
         scale_x=input_hw[1] / source_hw[1],
@@ -25,7 +25,7 @@ def stretch_placement(source_hw: tuple[int, int], input_hw: tuple[int, int]) -> 
 
 
 def letterbox_placement(source_hw: tuple[int, int], input_hw: tuple[int, int]) -> Placement:
-    """The whole image in the middle of the input, in its own aspect ratio but for rounding to whole pixels.
+    """Return the placement in the middle of the input that keeps the aspect ratio, up to rounding to whole pixels.
 
     Source: darknet, `image.c`, letterbox_image.
     """
@@ -46,9 +46,9 @@ def letterbox_placement(source_hw: tuple[int, int], input_hw: tuple[int, int]) -
 def as_input(
     image: np.ndarray, hw: tuple[int, int], *, letterbox: bool, how: str = "opencv"
 ) -> tuple[np.ndarray, Placement]:
-    """A whole image (H, W, 3) uint8 as the network sees it, (*hw, 3): uint8, or darknet's float32 in 0..1.
+    """Lay a whole image (H, W, 3) uint8 into a network input (*hw, 3): uint8, or darknet's float32 in 0..1.
 
-    letterbox: with grey bars at two sides, else stretched. how: of RESIZES.
+    letterbox: with grey bars at two sides, else stretched. how: one of RESIZES.
     """
     placement = (letterbox_placement if letterbox else stretch_placement)(image.shape[:2], hw)
     inner_w, inner_h = (round(side) for side in placement.image_px)
@@ -57,13 +57,13 @@ def as_input(
     canvas = np.full((*hw, 3), 0.5 if how == "darknet" else GREY, resized.dtype)
     canvas[top : top + inner_h, left : left + inner_w] = resized
     if how == "darknet":
-        # It pastes at whole pixels, but brings boxes back from half ones (`yolo_layer.c`, correct_yolo_boxes).
+        # Darknet pastes at whole pixels, but maps boxes back from half ones (`yolo_layer.c`, correct_yolo_boxes).
         placement = replace(placement, left_px=(hw[1] - inner_w) / 2, top_px=(hw[0] - inner_h) / 2)
     return canvas, placement
 
 
 def resize(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """Area-averaging when the image shrinks, so that thin things do not flicker; else bilinear."""
+    """Resize by area averaging if the image shrinks, so that thin objects do not alias; else bilinearly."""
     if image.shape[:2] == tuple(hw):
         return image
     shrinks = hw[0] < image.shape[0] or hw[1] < image.shape[1]
@@ -71,11 +71,11 @@ def resize(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
 
 
 def darknet_resize(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 -> (*hw, 3) float32 in 0..1: bilinear between the corner pixels, no averaging on shrinking.
+    """(H, W, 3) uint8 -> (*hw, 3) float32 in 0..1: bilinear with aligned corners, without averaging on shrinking.
 
-    Source: darknet, `image.c`, resize_image: first the columns, then the rows, in single precision. Its last row is
-    never given its lower neighbour's share, so that one which rounding puts just above the image's last row comes
-    out black (50 rows to 96, say); detections depend on it.
+    Source: darknet, `image.c`, resize_image: first the columns, then the rows, in single precision. The last row never
+    gets its lower neighbour's share, so that it is black if rounding puts it just above the image's last row (50 rows
+    to 96, for example); detections depend on that.
     """
     pixels = image.astype(np.float32) / np.float32(255)
     left, share = _align_corners(pixels.shape[1], hw[1])
@@ -90,14 +90,14 @@ def darknet_resize(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
 
 
 def _align_corners(source: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each of `size` pixels, the source pixel at or before it, and the share of the one after that, float32."""
-    place = np.arange(size, dtype=np.float32) * (np.float32(source - 1) / np.float32(max(size - 1, 1)))
-    before = place.astype(np.intp)
-    return before, place - before.astype(np.float32)
+    """Return for each of `size` pixels the source pixel at or before it, and the share of the next one, float32."""
+    position = np.arange(size, dtype=np.float32) * (np.float32(source - 1) / np.float32(max(size - 1, 1)))
+    before = position.astype(np.intp)
+    return before, position - before.astype(np.float32)
 
 
 def clip_boxes(boxes: np.ndarray, bounds: tuple[float, float, float, float]) -> np.ndarray:
-    """(M, 4) xyxy boxes cut to the rectangle `bounds` (xyxy); one wholly outside comes back without area."""
+    """Clip (M, 4) xyxy boxes to the rectangle `bounds` (xyxy); a box wholly outside is left without area."""
     left, top, right, bottom = bounds
     return boxes.clip(
         np.array([left, top, left, top], boxes.dtype), np.array([right, bottom, right, bottom], boxes.dtype)
@@ -112,13 +112,13 @@ def visible(
     min_visibility: float,
     min_side_px: float,
 ) -> np.ndarray:
-    """(M,) bool: which objects are still worth learning after their boxes `whole` were cut to `cut`.
+    """Return (M,) bool: the objects still worth learning after their boxes `whole` were cut to `cut`.
 
-    An object needs both sides >= min_side_px and a share of its area >= min_visibility left. Of a crowd
-    region every pixel counts, for whatever is left of it must still not be taken for background.
+    An object needs both sides >= min_side_px and a share of its area >= min_visibility. A crowd region needs only some
+    area, since what is left of it is still not background.
     """
     sides = cut[:, 2:] - cut[:, :2]
     whole_sides = whole[:, 2:] - whole[:, :2]
     share = sides.prod(axis=1) / np.maximum(whole_sides.prod(axis=1), 1e-9)
-    seen = (sides >= min_side_px).all(axis=1) & (share >= min_visibility)
-    return np.where(is_crowd, (sides > 0).all(axis=1), seen)
+    is_visible = (sides >= min_side_px).all(axis=1) & (share >= min_visibility)
+    return np.where(is_crowd, (sides > 0).all(axis=1), is_visible)

@@ -1,4 +1,4 @@
-"""Images on disk: their size from the first bytes, and their pixels."""
+"""Image files: their size from the first bytes, and their pixels."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import numpy as np
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
-_Header = tuple[tuple[int, int], bool]  # height and width as stored, and whether EXIF has them transposed
-_MOST_EXIF = 1 << 16  # bytes; a file may lie about its chunks
+_Header = tuple[tuple[int, int], bool]  # height and width as stored, and whether EXIF transposes them
+_MOST_EXIF = 1 << 16  # bytes read of a chunk, which may claim any length
 _JPEG_START = b"\xff\xd8"
 # JPEG start-of-frame markers; C4, C8 and CC lie among them but are tables.
 _JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def image_hw(path: str) -> tuple[int, int] | None:
-    """Height and width as `read_image` would give them, or None where there is no readable image.
+    """Return height and width as `read_image` gives them, or None if there is no readable image.
 
-    JPEG and PNG are read by their header, other formats by decoding them. An image cut off further on
-    is only noticed when it is read.
+    Reads the header of JPEG and PNG and decodes other formats. A truncated image is only noticed by `read_image`.
     """
     header = _header(path)
     if header is not None:
@@ -33,9 +32,9 @@ def image_hw(path: str) -> tuple[int, int] | None:
 
 
 def is_transposed(path: str) -> bool:
-    """Whether an EXIF orientation of 5 to 8 makes `read_image` turn the file's image by a quarter.
+    """Return whether an EXIF orientation of 5 to 8 makes `read_image` turn the file's image by a quarter.
 
-    JPEG and PNG are read by their header, others are decoded twice; there a square counts as not turned.
+    Reads the header of JPEG and PNG and decodes other formats twice, where a square counts as not turned.
     """
     header = _header(path)
     if header is not None:
@@ -50,9 +49,9 @@ def lies_on_its_side(hw: tuple[int, int], annotated_hw: tuple[int, int]) -> bool
 
 
 def hw_of_boxes(annotated_hw: tuple[int, int], image_hw: tuple[int, int]) -> tuple[int, int]:
-    """The size that boxes refer to. image_hw: of what `read_image` gives for source_hw=annotated_hw.
+    """Return the size that boxes refer to. image_hw: of what `read_image` gives for source_hw=annotated_hw.
 
-    If it still lies on its side, no EXIF tag is the reason: width and height changed places when they were written.
+    If that still lies on its side, no EXIF tag is the reason: width and height were swapped in the annotation.
     """
     return annotated_hw[::-1] if lies_on_its_side(image_hw, annotated_hw) else annotated_hw
 
@@ -60,12 +59,11 @@ def hw_of_boxes(annotated_hw: tuple[int, int], image_hw: tuple[int, int]) -> tup
 def read_image(
     path: str, *, source_hw: tuple[int, int] | None = None, enough_px: int | None = None
 ) -> np.ndarray | None:
-    """(H, W, 3) uint8 RGB, upright as its EXIF tag says, grey or transparent ones too; None if unreadable.
+    """Read (H, W, 3) uint8 RGB, turned as the EXIF tag says; also from grey or transparent images. None if unreadable.
 
-    source_hw: the size its annotations assume; where that is the image lying on its side, the EXIF tag
-    is ignored; without one the image stays as it is (`hw_of_boxes`). enough_px: the longer side may come back smaller
-    than on disk, but no smaller than this. Only a JPEG does: its decoder makes a half, a quarter or an eighth, sides
-    rounded up, out of fewer frequencies, in less time.
+    source_hw: the size that annotations assume; if that is the image lying on its side, the EXIF tag is ignored, and
+    without a tag the image stays as it is (`hw_of_boxes`). enough_px: the longer side may be smaller than on disk, but
+    not smaller than this: a JPEG is then decoded at a half, a quarter or an eighth, sides rounded up, in less time.
     """
     content = _content(path)
     flag = cv2.IMREAD_COLOR if enough_px is None else _reduced(content, enough_px)
@@ -76,7 +74,7 @@ def read_image(
 
 
 def _content(path: str) -> np.ndarray:
-    """The file's bytes, (0,) uint8 where it cannot be read; unlike cv2.imread for any file name on any system."""
+    """Read (B,) uint8 bytes, (0,) if that fails. Unlike cv2.imread, takes any file name on any system."""
     try:
         return np.fromfile(path, np.uint8)
     except OSError:
@@ -84,7 +82,7 @@ def _content(path: str) -> np.ndarray:
 
 
 def decode(content: np.ndarray, flag: int) -> np.ndarray | None:
-    """content: (B,) uint8, a file's bytes. flag: of cv2.imdecode. None where they are no image."""
+    """Decode (B,) uint8 bytes with a flag of cv2.imdecode; None if they are not an image."""
     try:
         return cv2.imdecode(content, flag) if len(content) else None
     except cv2.error:
@@ -92,18 +90,18 @@ def decode(content: np.ndarray, flag: int) -> np.ndarray | None:
 
 
 def _reduced(content: np.ndarray, enough_px: int) -> int:
-    """OpenCV's flag for the smallest that is enough, by the size in the file itself: annotations may mean another."""
-    file = BytesIO(content)
+    """Return OpenCV's flag for the smallest sufficient size, by the file's header, as annotations may be wrong."""
+    file = BytesIO(content.data)
     try:
         header = _jpeg_header(file) if file.read(2) == _JPEG_START else None
-    except struct.error:  # cut off
+    except struct.error:  # truncated
         header = None
     factor = max(header[0]) // enough_px if header else 1
     return next((_REDUCED[step] for step in (8, 4, 2) if factor >= step), cv2.IMREAD_COLOR)
 
 
 def _header(path: str) -> _Header | None:
-    """None for formats other than JPEG and PNG, and where there is no whole header."""
+    """Read the header of a JPEG or PNG; None for other formats, and if it is incomplete."""
     try:
         with open(path, "rb") as file:
             start = file.read(24)
@@ -119,11 +117,11 @@ def _header(path: str) -> _Header | None:
 
 
 def _png_header(file: BinaryIO) -> _Header:
-    """Walk the chunks; an EXIF one may tell of an image on its side."""
+    """Walk the chunks; an EXIF one may transpose the image."""
     hw, kind = (0, 0), b""
     while kind != b"IEND":
         head = file.read(8)
-        if len(head) < 8:  # cut off
+        if len(head) < 8:  # truncated
             break
         length, kind = struct.unpack(">I4s", head)
         if kind == b"IHDR":
@@ -131,14 +129,14 @@ def _png_header(file: BinaryIO) -> _Header:
             hw = height, width
             file.seek(length - 8 + 4, 1)
         elif kind == b"eXIf":
-            return hw, _tells_of_a_side(file.read(min(length, _MOST_EXIF)))
+            return hw, _transposes(file.read(min(length, _MOST_EXIF)))
         else:
-            file.seek(length + 4, 1)  # and its checksum
+            file.seek(length + 4, 1)  # with its checksum
     return hw, False
 
 
 def _jpeg_header(file: BinaryIO) -> _Header | None:
-    """Walk the segments up to the frame header; an EXIF one on the way may tell of an image on its side."""
+    """Walk the segments up to the frame header; an EXIF one before it may transpose the image."""
     transposed = False
     while True:
         marker = file.read(2)
@@ -155,15 +153,15 @@ def _jpeg_header(file: BinaryIO) -> _Header | None:
             return (height, width), transposed
         segment = file.read(length - 2)
         if marker[1] == 0xE1 and segment[:6] == b"Exif\0\0":
-            transposed = _tells_of_a_side(segment[6:])
+            transposed = _transposes(segment[6:])
 
 
-def _tells_of_a_side(tiff: bytes) -> bool:
+def _transposes(tiff: bytes) -> bool:
     return 5 <= _exif_orientation(tiff) <= 8
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """The Orientation tag (0x0112) of the first directory; 1, upright, where there is none."""
+    """Return the Orientation tag (0x0112) of the first directory; 1, upright, if there is none."""
     order = "<" if tiff[:2] == b"II" else ">"
     try:
         directory = struct.unpack_from(order + "I", tiff, 4)[0]

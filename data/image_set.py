@@ -1,4 +1,4 @@
-"""The index of one split of a data set: which images, with which objects, and what was wrong with it."""
+"""The index of one split of a data set: its images, their objects, and the problems found while reading it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.instances import usable_instances
-from data.problems import Problems
+from data.problems import Problems, usable_boxes
 from utils.errors import UserError
 
 
@@ -20,7 +20,7 @@ from utils.errors import UserError
 class Record:
     """One image on disk: boxes (M, 4) float32 xyxy in source pixels, labels (M,) int64, is_crowd (M,) bool.
 
-    hw: the size the boxes refer to.
+    hw: the size that the boxes refer to.
     """
 
     path: str
@@ -33,12 +33,12 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSet:
-    """N images with M objects in all, packed: forked workers that touch a list copy its every page.
+    """N images with M objects in total, packed in arrays: forked workers that touch a list copy all its pages.
 
-    class_names, category_ids: by class index. paths (N,) bytes; ids (N,); hws (N, 2); boxes (M, 4);
-    labels (M,); is_crowd (M,); image i owns the objects starts[i] to starts[i + 1] - 1.
-    coco_json: the annotation file, where there is one in COCO's format. mirror_safe: whether a mirrored
-    image still shows what its labels say; a COCO file can deny it by "mirror_safe": false in its `info`.
+    class_names, category_ids: by class index. paths (N,) bytes; ids (N,); hws (N, 2); boxes (M, 4); labels (M,);
+    is_crowd (M,); image i has the objects starts[i] to starts[i + 1] - 1. coco_json: the annotation file, if it is in
+    COCO's format. mirror_safe: whether labels are still right on a mirrored image; a COCO file can deny it with
+    "mirror_safe": false in its `info`.
     """
 
     name: str
@@ -75,10 +75,10 @@ class ImageSet:
         return tuple(self.ids.tolist())
 
     def ground_truth(self) -> dict[str, Any]:
-        """COCO's json as a dict: the data set's own, if it has one; else made from the records.
+        """Return COCO's json as a dict: the data set's own file, if it has one; else made from the records.
 
-        Of its own file only the annotations are left out that no COCOeval could take (`annotation_fault`).
-        A COCO file may hold images that are not on this disk: score the `image_ids` of this set.
+        Annotations that COCOeval cannot use are left out (`annotation_fault`). A COCO file may list images that are not
+        on this disk: score only the `image_ids` of this set.
         """
         if self.coco_json is not None:
             return usable_instances(Path(self.coco_json))
@@ -90,9 +90,9 @@ class ImageSet:
         }
 
     def sample(self, images: int) -> ImageSet:
-        """So many images, or all there are, drawn without replacement, in the order drawn.
+        """Draw up to `images` images without replacement, in the order drawn.
 
-        The same ones each time; a smaller sample is the beginning of a larger one. coco_json is of the whole set.
+        Always the same ones; a smaller sample is the beginning of a larger one. coco_json stays that of the whole set.
         """
         drawn = np.random.default_rng(0).permutation(len(self))[:images]
         counts = np.diff(self.starts)[drawn]
@@ -109,7 +109,7 @@ class ImageSet:
         )
 
     def shares_images_with(self, other: ImageSet) -> int:
-        """How many image files both sets hold."""
+        """Return the number of image files that are in both sets."""
         return len(np.intersect1d(self.paths, other.paths))
 
     def _coco_image(self, record: Record) -> dict[str, Any]:
@@ -140,6 +140,22 @@ class ImageSet:
         return annotations
 
 
+def usable_record(
+    *,
+    path: str,
+    image_id: int,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    is_crowd: np.ndarray,
+    hw: tuple[int, int],
+    places: Sequence[str],
+    problems: Problems,
+) -> Record:
+    """Make a Record of the objects whose boxes are usable (`usable_boxes`). places: M of them, for messages."""
+    boxes, keep = usable_boxes(boxes, hw, places, problems)
+    return Record(path=path, image_id=image_id, boxes=boxes[keep], labels=labels[keep], is_crowd=is_crowd[keep], hw=hw)
+
+
 def pack(
     records: Sequence[Record],
     *,
@@ -153,18 +169,18 @@ def pack(
     coco_json: str | None = None,
     mirror_safe: bool = True,
 ) -> ImageSet:
-    """source: the file that listed the images, for the UserError raised when none of them is usable.
+    """Pack Records into an ImageSet. Raises UserError if there are none, no class, or two classes of one name.
 
-    classes_source: the file that named the classes, if another, for the one raised when two share a name.
+    source: the file that lists the images, for messages. classes_source: the file that names the classes, if another.
     """
     if not records:
         reasons = "; ".join(problems.summary()) or "it lists none"
         raise UserError(f"{source}: no usable image in split '{split}': {reasons}.")
     if not class_names:
         raise UserError(f"{source}: no annotation names a class, so there is nothing to learn.")
-    twice = [name for name, count in Counter(class_names).items() if count > 1]
-    if twice:
-        raise UserError(f"{classes_source or source}: names the class '{twice[0]}' more than once; rename one.")
+    repeated = [name for name, count in Counter(class_names).items() if count > 1]
+    if repeated:
+        raise UserError(f"{classes_source or source}: names the class '{repeated[0]}' more than once; rename one.")
     return ImageSet(
         name=name,
         split=split,

@@ -1,4 +1,4 @@
-"""What detection runs on: images, folders, globs, videos and webcams, as one stream of Frames."""
+"""Sources for detection: images, folders, globs, videos and webcams, as one stream of Frames."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from data.image_file import SUFFIXES, read_image
 from utils.errors import UserError
 
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
-_USUAL_FPS = 25.0  # where a video or webcam does not say
+_USUAL_FPS = 25.0  # if a video or webcam gives none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
-    """image: (H, W, 3) uint8 RGB, or None for an image or a whole video that cannot be read.
+    """One image. image: (H, W, 3) uint8 RGB, or None for an image or a whole video that cannot be read.
 
     number: from 0, within a video.
     """
@@ -33,7 +33,7 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """One image, video or webcam. `webcam` is its number. frames: how many are known to come; 0 = unknown.
+    """One image, video or webcam (its number). frames: the expected number, 0 if unknown.
 
     opens: whether a video could be opened when it was found.
     """
@@ -68,10 +68,10 @@ class Source:
 
 
 def find_sources(names: Sequence[str]) -> list[Source]:
-    """Sources in the order typed, a folder's and a glob's files sorted.
+    """Find the sources in the order of `names`, the files of a folder or a glob sorted.
 
-    Raises UserError for a name that gives none, and for a webcam or a video, named itself, that cannot be opened;
-    a folder's or a glob's broken video becomes one Frame without an image, as a broken image does.
+    Raises UserError for a name without any source, and for a named webcam or video that cannot be opened; a broken
+    video of a folder or glob becomes one Frame without an image, as a broken image does.
     """
     sources: list[Source] = []
     for name in names:
@@ -83,14 +83,14 @@ def find_sources(names: Sequence[str]) -> list[Source]:
 
 
 def _sources_of(name: str) -> Iterator[Source]:
-    path = Path(os.path.expanduser(name))  # unlike Path's, it leaves `~tmp.png` as it is
+    path = Path(os.path.expanduser(name))  # unlike Path.expanduser, leaves `~tmp.png` as it is
     if name.isdigit() and not path.exists():
         yield _openable(_video(Path(f"webcam{name}"), webcam=int(name)), "no such webcam")
     elif path.is_dir():
         yield from _files(sorted(path.iterdir()))
     elif path.is_file():
         if path.suffix.lower() not in {*SUFFIXES, *VIDEOS}:
-            raise UserError(f"{path}: neither an image nor a video by its ending")
+            raise UserError(f"{path}: its suffix is neither that of an image nor that of a video")
         for source in _files([path]):
             yield _openable(source, "cannot be opened as a video")
     elif glob.has_magic(name):

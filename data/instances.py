@@ -1,4 +1,4 @@
-"""COCO's instances json: what must be right in the file as a whole, and which of its annotations are usable."""
+"""COCO's instances json: checks of the whole file, and of its single annotations."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any
 from data.problems import BROKEN_LABEL, NO_BBOX, UNKNOWN_CLASS
 from utils.errors import UserError
 
-_NEEDED = {
+_REQUIRED = {
     "images": {"id", "file_name"},
     "annotations": set(),
     "categories": {"id", "name"},
 }
 _NUMBERS = (int, float)
-_FARTHEST_PX = 1e9  # no image is so large, and it is still a float32
+_FARTHEST_PX = 1e9  # larger than any image, and within float32
 
 
 def load_instances(file: Path) -> dict[str, Any]:
-    """The file as a dict of lists of dicts, with integer ids of images and categories. Raises UserError."""
+    """Read the file as a dict of lists of dicts, with integer ids of images and categories. Raises UserError."""
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not valid json ({error.msg}).") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({error}).") from error
-    for key, fields in _NEEDED.items():
+    for key, fields in _REQUIRED.items():
         rows = content.get(key) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) and fields <= row.keys() for row in rows):
-            wanted = f", each with {' and '.join(sorted(fields))}" if fields else ""
-            raise UserError(f"{file}: expected COCO's instances, with a list '{key}'{wanted}.")
+            required = f", each with {' and '.join(sorted(fields))}" if fields else ""
+            raise UserError(f"{file}: expected COCO's instances, with a list '{key}'{required}.")
     if not content["categories"]:
         raise UserError(f"{file}: its list 'categories' is empty, so there is no class to learn.")
     for key in ("images", "categories"):
@@ -43,8 +43,8 @@ def load_instances(file: Path) -> dict[str, Any]:
         repeated = [number for number, times in Counter(row["id"] for row in content[key]).items() if times > 1]
         if repeated:
             raise UserError(
-                f"{file}: two of its list '{key}' have the id {repeated[0]}, so that nobody knows which one an "
-                "annotation means: number them anew."
+                f"{file}: two rows of its list '{key}' have the id {repeated[0]}, so an annotation's reference is "
+                "ambiguous: give each its own id."
             )
     odd = [row["file_name"] for row in content["images"] if not isinstance(row["file_name"], str)]
     if odd:
@@ -55,15 +55,15 @@ def load_instances(file: Path) -> dict[str, Any]:
 def annotation_fault(
     annotation: dict[str, Any], image_ids: Collection[int], category_ids: Collection[int]
 ) -> tuple[str, str] | None:
-    """The kind of problem that bars this row from training and from COCOeval alike, or None.
+    """Return the kind of problem that excludes an annotation from training and from COCOeval, or None.
 
-    A box without area or out of its image is none: COCOeval takes it, and the reader judges it by itself.
+    A box without area or outside its image is none of these: COCOeval uses it, and `usable_boxes` judges it.
     """
     image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
     if _is_usual(annotation) and image_id in image_ids and category_id in category_ids:
         return None
     if any(isinstance(each, list | dict) for each in (annotation.get("id"), image_id, category_id)):
-        return BROKEN_LABEL  # what cannot be looked up
+        return BROKEN_LABEL  # not hashable
     numbers = (annotation.get("area", 0), annotation.get("iscrowd", 0))
     if image_id not in image_ids or not all(map(_is_number, numbers)):
         return BROKEN_LABEL
@@ -75,7 +75,7 @@ def annotation_fault(
 
 
 def usable_instances(file: Path) -> dict[str, Any]:
-    """The file without the annotations that have a fault; all else is as it stands there."""
+    """Read the file without the annotations that have a fault."""
     content = load_instances(file)
     image_ids = {image["id"] for image in content["images"]}
     category_ids = {category["id"] for category in content["categories"]}
@@ -84,7 +84,7 @@ def usable_instances(file: Path) -> dict[str, Any]:
 
 
 def _is_usual(annotation: dict[str, Any]) -> bool:
-    """Whether its types and numbers are those of nearly every row; a quick look, as COCO has 860,000 of them."""
+    """Return whether types and numbers are those of nearly every row: a quick check, as COCO has 860,000 rows."""
     box = annotation.get("bbox")
     if type(box) is not list or len(box) != 4:
         return False

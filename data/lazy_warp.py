@@ -1,8 +1,8 @@
-"""An image on its way into the network input, of which only the part that is shown gets made."""
+"""A warped image of which only the windows that are used get computed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -11,11 +11,11 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Warped:
-    """Stands for the (*hw, 3) uint8 array that `source` becomes; `warped[rows, columns]` makes that window of it.
+    """A (*hw, 3) uint8 array that is not computed yet; `warped[rows, columns]` computes that window of it.
 
     A mosaic shows about a quarter of each of its images; warping and recolouring the rest would take most of the
     time. matrix: (2, 3), source pixel -> input pixel, both by their centres. fill: RGB around the source. mirrored:
-    left and right change places after the warp. colour: a change of colour that looks at single pixels.
+    flip left and right after the warp. recolour: applied in this order; each must act on single pixels.
     """
 
     source: np.ndarray
@@ -23,7 +23,7 @@ class Warped:
     hw: tuple[int, int]
     fill: tuple[float, ...]
     mirrored: bool = False
-    colour: Callable[[np.ndarray], np.ndarray] | None = None
+    recolour: Sequence[Callable[[np.ndarray], np.ndarray]] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -44,4 +44,6 @@ class Warped:
         image = cv2.warpAffine(self.source, matrix, size, flags=cv2.INTER_LINEAR, borderValue=self.fill)
         if self.mirrored:
             image = cv2.flip(image, 1)
-        return image if self.colour is None else self.colour(image)
+        for change in self.recolour:
+            image = change(image)
+        return image

@@ -1,8 +1,8 @@
-"""Four images in one: the augmentation that lets a small batch see many objects and contexts.
+"""Mosaic augmentation: four images in one, so that a small batch shows many objects and contexts.
 
 Source: Bochkovskiy et al., YOLOv4 (arXiv:2004.10934), section 3.3, and darknet, `data.c`: each tile is a
-window cut out of an image of full input size, not a shrunken image. `mosaic` is ours; `darknet_mosaic`
-has darknet's windows and boxes. Tiles are top left, top right, bottom left, bottom right.
+window cut out of an image of full input size, not a shrunken image. `mosaic` is ours; `darknet_mosaic` has darknet's
+windows and boxes. Tiles are in the order top left, top right, bottom left, bottom right.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from utils.structures import Sample
 
 
 def draw_cut(rng: np.random.Generator, hw: tuple[int, int]) -> tuple[int, int]:
-    """Where the four tiles meet, (x, y) in pixels: in the middle 60 % of both sides, as in darknet."""
+    """Draw where the four tiles meet, (x, y) in pixels: in the middle 60 % of both sides, as in darknet."""
     height, width = hw
     return (
         int(rng.integers(int(0.2 * width), int(0.8 * width) + 1)),
@@ -33,11 +33,11 @@ def mosaic(
     min_visibility: float,
     min_side_px: float,
 ) -> Sample:
-    """Four Samples of one size -> one of that size.
+    """Join four Samples of one size into one of that size.
 
-    contents: (4, 4) xyxy, where each image really is within its sample (the rest is fill); a tile's
-    window is moved so that it shows content where it can. Boxes may reach beyond their sample, so that
-    `min_visibility` counts against the whole object. They are cut to their tile.
+    contents: (4, 4) xyxy, where the image is within each sample (the rest is fill); a tile's window moves so that it
+    shows content where it can. Boxes may reach beyond their sample, so that `min_visibility` is a share of the whole
+    object. They are cut to their tile.
     """
     hw = _hw(samples)
     if contents is None:
@@ -61,11 +61,11 @@ def darknet_mosaic(
     min_visibility: float,
     min_side_px: float,
 ) -> Sample:
-    """`mosaic` as darknet makes it; boxes are expected cut to their samples, as its loader does before.
+    """Join four Samples as darknet does. Boxes must be cut to their samples before, as darknet's loader does.
 
-    bound: the cfg's `mosaic_bound`. With it boxes have whole pixels and are cut to their tile; without, they
-    are cut to the whole mosaic only, and may run on into the neighbouring tile, over pixels not their own.
-    Either way a box stays if its sides are longer than `min_side_px` and shorter than the mosaic's.
+    bound: the cfg's `mosaic_bound`. With it boxes have whole pixels and are cut to their tile; without it, they are cut
+    only to the whole mosaic, and may reach into the neighbouring tile, over pixels of another image. Either way a box
+    is kept if its sides are longer than `min_side_px` and shorter than the mosaic's.
     """
     height, width = hw = _hw(samples)
     tiles = _tiles(_contents_of_darknet(contents, hw), cut_xy, hw)
@@ -82,14 +82,14 @@ def darknet_mosaic(
 
 
 class _Tile(NamedTuple):
-    """bounds: xyxy of the tile in the mosaic. source_xy: the sample's pixel that its top-left corner shows."""
+    """A tile of the mosaic. bounds: xyxy. source_xy: the sample's pixel at its top-left corner."""
 
     bounds: tuple[int, int, int, int]
     source_xy: tuple[int, int]
 
     @property
     def shift(self) -> np.ndarray:
-        """(4,) from xyxy in the sample to xyxy in the mosaic."""
+        """The offset (4,) from xyxy in the sample to xyxy in the mosaic."""
         left, top = self.bounds[:2]
         return np.array([left - self.source_xy[0], top - self.source_xy[1]] * 2, np.float32)
 
@@ -105,24 +105,26 @@ def _tiles(contents: np.ndarray, cut_xy: tuple[int, int], hw: tuple[int, int]) -
 
 
 def _window(side: int, cut: int, full: int, content_start: float, content_stop: float) -> tuple[int, int, int]:
-    """Of one axis: the tile's start and stop in the mosaic, and where its window starts in the sample.
+    """Return, for one axis, the tile's start and stop in the mosaic, and its window's start in the sample.
 
     The tile before the cut ends where its content ends; the tile after it starts where its content starts.
     """
     start, stop = (0, cut) if side == 0 else (cut, full)
     length = stop - start
-    wanted = content_stop - length if side == 0 else content_start
-    return start, stop, int(min(max(wanted, 0), full - length))
+    source = content_stop - length if side == 0 else content_start
+    return start, stop, int(min(max(source, 0), full - length))
 
 
 def _contents_of_darknet(contents: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """Where darknet takes the contents to be, in whole pixels: it brings the margins of the crop to input
-    pixels by the ratio of input and image, not of input and crop (left_shift and so on), as if nothing
-    had been zoomed."""
+    """Return the contents (4, 4) as darknet computes them, in whole pixels.
+
+    It scales the margins of the crop to input pixels by the ratio of input and image, not of input and crop (left_shift
+    etc.), as if there were no zoom.
+    """
     full = np.array(hw[::-1], np.float64)
     start, stop = contents[:, :2].astype(np.float64), contents[:, 2:].astype(np.float64)
     zoom = (stop - start) / full
-    # Darknet cuts fractions off; a margin that is whole may come out of the float32 contents a hair short of it.
+    # Darknet truncates; a whole margin may be slightly below itself in the float32 contents.
     before, after = (np.trunc(margin / zoom + 1e-3) for margin in (start, full - stop))
     return np.concatenate([before, full - after], axis=1)
 
@@ -130,7 +132,7 @@ def _contents_of_darknet(contents: np.ndarray, hw: tuple[int, int]) -> np.ndarra
 def _joined(
     samples: Sequence[Sample], tiles: Sequence[_Tile], boxes: Sequence[np.ndarray], kept: Sequence[np.ndarray]
 ) -> Sample:
-    """boxes, kept: of each sample, (M, 4) in the mosaic and (M,) bool."""
+    """Paste the tiles. boxes, kept: for each sample (M, 4) in the mosaic and (M,) bool."""
     canvas = np.empty(samples[0].image.shape, samples[0].image.dtype)
     for sample, ((left, top, right, bottom), (x, y)) in zip(samples, tiles, strict=True):
         canvas[top:bottom, left:right] = sample.image[y : y + bottom - top, x : x + right - left]

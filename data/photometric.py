@@ -1,8 +1,11 @@
-"""Random changes of colour, and of sharpness and noise for who asks for them."""
+"""Colour jitter, plus optional blur and noise."""
 
 from __future__ import annotations
 
-from typing import Any
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -10,12 +13,22 @@ import numpy as np
 from data.albumentations_import import albumentations as A
 
 
-class HsvJitter(A.ImageOnlyTransform):  # type: ignore[misc]
-    """Darknet's colour jitter on 8-bit HSV, where OpenCV's hue counts 0..179.
+@runtime_checkable
+class PixelTransform(Protocol):
+    """An albumentations transform that acts on single pixels: of a mosaic, only the visible ones need it."""
 
-    saturation, exposure: >= 1; S and V are multiplied by a factor drawn from 1..s and inverted half of the
-    time. hue: a shift of up to this share of the colour circle, either way. Source: darknet,
-    `image_opencv.cpp`, image_data_augmentation; there a negative hue sticks at 0, here it goes round.
+    def set_random_state(self, random_generator: np.random.Generator, py_random: random.Random) -> Any: ...
+
+    def draw(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Draw the parameters for one image, as a whole image's transform would. Returns the change of its pixels."""
+
+
+class HsvJitter(A.ImageOnlyTransform):  # type: ignore[misc]
+    """Darknet's colour jitter on 8-bit HSV, where OpenCV's hue is 0..179. A `PixelTransform`.
+
+    saturation, exposure: >= 1; S and V are multiplied by a factor drawn from 1..s and inverted half of the time. hue:
+    shift by up to this share of the colour circle, either way. Source: darknet, `image_opencv.cpp`,
+    image_data_augmentation; there a negative hue is clipped to 0, here it wraps around.
     """
 
     def __init__(self, *, saturation: float, exposure: float, hue: float) -> None:
@@ -24,12 +37,15 @@ class HsvJitter(A.ImageOnlyTransform):  # type: ignore[misc]
         self.exposure = exposure
         self.hue = hue
 
-    def get_params(self) -> dict[str, float]:
+    def get_params(self) -> dict[str, Any]:
         return {
             "saturation_factor": self._factor(self.saturation),
             "exposure_factor": self._factor(self.exposure),
             "hue_shift": self.random_generator.uniform(-self.hue, self.hue),
         }
+
+    def draw(self) -> Callable[[np.ndarray], np.ndarray]:
+        return partial(self.apply, **self.get_params())
 
     def apply(
         self,
@@ -54,7 +70,7 @@ class HsvJitter(A.ImageOnlyTransform):  # type: ignore[misc]
 def photometric_transforms(
     *, saturation: float, exposure: float, hue: float, blur: float, noise: float
 ) -> list[A.BasicTransform]:
-    """blur and noise are probabilities; the kernel is 3 to 7 px wide, the noise 2 to 10 % of white."""
+    """Build the transforms that are on. blur, noise: probabilities; kernels are 3 to 7 px, noise 2 to 10 % of white."""
     transforms: list[A.BasicTransform] = []
     if (saturation, exposure, hue) != (1, 1, 0):
         transforms.append(HsvJitter(saturation=saturation, exposure=exposure, hue=hue))

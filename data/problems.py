@@ -1,4 +1,4 @@
-"""What was wrong with a data set, gathered while it is read, so that no worker meets it in mid-epoch."""
+"""Problems of a data set, collected while it is read, so that no worker meets them in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# Kinds, in singular and plural, as they stand in the summary.
+# Kinds, in singular and plural, as the summary prints them.
 MISSING_IMAGE = ("missing image skipped", "missing images skipped")
 BROKEN_IMAGE = ("unreadable image skipped", "unreadable images skipped")
 BROKEN_ANNOTATION = (
@@ -25,13 +25,13 @@ SWAPPED_SIZE = (
     "images annotated with width and height swapped, their own sizes used",
 )
 
-_KEPT = 1000  # places of each kind: all of what one would mend by hand
+_KEPT = 1000  # places of each kind: as many as anybody would correct by hand
 _SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problems:
-    """Counts and the first places of each kind: a file, `file:line` or `file object 3`, maybe with a reason."""
+    """Counts and first places of each kind; a place is a file, `file:line` or `file object 3`, maybe with a reason."""
 
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
     examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
@@ -46,14 +46,14 @@ class Problems:
             places.append(place)
 
     def summary(self) -> list[str]:
-        """One line a kind, such as `2 boxes without area dropped (first: a.xml object 3, b.xml object 1)`."""
+        """Return a line per kind, such as `2 boxes without area dropped (first: a.xml object 3, b.xml object 1)`."""
         return [
             f"{count} {kind[count != 1]} (first: {', '.join(self.examples[kind][:_SHOWN])})"
             for kind, count in self.counts.items()
         ]
 
     def lines(self) -> list[str]:
-        """One line a place, such as `box without area dropped: a.xml object 3`; then how many were not kept."""
+        """Return a line per place, such as `box without area dropped: a.xml object 3`, and how many were not kept."""
         lines = []
         for kind, places in self.examples.items():
             lines += [f"{kind[0]}: {place}" for place in places]
@@ -64,7 +64,7 @@ class Problems:
 
 
 def other_size(place: str, annotated_hw: Sequence[int], hw: Sequence[int]) -> str:
-    """A place, such as `a.jpg: annotated as 96x64, the image is 64x96` (height x width)."""
+    """Describe a place: `a.jpg: annotated as 96x64, the image is 64x96` (height x width)."""
     annotated, own = ("x".join(map(str, each)) for each in (annotated_hw, hw))
     return f"{place}: annotated as {annotated}, the image is {own}"
 
@@ -72,17 +72,17 @@ def other_size(place: str, annotated_hw: Sequence[int], hw: Sequence[int]) -> st
 def usable_boxes(
     boxes: np.ndarray, hw: tuple[int, int] | np.ndarray, places: Sequence[str], problems: Problems
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clip (M, 4) xyxy boxes to their image -> the clipped (M, 4), and (M,) bool: which are to be kept.
+    """Clip (M, 4) xyxy boxes to their image. Returns the clipped (M, 4), and (M,) bool: the boxes to keep.
 
-    A box needs 1 px of both sides within the image. hw: its height and width, or (M, 2) those of each box's.
-    places: M of them, for the messages.
+    A box needs 1 px of both sides within the image. hw: height and width of the image, or (M, 2) of each box's image.
+    places: M of them, for messages.
     """
     limits = np.broadcast_to(np.asarray(hw, boxes.dtype)[..., [1, 0, 1, 0]], boxes.shape)
     clipped = boxes.clip(np.zeros_like(boxes), limits)
     keep = ((clipped[:, 2:] - clipped[:, :2]) >= 1).all(axis=1)
     had_area = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(axis=1)
     moved = (np.abs(clipped - boxes) > 1).any(axis=1)  # less is rounding
-    for row in np.flatnonzero(~keep | moved):
+    for row in np.flatnonzero(~keep | moved).tolist():
         if keep[row]:
             problems.add(CLIPPED, places[row])
         else:

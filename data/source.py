@@ -1,4 +1,7 @@
-"""Which annotation format a path holds, found out by looking."""
+"""Opening a data set in whichever annotation format its path holds.
+
+To add a format, write one module with the names of `AnnotationFormat` and add it to `_FORMATS`.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,67 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from typing import Protocol
 
 from data import coco, darknet, voc
 from data.digits import ensure_digits
 from data.image_set import ImageSet
 from utils.errors import UserError
 
+
+class AnnotationFormat(Protocol):
+    """A module that reads one annotation format.
+
+    `splits`, `has_split` and `read` are called only with a path that `holds` accepts.
+    """
+
+    EXPECTED: str
+    """What a path in this format is, for error messages: "a darknet .data file"."""
+
+    def holds(self, path: Path, /) -> bool:
+        """Return whether an existing file or folder is in this format. Cheap: reads names, not annotations."""
+
+    def splits(self, path: Path, /) -> tuple[str, ...]:
+        """Return the names of the usual splits; () if the one list of images fits every split."""
+
+    def has_split(self, path: Path, split: str, /) -> bool:
+        """Return whether `read` finds the split; it may accept more names than `splits` lists."""
+
+    def read(self, path: Path, split: str, /) -> ImageSet:
+        """Read a split, with `pack`. Unusable objects and images become Problems; an unusable file is a UserError."""
+
+
+_FORMATS: tuple[AnnotationFormat, ...] = (
+    coco,
+    voc,
+    darknet,
+)
+
 BUILT_IN = "digits"
 _BUILT_IN_FOLDER = Path("datasets") / BUILT_IN
-_FORMATS = (coco, voc, darknet)
-_EXPECTED = (
-    "a COCO folder (annotations/instances_<split>.json), a COCO .json file, "
-    "a VOC folder (Annotations, JPEGImages, ImageSets/Main) or a darknet .data file"
-)
 
 
 def open_image_set(path: str | Path, split: str) -> ImageSet:
-    """The split of the data set at `path`; 'digits' is the built-in one, made under datasets/ on first use.
+    """Read a split of the data set at `path`; 'digits' is the built-in one, made under datasets/ on first use.
 
-    Raises UserError if the path, its format, the split or every image of it is no good.
+    Raises UserError if the path, its format, the split or every image of it is unusable.
     """
-    path, found = _recognised(path)
-    if not found.has_split(path, split):
-        raise UserError(f"{path}: has no split '{split}'; it has {', '.join(found.splits(path)) or 'none'}.")
+    path, reader = _recognized(path)
+    if not reader.has_split(path, split):
+        raise UserError(f"{path}: has no split '{split}'; it has {', '.join(reader.splits(path)) or 'none'}.")
     with _without_collection():
-        return found.read(path, split)
+        return reader.read(path, split)
+
+
+def splits_of(path: str | Path) -> tuple[str, ...]:
+    """Return the usual splits of a data set; () for a COCO json that fits every split. Raises UserError."""
+    path, reader = _recognized(path)
+    return reader.splits(path)
 
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Python's garbage collector would look again and again through a large set's millions of objects, in vain."""
+    """Pause Python's garbage collector, which would scan a large set's millions of objects repeatedly, in vain."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -47,19 +80,15 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def splits_of(path: str | Path) -> tuple[str, ...]:
-    """The usual ones that `open_image_set` would open; () for a COCO json that stands for any. Raises UserError."""
-    path, found = _recognised(path)
-    return found.splits(path)
-
-
-def _recognised(path: str | Path) -> tuple[Path, ModuleType]:
-    """The data set's place and the module that reads its format."""
-    # Unlike Path's, os.path's leaves the ~ of an unknown user as it is.
+def _recognized(path: str | Path) -> tuple[Path, AnnotationFormat]:
+    """Return the data set's path and the reader of its format."""
+    # os.path's expanduser, unlike Path's, leaves the ~ of an unknown user as it is.
     path = ensure_digits(_BUILT_IN_FOLDER) if str(path) == BUILT_IN else Path(os.path.expanduser(path))
+    *most, last = (each.EXPECTED for each in _FORMATS)
+    expected = f"expected {', '.join(most)} or {last}"
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; expected {_EXPECTED}.")
-    found = next((each for each in _FORMATS if each.holds(path)), None)
-    if found is None:
-        raise UserError(f"{path}: holds no known data set; expected {_EXPECTED}.")
-    return path, found
+        raise UserError(f"{path}: no such file or folder; {expected}.")
+    reader = next((each for each in _FORMATS if each.holds(path)), None)
+    if reader is None:
+        raise UserError(f"{path}: holds no known data set; {expected}.")
+    return path, reader

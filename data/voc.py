@@ -1,4 +1,4 @@
-"""Pascal VOC: Annotations/*.xml, JPEGImages/, and the splits in ImageSets/Main/<split>.txt."""
+"""Reader of Pascal VOC: Annotations/*.xml, JPEGImages/, and the splits in ImageSets/Main/<split>.txt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from data.image_file import SUFFIXES, image_hw, is_transposed
-from data.image_set import ImageSet, Record, pack
+from data.image_set import ImageSet, Record, pack, usable_record
 from data.problems import (
     BROKEN_ANNOTATION,
     BROKEN_IMAGE,
@@ -18,9 +18,10 @@ from data.problems import (
     SWAPPED_SIZE,
     Problems,
     other_size,
-    usable_boxes,
 )
 from utils.listing import read_lines
+
+EXPECTED = "a VOC folder (Annotations, JPEGImages, ImageSets/Main)"
 
 
 def holds(path: Path) -> bool:
@@ -28,23 +29,23 @@ def holds(path: Path) -> bool:
 
 
 def splits(path: Path) -> tuple[str, ...]:
-    """The lists in ImageSets/Main, but for those of one class each (aeroplane_train.txt)."""
+    """Return the names of the lists in ImageSets/Main, without those of single classes (aeroplane_train.txt)."""
     lists = (_root(path) / "ImageSets" / "Main").glob("*.txt")
     return tuple(sorted(file.stem for file in lists if "_" not in file.stem))
 
 
 def has_split(path: Path, split: str) -> bool:
-    """Any list that is there, one of a class, too."""
+    """Return whether the list exists, be it of a single class."""
     return _list_file(_root(path), split).is_file()
 
 
 def read(path: Path, split: str) -> ImageSet:
-    """Class names are sorted over the whole Annotations folder, so that every split has the same labels.
+    """Read a split. Class names are sorted over the whole Annotations folder, so that all splits have the same labels.
 
-    An image id counts the sorted annotation files from 1. `difficult` becomes is_crowd: such an object is
-    neither rewarded nor punished. Coordinates stay as they are written, although VOC itself counts them
-    from 1: most sets made with its tools count from 0, and half a pixel either way is within their care.
-    Raises UserError if the list cannot be read or no listed image is usable.
+    An image id is the number of its annotation file in sorted order, from 1. `difficult` becomes is_crowd: such an
+    object is ignored. Coordinates stay as they are written, although VOC itself counts them from 1: most sets made with
+    its tools count from 0, and half a pixel is within their accuracy. Raises UserError if the list cannot be read or no
+    listed image is usable.
     """
     root = _root(path)
     trees = {file.stem: _parse(file) for file in sorted((root / "Annotations").glob("*.xml"))}
@@ -75,15 +76,15 @@ def read(path: Path, split: str) -> ImageSet:
 
 def _root(path: Path) -> Path:
     root = _candidate(path)
-    assert root is not None, "asked to read what `holds` said no to"
+    assert root is not None, "a path that `holds` does not accept"
     return root
 
 
 def _candidate(path: Path) -> Path | None:
-    """The folder itself, or the one year's within a VOCdevkit, as it is unpacked; of several the latest."""
+    """Return the folder itself, or the latest year's within an unpacked VOCdevkit."""
     nested = [*sorted(path.glob("VOC*"), reverse=True), *sorted(path.glob("VOCdevkit/VOC*"), reverse=True)]
-    wanted = ("Annotations", "JPEGImages", "ImageSets/Main")
-    return next((root for root in [path, *nested] if all((root / part).is_dir() for part in wanted)), None)
+    parts = ("Annotations", "JPEGImages", "ImageSets/Main")
+    return next((root for root in [path, *nested] if all((root / part).is_dir() for part in parts)), None)
 
 
 def _list_file(root: Path, split: str) -> Path:
@@ -91,7 +92,7 @@ def _list_file(root: Path, split: str) -> Path:
 
 
 def _parse(file: Path) -> ElementTree.Element | str:
-    """The root element, or what is wrong with the file."""
+    """Return the root element, or what is wrong with the file."""
     try:
         return ElementTree.parse(file).getroot()
     except OSError as error:
@@ -113,7 +114,7 @@ def _record(
     label_of: dict[str, int],
     problems: Problems,
 ) -> Record | None:
-    """None, and a problem, if there is no readable image."""
+    """Make the Record of one image; None, and a problem, if the image is missing or unreadable."""
     names = [*(stem + suffix for suffix in SUFFIXES), (tree.findtext("filename") or "").strip()]
     images = (root / "JPEGImages" / name for name in names if name)
     image = next((image for image in images if image.is_file()), None)
@@ -124,27 +125,26 @@ def _record(
     if hw is None:
         problems.add(BROKEN_IMAGE, f"JPEGImages/{image.name}")
         return None
-    rows, labels, is_crowd, places = [], [], [], []
+    boxes, labels, is_crowd, places = [], [], [], []
     for number, item in enumerate(tree.iter("object"), start=1):
         place = f"Annotations/{stem}.xml object {number}"
         label, box = label_of.get((item.findtext("name") or "").strip()), _box(item)
         if label is None or box is None:
             problems.add(BROKEN_LABEL, place)
             continue
-        rows.append(box)
+        boxes.append(box)
         places.append(place)
         labels.append(label)
         is_crowd.append((item.findtext("difficult") or "0").strip() == "1")
-    boxes = np.array(rows, np.float32).reshape(-1, 4)
-    hw = _boxes_hw(f"Annotations/{stem}.xml", tree, image, hw, problems)
-    boxes, keep = usable_boxes(boxes, hw, places, problems)
-    return Record(
+    return usable_record(
         path=str(image),
         image_id=image_id,
-        boxes=boxes[keep],
-        labels=np.array(labels, np.int64)[keep],
-        is_crowd=np.array(is_crowd, bool)[keep],
-        hw=hw,
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        labels=np.array(labels, np.int64),
+        is_crowd=np.array(is_crowd, bool),
+        hw=_boxes_hw(f"Annotations/{stem}.xml", tree, image, hw, problems),
+        places=places,
+        problems=problems,
     )
 
 
@@ -159,10 +159,8 @@ def _box(item: ElementTree.Element) -> list[float] | None:
 def _boxes_hw(
     place: str, tree: ElementTree.Element, image: Path, hw: tuple[int, int], problems: Problems
 ) -> tuple[int, int]:
-    """The image's own size, upright; as stored where EXIF turns it and the xml says that it was labelled so.
-
-    Where the xml says so without EXIF, that is a problem.
-    """
+    """Return the size that boxes refer to: the upright image's, or the stored one where EXIF turns an image that was
+    annotated unturned. An xml with the stored size swapped, without EXIF, is a problem."""
     written = tuple((tree.findtext(f"size/{side}") or "").strip() for side in ("height", "width"))
     if hw[0] == hw[1] or written != (str(hw[1]), str(hw[0])):
         return hw

@@ -1,8 +1,9 @@
-"""Processes that make Batches side by side, and are started again when one of them dies.
+"""Processes that make Batches in parallel, and are restarted when they die.
 
-Each has a pipe of its own. Those of torch's DataLoader write to one queue: a worker killed while it holds the queue's
-lock stops them all, and the death itself is told by a SIGCHLD handler that raises wherever the main process happens
-to be. Here it is the end of that worker's pipe, met where its next batch is due.
+Torch's DataLoader does not survive the death of a worker: its SIGCHLD handler raises a RuntimeError, wherever the main
+process is, and the iteration is lost (`tests/data/test_workers.py` shows it). Its workers also share one queue, where a
+worker killed while it holds the lock blocks all others. Here each worker has a pipe, and its death is the end of that
+pipe, seen where its next batch is due.
 """
 
 from __future__ import annotations
@@ -29,51 +30,51 @@ from utils.structures import Batch
 
 log = logging.getLogger(__name__)
 
-_AHEAD = 2  # batches that each worker has in hand or in waiting
+_AHEAD = 2  # requests that each worker has at a time
 _MOST_DEATHS = 3  # in a row, without a batch in between
-_LOOK_UP_S = 1.0  # how often an idle worker looks whether its main process is still there
+_PARENT_CHECK_S = 1.0  # how often an idle worker checks that its main process is alive
 
 Make = Callable[[Any], Batch]
 
 
 class Workers:
-    """`make` in `count` processes, which start with the first request and stay until `stop`, or for good."""
+    """Run `make` in `count` processes, from the first request on until `stop` or the end of the program."""
 
     def __init__(self, make: Make, count: int) -> None:
         self._make = make
         self._count = count
         self._running: list[_Worker] = []
         self._iteration: object = None
-        # Before multiprocessing, leaving, waits for children whom its SIGTERM does not end.
+        # Runs before multiprocessing's own exit handler, which waits for children that its SIGTERM does not end.
         self._finalize = Finalize(self, _end, args=[self._running], exitpriority=10)
 
     def batches(self, requests: Iterable[Any]) -> Generator[Batch, None, None]:
-        """`make(request)` for each, in their order, whoever dies meanwhile; one iteration at a time.
+        """Yield `make(request)` for each request in order, even if workers die; one iteration at a time.
 
         Raises what `make` raises: a UserError as it is, anything else as a RuntimeError with its traceback; and a
-        UserError when workers die again and again.
+        UserError if a worker dies repeatedly.
         """
-        if self._iteration is not None:  # another was left in the middle, and nobody has closed it
+        if self._iteration is not None:  # an earlier one was neither finished nor closed
             self.stop()
-        mine = self._iteration = object()
+        this = self._iteration = object()
         if not self._running:
             self._running += [_Worker(self._make) for _ in range(self._count)]
-        left, turn, due = iter(requests), cycle(self._running), deque[_Worker]()
+        pending, turn, due = iter(requests), cycle(self._running), deque[_Worker]()
         try:
-            for request, worker in zip(islice(left, _AHEAD * self._count), turn, strict=False):
-                worker.ask(request)
+            for request, worker in zip(islice(pending, _AHEAD * self._count), turn, strict=False):
+                worker.submit(request)
                 due.append(worker)
             while due:
-                assert self._iteration is mine, "a newer iteration has taken the workers over"
+                assert self._iteration is this, "a newer iteration has taken the workers over"
                 worker = due.popleft()
-                batch = worker.answer()
-                for request in islice(left, 1):
-                    worker.ask(request)
+                batch = worker.result()
+                for request in islice(pending, 1):
+                    worker.submit(request)
                     due.append(worker)
                 yield batch
             self._iteration = None
         finally:
-            if self._iteration is mine:  # left early: what is under way is no answer to the next requests
+            if self._iteration is this:  # left early: batches in progress are not those of the next requests
                 self.stop()
 
     def stop(self) -> None:
@@ -87,40 +88,40 @@ class Workers:
 
 
 class _Worker:
-    """One process, its pipe, and the requests that it has not answered yet, oldest first."""
+    """One process, its pipe, and its requests without a result so far, oldest first."""
 
     def __init__(self, make: Make) -> None:
         self._make = make
-        self._asked: deque[Any] = deque()
+        self._requests: deque[Any] = deque()
         self._start()
 
     def _start(self) -> None:
-        """A new process, asked all that is still to be answered."""
-        self._pipe, theirs = multiprocessing.Pipe()
-        self.process = multiprocessing.Process(target=_work, args=(self._make, theirs, os.getpid()), daemon=True)
-        # Ctrl-C, and a SIGTERM to a whole process group, reach workers too. The main process decides what they mean,
-        # may want batches until then, and ends its workers by SIGKILL. A child inherits what is blocked.
+        """Start a process, and send it the requests without a result."""
+        self._pipe, worker_end = multiprocessing.Pipe()
+        self.process = multiprocessing.Process(target=_work, args=(self._make, worker_end, os.getpid()), daemon=True)
+        # Ctrl-C, and a SIGTERM to a process group, reach workers too. The main process handles them, may need batches
+        # until then, and ends its workers by SIGKILL. A child inherits the blocked signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()  # so that the pipe ends when the worker does
-        for request in self._asked:
+        worker_end.close()  # so that the pipe ends when the worker does
+        for request in self._requests:
             self._send(request)
 
-    def ask(self, request: Any) -> None:
-        self._asked.append(request)
+    def submit(self, request: Any) -> None:
+        self._requests.append(request)
         self._send(request)
 
-    def answer(self) -> Batch:
-        """To the oldest request, by a new process if this one has died."""
+    def result(self) -> Batch:
+        """Wait for the result of the oldest request, from a new process if this one has died."""
         deaths = 0
         while True:
             try:
-                answer = self._pipe.recv()
+                result = self._pipe.recv()
                 break
-            except (EOFError, OSError) as error:  # the pipe's end, or shared memory that nobody hands over any more
+            except (EOFError, OSError) as error:  # the end of the pipe, or of shared memory in transfer
                 deaths += 1
                 self.end()
                 if deaths > _MOST_DEATHS:
@@ -129,12 +130,12 @@ class _Worker:
                         "means too little memory, SIGBUS too little shared memory (docker's --shm-size); try fewer "
                         "--workers, or 0"
                     ) from error
-                log.warning("a worker that loads images died (%s), another takes its place", self._cause())
+                log.warning("a worker that loads images died (%s), another one replaces it", self._cause())
                 self._start()
-        self._asked.popleft()
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        self._requests.popleft()
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def end(self) -> None:
         self.process.kill()
@@ -142,7 +143,7 @@ class _Worker:
         self._pipe.close()
 
     def _send(self, request: Any) -> None:
-        with suppress(OSError):  # it has died, which `answer` will meet
+        with suppress(OSError):  # it has died, which `result` handles
             self._pipe.send(request)
 
     def _cause(self) -> str:
@@ -157,24 +158,24 @@ def _end(workers: list[_Worker]) -> None:
 
 
 def _work(make: Make, pipe: Connection, main: int) -> None:
-    """The life of a worker, until the main process (its pid) is gone.
+    """Serve requests until the main process (`main` is its pid) ends.
 
-    A forked worker holds main's ends of its elders' pipes, which so do not end when main is killed. Whose child it is
-    tells, and is compared with who started it: main may be gone before this begins.
+    Forked workers inherit the main process's ends of earlier workers' pipes, so the end of a pipe does not reveal its
+    death. They compare their parent with `main`, which may have died before this starts.
     """
-    # What the main process had made is shared until written to, and a garbage collection writes to all of it.
+    # Forked memory is shared until written to, and a garbage collection writes to all of it.
     gc.freeze()
-    cv2.setNumThreads(0)  # workers are the parallelism
+    cv2.setNumThreads(0)  # the workers are the parallelism
     torch.set_num_threads(1)
     while multiprocessing.get_start_method() != "fork" or os.getppid() == main:
         try:
-            if pipe.poll(_LOOK_UP_S):
-                pipe.send(_made(make, pipe.recv()))
+            if pipe.poll(_PARENT_CHECK_S):
+                pipe.send(_result(make, pipe.recv()))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
 
 
-def _made(make: Make, request: Any) -> Batch | Exception:
+def _result(make: Make, request: Any) -> Batch | Exception:
     try:
         return make(request)
     except UserError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from data.loader import TrainBatchSampler
+from data.loader import InputSizes
 from engine.amp import MixedPrecision
 from engine.ema import WeightAverage
 from engine.job import Job, with_options
@@ -101,5 +101,4 @@ def largest_hw(job: Job) -> tuple[int, int]:
     plan, multi_scale = job.plan, job.options.multi_scale
     if multi_scale == 1:
         return plan.net.input_hw
-    drawn = {"input_hw": plan.net.input_hw, "multi_scale": multi_scale, "step_px": plan.size_step_px}
-    return TrainBatchSampler(1, batch_size=1, seed=0, **drawn).largest_hw()
+    return InputSizes(plan.net.input_hw, multi_scale, plan.size_step_px).largest

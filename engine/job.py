@@ -17,15 +17,16 @@ from models.detector import Detector
 from models.network import Network
 from models.norms.auto import ENOUGH, choose_norm
 from models.norms.effective_batch import FEW, describe_norm, norm_warnings
+from models.norms.old_spelling import respelled
 from models.norms.table import norm_of_weights
 from models.weights.start import read_start
-from options import EvaluateOptions, TrainOptions
+from options import FOREIGN_FLAGS, EvaluateOptions, TrainOptions
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
 from utils.checkpoint import RESUMABLE_FROM, read_checkpoint
 from utils.environment import describe, pick_device
 from utils.errors import UserError
-from utils.flags import flatten, parse_flags, resolve
+from utils.flags import current_names, flatten, parse_flags, resolve
 from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run, writable_folder
 from utils.schedule import Schedule
 
@@ -62,7 +63,7 @@ def parse_job(argv: Sequence[str] | None = None) -> Job:
 
     `auto` is still to be chosen, the folder of a new run to be made: `open_run`.
     """
-    return job_of(parse_flags(TrainOptions, argv))
+    return job_of(parse_flags(TrainOptions, argv, foreign=FOREIGN_FLAGS[TrainOptions]))
 
 
 def job_of(given: dict[str, Any]) -> Job:
@@ -97,7 +98,7 @@ def open_run(job: Job) -> Job:
             writable_folder(folder)
     else:
         default = f"{job.train_set.name}-{job.plan.name}-{norm.norm}"
-        name, job_name = job.options.run, ranks.job_id()
+        name, job_name = job.options.out, ranks.job_id()
         folder = Path()
         if ranks.is_rank_zero():
             # Started anew, it may have died before its first last.pt.
@@ -121,7 +122,7 @@ def restore_after_restart(given: dict[str, Any]) -> dict[str, Any]:
     if not ranks.restarts() or "resume" in given:
         return given
     job = ranks.job_id()
-    folder = ranks.broadcast(folder_of_job(job, given.get("run")) if ranks.is_rank_zero() else None)
+    folder = ranks.broadcast(folder_of_job(job, given.get("out")) if ranks.is_rank_zero() else None)
     if folder is None or not ranks.broadcast((folder / "last.pt").exists()):
         return given
     return {name: value for name, value in given.items() if name in RESUMABLE} | {"resume": str(folder)}
@@ -143,7 +144,8 @@ def load_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             "start a new run from its weights with --weights"
         )
     # Memory may have run out since the settings were made.
-    settings = {**checkpoint["settings"], "subdivisions": checkpoint["subdivisions"]}
+    settings = respelled(current_names(TrainOptions, checkpoint["settings"]))
+    settings["subdivisions"] = checkpoint["subdivisions"]
     data = settings["data"]
     if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.loader import make_train_loader
+from data.loader import InputSizes, make_train_loader
 from engine.amp import MixedPrecision
 from engine.ema import WeightAverage
 from engine.job import Job, make_detector, make_schedule
@@ -91,10 +91,8 @@ class Trainer:
         self.optimizer = make_optimizer(job, self.network)
         self.loader = make_train_loader(
             job.train_set,
+            InputSizes(plan.net.input_hw, options.multi_scale, plan.size_step_px),
             batch_size=optim.batch_size,
-            input_hw=plan.net.input_hw,
-            multi_scale=options.multi_scale,
-            step_px=plan.size_step_px,
             augment=options.augment,
             seed=options.seed,
             workers=options.workers,

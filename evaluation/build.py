@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data.image_set import ImageSet
-from data.loader import make_eval_loader
+from data.loader import InputLayout, make_eval_loader
 from evaluation.coco_backends import choose_backend
 from evaluation.darknet_map import CONFIDENCE, NMS_IOU, DarknetTable, evaluate_darknet
 from evaluation.evaluator import Evaluator, category_of_label, detections_of
@@ -44,7 +44,7 @@ def make_evaluator(
         detector, image_set, batch_size=batch_size, workers=workers, is_shared=True, rect=rect
     )
     if stop is not None:
-        batches = stop.heeding(batches)
+        batches = stop.interruptible(batches)
     return Evaluator(
         detect=replace(detector, max_detections=None),
         batches=batches,
@@ -122,14 +122,5 @@ def _images_for(
 ) -> Iterable[Batch]:
     """All images, as `detector` sees them; is_shared: this rank's share of them."""
     share = {"rank": ranks.rank(), "ranks": ranks.world_size()} if is_shared else {}
-    return make_eval_loader(
-        image_set,
-        batch_size=batch_size,
-        input_hw=detector.input_hw,
-        letterbox=detector.letterbox,
-        workers=workers,
-        resize=detector.resize,
-        rect=rect,
-        step_px=detector.size_step_px,
-        **share,
-    )
+    layout = InputLayout(detector.input_hw, detector.letterbox, detector.resize, rect, detector.size_step_px)
+    return make_eval_loader(image_set, layout, batch_size=batch_size, workers=workers, **share)

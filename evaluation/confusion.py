@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from evaluation.coco_results import CocoResults
+from utils.boxes import box_iou, share_inside
 
 
 def confusion_matrix(
@@ -30,7 +33,7 @@ def confusion_matrix(
     measured = {image["id"] for image in ground_truth["images"]} if image_ids is None else set(image_ids)
     truths = ground_truth["annotations"]
     is_crowd = np.array([bool(row.get("iscrowd", 0)) for row in truths], bool)
-    truth_boxes = np.array([row["bbox"] for row in truths], np.float64).reshape(-1, 4)
+    truth_boxes = _corners(np.array([row["bbox"] for row in truths], np.float64).reshape(-1, 4))
     truth_classes = np.searchsorted(order, np.array([row["category_id"] for row in truths], np.int64))
     truths_of = _by_image(np.array([row["image_id"] for row in truths], np.int64))
     found = results.where(np.flatnonzero(results.scores >= min_score))
@@ -42,9 +45,9 @@ def confusion_matrix(
     for image_id in measured & (truths_of.keys() | found_in.keys()):
         here, detections = truths_of.get(image_id, nothing), found_in.get(image_id, nothing)
         objects, crowds = here[~is_crowd[here]], here[is_crowd[here]]
-        boxes = found.bboxes[detections]
+        boxes = _corners(found.bboxes[detections])
         same_class = classes[detections][:, None] == truth_classes[objects]
-        taken = _match(_ious(boxes, truth_boxes[objects]), same_class, min_iou)
+        taken = _match(box_iou(boxes, truth_boxes[objects]).numpy(), same_class, min_iou)
         true = np.append(truth_classes[objects], background)[taken]  # -1 is the last one
         counted = (taken >= 0) | ~_lie_within(boxes, truth_boxes[crowds], min_iou)
         np.add.at(matrix, (classes[detections][counted], true[counted]), 1)
@@ -73,24 +76,11 @@ def _by_image(image_ids: np.ndarray) -> dict[int, np.ndarray]:
     return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=False))
 
 
-def _ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    shared = _intersections(boxes, others)
-    unions = _areas(boxes)[:, None] + _areas(others)[None] - shared
-    return shared / np.maximum(unions, np.finfo(np.float64).tiny)
+def _lie_within(boxes: Tensor, crowds: Tensor, min_share: float) -> np.ndarray:
+    """Return (D,) bool: whether at least that share of a box's area lies within one of the crowds."""
+    return (share_inside(boxes, crowds) >= min_share).any(1).numpy()
 
 
-def _lie_within(boxes: np.ndarray, crowds: np.ndarray, min_share: float) -> np.ndarray:
-    """(D,) bool: at least that share of a box's area lies within one of the crowds."""
-    within = _intersections(boxes, crowds).max(axis=1, initial=0)
-    return within >= min_share * np.maximum(_areas(boxes), np.finfo(np.float64).tiny)
-
-
-def _areas(xywh: np.ndarray) -> np.ndarray:
-    return xywh[:, 2] * xywh[:, 3]
-
-
-def _intersections(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(M, 4) and (N, 4) xywh -> (M, N) shared areas."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, :2] + first[:, None, 2:], second[None, :, :2] + second[None, :, 2:])
-    return (high - low).clip(0).prod(axis=2)
+def _corners(xywh: np.ndarray) -> Tensor:
+    """(M, 4) xywh -> (M, 4) xyxy"""
+    return torch.from_numpy(np.hstack((xywh[:, :2], xywh[:, :2] + xywh[:, 2:])))

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from evaluation.coco_map import CocoTable
 from utils.draw import class_colour
 from utils.errors import UserError
+from utils.figure import label_axes, literal, new_figure
 
 _DOTS_PER_INCH = 120
 _LEGEND_CLASSES = 10  # more would be neither told apart nor read
@@ -40,7 +40,7 @@ def plot_pr_curves(table: CocoTable, class_names: Sequence[str], path: str | Pat
     if len(shown) > _LEGEND_CLASSES:
         named = shown[: _LEGEND_CLASSES // 2] + shown[-_LEGEND_CLASSES // 2 :]
     for column in shown:
-        label = f"{_literal(class_names[column])}  {table.classes[column].AP50:.3f}" if column in named else None
+        label = f"{literal(class_names[column])}  {table.classes[column].AP50:.3f}" if column in named else None
         colour = _unit_colour(column if named is shown else named.index(column)) if label else "0.85"
         order = 2 if label else 1
         axes[0].plot(recall, table.precision[:, column], color=colour, label=label, zorder=order)
@@ -48,7 +48,7 @@ def plot_pr_curves(table: CocoTable, class_names: Sequence[str], path: str | Pat
         mean = table.precision[:, shown].mean(axis=1)
         axes[0].plot(recall, mean, color="black", linewidth=2.5, label=f"mean  {table.AP50:.3f}", zorder=3)
         axes[0].legend(title="AP at IoU 0.5", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    _label(axes[0], "precision and recall at IoU 0.5", "recall", "precision")
+    label_axes(axes[0], "precision and recall at IoU 0.5", "recall", "precision")
     axes[0].set(xlim=(0, 1), ylim=(0, 1.02))
     _save(figure, path)
 
@@ -66,7 +66,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | P
     figure, (axes,) = _figure(1, width_inches=side * 1.08, height_inches=side)
     shown = np.where(share > 0, share, np.nan)
     image = axes.pcolormesh(shown, cmap="Blues", vmin=0, vmax=1, edgecolors="0.92", linewidth=0.6)
-    ticks = [*map(_literal, class_names), "background"]
+    ticks = [*map(literal, class_names), "background"]
     size = float(np.clip(11 - classes / 12, 5, 10))
     middle = np.arange(classes + 1) + 0.5
     axes.set_xticks(middle, ticks, rotation=90 if classes > 8 else 0, fontsize=size)
@@ -97,7 +97,7 @@ def plot_layer_gaps(
     for axis, (title, gaps) in zip(axes, panels.items(), strict=True):
         image = axis.imshow(gaps, cmap="Oranges", vmin=0, vmax=1, aspect="auto")
         axis.set_xticks(range(columns), column_names)
-        axis.set_yticks(range(rows), [*map(_literal, layer_names)] if axis is axes[0] else [""] * rows, fontsize=size)
+        axis.set_yticks(range(rows), [*map(literal, layer_names)] if axis is axes[0] else [""] * rows, fontsize=size)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("images in a mini-batch")
         axis.tick_params(length=0)
@@ -137,7 +137,7 @@ def plot_results(csv_path: str | Path, png_path: str | Path) -> None:
             _draw_curve(axis, *curve, f"C{position}", name, noisy=title == "loss")
         if title == "loss":
             _choose_scale(axis)
-        _label(axis, title, "row" if steps is None else "step", "")
+        label_axes(axis, title, "row" if steps is None else "step", "")
         if len(names) > 1:
             axis.legend(frameon=False)
     _save(figure, png_path)
@@ -189,22 +189,9 @@ def _figure(panels: int, *, width_inches: float, height_inches: float) -> tuple[
     """A figure of `panels` axes in at most three columns; no pyplot, so no window and no global state."""
     columns = min(panels, 3 if panels != 4 else 2)
     rows = -(-panels // columns)
-    size = (width_inches * columns, height_inches * rows)
-    figure = Figure(figsize=size, layout="constrained" if panels > 1 else None)
-    FigureCanvasAgg(figure)
+    layout = "constrained" if panels > 1 else None
+    figure = new_figure(width_inches * columns, height_inches * rows, layout=layout)
     return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
-
-
-def _label(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    axes.grid(color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _literal(name: str) -> str:
-    """For matplotlib, which takes what stands between two dollars for a formula."""
-    return name.replace("$", r"\$")
 
 
 def _unit_colour(label: int) -> tuple[float, float, float]:

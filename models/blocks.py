@@ -1,12 +1,24 @@
-"""The alphabet: the few blocks networks are spelled with."""
+"""The blocks of a network, each followed by the function that builds it from a layer of a cfg."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import singledispatch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from cfg.spec import BLUR_WINDOWS
+from cfg.convolution import ConvSpec
+from cfg.plan import Node, Plan
+from cfg.pooling import AvgPoolSpec, PoolSpec
+from cfg.resampling import Reorg3dSpec, UpsampleSpec
+from cfg.same_shape import ActivationSpec, DropoutSpec, SoftmaxSpec
+from cfg.spec import BLUR_WINDOWS, LayerSpec
+from cfg.wiring import RouteSpec, SamSpec, ScaleChannelsSpec, ShortcutSpec
+from cfg.yolo import YoloSpec
+from models.activations import make_activation
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.contract import ConvAware, ConvView
 from models.norms.table import NormFactory
@@ -14,18 +26,23 @@ from models.norms.table import NormFactory
 FUSABLE: dict[type[nn.Module], str] = {nn.Mish: "mish", nn.SiLU: "silu"}  # names in models/norms/normalize.py
 
 
-class ConvNormAct(nn.Module):
-    """Convolution, norm, activation, perhaps a blur. Without a norm the convolution has a bias instead.
+@singledispatch
+def build_layer(spec: LayerSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
+    """Build the module of one layer of the plan. A new layer type registers a function for its spec."""
+    raise NotImplementedError(f"no module is known for [{spec.kind}]")
 
-    x (N, C_in, H, W) -> (N, C_out, H', W'). The one branch is by capability, not by name: a ConvAware norm is
-    shown the convolution.
+
+class ConvNormAct(nn.Module):
+    """Convolution, norm, activation and an optional blur. Without a norm the convolution has a bias instead.
+
+    x (N, C_in, H, W) -> (N, C_out, H', W'). A ConvAware norm gets the convolution, too; its name does not matter.
     """
 
     def __init__(
         self, conv: nn.Conv2d, norm: nn.Module | None, activation: nn.Module, blur: nn.Module | None = None
     ) -> None:
         super().__init__()
-        assert (conv.bias is None) == (norm is not None), "a norm has the bias; without one the conv has it"
+        assert (conv.bias is None) == (norm is not None), "either the norm or the convolution has the bias"
         self.conv = conv
         self.norm = norm
         self.act = activation
@@ -40,6 +57,13 @@ class ConvNormAct(nn.Module):
             y = self.norm(y)
         y = y if self.norm_activates else self.act(y)
         return y if self.blur is None else self.blur(y)
+
+    @property
+    def bias(self) -> Tensor:
+        """(C_out,) of the norm, or of the convolution without a norm."""
+        bias = self.conv.bias if self.norm is None else self.norm.bias
+        assert isinstance(bias, Tensor)
+        return bias
 
     @classmethod
     def make(
@@ -56,23 +80,52 @@ class ConvNormAct(nn.Module):
         activation: nn.Module,
         blur: nn.Module | None = None,
     ) -> ConvNormAct:
-        """`norm=None` or a factory that returns None makes a convolution with a bias."""
-        geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        conv_class = getattr(norm, "conv_class", nn.Conv2d)  # a norm may want the weights seen otherwise
-        conv = conv_class(in_channels, filters, size, bias=False, **geometry)
-        made = norm(conv) if norm is not None else None
-        if made is None:
+        """Without a norm, or if its factory returns None, the convolution gets a bias."""
+        conv_class = getattr(norm, "conv_class", nn.Conv2d)  # such as one with centralized weights
+        conv = conv_class(
+            in_channels, filters, size, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=False
+        )
+        norm_module = norm(conv) if norm is not None else None
+        if norm_module is None:
             conv.bias = nn.Parameter(torch.zeros(filters))
-        return cls(conv, made, activation, blur)
+        return cls(conv, norm_module, activation, blur)
+
+
+@build_layer.register
+def _(spec: ConvSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
+    following = plan.nodes[node.index + 1].spec if node.index + 1 < len(plan.nodes) else None
+    # RawHead holds logits for either decoder; with new_coords the coder and the loss apply the logistic.
+    holds_logits = isinstance(following, YoloSpec) and following.new_coords
+    return ConvNormAct.make(
+        node.input_shapes[0].channels,
+        spec.filters,
+        spec.size,
+        stride=spec.conv_strides,
+        padding=spec.padding,
+        dilation=spec.dilation,
+        groups=spec.groups,
+        norm=norm if spec.batch_normalize else None,
+        activation=make_activation("linear" if holds_logits else spec.activation),
+        blur=_blur(spec),
+    )
+
+
+@torch.no_grad()
+def merge_conv_norm(weight: Tensor, norm: Mapping[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
+    """Return weight and bias, float64 on the CPU, of the one convolution that equals a convolution with this weight
+    and no bias, followed in inference by a batch norm with the state dict `norm`."""
+    tensors = (weight, *(norm[name] for name in ("running_mean", "running_var", "weight", "bias")))
+    weight, mean, var, gamma, beta = (tensor.detach().cpu().double() for tensor in tensors)
+    return fuse_conv_bn_weights(weight, None, mean, var, eps, gamma, beta)
 
 
 class Blur(nn.Module):
-    """The fixed low-pass filter that takes a layer's strides over (darknet's antialiasing 1 and 2; Zhang 2019).
+    """Fixed low-pass filter that has the strides of the layer before it (darknet's antialiasing; Zhang 2019).
 
-    1: binomial, 3x3, padded with zeros; 2: the mean of 2x2 cells. Nothing of it is trained or stored.
+    antialiasing 1: binomial, 3x3, padded with zeros; 2: the mean of 2x2 cells. Neither trained nor stored.
     """
 
-    kernel: Tensor
+    kernel: Tensor  # (1, 1, size, size)
 
     def __init__(self, antialiasing: int, stride: tuple[int, int]) -> None:
         super().__init__()
@@ -85,6 +138,10 @@ class Blur(nn.Module):
         channels = x.shape[1]
         kernel = self.kernel.to(x.dtype).expand(channels, -1, -1, -1)
         return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=channels)
+
+
+def _blur(spec: ConvSpec | PoolSpec) -> Blur | None:
+    return Blur(spec.antialiasing, (spec.stride_y, spec.stride_x)) if spec.antialiasing else None
 
 
 class DarknetPool(nn.Module):
@@ -104,28 +161,22 @@ class DarknetPool(nn.Module):
         return F.max_pool2d(F.pad(x, self.pads, value=float("-inf")), self.size, self.stride)
 
 
-class LocalAvgPool(DarknetPool):
-    """The mean over those cells of each window that exist."""
+@build_layer.register
+def _(spec: PoolSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
+    pool, blur = DarknetPool(spec.size, spec.pool_strides, spec.padding), _blur(spec)
+    return pool if blur is None else nn.Sequential(pool, blur)
+
+
+class GlobalAvgPool(nn.Module):
+    """(N, C, H, W) -> (N, C, 1, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        sums, counts = (
-            F.avg_pool2d(F.pad(t, self.pads), self.size, self.stride, divisor_override=1)
-            for t in (x, torch.ones_like(x[:1, :1]))
-        )
-        return sums / counts
+        return x.mean((2, 3), keepdim=True)
 
 
-class DepthPool(nn.Module):
-    """Output channel g is the maximum of the input channels g, g + out_channels, g + 2 * out_channels, ..."""
-
-    def __init__(self, out_channels: int) -> None:
-        super().__init__()
-        self.out_channels = out_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        missing = -x.shape[1] % self.out_channels
-        x = F.pad(x, (0, 0, 0, 0, 0, missing), value=float("-inf"))
-        return x.unflatten(1, (-1, self.out_channels)).max(dim=1).values
+@build_layer.register
+def _(spec: AvgPoolSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
+    return GlobalAvgPool()
 
 
 class Upsample(nn.Module):
@@ -143,8 +194,13 @@ class Upsample(nn.Module):
         return x if self.scale == 1 else x * self.scale
 
 
+@build_layer.register
+def _(spec: UpsampleSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
+    return Upsample(spec.stride, spec.scale)
+
+
 class SpaceToDepth(nn.Module):
-    """Each stride x stride block becomes a column of channels: position in the block first, then input channel."""
+    """Each stride x stride block becomes channels, ordered by position in the block, then by input channel."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -157,8 +213,13 @@ class SpaceToDepth(nn.Module):
         return blocks.reshape(images, s * s * channels, height // s, width // s)
 
 
+@build_layer.register
+def _(spec: Reorg3dSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
+    return SpaceToDepth(spec.stride)
+
+
 class Route(nn.Module):
-    """Concatenate inputs along channels; of each take only group `group_id` of `groups` contiguous ones."""
+    """Concatenates channel group `group_id` of `groups` of each input."""
 
     def __init__(self, groups: int = 1, group_id: int = 0) -> None:
         super().__init__()
@@ -170,8 +231,13 @@ class Route(nn.Module):
         return inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
 
 
+@build_layer.register
+def _(spec: RouteSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
+    return Route(spec.groups, spec.group_id)
+
+
 class Shortcut(nn.Module):
-    """Add inputs of one shape, then activate. Where channels differ, the common first ones are added."""
+    """Adds its inputs, then activates. Where the numbers of channels differ, the common first ones are added."""
 
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
@@ -184,11 +250,11 @@ class Shortcut(nn.Module):
 
 
 class WeightedShortcut(nn.Module):
-    """As Shortcut, but of inputs times trained weights (Tan et al. 2020, BiFPN, section 3.3).
+    """Shortcut of inputs times trained weights (Tan et al. 2020, BiFPN, section 3.3).
 
-    weight: (inputs,) or, per channel, (inputs, C); the first is of the previous layer. normalization: none, relu or
-    softmax over the inputs. Weights start at 1, which without a normalization is a plain shortcut; darknet adds
-    noise of up to 0.01 to that.
+    weight: (inputs,) or, per channel, (inputs, C); the first is that of the previous layer. normalization: none, relu
+    or softmax over the inputs. Weights start at 1, a plain shortcut without normalization; darknet adds noise up to
+    0.01.
     """
 
     EPS = 1e-4
@@ -209,7 +275,7 @@ class WeightedShortcut(nn.Module):
         return self.act(x)
 
     def used_weights(self) -> Tensor:
-        """Shaped as `weight`: what the inputs are multiplied with."""
+        """Return the normalized weights, of the shape of `weight`."""
         if self.normalization == "none":
             return self.weight
         by_relu = self.normalization == "relu"
@@ -217,8 +283,24 @@ class WeightedShortcut(nn.Module):
         return positive / (self.EPS + positive.sum(0))
 
 
+def _add_common(x: Tensor, other: Tensor) -> Tensor:
+    if other.shape[1] == x.shape[1]:
+        return x + other
+    common = min(x.shape[1], other.shape[1])
+    return torch.cat((x[:, :common] + other[:, :common], x[:, common:]), dim=1)
+
+
+@build_layer.register
+def _(spec: ShortcutSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
+    activation = make_activation(spec.activation)
+    if spec.weights_type == "none":
+        return Shortcut(activation)
+    channels = node.shape.channels if spec.weights_type == "per_channel" else None
+    return WeightedShortcut(len(node.inputs), channels, spec.weights_normalization, activation)
+
+
 class Product(nn.Module):
-    """The product of two inputs, one of which may be broadcast over cells or channels, then activated."""
+    """Multiplies two inputs, one of which may be broadcast over cells or channels, then activates."""
 
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
@@ -228,15 +310,14 @@ class Product(nn.Module):
         return self.act(x * y)
 
 
-class GlobalAvgPool(nn.Module):
-    """(N, C, H, W) -> (N, C, 1, 1)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3), keepdim=True)
+@build_layer.register(SamSpec)
+@build_layer.register(ScaleChannelsSpec)
+def _(spec: SamSpec | ScaleChannelsSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
+    return Product(make_activation(spec.activation))
 
 
 class Softmax(nn.Module):
-    """Over each of `groups` equal runs of an image's values."""
+    """Softmax over each of `groups` equal runs of an image's values."""
 
     def __init__(self, groups: int, temperature: float) -> None:
         super().__init__()
@@ -246,8 +327,21 @@ class Softmax(nn.Module):
         return (x.reshape(len(x), self.groups, -1) / self.temperature).softmax(-1).view_as(x)
 
 
-def _add_common(x: Tensor, other: Tensor) -> Tensor:
-    if other.shape[1] == x.shape[1]:
-        return x + other
-    common = min(x.shape[1], other.shape[1])
-    return torch.cat((x[:, :common] + other[:, :common], x[:, common:]), dim=1)
+@build_layer.register
+def _(spec: SoftmaxSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
+    return Softmax(spec.groups, spec.temperature)
+
+
+@build_layer.register
+def _(spec: ActivationSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
+    return make_activation(spec.activation, in_place=False)  # other layers may read its input, too
+
+
+@build_layer.register
+def _(spec: DropoutSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
+    return nn.Dropout(spec.probability)
+
+
+@build_layer.register
+def _(spec: YoloSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
+    return nn.Identity()  # never called, the network returns a RawHead; it keeps darknet's layer numbers

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import json
+import math
 import re
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,10 @@ import pytest
 
 from cfg.plan import cfg_names, load_plan, parse_plan
 from cfg.settings import cfg_settings, unread_settings
-from options import DetectOptions, EvaluateOptions, OptimOptions, TrainOptions
+from options import FOREIGN_FLAGS, DetectOptions, EvaluateOptions, OptimOptions, TrainOptions
 from utils.errors import UserError
-from utils.flags import flatten, parse_flags, parse_image_hw, resolve
+from utils.flags import current_names, flatten, parse_flags, parse_image_hw, resolve
 from utils.knob import check_limits, knob
-from utils.page import run_page
 
 PAGES = {"train.py": TrainOptions, "evaluate.py": EvaluateOptions, "detect.py": DetectOptions}
 # Of the dataclasses of knobs in TrainOptions, by field name.
@@ -69,66 +66,119 @@ def test_the_help_page_has_its_groups_and_a_text_for_each_flag(page, capsys):
     assert max(len(line) for line in text.splitlines()) <= 110
 
 
+# --- one line for a bad flag -----------------------------------------------------------------------------------
+
+
+def refused(capsys, kind: type, argv: list[str], **more: Any) -> str:
+    """The one line, without the newline, with which a command line is refused."""
+    with pytest.raises(SystemExit) as caught:
+        parse_flags(kind, argv, **more)
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    return captured.err.rstrip("\n")
+
+
 @pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("argv", [["--no-such-flag"], ["--dat", "x"], ["--image-size", "big"]])
+@pytest.mark.parametrize("argv", [["--no-such-flag"], ["--dat", "x"], ["--image-size", "big"], ["-x"]])
 def test_a_bad_flag_exits_with_two(page, argv, capsys):
     parse_flags(PAGES[page], NEEDED[page])
-    with pytest.raises(SystemExit) as caught:
-        parse_flags(PAGES[page], [*NEEDED[page], *argv])
-    assert caught.value.code == 2
-    assert argv[0] in capsys.readouterr().err
+    assert argv[0] in refused(capsys, PAGES[page], [*NEEDED[page], *argv])
 
 
 @pytest.mark.parametrize("argv", [["--norm", "xn"], ["--amp", "int8"], ["--lr-policy", "random"], ["--epochs", "many"]])
 def test_a_bad_value_exits_with_two(argv, capsys):
-    with pytest.raises(SystemExit) as caught:
-        parse_flags(TrainOptions, argv)
-    assert caught.value.code == 2
-    assert argv[1] in capsys.readouterr().err
+    assert argv[1] in refused(capsys, TrainOptions, argv)
 
 
 @pytest.mark.parametrize(("kind", "argv"), [(EvaluateOptions, []), (DetectOptions, ["x.jpg"]), (DetectOptions, [])])
 def test_what_has_no_default_is_asked_for(kind, argv, capsys):
+    assert "required" in refused(capsys, kind, argv)
+
+
+@pytest.mark.parametrize(
+    ("kind", "argv", "line"),
+    [
+        (TrainOptions, ["--imgszz", "9"], "train.py has no --imgszz; did you mean --image-size?"),
+        (TrainOptions, ["--image_size=9"], "train.py has no --image_size; did you mean --image-size?"),
+        (EvaluateOptions, ["--weight", "x"], "evaluate.py has no --weight; did you mean --weights?"),
+        (DetectOptions, ["--runs", "x"], "detect.py has no --runs"),
+        (TrainOptions, ["--xyzzy"], "train.py has no --xyzzy"),
+    ],
+)
+def test_an_unknown_flag_is_told_with_the_nearest_one_before_anything_else(kind, argv, line, capsys):
+    page = line.partition(" ")[0]
+    assert refused(capsys, kind, argv) == f"error: {line} (python {page} --help lists all)"
+
+
+@pytest.mark.parametrize("argv", [["--", "-x.jpg"], ["-1"], ["-"], ["- a.jpg"], ["--max-frames", "3", "x.jpg"]])
+def test_what_is_no_flag_is_not_taken_for_one(argv):
+    assert parse_flags(DetectOptions, ["--weights", "x", *argv])["sources"] == (argv[-1],)
+
+
+@pytest.mark.parametrize(("kind", "foreign"), FOREIGN_FLAGS.items())
+def test_flags_of_other_programs_are_translated_into_ones_that_exist(kind, foreign, capsys):
+    own = flags_in(help_of(kind, capsys))
+    for flag, sentence in foreign.items():
+        assert flag not in own
+        assert set(re.findall(r"--[a-z0-9-]+", sentence)) <= set(own)
+        for argv in ([flag, "1"], [f"{flag}=1"], [flag.replace("-", "_").replace("__", "--", 1)]):
+            assert refused(capsys, kind, argv, foreign=foreign).endswith(f": {sentence}")
+
+
+@pytest.mark.parametrize("flag", ["--imgsz", "--batch", "--lr0", "--source", "--project", "--name", "--exist-ok"])
+def test_train_knows_the_usual_names(flag):
+    assert flag in FOREIGN_FLAGS[TrainOptions]
+
+
+@pytest.mark.parametrize("flag", ["--imgsz", "--conf", "--iou", "--source", "--project", "--name", "--exist-ok"])
+@pytest.mark.parametrize("kind", [EvaluateOptions, DetectOptions])
+def test_evaluate_and_detect_know_the_usual_names(kind, flag):
+    assert flag in FOREIGN_FLAGS[kind]
+
+
+def test_a_knobs_own_parser_may_refuse_and_may_print_and_leave(capsys):
+    def parse(text: str) -> str:
+        if text == "help":
+            raise SystemExit(0)
+        raise UserError(f"{text} is no norm")
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Page:
+        """python page.py"""
+
+        norm: str = knob("bn", "a norm", parse=parse)
+
+    assert refused(capsys, Page, ["--norm", "x"]) == "error: x is no norm"
     with pytest.raises(SystemExit) as caught:
-        parse_flags(kind, argv)
-    assert caught.value.code == 2
-    assert "required" in capsys.readouterr().err
+        parse_flags(Page, ["--norm", "help"])
+    assert caught.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "argv", "given"),
+    [
+        (TrainOptions, ["--run", "x"], {"out": "x"}),
+        (EvaluateOptions, ["--weights", "x", "--recalibrate-pictures=3"], {"weights": "x", "recalibrate_images": 3}),
+        (DetectOptions, ["--weights", "x", "--run=y", "z"], {"weights": "x", "out": "y", "sources": ("z",)}),
+    ],
+)
+def test_a_former_name_is_understood(kind, argv, given):
+    assert parse_flags(kind, argv) == given
+
+
+def test_settings_that_were_saved_under_a_former_name_get_the_new_one():
+    assert current_names(TrainOptions, {"run": "x", "seed": 3, "mosaic": 0.5}) == {"out": "x", "seed": 3, "mosaic": 0.5}
+    assert current_names(TrainOptions, {"out": None}) == {"out": None}
 
 
 # --- limits --------------------------------------------------------------------------------------------------
 
-ABSURD = {
-    "train.py": """epochs -3 0; max-steps 0; batch-size 0; learning-rate 0 -1 nan inf; workers -1
-        final-learning-rate -1; momentum -1 1; weight-decay -1; freeze -1; backbone-rate -1 nan; clip-norm 0
-        ema-decay 1 -0.1 0.999999; seed -1; seed 4294967296; evals 0 -2; save-minutes -1; multi-scale 0.5 nan 100
-        burn-in-steps -1; lr-steps 0; lr-scales -1 nan
-        norm-window -1; norm-groups 0; norm-burn-in-steps -1; norm-eps 0; norm-momentum 2; box-gain -1 inf
-        norm-growth-steps -1; norm-refresh-steps 0; norm-positions -1; norm-average-images 0; norm-r-max 0.5 inf
-        norm-d-max -1; norm-ramp-steps -1; norm-freeze-after 1.1 -0.1 nan; precise-bn -1
-        label-smoothing 2 -0.1; mosaic 1.5; jitter 0.5; resize 0.5; saturation 0; exposure 101; hue nan; blur -1
-        noise 2; min-visibility 2; min-side-px -1; max-boxes 0""",
-    "evaluate.py": """confidence 2 nan; nms-iou -1 1.1; max-detections 0; batch-size 0; workers -1
-        recalibrate-images 0; map-iou -0.1 1.1""",
-    "detect.py": "confidence -0.1 nan; nms-iou -1 1.1; max-detections 0; max-frames -1 0",
-}
-
-
-def absurd_flags() -> list[tuple[str, str, str]]:
-    rows = [(page, line.split()) for page, text in ABSURD.items() for line in re.split(r"[;\n]", text)]
-    return [(page, f"--{flag}", value) for page, (flag, *values) in rows for value in values]
-
-
-@pytest.mark.parametrize(("page", "flag", "value"), absurd_flags())
-def test_an_absurd_number_exits_with_two(page, flag, value, capsys):
-    with pytest.raises(SystemExit) as caught:
-        parse_flags(PAGES[page], [*NEEDED[page], flag, value])
-    assert caught.value.code == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(rf"argument {flag}: {re.escape(value)} must (be|lie) .*\d", said)
+LIMITLESS: set[str] = set()  # numbers of any size, by field name
 
 
 def number_fields(kind: type) -> list[dataclasses.Field[Any]]:
-    """Of the page and its groups, those whose annotation has a number in it."""
+    """The knobs of a page and its groups whose flag is checked as a number."""
     groups = [f.default_factory for f in dataclasses.fields(kind) if isinstance(f.default_factory, type)]
     every = [f for part in (kind, *groups) for f in dataclasses.fields(part)]
     return [
@@ -136,16 +186,31 @@ def number_fields(kind: type) -> list[dataclasses.Field[Any]]:
     ]
 
 
+def just_outside(f: dataclasses.Field[Any]) -> list[float]:
+    low, high = f.metadata["low"], f.metadata["high"]
+    if "float" not in str(f.type):
+        return [limit + step for limit, step in ((low, -1), (high, 1)) if limit is not None]
+    beyond = [math.nextafter(limit, to) for limit, to in ((low, -math.inf), (high, math.inf)) if limit is not None]
+    return [*beyond, math.nan, math.inf, -math.inf]
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_each_number_has_limits_and_they_belong_to_it(page):
-    made = number_fields(PAGES[page])
-    assert len(made) > 3
-    assert {f"--{f.name.replace('_', '-')}" for f in made} == {flag for of, flag, _ in absurd_flags() if of == page}
-    for f in made:
-        for limit in (f.metadata["low"], f.metadata["high"]):
-            if limit is not None:
-                argv = [*NEEDED[page], f"--{f.name.replace('_', '-')}", str(limit)]
-                assert parse_flags(PAGES[page], argv)[f.name] in (limit, (limit,))
+def test_each_number_has_limits_within_which_it_passes_and_beyond_which_it_exits_with_two(page, capsys):
+    fields = number_fields(PAGES[page])
+    assert len(fields) > 3
+    for f in fields:
+        flag, limits = f"--{f.name.replace('_', '-')}", [f.metadata["low"], f.metadata["high"]]
+        limits = [limit for limit in limits if limit is not None]
+        assert limits or f.name in LIMITLESS, f"{flag} takes any number"
+        for limit in limits:
+            assert parse_flags(PAGES[page], [*NEEDED[page], flag, str(limit)])[f.name] in (limit, (limit,))
+        for value in just_outside(f):
+            with pytest.raises(SystemExit) as caught:
+                parse_flags(PAGES[page], [*NEEDED[page], f"{flag}={value}"])
+            assert caught.value.code == 2
+            output = capsys.readouterr().err
+            assert output.startswith(f"error: argument {flag}: {value} must ") and output.count("\n") == 1
+            assert all(str(limit) in output.partition(" must ")[2] for limit in limits)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -169,7 +234,7 @@ class Limited:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"share": 1.5}, "share=1.5 must lie between 0 and 1"),
         ({"share": float("nan")}, "share=nan must lie between 0 and 1"),
@@ -180,49 +245,14 @@ class Limited:
         ({"bare": float("nan")}, "bare=nan must be finite"),
     ],
 )
-def test_limits_in_words(given, said):
-    with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+def test_limits_in_words(given, message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         check_limits(Limited(**given))
 
 
 @pytest.mark.parametrize("given", [{}, {"share": 0, "rates": (0, 1e30), "top": -(10**400), "free": -5.0}, {"share": 1}])
 def test_what_is_within_limits_passes(given):
     assert check_limits(Limited(**given)) is None
-
-
-# --- the page ------------------------------------------------------------------------------------------------
-
-
-def test_a_file_name_that_is_no_text_can_be_printed(monkeypatch):
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
-    monkeypatch.setattr(sys, "stdout", streams[0])
-    monkeypatch.setattr(sys, "stderr", streams[1])
-
-    def page(argv: object) -> None:
-        print("photo-\udcff.jpg")
-        raise UserError("photo-\udcfe.jpg: no such image")
-
-    with pytest.raises(SystemExit) as caught:
-        run_page(page)
-    assert caught.value.code == 2
-    for stream, said in zip(streams, (b"photo-\\udcff.jpg\n", b"error: photo-\\udcfe.jpg: no such"), strict=True):
-        stream.flush()
-        assert said in stream.buffer.getvalue()
-
-
-def test_a_page_runs_on_streams_that_cannot_be_told(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    monkeypatch.setattr(sys, "stderr", None)  # as under pythonw
-    run_page(lambda argv: print("done"))
-    assert sys.stdout.getvalue() == "done\n"
-
-
-def test_a_doubled_opencv_is_told_before_the_page_begins(root: Path, monkeypatch):
-    called = []
-    monkeypatch.setattr("utils.environment.check_opencv", lambda: called.append("opencv"))
-    monkeypatch.setattr("utils.environment.check_torchvision", lambda: called.append("torchvision"))
-    runpy.run_path(str(root / "options.py"), run_name="options_once_more")
-    assert called == ["torchvision", "opencv"]
 
 
 # --- who wins ------------------------------------------------------------------------------------------------
@@ -257,7 +287,7 @@ def test_a_typed_default_beats_the_file_too():
     )
 
 
-def test_the_cfg_file_is_heard():
+def test_the_cfg_file_is_used():
     plan = load_plan("yolov4-pico")
     made = resolve(TrainOptions, {"learning_rate": 0.5}, cfg_settings(plan))
     assert made.optim.learning_rate == 0.5
@@ -287,7 +317,7 @@ def test_a_cfgs_stopbackward_freezes_unless_something_else_is_typed():
     assert resolve(TrainOptions, {}, none).optim.freeze == 0
 
 
-def test_darknets_mosaic_hears_more_of_the_cfg():
+def test_darknets_mosaic_uses_more_of_the_cfg():
     text = "[net]\nwidth=32\nheight=32\nmosaic=1\nletter_box=1\nmosaic_bound={}\n[convolutional]\nfilters=6\n"
     text += "activation=linear\n[yolo]\nclasses=1\nanchors=4,4\nmax=90\n"
     for bound in (True, False):
@@ -305,7 +335,7 @@ def test_darknets_mosaic_hears_more_of_the_cfg():
 
 
 @pytest.mark.parametrize("name", ["yolov4", "yolov4-csp", "yolov4-tiny", "yolov4-tiny-3l", "yolov4-pico"])
-def test_each_shipped_cfg_settles(name):
+def test_each_shipped_cfg_resolves(name):
     settings = cfg_settings(load_plan(name))
     assert None not in settings.values()
     flat = flatten(resolve(TrainOptions, {}, settings))
@@ -325,8 +355,8 @@ LOSS_KEYS = {
 def test_a_key_of_darknets_loss_has_a_warning_with_the_other_one(line):
     head = f"[convolutional]\nfilters=7\nactivation=linear\n[yolo]\nclasses=2\nanchors=4,4\n{line}\n"
     plan = parse_plan(f"[net]\nwidth=32\nheight=32\n{head}[route]\nlayers=0\n{head}", path="some.cfg")
-    (said,) = unread_settings(plan, "autograd")
-    assert said == f"some.cfg:7: {LOSS_KEYS[line]} has no effect with --loss autograd, only with --loss darknet"
+    (message,) = unread_settings(plan, "autograd")
+    assert message == f"some.cfg:7: {LOSS_KEYS[line]} has no effect with --loss autograd, only with --loss darknet"
     assert unread_settings(plan, "darknet") == []
 
 
@@ -347,13 +377,13 @@ def test_no_cfg_of_ours_has_such_a_warning(name):
         (TrainOptions, {}),
         (
             TrainOptions,
-            {"norm": "cbn", "norm_window": 3, "lr_steps": (1, 2), "lr_scales": (0.1, 0.1), "fill": (1, 2, 3)},
+            {"norm": "cbn:window=3", "lr_steps": (1, 2), "lr_scales": (0.1, 0.1), "fill": (1, 2, 3)},
         ),
         (EvaluateOptions, {"weights": "x.pt", "image_size": (96, 128)}),
         (DetectOptions, {"weights": "x.pt", "sources": ("a", "b"), "save_json": True}),
     ],
 )
-def test_settle_takes_back_what_flatten_gave(kind, given):
+def test_resolve_takes_back_what_flatten_gave(kind, given):
     options = resolve(kind, given)
     flat = flatten(options)
     assert resolve(kind, flat) == options

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(path: Path, *, verify: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
-    """A file to write the new content of `path` to: temporary, flushed to disk, then renamed.
+    """Yield a temporary file for the new content of `path`, which is flushed to disk and then renamed.
 
-    A reader sees the old file or the new, never half; after an error, of `verify` too, which is given the temporary
-    file, it is the old one.
+    A reader sees the old file or the new one, never a part. The old one stays after any error, including one that
+    `verify` raises, which is called with the temporary file.
     """
     temporary = path.with_name(path.name + ".part")
     try:
@@ -27,14 +27,14 @@ def atomic_write(path: Path, *, verify: Callable[[Path], None] | None = None) ->
             verify(temporary)
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk it takes the place that others need
+        temporary.unlink(missing_ok=True)  # a full disk has no room for it
         raise
     _flush_name(path.parent)
 
 
 @contextmanager
 def warn_on_disk_error(path: Path) -> Iterator[None]:
-    """An error of the disk becomes a line, and the rest of the block is left out: for what is not worth a training."""
+    """Report an OSError on stderr and leave the block: losing this file must not end the run."""
     try:
         yield
     except OSError as error:
@@ -42,7 +42,7 @@ def warn_on_disk_error(path: Path) -> Iterator[None]:
 
 
 def _flush_name(folder: Path) -> None:
-    """Without it, a power failure may bring the old file back, or none. Where folders cannot be flushed, nothing."""
+    """Make the renaming durable against power failure, on systems that can flush folders."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,7 +1,7 @@
-"""Time, as the trainer tells it.
+"""Training time: which mini-batch of which optimizer step a forward belongs to.
 
-The trainer announces; modules never count. A module that counts its own forwards, or reads a clock, changes
-its results under one stray forward and under activation checkpointing.
+The trainer announces it, and modules never count: one that counts its own forwards, or reads a clock, changes its
+results under one extra forward and under activation checkpointing.
 """
 
 from __future__ import annotations
@@ -26,30 +26,28 @@ class Tick:
 
 
 class BatchAware(ABC):
-    """A module that wants to hear which mini-batch of which batch the next forward belongs to."""
+    """Interface of modules that depend on the mini-batch and the optimizer step of a forward."""
 
     @abstractmethod
     def announce(self, tick: Tick) -> None:
-        """The forwards that follow belong to `tick`, until the next announcement."""
+        """Receive the tick of all forwards until the next announcement."""
 
     @abstractmethod
     def batch_ended(self) -> None:
-        """The forwards and backwards of all mini-batches are done; the optimizer has not stepped yet."""
+        """Run after forward and backward of all mini-batches, before the optimizer steps."""
 
-    def loss_rescaled(self, factor: float) -> None:  # noqa: B027  most remember no gradients
-        """Where training goes on with another loss scale: what is remembered of gradients becomes as many times larger.
+    def loss_rescaled(self, factor: float) -> None:  # noqa: B027  most store no gradients
+        """Multiply stored gradients by `factor`, when training resumes with another loss scale.
 
-        Not told of float16's own changes of its scale, by 2, whose traces an average of gradients soon loses.
+        Changes of the float16 loss scale by 2 are not announced: an average of gradients soon forgets them.
         """
 
 
 class BatchClock:
-    """The only counter there is: learning rate, burn-in, logging and checkpoints read `step`.
+    """The only counter of optimizer steps; learning rate, burn-in, logging and checkpoints read `step`.
 
-    Build it after every module conversion and before any wrapper (DDP, compile): modules that replace others
-    later are not heard of.
-
-    A module in eval mode is told nothing: it neither looks at mini-batches nor remembers them.
+    Create it after every module conversion and before any wrapper (DDP, compile): modules that are replaced later do
+    not receive announcements, nor do modules in eval mode.
     """
 
     def __init__(self, model: nn.Module, *, step: int = 0) -> None:
@@ -57,10 +55,10 @@ class BatchClock:
         self._listeners = [module for module in model.modules() if isinstance(module, BatchAware)]
 
     def minibatches(self, parts: Iterable[Part]) -> Iterator[Part]:
-        """Announce each mini-batch before handing it out.
+        """Announce and yield each mini-batch.
 
-        A loop that is left early (an error, a break) never announces the end of its batch, so a half-seen
-        batch leaves no trace in running statistics.
+        A loop that is left early (an error, a break) never announces the end of its batch, so an incomplete batch
+        leaves no trace in running statistics.
         """
         parts = tuple(parts)
         for index, part in enumerate(parts):
@@ -74,5 +72,5 @@ class BatchClock:
                 listener.batch_ended()
 
     def stepped(self) -> None:
-        """The optimizer has updated the weights."""
+        """Count an update of the weights by the optimizer."""
         self.step += 1

@@ -1,4 +1,4 @@
-"""Lines that a page prints for the user: a label in a column of its own, then what there is to say."""
+"""Lines that a page prints for the user: a column of labels, then the text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes and captions on images, and images on a sheet. All images are (H, W, 3) uint8 RGB."""
+"""Drawing of boxes, captions and contact sheets. All images are (H, W, 3) uint8 RGB."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from utils.structures import Batch, Detections
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_READABLE_PX = 480  # the longer side from which captions of several objects fit
-_GOLDEN = 0.6180339887  # steps of the golden ratio never fall close to an earlier hue
+_READABLE_PX = 480  # longer side from which captions of several objects fit
+_GOLDEN = 0.6180339887  # steps by the golden ratio stay far from all earlier hues
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """RGB in 0..255: the same for a label in every image and run, and far from its neighbours'."""
+    """Return the RGB colour (0..255) of a label: the same in every image, and far from those of nearby labels."""
     saturation, value = ((0.85, 1.0), (0.55, 0.95), (0.95, 0.7))[label // 8 % 3]
     red, green, blue = colorsys.hsv_to_rgb((0.02 + label * _GOLDEN) % 1.0, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
@@ -30,17 +30,17 @@ def draw_boxes(
     class_names: Sequence[str],
     scores: Sequence[float] | np.ndarray | None = None,
 ) -> np.ndarray:
-    """A copy of the image with its boxes, (K, 4) xyxy in pixels, outlined and captioned.
+    """Return a copy of the image with its boxes, (K, 4) xyxy in pixels, outlined and captioned.
 
-    Line and letter grow with the image's shorter side. boxes[0] is drawn on top and captioned first; a
-    caption that finds no free place at its box, within the image, is left out: the colour still tells.
+    Line width and font size grow with the image's shorter side. boxes[0] is drawn on top and captioned first; a caption
+    without a free place at its box is left out.
     """
     canvas = np.ascontiguousarray(image).copy()
     line_px = max(1, round(min(canvas.shape[:2]) / 300))
     captions = [class_names[int(label)] for label in labels]
     if scores is not None:
         captions = [f"{caption} {score:.2f}" for caption, score in zip(captions, scores, strict=True)]
-    last = np.array([canvas.shape[1], canvas.shape[0]] * 2) - 1  # an edge on the border stays visible
+    last = np.array([canvas.shape[1], canvas.shape[0]] * 2) - 1  # keeps edges on the border visible
     corners = np.rint(np.asarray(boxes, np.float64).reshape(-1, 4)).clip(0, last).astype(int).tolist()
     boxed = list(zip(corners, [class_colour(int(label)) for label in labels], captions, strict=True))
     for (left, top, right, bottom), colour, _ in reversed(boxed):
@@ -54,9 +54,9 @@ def draw_boxes(
 def _write_caption(
     canvas: np.ndarray, occupied: np.ndarray, box: list[int], colour: tuple[int, int, int], caption: str
 ) -> None:
-    """Write on a filled plate above the box, else in its top, else below it, where nothing is occupied yet.
+    """Write on a filled plate above the box, else inside its top, else below it, wherever the place is free.
 
-    A plate that would leave the image is moved into it. Marks the plate as occupied, (H, W) bool.
+    The plate is moved into the image and marked in `occupied`, (H, W) bool.
     """
     height, width = canvas.shape[:2]
     scale = max(0.32, min(height, width) / 1300)
@@ -81,9 +81,9 @@ def _write_caption(
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int, pad: int = 4) -> np.ndarray:
-    """Images in rows of `columns`, each centred in a cell of the largest height and width, `pad` px apart.
+    """Arrange images in rows of `columns`, each centred in a cell of the largest height and width, `pad` px apart.
 
-    Raises ValueError where there are no images, or no columns.
+    Raises ValueError without images or columns.
     """
     if not images or columns < 1:
         raise ValueError(f"a contact sheet of {len(images)} images in {columns} columns")
@@ -102,12 +102,12 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int, pad: int = 4) -> n
 
 
 def write_png(path: str | Path, rgb: np.ndarray) -> None:
-    """Write an RGB image, making its folder. Raises OSError where the disk refuses."""
+    """Write an RGB image, creating its folder. Raises OSError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     done, encoded = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
     assert done, "any uint8 image can be encoded"
-    path.write_bytes(encoded.tobytes())  # cv2.imwrite would answer a bad path with False, and no error
+    path.write_bytes(encoded.tobytes())  # cv2.imwrite returns False on a bad path, without an error
 
 
 def draw_batch(
@@ -117,9 +117,9 @@ def draw_batch(
     *,
     columns: int = 4,
 ) -> np.ndarray:
-    """The batch's images as the network sees them, with their targets, or with what was detected.
+    """Draw the network's input images with their targets, or with `detections`, on a contact sheet.
 
-    Small ones are enlarged, by a whole number, so that captions leave room for what they name.
+    Small images are enlarged by a whole number, so that captions do not cover the objects.
     """
     images = (batch.pixels().cpu() * 255).round().byte().permute(0, 2, 3, 1).numpy()
     zoom = max(1, _READABLE_PX // max(images.shape[1:3]))

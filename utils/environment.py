@@ -1,4 +1,4 @@
-"""What this machine has: the installed libraries, the devices, and a record of both for a run's folder."""
+"""Installed libraries and devices of this machine, and a record of both."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ _OPENCV_BUILDS = (
 
 
 def check_torchvision() -> None:
-    """Raise UserError where torchvision is absent or was built for another torch.
+    """Raise UserError if torchvision is absent or was built for another torch.
 
-    The usual case is a CPU-only torch beside a torchvision built for CUDA, or the reverse: its compiled
-    operators fail to load, and the import ends in "operator torchvision::nms does not exist". Call this
-    before importing a module that imports torchvision.
+    The usual case is a CPU-only torch beside a torchvision built for CUDA, or the reverse: its compiled operators fail
+    to load, and the import ends in "operator torchvision::nms does not exist".
     """
     try:
         importlib.import_module("torchvision")
@@ -38,12 +37,12 @@ def check_torchvision() -> None:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
             f"torchvision {_version_of('torchvision')} does not load beside torch {torch.__version__} "
-            f"({reason}): run `pip install --force-reinstall torch torchvision`, to have both from one place"
+            f"({reason}): run `pip install --force-reinstall torch torchvision`, to get both from one source"
         ) from error
 
 
 def check_opencv() -> None:
-    """Warn where several OpenCV builds are installed: they overwrite each other in one `cv2` folder."""
+    """Warn if several OpenCV builds are installed: they overwrite each other in one `cv2` folder."""
     installed = [name for name in _OPENCV_BUILDS if _version_of(name) != "absent"]
     if len(installed) > 1:
         warnings.warn(
@@ -54,17 +53,19 @@ def check_opencv() -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' (CUDA, else Apple's MPS, else the CPU), 'cpu', 'cuda', 'cuda:1' or 'mps' -> device.
+    """Return the device for 'auto' (CUDA, else Apple's MPS, else the CPU), 'cpu', 'cuda', 'cuda:1' or '1', 'mps'.
 
-    Raises UserError for another name and for a device this machine has not.
+    Raises UserError for another name and for a device this machine does not have.
     """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name.isdecimal():
+        name = f"cuda:{name}"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (":" in name and not (kind == "cuda" and number.isdecimal())):
-        raise UserError(f"device {name!r} is none of auto, cpu, cuda, cuda:0, cuda:1 ..., mps")
+        raise UserError(f"device {name!r} is none of auto, cpu, cuda, cuda:0 (or 0), cuda:1 ..., mps")
     if kind == "cuda" and not torch.cuda.is_available():
         built = "cannot reach a GPU" if torch.version.cuda else "is a build without CUDA"
         raise UserError(f"device {name!r} is absent (torch {torch.__version__} {built}): choose cpu or auto")
@@ -76,23 +77,22 @@ def pick_device(name: str) -> torch.device:
 
 
 def cuda_is_in_use() -> bool:
-    """Whether this process computes on a CUDA GPU. A training on the CPU leaves one that is there to others."""
+    """Return whether this process has used CUDA; asking must not initialize a GPU that a CPU training does not need."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def leave_a_core_to_loaders(device: torch.device, workers: int) -> None:
-    """Compute with one thread fewer than there are cores while loader workers run beside a CPU training.
+    """Compute with one thread fewer than cores if loader workers run beside a CPU training.
 
-    OpenMP's threads wait for each other by spinning: with as many of them as cores, one more busy process slowed
-    a training step on two cores from 0.29 s to 4 s; with one fewer it stayed at 0.36 s. OMP_NUM_THREADS, where
-    it is set, has the last word.
+    OpenMP's threads wait for each other by spinning: with one per core, one more busy process slowed a training step
+    on two cores from 0.29 s to 4 s; with one fewer it stayed at 0.36 s. OMP_NUM_THREADS takes precedence if set.
     """
     if device.type == "cpu" and workers > 0 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
 
 
 def describe(device: torch.device | None = None) -> dict[str, str]:
-    """The circumstances of a measurement, on `device` or on the one that 'auto' picks."""
+    """Return hardware and versions for a record of a measurement on `device`, or on the one that 'auto' picks."""
     device = pick_device("auto") if device is None else device
     return {
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""The error a user can mend, and how a page ends on it."""
+"""Errors that the user can fix, and how a page ends on them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 
 class UserError(ValueError):
-    """Bad input: a path, a file, a value. The message is one sentence naming file (and line) and the remedy."""
+    """Bad input: a path, a file, a value. The message is one sentence with file (and line) and remedy."""
 
 
 def exit_on_error(page: Callable[[], None], kinds: tuple[type[Exception], ...] = (UserError,)) -> None:
-    """Run `page`; an error of these kinds, or an OSError that names a file, becomes one line on stderr and exit code 2.
+    """Run `page`; an error of these kinds, or an OSError with a file name, becomes one line on stderr and exit code 2.
 
-    As in shells, Ctrl-C is 130; and 141, without a word, that nobody reads the output any more, as after `| head`.
+    As in shells, the exit code of Ctrl-C is 130, and of a closed output, as after `| head`, 141 without a message.
     """
     try:
         page()
@@ -29,19 +29,19 @@ def exit_on_error(page: Callable[[], None], kinds: tuple[type[Exception], ...] =
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     finally:
-        _drop_what_nobody_reads()
+        _ignore_broken_pipe()
 
 
 def _end_on(error: Exception) -> None:
-    said = str(error)
+    message = str(error)
     if isinstance(error, OSError) and error.filename is not None:
-        said = f"{error.filename}: {error.strerror}"
-    print(f"error: {said}", file=sys.stderr)
+        message = f"{error.filename}: {error.strerror}"
+    print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2) from None
 
 
-def _drop_what_nobody_reads() -> None:
-    """Of what was printed; else Python, leaving, would try once more to write it, and complain."""
+def _ignore_broken_pipe() -> None:
+    """Flush the output, dropping it if nobody reads it: Python would try again at exit, and print an error."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:  # as under pythonw

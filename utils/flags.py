@@ -1,6 +1,6 @@
-"""A command line made of dataclasses of knobs, and the settings that come of it: argparse, for the pages.
+"""Command lines made of dataclasses of knobs, and the settings that result from them.
 
-`parse_flags` returns only what was typed, `resolve` lays it over what files say and the defaults, once; the result is
+`parse_flags` returns only what was typed; `resolve` adds settings from files and the defaults, once. The result is
 printed, saved and never changed.
 """
 
@@ -8,46 +8,63 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import inspect
+import re
+import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING
-from typing import Any, TypeVar
+from itertools import takewhile
+from typing import Any, NoReturn, TypeVar
 
+from utils.errors import UserError
 from utils.knob import outside_limits
 
 Options = TypeVar("Options")
 
 
-def parse_flags(kind: type, argv: Sequence[str] | None) -> dict[str, Any]:
-    """Parse `argv`: only what was typed, by field name. Exits with 0 after --help, with 2 on a bad flag.
+class FlagParser(argparse.ArgumentParser):
+    """An ArgumentParser that reports a bad command line in one line on stderr, without the usage; exit code 2."""
 
-    The first line of `kind`'s docstring is the command, the rest what it does. A field that holds a dataclass of knobs
-    is a group of flags; its metadata has the group's title.
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def parse_flags(kind: type, argv: Sequence[str] | None, *, foreign: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return what was typed, by field name. Exits with 0 after --help, with 2 and one line on a bad flag.
+
+    The first line of `kind`'s docstring is the command, the rest describes it. A field that holds a dataclass of knobs
+    is a group of flags with the title in its metadata. `foreign` maps flags that the page does not have (removed ones,
+    and those of other programs) to what the error message recommends.
     """
     command, _, description = inspect.cleandoc(kind.__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog=command.split()[-1],
         description=description.strip(),
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    _add_flags(parser.add_argument_group("main"), kind)
+    flags = {"--help": True, "-h": True} | _add_flags(parser.add_argument_group("main"), kind)
     for f in dataclasses.fields(kind):
-        if inner := _nested(f):
-            _add_flags(parser.add_argument_group(f.metadata["title"]), inner)
-    given = vars(parser.parse_args(argv))
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        if group := _nested(f):
+            flags |= _add_flags(parser.add_argument_group(f.metadata["title"]), group)
+    argv = sys.argv[1:] if argv is None else argv
+    if unknown := _first_unknown(argv, flags):
+        shown = [flag for flag, is_shown in flags.items() if is_shown]
+        parser.error(_no_such_flag(command, unknown, shown, foreign or {}))
+    typed = vars(parser.parse_args(argv))
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
 
 
 def resolve(kind: type[Options], given: Mapping[str, Any], files: Mapping[str, Any] | None = None) -> Options:
-    """The settings: what was typed, else what the files (cfg, data set) say, else the default."""
+    """Return the settings; precedence: what was typed, the files (cfg, data set), the default."""
     values: dict[str, Any] = {}
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if inner := _nested(f):
-            values[f.name] = resolve(inner, given, files)
+        if group := _nested(f):
+            values[f.name] = resolve(group, given, files)
         elif f.name in given:
             values[f.name] = given[f.name]
         elif files and f.name in files:
@@ -56,12 +73,20 @@ def resolve(kind: type[Options], given: Mapping[str, Any], files: Mapping[str, A
 
 
 def flatten(options: Any) -> dict[str, Any]:
-    """Settings as one flat dict of plain values, for printing and saving; `resolve` takes it back."""
+    """Return settings as one flat dict of plain values, for printing and saving; `resolve` reverses it."""
     flat: dict[str, Any] = {}
     for f in dataclasses.fields(options):
         value = getattr(options, f.name)
         flat.update(flatten(value) if dataclasses.is_dataclass(value) else {f.name: value})
     return flat
+
+
+def current_names(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings saved by an earlier version, renamed ones (a knob's `formerly`) under their new names."""
+    groups = filter(None, map(_nested, dataclasses.fields(kind)))
+    knobs = [f for part in (kind, *groups) for f in dataclasses.fields(part)]
+    renamed = {f.metadata.get("formerly"): f.name for f in knobs}
+    return {renamed.get(name, name): value for name, value in settings.items()}
 
 
 def parse_image_hw(text: str) -> tuple[int, int]:
@@ -72,58 +97,82 @@ def parse_image_hw(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
-def positive_number(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
-
-
 def parse_subdivisions(text: str) -> int | str:
     if text != "auto" and not (text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text} must be a number of at least 1, or auto")
     return text if text == "auto" else int(text)
 
 
-def _add_flags(group: Any, kind: type) -> None:
+def _add_flags(group: Any, kind: type) -> dict[str, bool]:
+    """Add the flags of `kind`'s own knobs. Returns for each whether --help shows it."""
     hints = typing.get_type_hints(kind)
+    flags: dict[str, bool] = {}
     for f in dataclasses.fields(kind):
         if _nested(f) or "text" not in f.metadata:
             continue
-        wanted: dict[str, Any] = {"help": _help(f)}
-        flag = "--" + f.name.replace("_", "-")
+        arguments: dict[str, Any] = {"help": _help(f)}
         required = f.default is MISSING
         plain, is_tuple = _plain_type(hints[f.name])
-        choices = f.metadata["choices"]
         if plain is bool:
-            # Both ways, because a file may say either: --no-letterbox overrules letter_box=1.
-            wanted["action"] = argparse.BooleanOptionalAction
+            # Both ways, because a file may set either: --no-letterbox overrides letter_box=1.
+            arguments["action"] = argparse.BooleanOptionalAction
         else:
-            wanted["type"] = f.metadata["parse"] or _checked_type(f, plain)
-            wanted["metavar"] = f.metadata["unit"] or ("" if choices else plain.__name__.upper())
-            if choices:
-                wanted["choices"] = tuple(choices() if callable(choices) else choices)
-                wanted.pop("metavar")
+            arguments["type"] = _value_parser(f, plain)
+            if choices := f.metadata["choices"]:
+                arguments["choices"] = tuple(choices)
+            else:
+                arguments["metavar"] = f.metadata["unit"] or plain.__name__.upper()
             if is_tuple and not f.metadata["parse"]:
-                wanted["nargs"] = "+"
+                arguments["nargs"] = "+"
             if f.metadata["alone"] is not None:
-                wanted |= {"nargs": "?", "const": f.metadata["alone"]}
-        if required and is_tuple:
-            group.add_argument(f.name, **wanted)
-        else:
-            group.add_argument(flag, required=required, dest=f.name, **wanted)
+                arguments |= {"nargs": "?", "const": f.metadata["alone"]}
+        if required and (is_tuple or f.metadata["positional"]):
+            group.add_argument(f.name, **arguments)
+            continue
+        action = group.add_argument(_flag(f.name), required=required, dest=f.name, **arguments)
+        flags |= dict.fromkeys(action.option_strings, True)
+        if former := f.metadata["formerly"]:
+            action = group.add_argument(_flag(former), dest=f.name, **arguments | {"help": argparse.SUPPRESS})
+            flags |= dict.fromkeys(action.option_strings, False)
+    return flags
 
 
-def _checked_type(f: dataclasses.Field[Any], plain: type) -> Callable[[str], Any]:
-    """`plain` for argparse, which refuses what is outside the knob's limits."""
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _first_unknown(argv: Sequence[str], known: Collection[str]) -> str:
+    """Return the first flag that is not among `known`, or "". argparse would report missing arguments first."""
+    for argument in takewhile(lambda argument: argument not in ("--", "-h", "--help"), argv):
+        match = re.fullmatch(r"(--?[A-Za-z][\w-]*)(=.*)?", argument, re.DOTALL)
+        if match and match[1] not in known:
+            return match[1]
+    return ""
+
+
+def _no_such_flag(command: str, flag: str, own: Sequence[str], foreign: Mapping[str, str]) -> str:
+    page = command.split()[-1]
+    if instead := foreign.get(flag.replace("_", "-")):
+        return f"{page} has no {flag}: {instead}"
+    names = {name.lstrip("-"): name for name in own}
+    nearest = difflib.get_close_matches(flag.lstrip("-"), names, n=1)
+    hint = f"; did you mean {names[nearest[0]]}?" if nearest else ""
+    return f"{page} has no {flag}{hint} ({command} --help lists all)"
+
+
+def _value_parser(f: dataclasses.Field[Any], plain: type) -> Callable[[str], Any]:
+    """Return the function that turns the flag's text into a value within the knob's limits, for argparse."""
 
     def parse(text: str) -> Any:
-        value = plain(text)
+        try:
+            value = (f.metadata["parse"] or plain)(text)
+        except UserError as error:  # a ValueError, which argparse would replace by its own message
+            raise argparse.ArgumentError(None, str(error)) from None
         if wrong := outside_limits(f, value):
             raise argparse.ArgumentTypeError(f"{text} {wrong}")
         return value
 
-    parse.__name__ = plain.__name__  # argparse's "invalid int value" says it
+    parse.__name__ = plain.__name__  # for argparse's "invalid int value"
     return parse
 
 

@@ -1,6 +1,6 @@
 """A setting the user can turn: a dataclass field that carries its own help text.
 
-The dataclass lives with the part it turns; `options.py` composes them, `flags.py` makes flags of them.
+The dataclass lives with the part it configures; `options.py` composes them, `flags.py` makes flags of them.
 """
 
 from __future__ import annotations
@@ -18,26 +18,29 @@ def knob(
     text: str,
     *,
     unit: str | None = None,
-    choices: Sequence[str] | Callable[[], Sequence[str]] | None = None,
+    choices: Sequence[str] | None = None,
     parse: Callable[[str], Any] | None = None,
     low: float | None = None,
     high: float | None = None,
     alone: Any = None,
+    formerly: str | None = None,
+    positional: bool = False,
 ) -> Any:
-    """A dataclass field: `text` is its help, `unit` stands for its value there.
+    """Return a dataclass field; `text` is its help, `unit` stands for its value there.
 
-    `parse` turns the flag's string into the value; without it the annotation decides (bool, int, float, str).
-    `choices` may be a callable when the names are defined later in the file. `low` and `high` are the limits of a
-    number, or of each in a tuple, both inclusive; a number that is not finite is outside any limits. `alone` is the
-    value where the flag is given without one.
+    `parse` turns the flag's string into the value and raises UserError on a bad one; without it the annotation decides
+    (bool, int, float, str). `low` and `high` are the inclusive limits of a number, or of each number of a tuple; NaN
+    and infinity are outside any limits. `alone` is the value of the flag without one. `formerly` is the name in earlier
+    versions, still understood but not shown. A required knob is `positional` if it is typed without its flag; a
+    required tuple always is.
     """
     metadata = {"text": text, "unit": unit, "choices": choices, "parse": parse, "low": low, "high": high}
-    metadata |= {"alone": alone}
+    metadata |= {"alone": alone, "formerly": formerly, "positional": positional}
     return field(default=default, metadata=metadata)
 
 
 def outside_limits(knob_field: Field[Any], value: Any) -> str:
-    """What `value` must be and is not, such as "must lie between 0 and 1"; empty where nothing is wrong with it."""
+    """Return what `value` fails to be, such as "must lie between 0 and 1"; "" if it is within the knob's limits."""
     if not isinstance(value, int | float):
         return ""
     low, high = knob_field.metadata.get("low"), knob_field.metadata.get("high")
@@ -53,9 +56,9 @@ def outside_limits(knob_field: Field[Any], value: Any) -> str:
 
 
 def check_limits(options: Any) -> None:
-    """UserError for the first number in this dataclass, not in those it holds, that is outside its knob's limits."""
-    for each in fields(options):
-        value = getattr(options, each.name)
+    """Raise UserError for the first number of this dataclass outside its knob's limits; nested ones check their own."""
+    for f in fields(options):
+        value = getattr(options, f.name)
         for number in value if isinstance(value, tuple) else (value,):
-            if wrong := outside_limits(each, number):
-                raise UserError(f"{each.name}={value} {wrong}")
+            if wrong := outside_limits(f, number):
+                raise UserError(f"{f.name}={value} {wrong}")

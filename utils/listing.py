@@ -1,4 +1,4 @@
-"""Text files that list something, a line each."""
+"""Text files with one item per line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from utils.errors import UserError
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines that are not blank, stripped; a byte-order mark is no part of them. UserError if unreadable."""
+    """Return the lines that are not blank, stripped, without a byte-order mark. Raises UserError if unreadable."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""How a page runs: bad input ends it with one sentence."""
+"""Running a page, so that bad input ends it with one sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils.errors import UserError, exit_on_error
 def run_page(page: Callable[[Sequence[str] | None], None], *errors: type[Exception]) -> None:
     """Run `page` on the command line; UserError and `errors` become one sentence on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
-        # A file's name need not be text: what cannot be printed is escaped. Not every stand-in stream can be told.
+        # Names of files need not be valid text: what cannot be printed is escaped. Replaced streams may not support it.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 

@@ -1,4 +1,4 @@
-"""The processes of one `torchrun` job, called ranks; a program that was started plainly is a job of one.
+"""torch.distributed for a job started by `torchrun`; without it the world size is 1 and everything here is a no-op.
 
 `all_gather`, `broadcast`, `all_reduce_sum`, `all_reduce_mean` and `any_rank` are collectives: every rank must call
 them, in the same order.
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 Value = TypeVar("Value")
 
-# A rank that waits for the others this long takes them for dead: longer than any evaluation or file write.
+# How long a collective waits for the other ranks: longer than any evaluation or file write.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
@@ -29,22 +29,22 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """From 0 to world_size() - 1, over all machines."""
+    """Return the global rank, 0 to world_size() - 1."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the rank that prints and writes files."""
+    """Return whether this is rank 0, which prints and writes files."""
     return rank() == 0
 
 
 def restarts() -> int:
-    """How often `torchrun --max-restarts` has started this job anew."""
+    """Return how often `torchrun --max-restarts` has restarted this job."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def job_id() -> str:
-    """What tells this job of several ranks from others, and stays when it is started anew; "" for a job of one."""
+    """Return an identifier that survives restarts of the job; "" for a world size of 1. A collective."""
     if world_size() == 1:
         return ""
     return broadcast(f"{os.environ.get('TORCHELASTIC_RUN_ID', 'none')} of process {os.getppid()}")
@@ -52,20 +52,20 @@ def job_id() -> str:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """The job that torchrun has put this process into, for as long as the block runs; nothing without torchrun."""
+    """Initialize the process group for the block; a no-op without torchrun."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
-    # Plain values travel over gloo, so that they need no place on a GPU.
+    # Objects are sent over gloo, so that they take no GPU memory.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT)
     yield
-    # Not after an error, which other ranks may know nothing of: they wait for this one in NCCL, and ending the group
-    # would wait for them. This way the error is told, the process ends, and torchrun ends the others.
+    # Not after an error on this rank alone: the others wait for it inside NCCL, and destroying the group would wait for
+    # them. Without it the error is printed, this process ends, and torchrun ends the others.
     dist.destroy_process_group()
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device, made the current one. A GPU without a number is this rank's own of the GPUs of its machine."""
+    """Make the device current and return it. "cuda" without an index becomes the GPU of this process's local rank."""
     if device.type == "cuda" and device.index is None and world_size() > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda" and device.index is not None:
@@ -74,26 +74,26 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def data_parallel(network: nn.Module) -> nn.Module:
-    """What to forward with, so that backward ends in the same gradient on all ranks: the mean of theirs.
+    """Return the network wrapped so that its backward averages gradients over ranks; itself for a world size of 1.
 
-    Buffers are not broadcast: each rank's norms remember their own mini-batches, which the first rank's would
-    overwrite.
+    Buffers are not broadcast: each rank's norms keep the statistics of their own mini-batches, which those of rank 0
+    would overwrite.
     """
     if world_size() == 1:
         return network
-    # torch 2.15 warns of the second name, which earlier ones know alone.
-    named = inspect.signature(DistributedDataParallel).parameters
-    off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers": False}
-    return DistributedDataParallel(network, gradient_as_bucket_view=True, **off)  # or gradients lie there twice
+    # torch 2.15 deprecates the second name; earlier versions know no other.
+    is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    off: dict[str, Any] = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, **off)  # else gradients are stored twice
 
 
 def without_sync(forward: nn.Module) -> AbstractContextManager[None]:
-    """Gradients stay on their ranks: for all mini-batches of a batch but the last, whose backward sums up."""
+    """Return a context in which backward does not reduce gradients: for all mini-batches of a batch but the last."""
     return forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()
 
 
 def all_gather(value: Value) -> list[Value]:
-    """Every rank's value, in rank order, on every rank. Plain values and tensors on the CPU."""
+    """Return every rank's value, in rank order, on every rank. Takes plain values and CPU tensors."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -102,7 +102,7 @@ def all_gather(value: Value) -> list[Value]:
 
 
 def broadcast(value: Value) -> Value:
-    """The first rank's value."""
+    """Return rank 0's value on every rank."""
     if world_size() == 1:
         return value
     values: list[Any] = [value]
@@ -111,7 +111,7 @@ def broadcast(value: Value) -> Value:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Over the ranks, in place."""
+    """Sum the tensor over ranks, in place, and return it."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
@@ -119,7 +119,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_reduce_mean(tensors: Sequence[Tensor]) -> None:
-    """Each becomes its mean over the ranks, in place, in one message."""
+    """Replace each tensor by its mean over ranks, in place, with one all-reduce."""
     if world_size() == 1 or not tensors:
         return
     flat = all_reduce_sum(torch.cat([tensor.flatten() for tensor in tensors]))
@@ -128,9 +128,9 @@ def all_reduce_mean(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
-def any_rank(*wishes: bool) -> tuple[bool, ...]:
-    """For each, whether any rank wishes it: so that all of them do it, or none."""
+def any_rank(*flags: bool) -> tuple[bool, ...]:
+    """Return the logical OR over ranks of each flag, so that all ranks take the same branch."""
     if world_size() == 1:
-        return wishes
-    votes = all_reduce_sum(torch.tensor(wishes, dtype=torch.int32))
-    return tuple(bool(vote) for vote in votes.tolist())
+        return flags
+    counts = all_reduce_sum(torch.tensor(flags, dtype=torch.int32))
+    return tuple(count > 0 for count in counts.tolist())

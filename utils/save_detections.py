@@ -1,4 +1,4 @@
-"""What detection leaves on disk: annotated copies, and on demand json, label files and cut-out objects."""
+"""Output files of detection: annotated copies, and optionally json, label files and crops of the objects."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from utils.draw import draw_boxes, write_png
 from utils.errors import UserError
 from utils.structures import Detections
 
+Object = tuple[list[float], float, int]  # box xyxy in pixels, score, label
+
 
 class DetectionFiles:
-    """A folder with one annotated copy for each image or video added; use it as a context.
+    """A folder with an annotated copy of each image or video added; a context manager.
 
     Images of the same name from different folders get a number, so that none overwrites another.
     """
@@ -29,7 +31,7 @@ class DetectionFiles:
         self.written = 0
         self._rows: list[dict[str, Any]] = []
         self._names: dict[Path, str] = {}
-        self._video: tuple[Path, cv2.VideoWriter, tuple[int, int]] | None = None  # its size as (width, height)
+        self._video: tuple[Path, cv2.VideoWriter, tuple[int, int]] | None = None  # file, writer, (width, height)
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> DetectionFiles:
@@ -41,7 +43,7 @@ class DetectionFiles:
             (self.folder / "detections.json").write_text(json.dumps(self._rows, indent=1))
 
     def add(self, path: Path, image: np.ndarray, found: Detections, *, number: int, video_fps: float | None) -> None:
-        """image: (H, W, 3) uint8 RGB; found: boxes in its pixels. number: the frame's, within a video."""
+        """Write the files of one image, (H, W, 3) uint8 RGB, or of frame `number` of a video; boxes in its pixels."""
         boxes, labels, scores = found.boxes.numpy(), found.labels.numpy(), found.scores.numpy()
         drawn = draw_boxes(image, boxes, labels, self.class_names, scores)
         name = self._name_of(path)
@@ -51,12 +53,13 @@ class DetectionFiles:
             self._write_frame(path, name, drawn, video_fps)
             name = f"{name}-{number:06d}"
         self.written += 1
+        objects = list(zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True))
         if self.save_json:
-            self._rows.append(self._row(path, image, found, number))
+            self._rows.append(self._row(path, image, objects, number))
         if self.save_txt:
-            self._write_labels(name, image, found)
+            self._write_labels(name, image, objects)
         if self.save_crops:
-            self._write_crops(name, image, found)
+            self._write_crops(name, image, objects)
 
     def _name_of(self, path: Path) -> str:
         if path not in self._names:
@@ -71,7 +74,7 @@ class DetectionFiles:
             self._video = (path, *_open_video(self.folder / f"{name}.mp4", drawn, fps))
         _, writer, size = self._video
         if (drawn.shape[1], drawn.shape[0]) != size:
-            drawn = cv2.resize(drawn, size)  # a stream may change its size; the writer would drop the frame
+            drawn = cv2.resize(drawn, size)  # a stream may change its size, and the writer drops such frames
         writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
 
     def _close_video(self) -> None:
@@ -79,28 +82,24 @@ class DetectionFiles:
             self._video[1].release()
             self._video = None
 
-    def _row(self, path: Path, image: np.ndarray, found: Detections, number: int) -> dict[str, Any]:
-        """One image's entry of detections.json; bbox is x, y, width, height in pixels."""
-        objects = [
+    def _row(self, path: Path, image: np.ndarray, objects: list[Object], number: int) -> dict[str, Any]:
+        """Return the image's entry in detections.json; bbox is x, y, width, height in pixels."""
+        rows = [
             {
                 "class": self.class_names[label],
                 "score": round(score, 6),
                 "bbox": [round(v, 3) for v in (left, top, right - left, bottom - top)],
             }
-            for (left, top, right, bottom), score, label in zip(
-                found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-            )
+            for (left, top, right, bottom), score, label in objects
         ]
         height, width = image.shape[:2]
-        return {"file": str(path), "frame": number, "width": width, "height": height, "objects": objects}
+        return {"file": str(path), "frame": number, "width": width, "height": height, "objects": rows}
 
-    def _write_labels(self, name: str, image: np.ndarray, found: Detections) -> None:
-        """darknet's label lines with the score as a sixth number."""
+    def _write_labels(self, name: str, image: np.ndarray, objects: list[Object]) -> None:
+        """Write darknet's label lines with the score as a sixth number."""
         height, width = image.shape[:2]
         lines = []
-        for (left, top, right, bottom), score, label in zip(
-            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-        ):
+        for (left, top, right, bottom), score, label in objects:
             centre_x, centre_y = (left + right) / 2 / width, (top + bottom) / 2 / height
             size_x, size_y = (right - left) / width, (bottom - top) / height
             lines.append(f"{label} {centre_x:.6f} {centre_y:.6f} {size_x:.6f} {size_y:.6f} {score:.6f}\n")
@@ -108,18 +107,18 @@ class DetectionFiles:
         labels.mkdir(exist_ok=True)
         (labels / f"{name}.txt").write_text("".join(lines))
 
-    def _write_crops(self, name: str, image: np.ndarray, found: Detections) -> None:
-        for k, (box, label) in enumerate(zip(found.boxes.tolist(), found.labels.tolist(), strict=True)):
+    def _write_crops(self, name: str, image: np.ndarray, objects: list[Object]) -> None:
+        for k, (box, _, label) in enumerate(objects):
             left, top, right, bottom = (round(v) for v in box)
             crop = image[top : max(bottom, top + 1), left : max(right, left + 1)]
             if crop.size:
-                # A class name may hold a slash.
+                # The class name may contain a slash.
                 folder = self.folder / "crops" / self.class_names[label].replace("/", "_")
                 write_png(folder / f"{name}-{k:03d}.png", crop)
 
 
 def _open_video(path: Path, first: np.ndarray, fps: float) -> tuple[cv2.VideoWriter, tuple[int, int]]:
-    """A writer for frames of the first one's size, and that size as (width, height); 25 fps where `fps` is none."""
+    """Return a writer for frames of the first one's size, and that (width, height); 25 fps if `fps` is not positive."""
     size = (first.shape[1], first.shape[0])
     fps = fps if math.isfinite(fps) and fps > 0 else 25.0
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)

@@ -11,14 +11,13 @@ from utils.errors import UserError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """Rates are per optimizer step. `steps` are the optimizer steps at which `scales` multiply the rate.
+    """Learning rate of each optimizer step; `scales` multiply it at `steps`.
 
-    The step that is about to be taken counts from 1, as in darknet: the first update of a burn-in of B steps
-    has the rate base * (1 / B)^power, not 0.
+    Steps count from 1, as in darknet: the first update of a burn-in of B steps has rate base * (1 / B)^power, not 0.
 
-    step, gamma and cycle_steps are in steps of a training of cfg_steps (0: of this one): another length keeps their
-    proportion to the whole. Which policy reads what is said where it is defined, below. UserError for a value that
-    its policy cannot use, among them darknet's defaults, with which step, exp and sig do nothing of use.
+    step, gamma and cycle_steps are meant for a training of cfg_steps (0: of total_steps) and keep their proportion in
+    one of another length. Each policy below documents what it reads. Raises UserError for a value that its policy
+    cannot use, such as the defaults of step, exp and sig in darknet.
     """
 
     policy: str
@@ -51,25 +50,25 @@ class Schedule:
             raise UserError(f"learning-rate policy sgdr needs an sgdr_mult of 1 or more, not {self.cycle_mult:g}")
 
     def rate(self, step: int) -> float:
-        """Learning rate of the update after `step` finished ones."""
+        """Return the learning rate of the update after `step` finished ones."""
         number = step + 1
         if number < self.burn_in_steps:
             return self.base_rate * (number / self.burn_in_steps) ** self.power
         return POLICIES[self.policy](self, number)
 
     def words(self) -> str:
-        """2000 steps: 200 of burn-in, then steps at 1600, 1800 from 0.01"""
+        """Return a summary: "2000 steps: 200 of burn-in, then steps at 1600, 1800 from 0.01"."""
         burn_in = f"{self.burn_in_steps} of burn-in, then " if self.burn_in_steps else ""
         at = f" at {', '.join(map(str, self.steps))}" if self.policy == "steps" and self.steps else ""
         return f"{self.total_steps} steps: {burn_in}{self.policy}{at} from {self.base_rate:g}"
 
     def average_decay(self) -> float:
-        """Decay of averaged weights that remembers about the last twentieth of the training."""
+        """Return the EMA decay with a memory of about the last twentieth of the training."""
         return min(0.9999, max(0.9, 1 - 20 / max(1, self.total_steps)))
 
 
 def _in_cfg_steps(schedule: Schedule, number: int) -> float:
-    # The product first: the last step of the run is then the last one of the cfg to the bit, and no new cycle begins.
+    # Product first: the last step is then exactly the cfg's last one, and no new cycle begins.
     return number * schedule.cfg_steps / schedule.total_steps if schedule.cfg_steps else float(number)
 
 
@@ -78,35 +77,37 @@ def _constant(schedule: Schedule, number: int) -> float:
 
 
 def _steps(schedule: Schedule, number: int) -> float:
-    """steps, scales"""
+    """Multiply by each of `scales` at its step."""
     passed = (scale for at, scale in zip(schedule.steps, schedule.scales, strict=True) if at <= number)
     return schedule.base_rate * math.prod(passed)
 
 
 def _step(schedule: Schedule, number: int) -> float:
-    """Times `scale` every `step` steps."""
+    """Multiply by `scale` every `step` steps."""
     return schedule.base_rate * schedule.scale ** (_in_cfg_steps(schedule, number) // schedule.step)
 
 
 def _exp(schedule: Schedule, number: int) -> float:
-    """Times `gamma` each step."""
+    """Multiply by `gamma` each step."""
     return schedule.base_rate * schedule.gamma ** _in_cfg_steps(schedule, number)
 
 
 def _poly(schedule: Schedule, number: int) -> float:
-    """To 0 at the end, as a `power` of what is left."""
+    """Decay to 0 as the remaining share of the training to the `power`."""
     return schedule.base_rate * max(0.0, 1 - number / schedule.total_steps) ** schedule.power
 
 
 def _sig(schedule: Schedule, number: int) -> float:
-    """To half the rate at `step`, the steeper the larger `gamma`."""
+    """Decay as a sigmoid, through half the rate at `step`, with slope `gamma`."""
     beyond = schedule.gamma * (_in_cfg_steps(schedule, number) - schedule.step)
     return schedule.base_rate / (1 + math.exp(min(beyond, 700.0)))
 
 
 def _sgdr(schedule: Schedule, number: int) -> float:
-    """Cosines to final_rate with restarts, each `cycle_mult` times as long as the one before; the first lasts
-    cycle_steps (0: the whole training). Loshchilov & Hutter 2017, eq. 5."""
+    """Decay as cosines to final_rate with warm restarts (Loshchilov & Hutter 2017, eq. 5).
+
+    The first cycle has cycle_steps (0: the whole training), each later one `cycle_mult` times the one before.
+    """
     now, start = _in_cfg_steps(schedule, number), 0.0
     cycle = float(schedule.cycle_steps or schedule.cfg_steps or schedule.total_steps)
     while start + cycle < now:
@@ -115,7 +116,7 @@ def _sgdr(schedule: Schedule, number: int) -> float:
 
 
 def _cosine(schedule: Schedule, number: int) -> float:
-    """One cosine to final_rate over the whole training; never up again."""
+    """Decay as one cosine to final_rate over the whole training."""
     return _on_cosine(schedule, min(1.0, number / max(1, schedule.total_steps)))
 
 

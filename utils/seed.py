@@ -1,4 +1,4 @@
-"""The one seed of a run, and the state of the generators that it starts."""
+"""The seed of a run, and the state of the random generators."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from utils.errors import UserError
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch on every device; loader workers get theirs from torch's.
+    """Seed Python, numpy and torch on every device; loader workers derive theirs from torch's.
 
-    Raises UserError unless 0 <= seed < 2**32, which is what numpy takes.
+    Raises UserError unless 0 <= seed < 2**32, numpy's range.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed} must be at least 0 and less than 2**32")
@@ -25,7 +25,7 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """Of Python, numpy and torch on the CPU and, where it is in use, the current GPU, as plain values and tensors."""
+    """Return the state of Python, numpy, torch on the CPU and on a GPU in use, as plain values and tensors."""
     numpy_state: Any = np.random.get_state()
     kind, keys, position, has_gauss, gauss = numpy_state
     return {
@@ -37,7 +37,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Go on with the numbers that followed `random_state`; a GPU's only where one is in use now."""
+    """Restore what `random_state` returned; a GPU's state only if one is in use."""
     random.setstate(state["python"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))

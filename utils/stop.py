@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, heeded where nothing is lost."""
+"""Graceful shutdown on SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ Item = TypeVar("Item")
 
 
 class Stopped(Exception):
-    """The work was left at a user's wish. is_kept: at a place from which it can go on."""
+    """The user has stopped the work. is_kept: whether what was done is saved, so that it can be resumed."""
 
     is_kept = True
 
 
 class Stop:
-    """While this context is entered, a signal to end the program is a wish, `requested`; the second one ends it.
+    """A context in which a signal that would end the program sets `requested`, and a second one ends it at once.
 
-    The second ends it at once, without another line of Python, because the first may hang in a dead file system.
-    Outside the main thread, where Python takes no signals, there are no wishes.
+    The second one runs no more Python, because the first may hang in a dead file system. Outside the main thread, which
+    alone receives signals in Python, the context changes nothing.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: dict[int, Any] = {}
+        self._handlers_before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
         try:
-            self._before = {number: signal.signal(number, self._hear) for number in self.SIGNALS}
+            self._handlers_before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
         except ValueError:
-            self._before = {}
+            self._handlers_before = {}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
 
-    def heeding(self, items: Iterable[Item]) -> Iterable[Item]:
-        """The items, as often as they are iterated over; Stopped instead of the next one where a stop is requested."""
-        return _Heeding(self, items)
+    def interruptible(self, items: Iterable[Item]) -> Iterable[Item]:
+        """Return the items, for any number of iterations; the next one after a request raises Stopped instead."""
+        return _Interruptible(self, items)
 
-    def _hear(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.requested:
             os._exit(128 + number)
         self.requested = True
-        # Not print: a signal may arrive in the middle of one.
-        os.write(2, b"\nstopping after this step; once more ends it at once\n")
+        # Not print: the signal may arrive in the middle of one.
+        os.write(2, b"\nstopping after this step; press again to end at once\n")
 
 
-class _Heeding(Iterable[Item]):
+class _Interruptible(Iterable[Item]):
     def __init__(self, stop: Stop, items: Iterable[Item]) -> None:
         self._stop, self._items = stop, items
 

@@ -1,7 +1,7 @@
-"""The nouns that pass through doors between rooms.
+"""Data structures shared by all rooms.
 
-Boxes are xyxy in pixels, float32, everywhere; which pixels (network input or source image) is said by
-the field. Normalized centre boxes exist only in the darknet label reader and in `models/yolo/coder.py`.
+Boxes are xyxy in pixels, float32, everywhere; each field documents which pixels (network input or source image).
+Normalized centre boxes exist only in the darknet label reader and in `models/yolo/coder.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Where a source image lies inside the network input: `input = source * scale + offset`, in pixels.
+    """Position of a source image inside the network input: `input = source * scale + offset`, in pixels.
 
     The image may have been stretched (scale_x != scale_y) or letterboxed (offsets > 0).
     """
@@ -39,11 +39,11 @@ class Placement:
         return self.scale_x * self.source_hw[1], self.scale_y * self.source_hw[0]
 
     def to_input(self, boxes: np.ndarray) -> np.ndarray:
-        """(M, 4) xyxy in source pixels -> (M, 4) xyxy in input pixels."""
+        """Convert boxes (M, 4) xyxy from source to input pixels."""
         return boxes * self._scale() + self._offset()
 
     def to_source(self, boxes: np.ndarray) -> np.ndarray:
-        """(M, 4) xyxy in input pixels -> (M, 4) xyxy in source pixels, clipped to the image."""
+        """Convert boxes (M, 4) xyxy from input to source pixels, clipped to the image."""
         height, width = self.source_hw
         source = (boxes - self._offset()) / self._scale()
         return source.clip(0, np.array([width, height, width, height], source.dtype))
@@ -57,11 +57,11 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One image with its objects, in numpy: the data room's currency, before it becomes part of a Batch.
+    """One image with its ground truth, in numpy, before it becomes part of a Batch.
 
     image: (H, W, 3) RGB, uint8 or float32 in 0..1. boxes: (M, 4) float32 xyxy in pixels of `image`. labels: (M,)
-    int64 class indices. is_crowd: (M,) bool, regions that neither count as objects nor as background (COCO crowds,
-    VOC difficult). placement: present when `image` is one whole source image laid into a network input.
+    int64 class indices. is_crowd: (M,) bool, regions that are neither object nor background (COCO crowds, VOC
+    difficult). placement: set if `image` is one whole source image resized to the network input.
     """
 
     image: np.ndarray
@@ -75,7 +75,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Targets:
-    """The objects of a mini-batch, flattened over its images.
+    """Ground truth of a mini-batch, flattened over its images.
 
     boxes: (M, 4) float32 xyxy in input pixels. labels: (M,) int64. image_index: (M,) int64 into the
     mini-batch. is_crowd: (M,) bool.
@@ -90,7 +90,7 @@ class Targets:
         return len(self.labels)
 
     def of_images(self, start: int, stop: int) -> Targets:
-        """The objects of images start..stop-1, renumbered from 0."""
+        """Return the objects of images start..stop-1, with these images renumbered from 0."""
         keep = (self.image_index >= start) & (self.image_index < stop)
         return Targets(
             boxes=self.boxes[keep],
@@ -102,10 +102,10 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Images on their way through the network; one optimizer step consumes one training Batch.
+    """Images and targets; one optimizer step consumes one training Batch.
 
-    images: (N, 3, H, W) uint8 RGB, or float in 0..1. image_ids and placements have N entries; a mosaic has
-    the id of its first image and no placement.
+    images: (N, 3, H, W) uint8 RGB, or float in 0..1. image_ids, paths and placements have N entries; a mosaic has the
+    id of its first image and no placement.
     """
 
     images: Tensor
@@ -118,20 +118,19 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The images. The targets stay: how many there are, and who answers for them, is asked all the time, and a
-        GPU would have to be waited for."""
+        """Move the images only. Assignment branches on targets, and reading them from a GPU would synchronize."""
         return replace(self, images=self.images.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """With the images in page-locked memory, from which a GPU fetches them while the program goes on."""
+        """Copy the images to page-locked memory, for asynchronous transfer to a GPU."""
         return replace(self, images=self.images.pin_memory())
 
     def pixels(self) -> Tensor:
-        """(N, 3, H, W) float32 in 0..1: what the network takes. uint8 travels, because it is a quarter."""
+        """Return the network's input, (N, 3, H, W) float32 in 0..1; uint8 until here, a quarter of the size."""
         return pixels_of(self.images)
 
     def split(self, parts: int) -> Iterator[Batch]:
-        """Cut into at most `parts` mini-batches whose sizes differ by at most one, in order."""
+        """Yield at most `parts` mini-batches, in order; their sizes differ by at most one."""
         parts = max(1, min(parts, len(self)))
         edges = [len(self) * i // parts for i in range(parts + 1)]
         for start, stop in pairwise(edges):
@@ -145,13 +144,13 @@ class Batch:
 
 
 def pixels_of(images: Tensor) -> Tensor:
-    """uint8 as float32 in 0..1; what is float already, as it is."""
+    """Convert uint8 to float32 in 0..1; float images stay as they are."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detections:
-    """What the detector found in one image, best first.
+    """Detections of one image, best first.
 
     boxes: (K, 4) float32 xyxy in input pixels. scores: (K,) in 0..1. labels: (K,) int64.
     """
@@ -164,7 +163,7 @@ class Detections:
         return len(self.labels)
 
     def where(self, keep: Tensor) -> Detections:
-        """Those for which keep (K,) bool is true, or those that it names (K',) int64, in its order."""
+        """Select by a mask (K,) bool, or by indices (K',) int64 in their order."""
         return Detections(boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
 
     def cpu(self) -> Detections:

@@ -1,4 +1,4 @@
-"""The image beside the page: histograms of a data set's classes and boxes."""
+"""Histograms of a data set's classes and boxes, as one image."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from data.box_sizes import owners, relative_sides
 from data.doctor.classes import all_class_names, class_counts
 from data.doctor.report import COCO_LIMITS_PX
 from data.image_set import ImageSet
+from utils.figure import label_axes, literal, new_figure
 
 _DOTS_PER_INCH = 110
-_NAMED_CLASSES = 100  # more names would not be read
+_NAMED_CLASSES = 100  # more names would not be legible
 _LETTERS = 18  # of a class name
 _DOTS = 4000  # boxes in the scatter plot
 _BINS = 40
@@ -31,9 +30,8 @@ def draw_charts(
     input_hw: tuple[int, int],
     anchors: np.ndarray,
 ) -> None:
-    """sides: (M, 2) of `input_sides`, for each set. anchors: (A, 2) in input pixels, may be none."""
-    figure = Figure(figsize=(15, 8.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    """Write the image. sides: (M, 2) from `input_sides`, for each set. anchors: (A, 2) in input pixels; A may be 0."""
+    figure = new_figure(15, 8.6, layout="constrained")
     grid = figure.add_gridspec(2, 3)
     height, width = input_hw
     single = [own[~image_set.is_crowd] for image_set, own in zip(image_sets, sides, strict=True)]
@@ -44,20 +42,20 @@ def draw_charts(
     _draw_crowding(figure.add_subplot(grid[0, 2]), image_sets)
     axes = figure.add_subplot(grid[1, 0])
     _draw_shares(axes, relative, splits, np.linspace(0, 1, _BINS + 1))
-    _label(axes, "box size beside the image", "side of a square of its area / the image's", "share of the boxes")
+    label_axes(axes, "box size relative to the image", "side of a square of its area / the image's", "share of boxes")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes = figure.add_subplot(grid[1, 1])
     _draw_input_sizes(axes, single, splits, longest_px=max(input_hw))
-    _label(axes, f"box size at {height}x{width}", "side of a square of its area, px", "share of the boxes")
+    label_axes(axes, f"box size at {height}x{width}", "side of a square of its area, px", "share of boxes")
     axes = figure.add_subplot(grid[1, 2])
     _draw_shapes(axes, single, anchors)
-    _label(axes, f"boxes and anchors at {height}x{width}", "width, px", "height, px")
+    label_axes(axes, f"boxes and anchors at {height}x{width}", "width, px", "height, px")
     axes.set(xlim=(0, width), ylim=(0, height))
     figure.savefig(path, dpi=_DOTS_PER_INCH)
 
 
 def _draw_classes(axes: Axes, image_sets: Sequence[ImageSet]) -> None:
-    """Bars by class, the most frequent of the first split first."""
+    """Draw bars by class, the most frequent class of the first split first."""
     names = all_class_names(image_sets)
     counts = np.stack([class_counts(image_set, names) for image_set in image_sets])
     order = np.argsort(-counts[0], kind="stable")
@@ -70,22 +68,21 @@ def _draw_classes(axes: Axes, image_sets: Sequence[ImageSet]) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if len(names) <= _NAMED_CLASSES:
         many = len(names) > 12
-        ticks = [_shortened(names[label]) for label in order]
+        ticks = [literal(_shortened(names[label])) for label in order]
         axes.set_xticks(range(len(names)), ticks, rotation=90 if many else 0, fontsize=6.5 if many else 9)
     axes.margins(x=0.01)
-    _label(axes, f"objects of {len(names)} classes", "", "objects")
+    label_axes(axes, f"objects of {len(names)} classes", "", "objects")
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(image_sets), borderpad=0)
 
 
 def _draw_crowding(axes: Axes, image_sets: Sequence[ImageSet]) -> None:
-    """How many objects images have."""
     counts = [np.bincount(owners(image_set)[~image_set.is_crowd], minlength=len(image_set)) for image_set in image_sets]
     most = max(int(count.max()) for count in counts)
     step = most // _BINS + 1
     names = [f"{image_set.split}: {len(image_set):,} images" for image_set in image_sets]
     _draw_shares(axes, counts, names, np.arange(0, most + step + 1, step) - 0.5)
-    _label(axes, "objects in an image", "objects", "share of the images")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    label_axes(axes, "objects in an image", "objects", "share of images")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
 
 
 def _draw_input_sizes(axes: Axes, sides: Sequence[np.ndarray], names: Sequence[str], *, longest_px: int) -> None:
@@ -95,8 +92,8 @@ def _draw_input_sizes(axes: Axes, sides: Sequence[np.ndarray], names: Sequence[s
     _draw_shares(axes, values, names, np.geomspace(1, longest_px, _BINS + 1))
     for limit, name in ((small, "small"), (large, "medium")):
         axes.axvline(limit, color="0.6", linewidth=0.8, linestyle="--")
-        place = {"rotation": 90, "ha": "right", "va": "top", "transform": axes.get_xaxis_transform()}
-        axes.text(limit, 0.99, f"{name} < {limit} ", fontsize=8, color="0.4", **place)
+        text = axes.text(limit, 0.99, f"{name} < {limit} ", fontsize=8, color="0.4", rotation=90, ha="right", va="top")
+        text.set_transform(axes.get_xaxis_transform())
     ticks = [tick for tick in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if tick <= longest_px]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
@@ -113,24 +110,18 @@ def _draw_shapes(axes: Axes, sides: Sequence[np.ndarray], anchors: np.ndarray) -
 
 
 def _draw_shares(axes: Axes, values: Sequence[np.ndarray], names: Sequence[str], bins: np.ndarray) -> None:
-    """Outlines, of each split as shares of its own: splits of other sizes stay comparable. What is beyond is cut."""
+    """Draw an outline per split, as shares of that split, so that sizes of splits do not matter. Clips to `bins`."""
     for row, (value, name) in enumerate(zip(values, names, strict=True)):
         weights = np.full(len(value), 1 / max(len(value), 1))
-        kind = {"histtype": "step", "linewidth": 1.6, "color": f"C{row}", "label": name}
-        axes.hist(np.clip(value, bins[0], bins[-1]), bins=bins.tolist(), weights=weights, **kind)
+        clipped = np.clip(value, bins[0], bins[-1])
+        axes.hist(
+            clipped, bins=bins.tolist(), weights=weights, histtype="step", linewidth=1.6, color=f"C{row}", label=name
+        )
     axes.set_xlim(bins[0], bins[-1])
     axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.legend(frameon=False, loc="upper right", fontsize=9)
 
 
-def _label(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    axes.grid(color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _shortened(name: str) -> str:
-    """For matplotlib, which takes what stands between two dollars for a formula."""
-    return (name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…").replace("$", r"\$")
+    return name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…"

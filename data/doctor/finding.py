@@ -14,10 +14,10 @@ _COLUMNS = 110
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """kind: what was found, in singular and plural, as it follows the count.
+    """A defect, or a note (is_note), about one split or two (where).
 
-    where: a split, or two. advice: what it means for training and what to do. places: where it is, as far as they
-    were kept. is_note: good to know, but no defect.
+    kind: what was found, in singular and plural, as it follows the count. advice: what it means for training and what
+    to do. places: where it was found, maybe fewer than `count`.
     """
 
     kind: tuple[str, str]
@@ -28,18 +28,18 @@ class Finding:
     is_note: bool = False
 
     @property
-    def what(self) -> str:
-        """Such as `train: 2 boxes without area dropped`."""
+    def title(self) -> str:
+        """The first line, such as `train: 2 boxes without area dropped`."""
         return f"{self.where}: {self.count:,} {self.kind[self.count != 1]}"
 
     def line(self) -> str:
-        """All that fits into a line: `train: 2 boxes without area dropped (first: a.xml object 3, ...)`."""
+        """Return what fits into a line: `train: 2 boxes without area dropped (first: a.xml object 3, ...)`."""
         first = ", ".join(self.places[:_SHOWN_IN_A_LINE])
-        return f"{self.what} (first: {first})" if first else self.what
+        return f"{self.title} (first: {first})" if first else self.title
 
     def lines(self, most: int | None = None) -> Iterator[str]:
-        """A paragraph: what, the advice, and a line for each place, or for so many of them."""
-        yield self.what
+        """Yield a paragraph: the title, the advice, and a line for each place, or for the first `most` of them."""
+        yield self.title
         yield from wrap(self.advice, _COLUMNS, initial_indent="    ", subsequent_indent="    ")
         shown = self.places[:most]
         yield from (f"      {place}" for place in shown)
@@ -49,7 +49,7 @@ class Finding:
 
 
 def described(image_set: ImageSet, image: int, item: int) -> str:
-    """An object, such as `a.png: dog, 10,20 to 30,40` (its corners, as trained on, in source pixels)."""
+    """Describe an object: `a.png: dog, 10,20 to 30,40` (its corners, as trained on, in source pixels)."""
     left, top, right, bottom = (f"{value:g}" for value in image_set.boxes[item].round(1).tolist())
     name = image_set.class_names[image_set.labels[item]]
     return f"{image_set[image].path}: {name}, {left},{top} to {right},{bottom}"

@@ -1,71 +1,74 @@
-"""What is odd about the boxes of one split."""
+"""Checks of the boxes of one split."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from data import problems
 from data.augment import AugmentOptions
 from data.box_sizes import owners
 from data.doctor.finding import Finding, described
 from data.image_set import ImageSet
+from utils.boxes import elementwise_iou
 
 NO_OBJECT = ("image, which has no object", "images, none of which has an object")
 REPEATED_BOX = ("box drawn twice", "boxes drawn twice")
 
-# Two neighbours of one class never overlap so far; annotators who drew one object twice mostly do.
+# Two neighbours of one class never overlap this far; boxes of one object that was annotated twice mostly do.
 REPEATED_IOU = 0.95
 
 SWAPPED_ADVICE = (
-    "No EXIF tag turns it, so its boxes are taken as they lie in the image. Look at a few, and correct the written "
+    "No EXIF tag turns it, so its boxes are used as they lie in the image. Look at a few, and correct the annotated "
     "size."
 )
-_OF_READERS = {
-    problems.MISSING_IMAGE: "Listed, but not there: its objects are not learned. Restore it, or unlist it.",
-    problems.BROKEN_IMAGE: "Its first bytes are no image's; its objects are not learned. Restore or remove it.",
-    problems.BROKEN_ANNOTATION: "Nobody knows what the image shows, so it is left out. Mend the file, or take it "
-    "off the list.",
-    problems.BROKEN_LABEL: "The object is not learned, and counts as background. Mend the line.",
+_ADVICE = {
+    problems.MISSING_IMAGE: "Listed, but absent: its objects are not learned. Restore it, or take it off the list.",
+    problems.BROKEN_IMAGE: "Its first bytes are no image header; its objects are not learned. Restore or remove it.",
+    problems.BROKEN_ANNOTATION: "Without it the image has unknown objects, so it is left out. Repair the file, or "
+    "take it off the list.",
+    problems.BROKEN_LABEL: "The object is not learned, and counts as background. Correct the line.",
     problems.NO_BBOX: "Polygons and masks are not read: the object is not learned, and counts as background. Write the "
     "bbox [left, top, width, height] that encloses it.",
-    problems.UNKNOWN_CLASS: "The object is not learned, and counts as background. Mend the class, or add it to the "
+    problems.UNKNOWN_CLASS: "The object is not learned, and counts as background. Correct the class, or add it to the "
     "list of classes.",
-    problems.NO_AREA: "A box needs 1 px of both sides; the object is not learned, and counts as background. Draw it "
-    "anew, or delete it.",
-    problems.OUTSIDE: "Nothing of the object can be seen, so it is not learned. Of many, the labels may be for "
-    "another size of the images; delete single ones.",
-    problems.CLIPPED: "They are learned as far as the image reaches. If they reach far out, the labels may be for "
-    "another size of the images; else nothing is lost.",
+    problems.NO_AREA: "Both sides of a box need 1 px; the object is not learned, and counts as background. Draw it "
+    "again, or delete it.",
+    problems.OUTSIDE: "The object is not visible, so it is not learned. If there are many, the labels may be for "
+    "images of another size; delete single ones.",
+    problems.CLIPPED: "Their visible parts are learned. If they reach far out, the labels may be for images of "
+    "another size; otherwise nothing is lost.",
     problems.SWAPPED_SIZE: SWAPPED_ADVICE,
 }
-_NO_OBJECT = "There is nothing to learn or to measure here. See whether the labels are where they are looked for."
+_NO_OBJECT = "There is nothing to learn or to measure. Check that the labels are where the reader expects them."
 _REPEATED = (
-    f"One class, IoU of at least {REPEATED_IOU:g}: whoever finds the object once has missed it once, and learns it "
-    "with double weight. Delete one of the two."
+    f"One class, IoU of at least {REPEATED_IOU:g}: the object is learned with double weight, and one of its two boxes "
+    "always counts as missed. Delete one of them."
 )
 _TINY = (
-    "Training leaves them out, evaluation counts them as missed. If they matter: a larger --image-size, or images "
-    "cut into tiles."
+    "Training leaves them out, evaluation counts them as missed. If they matter, use a larger --image-size, or cut the "
+    "images into tiles."
 )
 
 
 def label_findings(image_set: ImageSet) -> list[Finding]:
-    where = image_set.split
-    found = [
-        Finding(kind=kind, where=where, count=count, advice=_OF_READERS[kind], places=_kept(image_set, kind))
+    """Return the reader's problems, a split without objects, and boxes drawn twice."""
+    where, problem_places = image_set.split, image_set.problems.examples
+    findings = [
+        Finding(kind=kind, where=where, count=count, advice=_ADVICE[kind], places=tuple(problem_places[kind]))
         for kind, count in image_set.problems.counts.items()
     ]
     if image_set.is_crowd.all():
-        found.append(Finding(kind=NO_OBJECT, where=where, count=len(image_set), advice=_NO_OBJECT))
+        findings.append(Finding(kind=NO_OBJECT, where=where, count=len(image_set), advice=_NO_OBJECT))
     repeated = repeated_boxes(image_set)
     if len(repeated):
         places = _places(image_set, repeated)
-        found.append(Finding(kind=REPEATED_BOX, where=where, count=len(repeated), advice=_REPEATED, places=places))
-    return found
+        findings.append(Finding(kind=REPEATED_BOX, where=where, count=len(repeated), advice=_REPEATED, places=places))
+    return findings
 
 
 def tiny_findings(image_set: ImageSet, sides: np.ndarray) -> list[Finding]:
-    """sides: (M, 2) of `input_sides`."""
+    """Find boxes too small for training. sides: (M, 2) from `input_sides`."""
     least_px = AugmentOptions().min_side_px
     tiny = np.flatnonzero((sides < least_px).any(axis=1) & ~image_set.is_crowd)
     if not len(tiny):
@@ -76,10 +79,10 @@ def tiny_findings(image_set: ImageSet, sides: np.ndarray) -> list[Finding]:
 
 
 def repeated_boxes(image_set: ImageSet) -> np.ndarray:
-    """(K,) the objects, crowds aside, that nearly equal another one of their class and image: of two, one.
+    """Return (K,) the indices of objects, without crowds, that nearly equal an earlier one of their class and image.
 
-    Sorted by left side, an object and its double are close: a ratio of widths and overlap is never below the IoU,
-    so that with an IoU of t their left sides differ by at most (1 - t) / t of a width.
+    Sorted by left side, an object and its double are close: the IoU is at most the ratio of intersection and width, so
+    with an IoU of t their left sides differ by at most (1 - t) / t of a width.
     """
     single = np.flatnonzero(~image_set.is_crowd)
     boxes, labels, images = image_set.boxes[single], image_set.labels[single], owners(image_set)[single]
@@ -96,20 +99,9 @@ def repeated_boxes(image_set: ImageSet) -> np.ndarray:
         if not len(first):
             break
         second = first + step
-        repeated[second] |= _iou(boxes[first], boxes[second]) >= REPEATED_IOU
+        iou = elementwise_iou(torch.from_numpy(boxes[first]), torch.from_numpy(boxes[second]))
+        repeated[second] |= (iou >= REPEATED_IOU).numpy()
     return np.sort(single[order[repeated]])
-
-
-def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(K, 4) and (K, 4) -> (K,), row by row."""
-    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-    shared = sides.clip(0).prod(axis=1)
-    areas = [(each[:, 2:] - each[:, :2]).prod(axis=1) for each in (boxes, others)]
-    return shared / (areas[0] + areas[1] - shared)
-
-
-def _kept(image_set: ImageSet, kind: tuple[str, str]) -> tuple[str, ...]:
-    return tuple(image_set.problems.examples[kind])
 
 
 def _places(image_set: ImageSet, items: np.ndarray) -> tuple[str, ...]:

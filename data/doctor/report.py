@@ -1,4 +1,4 @@
-"""The page of text: what is in a data set, then what was found."""
+"""The text of the report: what is in a data set, then the findings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from data.clusters import RECALL_LIMITS, best_iou, measure_fit
 from data.doctor.classes import all_class_names, class_counts
 from data.doctor.finding import Finding
 from data.image_set import ImageSet
+from utils.console import line
 
 COCO_LIMITS_PX = (32, 96)  # sides of a square: COCO's small, medium and large objects
 _CLASSES_SHOWN = 20
@@ -18,7 +19,7 @@ _PLACES_SHOWN = 5
 
 
 def overview(image_sets: Sequence[ImageSet], sides: Sequence[np.ndarray]) -> Iterator[str]:
-    """Tables with a column for each split. sides: (M, 2) of `input_sides`, for each."""
+    """Yield tables with a column for each split. sides: (M, 2) from `input_sides`, for each."""
     yield from _table({"": [image_set.split for image_set in image_sets], **_amounts(image_sets)})
     yield ""
     yield from _table(_boxes(image_sets, sides))
@@ -27,17 +28,18 @@ def overview(image_sets: Sequence[ImageSet], sides: Sequence[np.ndarray]) -> Ite
 
 
 def anchor_line(image_set: ImageSet, sides: np.ndarray, anchors: np.ndarray, name: str) -> str:
-    """How well anchors, (A, 2) in input pixels, cover a split's boxes, (M, 2); crowds are no matter of theirs."""
+    """Tell how well anchors (A, 2) in input pixels cover a split's boxes `sides` (M, 2), without its crowds."""
     single = sides[~image_set.is_crowd]
     if not len(single):
-        return f"anchors   of {name}: no box to compare them with"
+        return line("anchors", f"of {name}: no box to compare them with")
     fit = measure_fit(best_iou(single, anchors), RECALL_LIMITS)
     recall = ", ".join(f"{share:.1%} above {limit:g}" for share, limit in zip(fit.recall, RECALL_LIMITS, strict=True))
-    return f"anchors   of {name}, best IoU with the boxes of {image_set.split}: mean {fit.mean_iou:.3f}, {recall}"
+    text = f"of {name}, best IoU with the boxes of {image_set.split}: mean {fit.mean_iou:.3f}, {recall}"
+    return line("anchors", text)
 
 
 def verdict(findings: Sequence[Finding], *, every_place: bool) -> Iterator[str]:
-    """Defects first, then notes."""
+    """Yield the findings as text: defects first, then notes."""
     most = None if every_place else _PLACES_SHOWN
     defects = [each for each in findings if not each.is_note]
     notes = [each for each in findings if each.is_note]
@@ -63,9 +65,9 @@ def _amounts(image_sets: Sequence[ImageSet]) -> dict[str, list[str]]:
             "images": f"{len(image_set):,}",
             "  without objects": f"{(counts == 0).sum():,}",
             "objects": f"{counts.sum():,}",
-            "  in an image, mean": f"{counts.mean():.1f}",
-            "  in an image, most": f"{counts.max():,}",
-            "crowds and difficult, not learned": f"{image_set.is_crowd.sum():,}",
+            "  per image, mean": f"{counts.mean():.1f}",
+            "  per image, most": f"{counts.max():,}",
+            "crowd and difficult, not learned": f"{image_set.is_crowd.sum():,}",
             "height x width, smallest": _size(by_area[0]),
             "  median": _size(by_area[len(by_area) // 2]),
             "  largest": _size(by_area[-1]),
@@ -96,17 +98,17 @@ def _boxes(image_sets: Sequence[ImageSet], sides: Sequence[np.ndarray]) -> dict[
 
 
 def _classes(image_sets: Sequence[ImageSet]) -> dict[str, list[str]]:
-    """Objects of each class; of many classes, the most frequent ones and the rarest, by the first split."""
+    """Return the objects of each class; of many classes, the most frequent and the rarest ones of the first split."""
     names = all_class_names(image_sets)
     counts = np.stack([class_counts(image_set, names) for image_set in image_sets], axis=1)
     order = np.argsort(-counts[:, 0], kind="stable").tolist()
     rows = {f"objects of {len(names)} classes": ["" for _ in image_sets]}
     half = _CLASSES_SHOWN // 2
     left_out = order[half:-half] if len(order) > _CLASSES_SHOWN else []
-    for place, label in enumerate(order):
+    for position, label in enumerate(order):
         if label not in left_out:
             rows[f"  {names[label]}"] = [f"{count:,}" for count in counts[label]]
-        elif place == half:
+        elif position == half:
             rows[f"  {len(left_out)} more"] = [f"{count:,}" for count in counts[left_out].sum(axis=0)]
     return rows
 

@@ -72,15 +72,7 @@ class BatchRenormSpec(NormSpec):
     ramp_steps: int = knob(400, "steps in which the limits open after burn-in", low=0)
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
-        return BatchRenorm(
-            conv.out_channels,
-            r_max=self.r_max,
-            d_max=self.d_max,
-            burn_in_steps=self.burn_in_steps,
-            ramp_steps=self.ramp_steps,
-            eps=eps,
-            momentum=momentum,
-        )
+        return BatchRenorm(conv.out_channels, **self.options, eps=eps, momentum=momentum)
 
     def images(self, cut: Cut, *, momentum: float) -> float:
         """Return the time constant of the running average; without momentum it averages all batches."""

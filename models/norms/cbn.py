@@ -230,18 +230,8 @@ class CrossIterationBatchNormSpec(NormSpec):
             )
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
-        return CrossIterationBatchNorm(
-            conv.out_channels,
-            patch_shape=patch_shape(conv),
-            window=self.window,
-            burn_in_steps=self.burn_in_steps,
-            positions=self.positions,
-            estimator=self.estimator,
-            gradient=self.gradient,
-            sync=self.sync,
-            eps=eps,
-            momentum=momentum,
-        )
+        shape = patch_shape(conv)
+        return CrossIterationBatchNorm(conv.out_channels, patch_shape=shape, **self.options, eps=eps, momentum=momentum)
 
     def images(self, cut: Cut, *, momentum: float) -> float:
         return cut.mini_batch * (self.window or cut.subdivisions)

@@ -82,17 +82,9 @@ class CrossIterationBatchNormLiteSpec(NormSpec):
     sync: bool = knob(False, "pool over the ranks of a torchrun job too")
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
+        shape = patch_shape(conv)
         return CrossIterationBatchNormLite(
-            conv.out_channels,
-            patch_shape=patch_shape(conv),
-            window=self.window,
-            burn_in_steps=self.burn_in_steps,
-            refresh_steps=self.refresh_steps,
-            positions=self.positions,
-            gradient=self.gradient,
-            sync=self.sync,
-            eps=eps,
-            momentum=momentum,
+            conv.out_channels, patch_shape=shape, **self.options, eps=eps, momentum=momentum
         )
 
     def images(self, cut: Cut, *, momentum: float) -> float:

@@ -22,6 +22,7 @@ takes n of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -152,26 +153,8 @@ class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
     now_var: Tensor  # (C,)
     slope: Tensor  # (C,) half of d now_var / dW is slope * last_cov
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        patch_shape: tuple[int, int],
-        positions: int,
-        eps: float,
-        momentum: float,
-        burn_in_steps: int = 0,
-        sync: bool = False,
-    ) -> None:
-        super().__init__(
-            channels,
-            patch_shape=patch_shape,
-            positions=positions,
-            eps=eps,
-            momentum=momentum,
-            burn_in_steps=burn_in_steps,
-            sync=sync,
-        )
+    def __init__(self, channels: int, **settings: Any) -> None:
+        super().__init__(channels, **settings)
         self.register_buffer("remaining", torch.zeros(()), persistent=False)
         self.register_buffer("last_count", torch.zeros(()), persistent=False)
         self.register_buffer("last_var", torch.zeros(channels), persistent=False)

@@ -150,7 +150,7 @@ def _share_under_tap(
 
 
 def grid_steps(shape: torch.Size, positions: int) -> tuple[int, int]:
-    """Return the steps (rows, columns) of the coarsest grid over (N, C, H, W) with at least `positions` positions (0: all).
+    """Return the steps (rows, columns) of the coarsest grid over (N, C, H, W) with at least `positions` positions.
 
     No image is left out: the spread between images is most of a small mini-batch's information.
     """

@@ -5,7 +5,7 @@ Wu & He 2018, figure 1: with fewer than about 8, batch norm's error rises steepl
 
 from __future__ import annotations
 
-from cfg.layers import ConvSpec
+from cfg.convolution import ConvSpec
 from cfg.plan import Plan
 from models.norms.spec import Cut
 from models.norms.table import NormOptions

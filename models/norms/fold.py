@@ -10,10 +10,11 @@ import copy
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.blocks import ConvNormAct
+from models.blocks import ConvNormAct, merge_conv_norm
 from models.network import Network
+from models.norms.batch_stat import BatchStatNorm
 from models.norms.running_stats import has_running_statistics
 from models.norms.weight_centralization import used_weight
 from utils.errors import UserError
@@ -48,19 +49,9 @@ def _unfoldable(network: Network) -> list[nn.Module]:
 
 
 def _merged(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """In float64 on the CPU, rounded once."""
-    tensors = (used_weight(conv), norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    filters, mean, var, gamma, beta = (tensor.detach().cpu().double() for tensor in tensors)
-    weight, bias = fuse_conv_bn_weights(filters, None, mean, var, norm.eps, gamma, beta)
-    made = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-    ).to(conv.weight)
-    made.weight.copy_(weight)
-    made.bias.copy_(bias)
-    return made
+    assert isinstance(norm, BatchStatNorm | _BatchNorm)
+    weight, bias = merge_conv_norm(used_weight(conv), norm.state_dict(), norm.eps)
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    merged = nn.Conv2d(**{name: getattr(conv, name) for name in names})
+    merged.weight, merged.bias = (nn.Parameter(tensor.to(conv.weight)) for tensor in (weight, bias))
+    return merged

@@ -30,11 +30,10 @@ _OPTIONS = {
 
 
 def removed_flags() -> dict[str, str]:
-    """Return what to type instead of each earlier flag, as one sentence."""
-    flags = {f"--{name.replace('_', '-')}": example for name, example in _OPTIONS.items()}
+    """Return what to type instead of each earlier flag."""
     return {
-        flag: f"{flag} is an option of the norm now: --norm {example}" if example else f"{flag} does not exist any more"
-        for flag, example in flags.items()
+        f"--{name.replace('_', '-')}": f"write --norm {example}" if example else "it has no successor"
+        for name, example in _OPTIONS.items()
     }
 
 

@@ -56,6 +56,11 @@ class NormSpec(ABC):
         return cut.mini_batch
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The options by name, as the norm's constructor takes them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
     def pools(self) -> bool:
         """Whether statistics reach beyond the mini-batch at hand (several GPUs aside)."""
         return False

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cfg.convolution import ConvSpec
 from cfg.edit import with_values
-from cfg.layers import ConvSpec
 from cfg.parse import parse_sections
 from cfg.plan import parse_plan
 from models.detector import build_network

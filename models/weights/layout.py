@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cfg.layers import ConvSpec, ShortcutSpec
+from cfg.convolution import ConvSpec
 from cfg.plan import Node, Plan
+from cfg.wiring import ShortcutSpec
 from utils.errors import UserError
 
 EPS = 1e-5  # what darknet adds to a variance, inside the root

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from models.blocks import merge_conv_norm
 from models.network import Network
 from models.norms.table import NormOptions, resolve_norm
 from models.norms.weight_centralization import CentralizedConv2d
@@ -89,8 +89,8 @@ def _load_darknet(network: Network, state: dict[str, Tensor]) -> tuple[int, list
 
 
 def _merged(state: Mapping[str, Tensor], layer: str) -> dict[str, Tensor]:
-    """Convolution and batch norm as a convolution with a bias; in float64, rounded once."""
-    names = ("conv.weight", "norm.running_mean", "norm.running_var", "norm.weight", "norm.bias")
-    filters, mean, var, gamma, beta = (state[f"{layer}.{name}"].double() for name in names)
-    weight, bias = fuse_conv_bn_weights(filters, None, mean, var, EPS, gamma, beta)
-    return {f"{layer}.conv.weight": weight.detach().float(), f"{layer}.conv.bias": bias.detach().float()}
+    """Return the merged weight and bias, in float32."""
+    names = ("running_mean", "running_var", "weight", "bias")
+    norm = {name: state[f"{layer}.norm.{name}"] for name in names}
+    weight, bias = merge_conv_norm(state[f"{layer}.conv.weight"], norm, EPS)
+    return {f"{layer}.conv.weight": weight.float(), f"{layer}.conv.bias": bias.float()}

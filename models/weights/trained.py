@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cfg.layers import ConvSpec
+from cfg.convolution import ConvSpec
 from cfg.plan import Plan, load_plan
 from models.detector import describe_network
 from models.norms.table import NormOptions, resolve_norm

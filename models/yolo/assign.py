@@ -1,29 +1,32 @@
-"""Which anchor of which cell answers for which object; and which cells are left alone.
+"""Target assignment: positive (anchor, cell) pairs for each ground-truth box, and the overlaps behind the ignore mask.
 
-YOLOv4's rule (YOLOv4 section 3.4 "multiple anchors for a single ground truth"; darknet yolo_layer.c): an object
-belongs to the cell of its centre and to the best anchor by shape over all heads, and also to every other anchor
-of this head whose shape IoU (or what iou_thresh_kind says) exceeds iou_thresh.
+YOLOv4's rule (YOLOv4 section 3.4 "multiple anchors for a single ground truth"; darknet yolo_layer.c): the cell that
+holds the centre of a ground-truth box is responsible for it, with the best anchor by shape over all heads, and with
+every other anchor of this head whose shape IoU (or what iou_thresh_kind names) exceeds iou_thresh.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cfg.layers import YoloSpec
+from cfg.yolo import YoloSpec
 from models.transfer import to_device_async
-from utils.boxes import box_iou
+from models.yolo.head import RawHead
+from utils.boxes import box_iou, shape_iou, share_inside
 from utils.structures import Targets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment:
-    """P pairs of a cell's anchor and an object. All (P,) int64 and on the host, as targets are; `anchor` counts within
-    the head's own anchors."""
+    """P positives: pairs of an anchor in a cell and a ground-truth box. All (P,) int64, on the host like the targets.
+
+    anchor: index within the head's anchors. target: index into the Targets.
+    """
 
     image: Tensor
     anchor: Tensor
@@ -35,22 +38,16 @@ class Assignment:
         return len(self.target)
 
     @property
-    def place(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Index into (N, A, H, W, ...)."""
+    def index(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Index of the positives into (N, A, H, W, ...)."""
         return self.image, self.anchor, self.row, self.column
 
 
-def shape_iou(sizes: Tensor, anchors: Tensor) -> Tensor:
-    """(M, 2) and (A, 2) widths and heights -> (M, A) IoU of boxes sharing their centre."""
-    intersection = torch.minimum(sizes[:, None], anchors[None]).prod(-1)
-    union = sizes.prod(-1)[:, None] + anchors.prod(-1)[None] - intersection
-    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
-
-
 def shape_overlap(sizes: Tensor, anchors: Tensor, kind: str) -> Tensor:
-    """As shape_iou, of any kind (darknet box.c); diou is IoU, because the centres are one.
+    """Return the overlap (M, A) of boxes that share their centre, by iou_thresh_kind (darknet box.c).
 
-    Of sizes as shares of the image: what ciou takes for an aspect ratio is darknet's.
+    sizes (M, 2), anchors (A, 2): widths and heights as shares of the image, because the aspect ratio in darknet's ciou
+    is taken from these. diou equals IoU, because the centres coincide.
     """
     iou = shape_iou(sizes, anchors)
     if kind == "giou":
@@ -58,75 +55,100 @@ def shape_overlap(sizes: Tensor, anchors: Tensor, kind: str) -> Tensor:
         union = (sizes.prod(-1)[:, None] + anchors.prod(-1)[None]) / (1 + iou)
         return iou - (hull - union) / hull
     if kind == "ciou":
-        lean = torch.atan(sizes[:, None, 0] / sizes[:, None, 1]) - torch.atan(anchors[:, 0] / anchors[:, 1])
-        v = 4 / math.pi**2 * lean.square()
+        angle = torch.atan(sizes[:, None, 0] / sizes[:, None, 1]) - torch.atan(anchors[:, 0] / anchors[:, 1])
+        v = 4 / math.pi**2 * angle.square()
         return iou - v.square() / (1 - iou + v + 1e-6)
     return iou
 
 
 @torch.no_grad()
 def assign(targets: Targets, spec: YoloSpec, grid_hw: tuple[int, int], stride_px: tuple[float, float]) -> Assignment:
-    """The head's share of the objects, on the host. Crowd regions are nobody's. No objects: an empty Assignment."""
+    """Return the positives of one head. Crowd regions have none. stride_px: (y, x)."""
     boxes = targets.boxes
     sizes = boxes[:, 2:] - boxes[:, :2]
     anchors = torch.tensor(spec.anchors, dtype=boxes.dtype)
-    own = torch.tensor(spec.mask)
-    extent = torch.tensor((grid_hw[1] * stride_px[1], grid_hw[0] * stride_px[0]), dtype=boxes.dtype)
-    chosen = shape_overlap(sizes / extent, anchors[own] / extent, spec.iou_thresh_kind) > spec.iou_thresh
+    head_anchors = torch.tensor(spec.mask)
+    input_wh = torch.tensor((grid_hw[1] * stride_px[1], grid_hw[0] * stride_px[0]), dtype=boxes.dtype)
+    overlap = shape_overlap(sizes / input_wh, anchors[head_anchors] / input_wh, spec.iou_thresh_kind)
+    positive = overlap > spec.iou_thresh
     if len(boxes):
-        chosen |= own[None] == shape_iou(sizes, anchors).argmax(1)[:, None]
-    chosen &= ~targets.is_crowd[:, None]
-    target, anchor = chosen.nonzero(as_tuple=True)
+        positive |= head_anchors[None] == shape_iou(sizes, anchors).argmax(1)[:, None]
+    positive &= ~targets.is_crowd[:, None]
+    target, anchor = positive.nonzero(as_tuple=True)
     centre = (boxes[target, :2] + boxes[target, 2:]) / 2
-    # An object centred on the right or bottom edge belongs to the last cell.
+    # A box centred on the right or bottom edge belongs to the last cell.
     column = (centre[:, 0] / stride_px[1]).long().clamp(0, grid_hw[1] - 1)
     row = (centre[:, 1] / stride_px[0]).long().clamp(0, grid_hw[0] - 1)
     return Assignment(image=targets.image_index[target], anchor=anchor, row=row, column=column, target=target)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Positives:
+    """P pairs of a positive anchor and a ground-truth box, on the host. An anchor may be in several pairs.
+
+    anchors: (2, U) image and index into the AnchorGrid of each positive anchor. Per pair: which (P,), the index into
+    those; target (P,), the index into the Targets.
+    """
+
+    anchors: Tensor
+    which: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+def find_positives(heads: Sequence[RawHead], targets: Targets) -> Positives:
+    """Assign the targets to the concatenated heads, in the order of `anchor_grid`."""
+    pairs, offset = [], 0
+    for head in heads:
+        assignment = assign(targets, head.spec, head.grid_hw, head.stride_px)
+        height, width = head.grid_hw
+        index = offset + (assignment.anchor * height + assignment.row) * width + assignment.column
+        pairs.append(torch.stack((assignment.image, index, assignment.target)))
+        offset += len(head.spec.mask) * height * width
+    *anchors, target = torch.cat(pairs, dim=1)
+    unique, which = torch.unique(torch.stack(anchors), dim=1, return_inverse=True)
+    return Positives(anchors=unique, which=which, target=target)
+
+
 @torch.no_grad()
 def best_overlap(boxes: Tensor, targets: Targets) -> Tensor:
-    """How well each prediction covers some object of its image: (N, A, H, W, 4) -> (N, A, H, W) in 0..1.
+    """Return each prediction's best IoU with a ground-truth box of its image: (N, A, H, W, 4) -> (N, A, H, W).
 
-    IoU; for crowd regions the share of the prediction that lies inside, as COCO's evaluation has it.
+    For a crowd region it is the share of the prediction inside the region, as in COCO's evaluation.
     """
     best = boxes.new_zeros(boxes.shape[:-1])
-    for index, here in _images_with(targets):
-        predicted, objects = boxes[index].reshape(-1, 4), to_device_async(targets.boxes[here], like=boxes)
-        overlap = box_iou(predicted, objects)
-        crowd = targets.is_crowd[here]
+    for image, in_image in _images_with_targets(targets):
+        predicted, gt = boxes[image].reshape(-1, 4), to_device_async(targets.boxes[in_image], like=boxes)
+        overlap = box_iou(predicted, gt)
+        crowd = targets.is_crowd[in_image]
         if crowd.any():
-            overlap = torch.where(to_device_async(crowd, like=boxes), _share_inside(predicted, objects), overlap)
-        best[index] = overlap.amax(1).view(best.shape[1:])
+            overlap = torch.where(to_device_async(crowd, like=boxes), share_inside(predicted, gt), overlap)
+        best[image] = overlap.amax(1).view(best.shape[1:])
     return best
 
 
 @torch.no_grad()
-def best_object(boxes: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Each prediction's best object of its image, crowds not counted: (N, A, H, W, 4) -> IoU and index into targets,
-    (N, A, H, W) each. The first of equals; IoU 0 and index 0 where there is none."""
+def best_target(boxes: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Return each prediction's best IoU with a ground-truth box of its image, crowds excluded, and that box's index.
+
+    (N, A, H, W, 4) -> two (N, A, H, W): IoU and index into the targets. The first of equals wins; both are 0 in images
+    without ground truth.
+    """
     best = boxes.new_zeros(boxes.shape[:-1])
     target = torch.zeros_like(best, dtype=torch.long)
-    for index, here in _images_with(targets):
-        objects = (here & ~targets.is_crowd).nonzero()[:, 0]
-        if len(objects):
-            ground_truth = to_device_async(targets.boxes[objects], like=boxes)
-            overlap, which = box_iou(boxes[index].reshape(-1, 4), ground_truth).max(1)
-            best[index] = overlap.view(best.shape[1:])
-            target[index] = to_device_async(objects, like=boxes)[which].view(best.shape[1:])
+    for image, in_image in _images_with_targets(targets):
+        candidates = (in_image & ~targets.is_crowd).nonzero()[:, 0]
+        if len(candidates):
+            gt = to_device_async(targets.boxes[candidates], like=boxes)
+            overlap, which = box_iou(boxes[image].reshape(-1, 4), gt).max(1)
+            best[image] = overlap.view(best.shape[1:])
+            target[image] = to_device_async(candidates, like=boxes)[which].view(best.shape[1:])
     return best, target
 
 
-def _images_with(targets: Targets) -> Iterator[tuple[int, Tensor]]:
-    """Each image that has objects, and which they are: (M,) bool."""
-    for index in targets.image_index.unique().tolist():
-        yield index, targets.image_index == index
-
-
-def _share_inside(boxes: Tensor, regions: Tensor) -> Tensor:
-    """(P, 4), (R, 4) -> (P, R): part of each box's area inside each region."""
-    top_left = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
-    bottom_right = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
-    inside = (bottom_right - top_left).clamp(min=0).prod(-1)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)[:, None]
-    return inside / area.clamp(min=torch.finfo(area.dtype).tiny)
+def _images_with_targets(targets: Targets) -> Iterator[tuple[int, Tensor]]:
+    """Yield the index of each image that has targets, and the mask (M,) of these targets."""
+    for image in torch.unique(targets.image_index).tolist():
+        yield image, targets.image_index == image

@@ -1,8 +1,8 @@
-"""Where darknet moves a box to overlap another one better (box.c, dx_box_iou).
+"""darknet's hand-written gradients of IoU, GIoU, DIoU and CIoU (box.c, dx_box_iou).
 
-Nearly the derivative of IoU, GIoU, DIoU or CIoU to the box's centre and sides, as shares of the image. Not the
-derivative: that to w and h is twice as large; the enclosing box's part of DIoU has the wrong sign for x and y; CIoU's
-aspect term lacks 1 / (w^2 + h^2).
+With respect to the box's centre and sides, as shares of the image, and with three deviations from the true derivative:
+w and h have twice of it; the enclosing box's part of DIoU has the wrong sign for x and y; CIoU's aspect term lacks
+1 / (w^2 + h^2).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from models.transfer import constant_like
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Pairs:
-    """P boxes and their truths. (P, 2) tensors hold x or width, then y or height; (P, 1) ones belong to the pair.
+    """P boxes and their ground truth. (P, 2) tensors hold x or width, then y or height; (P, 1) one value per pair.
 
-    offset: from the box's centre to the truth's. inside, outside: sides of the intersection, negative where the two
-    are apart, and of the enclosing box. within, beyond: (2, P, 2), whether the low edges (left, top) and the high ones
-    (right, bottom) lie within the truth's, or beyond.
+    offset: from the box's centre to that of the ground truth. inside, outside: sides of the intersection, negative
+    where the two are apart, and of the enclosing box. within, beyond: (2, P, 2), 1 where the low edges (left, top) and
+    the high edges (right, bottom) lie within those of the ground truth, or beyond.
     """
 
     size: Tensor
-    truth_size: Tensor
+    gt_size: Tensor
     offset: Tensor
     inside: Tensor
     outside: Tensor
@@ -34,20 +34,20 @@ class _Pairs:
     beyond: Tensor
 
     @classmethod
-    def of(cls, boxes: Tensor, truths: Tensor) -> _Pairs:
-        centre, size = boxes.split(2, dim=1)
-        truth_centre, truth_size = truths.split(2, dim=1)
-        size = torch.where(size == 0, 1, size)  # darknet's, against a division by 0
+    def of(cls, boxes: Tensor, gt: Tensor) -> _Pairs:
+        centre, size = boxes[:, :2], boxes[:, 2:]
+        gt_centre, gt_size = gt[:, :2], gt[:, 2:]
+        size = torch.where(size == 0, 1, size)  # as darknet does, against a division by 0
         low, high = centre - size / 2, centre + size / 2
-        truth_low, truth_high = truth_centre - truth_size / 2, truth_centre + truth_size / 2
+        gt_low, gt_high = gt_centre - gt_size / 2, gt_centre + gt_size / 2
         return cls(
             size=size,
-            truth_size=truth_size,
-            offset=truth_centre - centre,
-            inside=torch.minimum(high, truth_high) - torch.maximum(low, truth_low),
-            outside=torch.maximum(high, truth_high) - torch.minimum(low, truth_low),
-            within=torch.stack((low > truth_low, high < truth_high)).to(size.dtype),
-            beyond=torch.stack((low < truth_low, high > truth_high)).to(size.dtype),
+            gt_size=gt_size,
+            offset=gt_centre - centre,
+            inside=torch.minimum(high, gt_high) - torch.maximum(low, gt_low),
+            outside=torch.maximum(high, gt_high) - torch.minimum(low, gt_low),
+            within=torch.stack((low > gt_low, high < gt_high)).to(size.dtype),
+            beyond=torch.stack((low < gt_low, high > gt_high)).to(size.dtype),
         )
 
     @property
@@ -57,32 +57,33 @@ class _Pairs:
 
     @property
     def intersection(self) -> Tensor:
-        """(P, 1); as darknet's it is no area where the two are apart, and positive where they are in both ways."""
+        """(P, 1); as in darknet meaningless where the two are apart, and positive if in both x and y."""
         return self.inside.prod(1, keepdim=True)
 
     @property
     def union(self) -> Tensor:
         """(P, 1)"""
-        return self.size.prod(1, keepdim=True) + self.truth_size.prod(1, keepdim=True) - self.intersection
+        return self.size.prod(1, keepdim=True) + self.gt_size.prod(1, keepdim=True) - self.intersection
 
 
-def iou_ascent(boxes: Tensor, truths: Tensor, kind: str) -> Tensor:
-    """(P, 4), (P, 4) centre and sides as shares of the image -> (P, 4) the way up for x, y, w, h of the boxes.
+def iou_grad(boxes: Tensor, gt: Tensor, kind: str) -> Tensor:
+    """Return the gradient (P, 4) with respect to x, y, w, h of the boxes.
 
-    kind: iou, giou, diou or ciou. Not finite where a box is not.
+    boxes, gt: (P, 4) centre and sides as shares of the image. kind: iou, giou, diou or ciou. Not finite where a box is
+    not.
     """
-    pairs = _Pairs.of(boxes, truths)
-    ascent = _overlap_ascent(pairs, with_hull=kind == "giou")
+    pairs = _Pairs.of(boxes, gt)
+    overlap = _overlap_grad(pairs, with_hull=kind == "giou")
     if kind in ("iou", "giou"):
-        return ascent
-    closer = _distance_ascent(pairs, with_aspect=kind == "ciou")
-    return torch.where(pairs.apart, closer, ascent + closer)
+        return overlap
+    distance = _distance_grad(pairs, with_aspect=kind == "ciou")
+    return torch.where(pairs.apart, distance, overlap + distance)
 
 
-def _overlap_ascent(pairs: _Pairs, *, with_hull: bool) -> Tensor:
-    """(P, 4) of IoU, or with the enclosing box's area (the hull) of GIoU."""
+def _overlap_grad(pairs: _Pairs, *, with_hull: bool) -> Tensor:
+    """Return the gradient (P, 4) of IoU, or with the area of the enclosing box (the hull) that of GIoU."""
     intersection, union = pairs.intersection, pairs.union
-    # (2, P, 2), to each edge. An edge that moves outward sweeps the other side.
+    # (2, P, 2), with respect to each edge: an edge that moves outward adds its length to the area.
     outward = constant_like((-1.0, 1.0), like=pairs.size).view(2, 1, 1)
     d_intersection = outward * pairs.inside.flip(1) * pairs.within
     d_union = outward * pairs.size.flip(1) - d_intersection
@@ -97,8 +98,8 @@ def _overlap_ascent(pairs: _Pairs, *, with_hull: bool) -> Tensor:
     return torch.cat((to_high + to_low, to_high - to_low), dim=1)
 
 
-def _distance_ascent(pairs: _Pairs, *, with_aspect: bool) -> Tensor:
-    """(P, 4) of what DIoU subtracts from IoU, or CIoU."""
+def _distance_grad(pairs: _Pairs, *, with_aspect: bool) -> Tensor:
+    """Return minus the gradient (P, 4) of the penalty that DIoU subtracts from IoU, or CIoU."""
     diagonal = pairs.outside.square().sum(1, keepdim=True)
     distance = pairs.offset.square().sum(1, keepdim=True)
     stretch = 2 * pairs.outside * distance / diagonal.square()
@@ -106,10 +107,10 @@ def _distance_ascent(pairs: _Pairs, *, with_aspect: bool) -> Tensor:
     to_centre = 2 * pairs.offset / diagonal - stretch * (high_beyond - low_beyond)
     to_size = stretch * (high_beyond + low_beyond) / 2
     if with_aspect:
-        lean = torch.atan(pairs.truth_size[:, :1] / pairs.truth_size[:, 1:])
-        lean = lean - torch.atan(pairs.size[:, :1] / pairs.size[:, 1:])
-        v = 4 / math.pi**2 * lean.square()
+        angle = torch.atan(pairs.gt_size[:, :1] / pairs.gt_size[:, 1:])
+        angle = angle - torch.atan(pairs.size[:, :1] / pairs.size[:, 1:])
+        v = 4 / math.pi**2 * angle.square()
         alpha = v / (1 - pairs.intersection / pairs.union + v + 1e-6)
-        turn = 8 / math.pi**2 * alpha * lean * pairs.size.flip(1)
+        turn = 8 / math.pi**2 * alpha * angle * pairs.size.flip(1)
         to_size = to_size + turn * constant_like((1.0, -1.0), like=turn)
     return torch.cat((to_centre, to_size), dim=1)

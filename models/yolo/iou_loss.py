@@ -1,5 +1,7 @@
-"""1 - IoU and its kin for pairs of boxes, which never wait for a GPU: torchvision's, whose values these are, select by
-booleans, and the gradient of `prod` looks for zeros.
+"""1 - IoU, GIoU, DIoU or CIoU of pairs of boxes, without a synchronization with the GPU.
+
+The values are torchvision's, whose implementations select by boolean masks and take the gradient of `prod`, which looks
+for zeros: both wait for the GPU.
 
 GIoU: Rezatofighi et al. 2019, section 3. DIoU and CIoU: Zheng et al. 2020, sections 3.2 and 3.3.
 """
@@ -15,7 +17,7 @@ _EPS = 1e-7
 
 
 def iou_loss(boxes: Tensor, targets: Tensor, kind: str) -> Tensor:
-    """(P, 4), (P, 4) xyxy -> (P,). kind: iou, giou, diou or ciou.
+    """Return the loss (P,) of boxes against targets, both (P, 4) xyxy. kind: iou, giou, diou or ciou.
 
     Finite with finite gradients wherever both boxes have positive sides, which the decoder and the readers guarantee.
     """
@@ -29,15 +31,15 @@ def iou_loss(boxes: Tensor, targets: Tensor, kind: str) -> Tensor:
     hull = torch.maximum(boxes[:, 2:], targets[:, 2:]) - torch.minimum(boxes[:, :2], targets[:, :2])
     if kind == "giou":
         return 1 - iou + (_area(hull) - union) / (_area(hull) + _EPS)
-    apart = (boxes[:, :2] + boxes[:, 2:] - targets[:, :2] - targets[:, 2:]) / 2
-    loss = 1 - iou + apart.square().sum(-1) / (hull.square().sum(-1) + _EPS)
+    offset = (boxes[:, :2] + boxes[:, 2:] - targets[:, :2] - targets[:, 2:]) / 2
+    loss = 1 - iou + offset.square().sum(-1) / (hull.square().sum(-1) + _EPS)
     if kind == "diou":
         return loss
-    lean = torch.atan(target_sides[:, 0] / target_sides[:, 1]) - torch.atan(sides[:, 0] / sides[:, 1])
-    aspect = 4 / math.pi**2 * lean.square()
+    angle = torch.atan(target_sides[:, 0] / target_sides[:, 1]) - torch.atan(sides[:, 0] / sides[:, 1])
+    v = 4 / math.pi**2 * angle.square()
     with torch.no_grad():
-        weight = aspect / (1 - iou + aspect + _EPS)
-    return loss + weight * aspect
+        alpha = v / (1 - iou + v + _EPS)
+    return loss + alpha * v
 
 
 def _area(sides: Tensor) -> Tensor:

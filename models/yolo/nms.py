@@ -1,11 +1,11 @@
-"""Class-wise non-maximum suppression: of two boxes of a class the weaker one goes where they overlap too much.
+"""Class-wise non-maximum suppression: of two boxes of one class that overlap too much the weaker one is suppressed.
 
 What counts as overlap (darknet, `box.c`, do_nms_sort and diounms_sort):
     default     IoU
     greedynms   IoU - (d / c)^0.6
     diounms     IoU - (d / c)^beta_nms
 with d the squared distance of the centres and c the squared diagonal of the smallest box around both, so that
-neighbours with centres apart may overlap more (Zheng et al. 2020, "Distance-IoU Loss", on suppression by DIoU).
+neighbours with distant centres may overlap more (Zheng et al. 2020, "Distance-IoU Loss", on suppression by DIoU).
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import torch
 from torch import Tensor
 
 from models.transfer import constant_like
-from utils.boxes import nms
+from utils.boxes import elementwise_iou, nms
 
-GREEDY_BETA = 0.6  # fixed in darknet, whatever beta_nms says
+GREEDY_BETA = 0.6  # fixed in darknet, whatever beta_nms is
 
-# Measured on a CPU: up to so many pairs a class, but for its first classes, `_by_pairs` is quicker than a call a class
-# of torchvision's kernel; and up to so many pairs in all it is quicker than `_by_blocks`.
-PAIRS_A_CALL, FREE_CALLS = 1000, 4
+# Measured on a CPU: `_by_pairs` is faster than one call per class of torchvision's kernel up to so many pairs a class,
+# the first classes not counted, and faster than `_by_blocks` up to so many pairs in total.
+PAIRS_PER_CALL, FREE_CALLS = 1000, 4
 MAX_PAIRS = 40_000
-PAIRS_IN_MEMORY = 2**20  # which take about 120 MB
-# So many boxes at a time are compared with all of their class that remain: 15 MB a table for 30,000 boxes.
+PAIRS_IN_MEMORY = 2**20  # about 120 MB
+# Boxes that are compared at a time with all remaining ones of their class: a 15 MB table for 30,000 boxes.
 BLOCK = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NmsRule:
-    """A weaker box of the class goes where its overlap with one that stays exceeds `iou`.
+    """A box is suppressed if its overlap with a kept, stronger box of its class exceeds `iou`.
 
-    kind: of cfg.yolo.NMS_KINDS. beta: diounms reads it.
+    kind: of cfg.yolo.NMS_KINDS. beta: used by diounms.
     """
 
     kind: str
@@ -42,52 +42,51 @@ class NmsRule:
     beta: float = GREEDY_BETA
 
     def exceeded(self, boxes: Tensor, others: Tensor) -> Tensor:
-        """(..., 4), (..., 4) xyxy, broadcast -> (...) bool; boxes without area overlap nothing."""
-        overlap = box_iou(boxes, others)
+        """(..., 4), (..., 4) xyxy, broadcast -> (...) bool. Boxes without area overlap nothing."""
+        overlap = elementwise_iou(boxes, others)
         over = overlap > self.iou
         if self.kind != "default":
-            # The distance only takes away from the IoU: few pairs are left to ask for it.
+            # The distance only reduces the overlap, so it is needed for these few pairs only.
             left = over.nonzero(as_tuple=True)
-            boxes, others = (each.expand(*over.shape, 4)[left] for each in (boxes, others))
+            boxes, others = (corners.expand(*over.shape, 4)[left] for corners in (boxes, others))
             beta = GREEDY_BETA if self.kind == "greedynms" else self.beta
             over[left] = overlap[left] - centre_distance(boxes, others).pow(beta) > self.iou
         return over
 
 
-def survivors(
+def classwise_nms(
     boxes: Tensor, scores: Tensor, labels: Tensor, rule: NmsRule, *, unit: tuple[float, float] = (1.0, 1.0)
 ) -> Tensor:
-    """Boxes (M, 4) xyxy, scores (M,), labels (M,) int64 -> (K,) int64 indices of those that stay, class by class.
+    """Return the indices (K,) int64 of the boxes that are kept, class by class.
 
-    Of equal scores the earlier one counts as the better. unit: width and height of what distances are measured in,
-    in the boxes' unit; IoU does not depend on it, d / c does.
+    boxes: (M, 4) xyxy. scores: (M,); of equal ones the first wins. labels: (M,) int64. unit: width and height in which
+    distances are measured, in the unit of the boxes; IoU does not depend on it, d / c does.
     """
     order = scores.argsort(descending=True, stable=True)
     order = order[labels[order].argsort(stable=True)]
     boxes, labels = boxes[order], labels[order]
-    sizes = labels.unique_consecutive(return_counts=True)[1]
+    sizes = torch.unique_consecutive(labels, return_counts=True)[1]
     if rule.kind != "default":
         boxes = boxes / constant_like(unit * 2, like=boxes)
-    return order[_quickest(rule.kind, sizes)(boxes, sizes, rule)]
+    return order[_fastest(rule.kind, sizes)(boxes, sizes, rule)]
 
 
-def _quickest(kind: str, sizes: Tensor) -> Callable[[Tensor, Tensor, NmsRule], Tensor]:
-    """Of the three ways below, which say the same; sizes: (C,) of the classes."""
+def _fastest(kind: str, sizes: Tensor) -> Callable[[Tensor, Tensor, NmsRule], Tensor]:
+    """Choose among the equivalent implementations below by the sizes (C,) of the classes."""
     pairs = int((sizes * (sizes - 1)).sum()) // 2
     if kind == "default":
-        limit = min(PAIRS_A_CALL * (len(sizes) - FREE_CALLS), PAIRS_IN_MEMORY)
+        limit = min(PAIRS_PER_CALL * (len(sizes) - FREE_CALLS), PAIRS_IN_MEMORY)
         return _by_pairs if pairs <= limit else _by_kernel
     return _by_pairs if pairs <= MAX_PAIRS else _by_blocks
 
 
 def _by_kernel(boxes: Tensor, sizes: Tensor, rule: NmsRule) -> Tensor:
-    """Boxes sorted by class, best first, sizes (C,) of the classes -> indices of those that stay, in that order.
+    """Return the indices of kept boxes, ascending; boxes are sorted by class, best first, sizes (C,) of the classes.
 
-    By IoU only: torchvision's nms, class by class. Not its batched_nms: that moves the classes apart by the largest
-    coordinate, so that boxes which reach out of the image suppress another class's, and one huge box rounds all the
-    others.
+    IoU only: torchvision's nms, class by class. Not its batched_nms, which separates the classes by adding the largest
+    coordinate: boxes that reach out of the image suppress another class's, and one huge box rounds all the others.
     """
-    # Compared in double there: an IoU of 0.6, rounded, must not exceed 0.6.
+    # The kernel compares in double: an IoU of 0.6, rounded to float32, must not exceed 0.6.
     threshold = torch.tensor(rule.iou, dtype=boxes.dtype).item()
     falling = torch.arange(len(boxes), 0, -1, device=boxes.device, dtype=boxes.dtype)
     kept, start = [sizes[:0]], 0
@@ -99,60 +98,50 @@ def _by_kernel(boxes: Tensor, sizes: Tensor, rule: NmsRule) -> Tensor:
 
 
 def _by_pairs(boxes: Tensor, sizes: Tensor, rule: NmsRule) -> Tensor:
-    """The same by any rule, all pairs of a class at once: few, where candidates are few or of many classes."""
+    """Compare all pairs of a class at once, by any rule: for few candidates, or candidates of many classes."""
     index = torch.arange(len(boxes), device=boxes.device)
-    rivals = sizes.cumsum(0).repeat_interleave(sizes) - index - 1  # weaker boxes of its class
+    rivals = sizes.cumsum(0).repeat_interleave(sizes) - index - 1  # number of weaker boxes of the same class
     better = index.repeat_interleave(rivals)
-    # Its own rivals come right after it.
+    # The rivals of a box come right after it.
     weaker = torch.arange(len(better), device=boxes.device) + (index + 1 + rivals - rivals.cumsum(0))[better]
-    edges = boxes.T.contiguous()  # is quicker to gather and to compare
-    over = rule.exceeded(edges.index_select(1, better).T, edges.index_select(1, weaker).T)
-    return _stay(len(boxes), better[over], weaker[over]).nonzero()[:, 0]
+    columns = boxes.T.contiguous()  # faster to gather and to compare
+    over = rule.exceeded(columns.index_select(1, better).T, columns.index_select(1, weaker).T)
+    return _kept(len(boxes), better[over], weaker[over]).nonzero()[:, 0]
 
 
 def _by_blocks(boxes: Tensor, sizes: Tensor, rule: NmsRule) -> Tensor:
-    """The same, a block of boxes at a time: what remains of it drops what comes after it."""
+    """Compare a block of boxes with all after it: what is kept of the block suppresses them."""
     labels = torch.arange(len(sizes), device=boxes.device).repeat_interleave(sizes)
     kept, left = [sizes[:0]], torch.arange(len(boxes), device=boxes.device)
     while len(left):
         block, left = left[:BLOCK], left[BLOCK:]
         same_class = labels[block][:, None] == labels[block]
         exceeded = rule.exceeded(boxes[block][:, None], boxes[block]) & same_class
-        block = block[_stay(len(block), *exceeded.triu(1).nonzero(as_tuple=True))]
+        block = block[_kept(len(block), *exceeded.triu(1).nonzero(as_tuple=True))]
         kept.append(block)
-        # Only its last class goes on after the block; the best box of each class stays, so it is still there.
+        # Only the block's last class continues after it; as its best box is kept, the class is still in the block.
         last = labels[block[-1]]
         block = block[labels[block] == last]
-        goes_on = int((labels[left] == last).sum())
-        rivals, others = left[:goes_on], left[goes_on:]
+        rival_count = int((labels[left] == last).sum())
+        rivals, others = left[:rival_count], left[rival_count:]
         left = torch.cat([rivals[~rule.exceeded(boxes[block][:, None], boxes[rivals]).any(0)], others])
     return torch.cat(kept)
 
 
-def _stay(count: int, better: Tensor, weaker: Tensor) -> Tensor:
-    """(E,), (E,) indices of a better box and of one that goes if it stays -> (count,) bool, which stay.
+def _kept(count: int, better: Tensor, weaker: Tensor) -> Tensor:
+    """Return a mask (count,) of the boxes kept, where better (E,) suppresses weaker (E,) if it is kept itself.
 
-    Let all stay and apply that sentence again and again: each time at least one answer more is final, since the
-    first box's is, and every other one's depends on better boxes only.
+    Fixed-point iteration from all kept: each pass finalizes at least one more box, because a box depends on better ones
+    only, so it terminates.
     """
-    stay = torch.ones(count, dtype=torch.bool, device=better.device)
-    while not torch.equal(again := torch.ones_like(stay).index_fill(0, weaker[stay[better]], False), stay):
-        stay = again
-    return stay
-
-
-def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """(..., 4), (..., 4) xyxy, broadcast -> (...); NaN for two boxes without area. To the bit as torchvision's nms."""
-    left, top, right, bottom = boxes.unbind(-1)
-    other_left, other_top, other_right, other_bottom = others.unbind(-1)
-    shared = (torch.minimum(right, other_right) - torch.maximum(left, other_left)).clamp_(min=0)
-    shared *= (torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)).clamp_(min=0)
-    area, other_area = (right - left) * (bottom - top), (other_right - other_left) * (other_bottom - other_top)
-    return shared / (area + other_area - shared)
+    kept = torch.ones(count, dtype=torch.bool, device=better.device)
+    while not torch.equal(again := torch.ones_like(kept).index_fill(0, weaker[kept[better]], False), kept):
+        kept = again
+    return kept
 
 
 def centre_distance(boxes: Tensor, others: Tensor) -> Tensor:
-    """(P, 4), (P, 4) xyxy -> (P,) d / c in 0..1; boxes that overlap have a box around them with a diagonal."""
+    """Return d / c in 0..1 (P,) of overlapping boxes and others (P, 4) xyxy."""
     twice = boxes[:, :2] + boxes[:, 2:] - others[:, :2] - others[:, 2:]
     around = torch.maximum(boxes[:, 2:], others[:, 2:]) - torch.minimum(boxes[:, :2], others[:, :2])
     return (twice / 2).square().sum(1) / around.square().sum(1)

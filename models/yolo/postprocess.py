@@ -1,4 +1,4 @@
-"""RawHeads -> Detections: threshold, class-wise non-maximum suppression, the best K."""
+"""Raw heads -> Detections: score threshold, class-wise non-maximum suppression, the best K."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from models.yolo.coder import at_least_float32, decode_head
 from models.yolo.head import RawHead
-from models.yolo.nms import NmsRule, survivors
+from models.yolo.nms import NmsRule, classwise_nms
 from utils.structures import Detections
 
-# NMS is quadratic in the worst case; beyond this many candidates an image the weakest are left out. They cannot
-# matter to the best 100.
+# NMS is quadratic in the worst case, so the weakest candidates of an image beyond this number are dropped. They cannot
+# be among the best 100.
 MAX_CANDIDATES = 30_000
 
 
@@ -27,24 +27,22 @@ def postprocess(
     nms: str = "cfg",
     units_px: Sequence[tuple[float, float]] | None = None,
 ) -> list[Detections]:
-    """One Detections an image. A box may be found in several classes; score = objectness * class.
+    """Return one Detections per image. A box may be detected in several classes; score = objectness * class.
 
-    max_detections: None keeps all that NMS leaves; it sees the best MAX_CANDIDATES of an image only. nms: a kind
-    (`models.yolo.nms`), or "cfg" for what the last [yolo] says, as in darknet. units_px: per image, the (width, height)
-    in input pixels of the unit in which NMS measures distances; None: input pixels.
+    max_detections: None keeps all that NMS keeps of the best MAX_CANDIDATES. nms: a kind (`models.yolo.nms`), or "cfg"
+    for that of the last [yolo], as in darknet. units_px: per image, the (width, height) in input pixels of the unit in
+    which NMS measures distances; None: input pixels.
     """
     last = heads[-1].spec
     rule = NmsRule(kind=last.nms_kind if nms == "cfg" else nms, iou=nms_iou, beta=last.beta_nms)
-    found = candidates(heads, confidence=confidence)
-    units_px = units_px or [(1.0, 1.0)] * len(found)
-    return [
-        _best_of_image(image, rule, unit_px, max_detections) for image, unit_px in zip(found, units_px, strict=True)
-    ]
+    images = candidates(heads, confidence=confidence)
+    units_px = units_px or [(1.0, 1.0)] * len(images)
+    return [_best(image, rule, unit_px, max_detections) for image, unit_px in zip(images, units_px, strict=True)]
 
 
 def candidates(heads: Sequence[RawHead], *, confidence: float) -> list[Detections]:
-    """Per image all boxes and classes that score above `confidence`, before any suppression, in darknet's order:
-    heads as in the file, in each the cells row by row, in each its anchors, in each its classes."""
+    """Return per image all boxes and classes that score above `confidence`, before suppression, in darknet's order:
+    by head, row, column, anchor, class."""
     images = len(heads[0].logits)
     boxes = torch.cat([decode_head(head).permute(0, 2, 3, 1, 4).reshape(images, -1, 4) for head in heads], dim=1)
     scores = torch.cat([_scores(head).reshape(images, -1, head.spec.classes) for head in heads], dim=1)
@@ -52,23 +50,21 @@ def candidates(heads: Sequence[RawHead], *, confidence: float) -> list[Detection
 
 
 def _scores(head: RawHead) -> Tensor:
-    """(N, H, W, A, C)"""
+    """Return (N, H, W, A, C)."""
     logits = head.logits[..., 4:].permute(0, 2, 3, 1, 4)
-    said = at_least_float32(logits).sigmoid()
-    return said[..., :1] * said[..., 1:]
+    probabilities = at_least_float32(logits).sigmoid()
+    return probabilities[..., :1] * probabilities[..., 1:]
 
 
 def _above(boxes: Tensor, scores: Tensor, confidence: float) -> Detections:
     """boxes (S, 4), scores (S, C)"""
-    place, label = (scores > confidence).nonzero(as_tuple=True)
-    return Detections(boxes=boxes[place], scores=scores[place, label], labels=label)
+    index, label = (scores > confidence).nonzero(as_tuple=True)
+    return Detections(boxes=boxes[index], scores=scores[index, label], labels=label)
 
 
-def _best_of_image(
-    found: Detections, rule: NmsRule, unit_px: tuple[float, float], max_detections: int | None
-) -> Detections:
-    """Best first."""
+def _best(found: Detections, rule: NmsRule, unit_px: tuple[float, float], max_detections: int | None) -> Detections:
+    """Suppress the candidates of one image, and return the best of those kept, best first."""
     if len(found) > MAX_CANDIDATES:
         found = found.where(found.scores.topk(MAX_CANDIDATES).indices)
-    found = found.where(survivors(found.boxes, found.scores, found.labels, rule, unit=unit_px))
+    found = found.where(classwise_nms(found.boxes, found.scores, found.labels, rule, unit=unit_px))
     return found.where(found.scores.argsort(descending=True, stable=True)[:max_detections])

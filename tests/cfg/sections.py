@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from cfg.layers import LayerSpec, read_layer
+from cfg.layers import read_layer
 from cfg.parse import parse_sections
+from cfg.spec import LayerSpec
 
 
 def read(text: str) -> LayerSpec:

@@ -132,5 +132,5 @@ def test_bad_values(body, message):
 
 @pytest.mark.parametrize("name", ["normalize_channels", "normalize_channels_softmax", "leeky"])
 def test_activations_that_are_not_there(name):
-    with pytest.raises(CfgError, match=rf"^a\.cfg:2: activation={name} is not one of linear, leaky, .*, lhtan"):
+    with pytest.raises(CfgError, match=rf"^a\.cfg:2: activation={name} is not one of linear, leaky, .*, hardtan"):
         conv(f"activation={name}")

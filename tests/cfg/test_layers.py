@@ -25,18 +25,14 @@ def test_every_type_reads_itself(name):
     assert spec.kind == name
 
 
-def test_a_description_is_what_is_not_default():
-    assert read("[conv]\nsize=3\nstride=2").describe() == "size=3 stride_x=2 stride_y=2"
-
-
 @pytest.mark.parametrize("name", LAYER_TYPES)
 def test_every_type_knows_the_keys_that_all_layers_have(name):
     keys = ["clip", "onlyforward", "dont_update", "burnin_update", "stopbackward", "train_only_bn"]
     keys += ["dontload", "dontloadscales", "learning_rate"]
     body = "\n".join(f"{key}={1 + index % 8}" for index, key in enumerate(keys))
-    said = notes(f"[{name}]\n{body}\n{REQUIRED.get(name, '')}")
-    assert [line for line in said if "unknown" in line] == []
-    assert [line.split()[1] for line in said if "not supported" in line] == [
+    warnings = notes(f"[{name}]\n{body}\n{REQUIRED.get(name, '')}")
+    assert [line for line in warnings if "unknown" in line] == []
+    assert [line.split()[1] for line in warnings if "not supported" in line] == [
         f"{key}={index}" for index, key in enumerate(keys[:6], start=1)
     ]
 
@@ -56,8 +52,8 @@ def test_every_alias_means_a_section():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[convolutionl]", "a.cfg:1: [convolutionl] is no layer of darknet's, did you mean 'convolutional'?"),
-        ("[qqq]", "a.cfg:1: [qqq] is no layer of darknet's"),
+        ("[convolutionl]", "a.cfg:1: [convolutionl] is not a layer of darknet, did you mean 'convolutional'?"),
+        ("[qqq]", "a.cfg:1: [qqq] is not a layer of darknet"),
         ("\n[net]", "a.cfg:2: [net] can only be the first section"),
         ("[lrn]", "a.cfg:1: [normalization], local response normalization, is not supported"),
     ],

@@ -17,8 +17,8 @@ def test_blanks_vanish_everywhere():
 
 def test_lines_are_counted_from_one_over_comments_and_blank_lines():
     net, conv = parse_sections("# c\n\n[net]\n; c\nwidth=8\n  # c\n[convolutional]\nsize=3", path="a.cfg")
-    assert (net.line, net.line_of("width"), conv.line, conv.line_of("size")) == (3, 5, 7, 8)
-    assert conv.line_of("absent") == 7
+    assert (net.line, net.entries["width"].line, conv.line, conv.entries["size"].line) == (3, 5, 7, 8)
+    assert str(conv.error("x", "absent")) == "a.cfg:7: x"
 
 
 def test_only_newline_ends_a_line():
@@ -28,7 +28,7 @@ def test_only_newline_ends_a_line():
 def test_the_first_of_equal_keys_wins():
     parsed = section("batch=4\nbatch=8")
     assert parsed.integer("batch") == 4
-    assert parsed.line_of("batch") == 2
+    assert parsed.entries["batch"].line == 2
 
 
 def test_a_line_is_split_at_its_first_equals_sign():
@@ -170,7 +170,7 @@ def test_an_unknown_word_may_be_taken_for_another():
     parsed = section("kind=gredy")
     assert parsed.word("kind", "default", ("default", "greedy"), unknown="default") == "default"
     assert parsed.warnings(set()) == [
-        "a.cfg:2: kind=gredy is not one of default, greedy: taken for default, as darknet does, did you mean 'greedy'?"
+        "a.cfg:2: kind=gredy is not one of default, greedy: read as default, as darknet does, did you mean 'greedy'?"
     ]
 
 
@@ -186,9 +186,9 @@ def test_unknown_keys_warn_with_a_hint_and_known_ones_do_not():
 
 
 def test_many_unknown_keys_are_counted():
-    said = section("\n".join(f"zzz{index}=1" for index in range(MAX_UNKNOWN_KEYS + 5))).warnings(set())
-    assert len(said) == MAX_UNKNOWN_KEYS + 1
-    assert said[-1] == f"a.cfg:{MAX_UNKNOWN_KEYS + 2}: 5 more unknown keys in [net]"
+    warnings = section("\n".join(f"zzz{index}=1" for index in range(MAX_UNKNOWN_KEYS + 5))).warnings(set())
+    assert len(warnings) == MAX_UNKNOWN_KEYS + 1
+    assert warnings[-1] == f"a.cfg:{MAX_UNKNOWN_KEYS + 2}: 5 more unknown keys in [net]"
 
 
 def test_a_pasted_net_block_is_one_warning():
@@ -197,13 +197,13 @@ def test_a_pasted_net_block_is_one_warning():
     assert parsed.warnings({"batch", "width"}) == ["a.cfg:2: [net] keys in [net] are ignored: batch, width"]
 
 
-def test_ignored_and_refused_keys_speak_up_unless_they_say_the_default():
+def test_keys_warn_or_are_refused_unless_they_have_the_default():
     parsed = section("clip=0.0\nadam=1\nkind=iou\nreverse=1")
-    parsed.ignore_aloud(clip=0, adam=0, kind="iou")
+    parsed.warn_unless(clip=0, adam=0, kind="iou")
     assert parsed.notes == ["a.cfg:3: adam=1 is not supported and is ignored"]
-    parsed.refuse(clip=0, absent=1)
+    parsed.refuse_unless(clip=0, absent=1)
     with pytest.raises(CfgError, match=r"^a\.cfg:5: reverse=1 in \[net\] is not supported$"):
-        parsed.refuse(reverse=0)
+        parsed.refuse_unless(reverse=0)
 
 
 def test_did_you_mean():

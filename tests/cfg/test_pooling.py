@@ -1,21 +1,20 @@
-"""[maxpool], [local_avgpool] and [avgpool]: defaults and geometry."""
+"""[maxpool] and [avgpool]: defaults and geometry."""
 
 import itertools
 
 import pytest
 
 from cfg.parse import CfgError
-from cfg.pooling import AvgPoolSpec, DepthPoolSpec, LocalAvgPoolSpec, PoolSpec
+from cfg.pooling import AvgPoolSpec, PoolSpec
 from cfg.spec import Shape, ShapeError
 from tests.cfg.sections import notes, read, window_starts
 
 
 @pytest.mark.parametrize("side", [1, 2, 7, 8, 13])
-@pytest.mark.parametrize("name", ["maxpool", "local_avgpool"])
-def test_the_output_counts_windows(name, side):
+def test_the_output_counts_windows(side):
     for size, stride in itertools.product((1, 2, 3, 5, 13), (1, 2, 3)):
         padding = size - 1  # darknet's default, in total
-        spec = read(f"[{name}]\nsize={size}\nstride={stride}")
+        spec = read(f"[maxpool]\nsize={size}\nstride={stride}")
         expected = window_starts(side, padding // 2, padding - padding // 2, size, stride)
         assert spec.output_shape((Shape(3, 40, side),)).width == expected
         assert expected == (side + stride - 1) // stride
@@ -25,7 +24,6 @@ def test_defaults():
     assert read("[maxpool]\nstride=2") == PoolSpec(size=2, stride_x=2, stride_y=2, padding=1)
     assert read("[max]\nsize=3") == PoolSpec(size=3, stride_x=1, stride_y=1, padding=2)
     assert read("[maxpool]\nsize=3\npadding=0").output_shape((Shape(1, 5, 5),)) == Shape(1, 3, 3)
-    assert read("[local_avg]\nstride=4") == LocalAvgPoolSpec(size=4, stride_x=4, stride_y=4, padding=3)
 
 
 def test_strides_by_axis():
@@ -37,14 +35,6 @@ def test_antialiasing_gives_the_strides_to_the_blur():
     spec = read("[maxpool]\nsize=2\nstride=2\nantialiasing=2")
     assert spec.pool_strides == (1, 1)
     assert spec.output_shape((Shape(3, 9, 8),)) == Shape(3, 4, 4)
-
-
-def test_over_channels():
-    spec = read("[maxpool]\nmaxpool_depth=1\nout_channels=3\nsize=5\nstride=2")
-    assert spec == DepthPoolSpec(out_channels=3)
-    assert spec.output_shape((Shape(8, 5, 6),)) == Shape(3, 5, 6)
-    with pytest.raises(ShapeError, match="out_channels=3 is more than the 2 channels"):
-        spec.output_shape((Shape(2, 5, 6),))
 
 
 def test_out_channels_alone_change_nothing():
@@ -67,8 +57,8 @@ def test_what_is_padded_is_bounded_too():
     [
         ("[maxpool]\nsize=2\npadding=3", "a.cfg:3: padding=3 is above 2"),
         ("[maxpool]\nstride=0", "a.cfg:2: stride=0 is below 1"),
-        ("[maxpool]\nmaxpool_depth=1\nantialiasing=1", "a.cfg:3: antialiasing=1 in [maxpool] is not supported"),
-        ("[local_avg]\nsize=1025", "a.cfg:2: size=1025 is above 1024"),
+        ("[maxpool]\nsize=2\nmaxpool_depth=1", "a.cfg:3: maxpool_depth=1 in [maxpool] is not supported"),
+        ("[maxpool]\nsize=1025", "a.cfg:2: size=1025 is above 1024"),
     ],
 )
 def test_bad_values(text, message):

@@ -3,11 +3,11 @@
 import pytest
 
 from cfg.parse import CfgError
-from cfg.same_shape import ActivationSpec, DropoutSpec, EmptySpec, SoftmaxSpec
+from cfg.same_shape import ActivationSpec, DropoutSpec, SoftmaxSpec
 from cfg.spec import Shape, ShapeError
 from tests.cfg.sections import notes, read
 
-SECTIONS = ["activation", "dropout", "softmax", "empty", "cost", "contrastive"]
+SECTIONS = ["activation", "dropout", "softmax"]
 
 
 @pytest.mark.parametrize("name", SECTIONS)
@@ -19,7 +19,6 @@ def test_defaults_are_those_of_darknet():
     assert read("[activation]") == ActivationSpec(activation="linear")
     assert read("[dropout]") == DropoutSpec(probability=0.2)
     assert read("[soft]") == SoftmaxSpec(groups=1, temperature=1.0)
-    assert read("[silence]") == EmptySpec()
 
 
 def test_groups_of_a_softmax_are_equal():
@@ -29,11 +28,7 @@ def test_groups_of_a_softmax_are_equal():
         spec.output_shape((Shape(2, 1, 3),))
 
 
-def test_what_is_not_trained_is_said():
-    assert notes("[contrastive]\nclasses=1\ntemperature=1.0\nyolo_layer=-2\ncls_normalizer=1\nmax_delta=10") == [
-        "a.cfg:1: [contrastive] is ignored: embeddings are not trained"
-    ]
-    assert notes("[cost]\ntype=sse") == []
+def test_what_is_not_supported_is_reported():
     assert notes("[dropout]\ndropblock=1") == ["a.cfg:2: dropblock=1 is not supported and is ignored"]
 
 

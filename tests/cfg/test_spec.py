@@ -1,4 +1,4 @@
-"""Fields declared with `key`, and how specs print."""
+"""Fields declared with `key`, shapes, and windows."""
 
 import math
 from dataclasses import dataclass
@@ -51,12 +51,6 @@ def test_limits_and_kinds_are_enforced(body, message):
     with pytest.raises(CfgError) as caught:
         read(body)
     assert str(caught.value) == message
-
-
-def test_description_omits_defaults():
-    assert ExampleSpec(count=3).describe() == "count=3"
-    spec = ExampleSpec(count=3, rate=0.25, is_on=True, limit=5.0, pairs=((1.0, 2.5), (3.0, 4.0)))
-    assert spec.describe() == "count=3 rate=0.25 is_on=1 limit=5 pairs=1,2.5/3,4"
 
 
 def test_a_shape_prints_as_channels_height_width():

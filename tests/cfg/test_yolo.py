@@ -55,7 +55,7 @@ def test_an_unknown_nms_kind_is_the_default_as_in_darknet():
     assert plan.head_specs[0].nms_kind == "default"
     (warning,) = plan.warnings
     assert warning == (
-        "a.cfg:9: nms_kind=cornernms is not one of default, greedynms, diounms: taken for default, as darknet does"
+        "a.cfg:9: nms_kind=cornernms is not one of default, greedynms, diounms: read as default, as darknet does"
     )
 
 
@@ -74,9 +74,9 @@ def test_output_is_the_input_of_the_right_width():
     ("body", "message"),
     [
         ("classes=2", "a.cfg:1: [yolo] needs a key 'anchors'"),
-        ("anchors=1,2,3\nnum=1", "a.cfg:2: anchors holds 3 numbers, num=1 asks for 2"),
-        ("anchors=1,2,3", "a.cfg:2: anchors holds 3 numbers, num=1 asks for 2"),
-        ("anchors=5", "a.cfg:2: anchors holds 1 numbers, num=0 asks for 0"),
+        ("anchors=1,2,3\nnum=1", "a.cfg:2: anchors holds 3 numbers, num=1 needs 2"),
+        ("anchors=1,2,3", "a.cfg:2: anchors holds 3 numbers, num=1 needs 2"),
+        ("anchors=5", "a.cfg:2: anchors holds 1 numbers, num=0 needs 0"),
         ("anchors=1,0", "a.cfg:2: anchors must be positive"),
         ("anchors=1,x", "a.cfg:2: anchors=1,x is not a list of numbers"),
         ("anchors=1,2\nmask=1", "a.cfg:3: mask names anchor 1, but there are 1 anchors"),
@@ -89,11 +89,11 @@ def test_output_is_the_input_of_the_right_width():
         ),
         (
             "anchors=1,2\nclasses=2\ncounters_per_class=3",
-            "a.cfg:4: counters_per_class needs 2 positive numbers, one a class",
+            "a.cfg:4: counters_per_class needs 2 positive numbers, one per class",
         ),
         (
             "anchors=1,2\nclasses=2\ncounters_per_class=3,0",
-            "a.cfg:4: counters_per_class needs 2 positive numbers, one a class",
+            "a.cfg:4: counters_per_class needs 2 positive numbers, one per class",
         ),
         ("anchors=1,2\niou_thresh_kind=mse", "a.cfg:3: iou_thresh_kind=mse is not one of iou, giou, diou, ciou"),
         ("anchors=1,2\nmap=coco.map", "a.cfg:3: map=coco.map in [yolo] is not supported"),

@@ -226,17 +226,17 @@ def test_the_verdict_is_passed_on_other_images() -> None:
 
 def test_digits_get_better_anchors_in_a_copy(digits: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--data", str(digits), "--cfg", "yolov4-pico"])
-    said = capsys.readouterr().out
-    means = [float(line.split()[-3]) for line in said.splitlines() if re.match("anchors of|new", line)]
+    output = capsys.readouterr().out
+    means = [float(line.split()[-3]) for line in output.splitlines() if re.match("anchors of|new", line)]
     assert means[1] > means[0] + 0.05
     assert means[2] > means[0] + 0.03
-    assert re.search(r"stride 8 +\d+ 10,13 16,18 20,28 +\d+ ", said)
+    assert re.search(r"stride 8 +\d+ 10,13 16,18 20,28 +\d+ ", output)
     path = here / "yolov4-pico-digits.cfg"
     plan, made = load_plan("yolov4-pico"), load_plan(str(path))
     assert set(changed_lines(plan.source_text, path.read_text())) == {
         "anchors=10,13, 16,18, 20,28, 30,32, 36,48, 54,58"
     }
-    counts = [int(count) for count in re.findall(r"stride \d+ +\d+ [\d., ]+? {2,}(\d+) ", said)]
+    counts = [int(count) for count in re.findall(r"stride \d+ +\d+ [\d., ]+? {2,}(\d+) ", output)]
     shapes, _ = input_shapes(open_image_set(digits, "train"), (160, 160), True)
     assert sum(counts) == len(shapes)
     assert made.head_specs[0].anchors < made.head_specs[1].anchors[3:]
@@ -250,11 +250,11 @@ def test_nothing_is_written_over(digits: Path, here: Path, capsys: pytest.Captur
     argv = ["--data", str(digits), "--cfg", "yolov4-tiny", "--image-size", "128", "--force"]
     for number in ("", "-2", "-3"):
         main(argv)
-        said = capsys.readouterr().out
-        assert f"yolov4-tiny-digits{number}.cfg" in said and "--image-size 128x128" in said
+        output = capsys.readouterr().out
+        assert f"yolov4-tiny-digits{number}.cfg" in output and "--image-size 128x128" in output
     mine = here / "mine.cfg"
     mine.write_text("precious")
-    with pytest.raises(UserError, match=r"mine\.cfg: is there already"):
+    with pytest.raises(UserError, match=r"mine\.cfg: already exists"):
         main([*argv, "--out", str(mine)])
     assert mine.read_text() == "precious"
     with pytest.raises(UserError, match=r"no-such-folder.*: cannot be written"):
@@ -273,9 +273,9 @@ def test_bytes_that_are_no_text_stay(digits: Path, here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
-        (["--clusters", "5000"], "5000 anchors take boxes of at least as many different shapes"),
+        (["--clusters", "5000"], "5000 anchors need boxes of at least as many different shapes"),
         (["--clusters", "1"], "1 anchors are too few for 2 heads"),
         (["--clusters", "0"], "0 must be at least 1"),
         (["--clusters", "-3"], "-3 must be at least 1"),
@@ -287,13 +287,13 @@ def test_bytes_that_are_no_text_stay(digits: Path, here: Path) -> None:
         (["--cfg", "broken.cfg"], "broken.cfg:2: "),
         (["--data", "nowhere"], "nowhere: no such file or folder"),
         (["--split", "holidays"], "no split 'holidays'"),
-        (["--data", "twins"], "there are 1 (3 boxes)"),
+        (["--data", "same"], "there are 1 (3 boxes)"),
         (["--data", "empty"], "no image of 'train' has an object"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(
     argv: list[str],
-    said: str,
+    message: str,
     digits: Path,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -303,7 +303,7 @@ def test_what_cannot_be_is_one_sentence(
     (here / "broken.cfg").write_text("[net]\nwidth=wide\nheight=32\n")
     box = (8, 6, 40, 30)
     same = [type(SCENES[0])(stem=stem, objects=[("cat", box)]) for stem in "abc"]
-    write_coco(here / "twins", "train", same)
+    write_coco(here / "same", "train", same)
     write_coco(here / "empty", "train", [SCENES[1]])
     given = argv if "--data" in argv else ["--data", str(digits), *argv]
     before = sorted(here.rglob("*"))
@@ -312,7 +312,7 @@ def test_what_cannot_be_is_one_sentence(
         run_page(main, CfgError)
     assert caught.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert said in error and "Traceback" not in error
+    assert message in error and "Traceback" not in error
     assert sorted(here.rglob("*")) == before
 
 
@@ -323,14 +323,14 @@ def test_the_command_line(
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(page.__file__), run_name="__main__")
     assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith("error: 9999 anchors take boxes")
+    assert capsys.readouterr().err.startswith("error: 9999 anchors need boxes")
 
 
 def test_bccd(shared: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Round cells are covered well by other anchors than COCO's."""
     main(["--data", str(shared / "data" / "bccd"), "--cfg", "yolov4-tiny"])
-    said = capsys.readouterr().out
-    assert "205 images, 2804 boxes, stretched to 416x416" in said
-    means = [float(line.split()[-3]) for line in said.splitlines() if re.match("anchors of|new", line)]
+    output = capsys.readouterr().out
+    assert "205 images, 2804 boxes, stretched to 416x416" in output
+    means = [float(line.split()[-3]) for line in output.splitlines() if re.match("anchors of|new", line)]
     assert means == pytest.approx([0.749, 0.865, 0.862], abs=0.004)
     assert [head.mask for head in load_plan("yolov4-tiny-bccd.cfg").head_specs] == [(3, 4, 5), (0, 1, 2)]

@@ -1,10 +1,16 @@
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+import data.augment
+from data.albumentations_import import albumentations as A
 from data.augment import Augmenter, AugmentOptions
+from data.photometric import photometric_transforms
 from tests.data.test_geometry import extent, rectangle
 from utils.errors import UserError
 from utils.structures import Sample
@@ -70,25 +76,45 @@ def smooth(index: int) -> Sample:
     return replace(one_object(index), image=cv2.resize(coarse, (160, 120), interpolation=cv2.INTER_CUBIC))
 
 
+class Negative(A.ImageOnlyTransform):
+    """A second transform of single pixels; it does not commute with the jitter of exposure."""
+
+    def draw(self) -> Callable[[np.ndarray], np.ndarray]:
+        return partial(np.subtract, 255)
+
+    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+        return 255 - img
+
+
+class WholeImage(A.ImageOnlyTransform):
+    """Changes nothing, and cannot be drawn for single pixels."""
+
+    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+        return img
+
+
 @pytest.mark.parametrize("colour", [{}, {"saturation": 1, "exposure": 1, "hue": 0}])
+@pytest.mark.parametrize("planted", [[], [Negative(p=1.0)]])
 @pytest.mark.parametrize("knobs", [{"mosaic": 0}, {"mosaic": 1}, {"mosaic": 1, "mosaic_geometry": "darknet"}])
-def test_pixels_may_wait_for_the_mosaic(knobs: dict[str, object], colour: dict[str, float]) -> None:
+def test_computing_only_the_visible_pixels_changes_nothing(
+    knobs: dict[str, Any], planted: list[Any], colour: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same is drawn and seen as if each image were made whole, but for rounding."""
-    late, whole = (Augmenter(AugmentOptions(**knobs, **colour), smooth, 5) for _ in range(2))  # type: ignore[arg-type]
-    assert late._is_late
-    whole._is_late = False
+    options = AugmentOptions(**knobs, **colour)
+
+    def augmenter(*transforms: Any) -> Augmenter:
+        built = lambda **settings: [*photometric_transforms(**settings), *transforms]  # noqa: E731
+        monkeypatch.setattr(data.augment, "photometric_transforms", built)
+        return Augmenter(options, smooth, 5)
+
+    lazy, whole = augmenter(*planted), augmenter(*planted, WholeImage(p=1.0))
     for seed in range(12):
-        one, other = (each(seed % 5, (64, 48), np.random.default_rng(seed)) for each in (late, whole))
+        one, other = (each(seed % 5, (64, 48), np.random.default_rng(seed)) for each in (lazy, whole))
         difference = np.abs(one.image.astype(int) - other.image)
         assert difference.max() <= 2
         assert difference.mean() < (0.01 if colour else 1)  # OpenCV rounds the last colours of a row otherwise
         np.testing.assert_array_equal(one.boxes, other.boxes)
         assert one.image.flags.writeable and one.image.std() > 10
-
-
-def test_blur_and_noise_cannot_wait() -> None:
-    for knob in ("blur", "noise"):
-        assert not Augmenter(AugmentOptions(**{knob: 0.5}), smooth, 5)._is_late  # type: ignore[arg-type]
 
 
 def test_flip_mirrors_half_of_the_images() -> None:

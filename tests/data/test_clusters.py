@@ -115,7 +115,7 @@ def test_two_of_three_shapes_in_any_order() -> None:
 
 @pytest.mark.parametrize(("boxes", "count"), [(0, 1), (3, 4), (50, 51)])
 def test_fewer_boxes_than_clusters(boxes: int, count: int) -> None:
-    with pytest.raises(UserError, match=f"{count} anchors take boxes of .* there are {boxes} "):
+    with pytest.raises(UserError, match=f"{count} anchors need boxes of .* there are {boxes} "):
         cluster_shapes(random_shapes(boxes).reshape(-1, 2), count)
 
 

@@ -108,7 +108,9 @@ def test_faulty_annotations_are_dropped_and_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bbox", [{}, {"bbox": None}, {"bbox": []}], ids=str)
-def test_a_polygon_without_a_bbox_is_told_from_a_malformed_label(tmp_path: Path, bbox: dict[str, object]) -> None:
+def test_a_polygon_without_a_bbox_is_distinguished_from_a_malformed_label(
+    tmp_path: Path, bbox: dict[str, object]
+) -> None:
     file = write_coco(tmp_path, "train")
     good = json.loads(file.read_text())["annotations"]
     polygon = {"id": 50, "image_id": 1, "category_id": 3, "segmentation": [[1, 1, 30, 1, 30, 30]], "area": 420}
@@ -180,9 +182,9 @@ def test_ground_truth_keeps_boxes_that_only_the_reader_drops(tmp_path: Path) -> 
 def score(image_set: ImageSet) -> float:
     """AP of the readers' own boxes against the set's ground truth."""
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = image_set.ground_truth()
-        truth.createIndex()
+        ground_truth = COCO()
+        ground_truth.dataset = image_set.ground_truth()
+        ground_truth.createIndex()
         rows = []
         for index in range(len(image_set)):
             record = image_set[index]
@@ -195,7 +197,7 @@ def score(image_set: ImageSet) -> float:
                         "score": 0.9,
                     }
                 )
-        evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
+        evaluation = COCOeval(ground_truth, ground_truth.loadRes(rows), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -226,7 +228,9 @@ def test_ids_that_two_have(tmp_path: Path, key: str) -> None:
     rows = json.loads(file.read_text())[key]
     rows[1]["id"] = rows[0]["id"]
     changed(file, **{key: rows})
-    with pytest.raises(UserError, match=rf"instances_train.json: two of its list '{key}' have the id {rows[0]['id']},"):
+    with pytest.raises(
+        UserError, match=rf"instances_train.json: two rows of its list '{key}' have the id {rows[0]['id']},"
+    ):
         open_image_set(tmp_path, "train")
 
 

@@ -145,19 +145,6 @@ def test_half_of_the_tiles_are_pushed_each_into_its_corner(monkeypatch: pytest.M
         assert 0.4 < sum(each is not None for each in drawn) / 150 < 0.6
 
 
-def test_a_pushed_crop_keeps_its_size_and_begins_in_its_corner() -> None:
-    for corner, expected in {
-        None: (3, -4, 50, 66),
-        (0, 0): (0, 0, 50, 66),
-        (1, 0): (10, 0, 50, 66),
-        (0, 1): (0, -26, 50, 66),
-        (1, 1): (10, -26, 50, 66),
-    }.items():
-        crop = JitteredCrop(input_hw=HW, jitter=0, resize=1, keep_aspect=False, fill=None, corner=corner)
-        crop._margins = lambda hw: np.array([3.0, 7.0, -4.0, -22.0])
-        assert crop._rectangle((40, 60)) == expected
-
-
 def test_a_box_runs_on_into_the_next_tile_unless_bound() -> None:
     """Darknet measures the empty margin of a shrunken image too wide, moves the window too far, and the box stays."""
     empty = noise_sample(0, hw=HW, objects=0)

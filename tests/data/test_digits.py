@@ -85,9 +85,9 @@ def test_a_folder_that_takes_no_files_is_a_sentence(tmp_path: Path) -> None:
         make_digits(tmp_path / "file" / "digits", counts=COUNTS)
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="has other files"):
         make_digits(tmp_path, counts=COUNTS)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

@@ -132,7 +132,7 @@ def test_a_folder_may_hold_both(tmp_path: Path):
         ("gone", "no such image, folder or video"),
         ("empty", "holds no image"),
         ("gone*.png", "holds no image"),
-        ("notes.txt", "neither an image nor a video by its ending"),
+        ("notes.txt", "its suffix is neither that of an image nor that of a video"),
         ("broken.mp4", "cannot be opened as a video"),
     ],
 )

@@ -11,22 +11,28 @@ import torch
 
 from data.augment import AugmentOptions
 from data.image_set import ImageSet, pack
-from data.loader import Loader, TrainBatchSampler, TrainLoader, make_eval_loader, make_train_loader, rect_hw
+from data.loader import (
+    InputLayout,
+    InputSizes,
+    Loader,
+    TrainBatchSampler,
+    TrainLoader,
+    make_eval_loader,
+    make_train_loader,
+    rect_hw,
+)
 from data.problems import Problems
 from tests.data.sets import noise_image_set
 from utils.errors import UserError
 from utils.structures import Batch
 
+LETTERBOX = InputLayout((64, 64), letterbox=True)
 
-def loader(image_set: ImageSet, workers: int = 0, **knobs: object) -> TrainLoader:
-    settings = {
-        "batch_size": 3,
-        "input_hw": (64, 64),
-        "multi_scale": 1.4,
-        "augment": AugmentOptions(),
-        "seed": 1,
-    }
-    return make_train_loader(image_set, workers=workers, **(settings | knobs))  # type: ignore[arg-type]
+
+def loader(image_set: ImageSet, workers: int = 0, *, multi_scale: float = 1.4, **knobs: object) -> TrainLoader:
+    settings = {"batch_size": 3, "augment": AugmentOptions(), "seed": 1}
+    sizes = InputSizes((64, 64), multi_scale)
+    return make_train_loader(image_set, sizes, workers=workers, **(settings | knobs))  # type: ignore[arg-type]
 
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
@@ -76,7 +82,7 @@ def test_a_killed_worker_changes_no_batch(noise_set: ImageSet, kind: str, caplog
     def made(workers: int) -> Loader:
         if kind == "train":
             return loader(noise_set, workers, batch_size=2)
-        return make_eval_loader(noise_set, batch_size=2, input_hw=(64, 64), letterbox=True, workers=workers)
+        return make_eval_loader(noise_set, LETTERBOX, batch_size=2, workers=workers)
 
     helped, batches = made(2), []
     with caplog.at_level(logging.WARNING):
@@ -86,7 +92,7 @@ def test_a_killed_worker_changes_no_batch(noise_set: ImageSet, kind: str, caplog
                 os.kill(helped.worker_pids[1], signal.SIGKILL)
     assert same(batches, list(made(0)))
     assert [record.getMessage() for record in caplog.records] == [
-        "a worker that loads images died (SIGKILL), another takes its place"
+        "a worker that loads images died (SIGKILL), another one replaces it"
     ]
 
 
@@ -125,7 +131,7 @@ def test_an_error_comes_through_the_thread_that_pins(tmp_path: Path, monkeypatch
         list(loader(image_set, 1))
 
 
-def test_loading_leaves_the_global_stream_of_torch_alone(noise_set: ImageSet) -> None:
+def test_loading_does_not_use_the_global_generator_of_torch(noise_set: ImageSet) -> None:
     before = torch.get_rng_state()
     assert len(list(loader(noise_set))) == 3
     assert torch.equal(torch.get_rng_state(), before)
@@ -143,8 +149,11 @@ def test_empty_images_make_a_batch(tmp_path: Path) -> None:
     assert (len(batch), len(batch.targets)) == (1, 0)
 
 
+WIDE = InputSizes((128, 192), 1.4)
+
+
 def keys(images: int = 1000, **knobs: object) -> TrainBatchSampler:
-    settings = {"batch_size": 4, "input_hw": (128, 192), "multi_scale": 1.4, "seed": 0}
+    settings = {"batch_size": 4, "sizes": WIDE, "seed": 0}
     return TrainBatchSampler(images, **(settings | knobs))  # type: ignore[arg-type]
 
 
@@ -175,17 +184,17 @@ def test_input_sizes_change_every_ten_batches_within_their_bounds() -> None:
     assert all(len(set(ten)) == 1 for ten in tens)
     assert {height for height, _ in sizes} == {96, 128, 160}
     assert {width for _, width in sizes} == {160, 192, 224, 256}
-    assert (sampler.smallest_hw(), sampler.largest_hw()) == ((96, 160), (160, 256))
+    assert (WIDE.smallest, WIDE.largest) == ((96, 160), (160, 256))
 
 
 def test_input_sizes_of_deeper_networks_change_in_larger_steps() -> None:
-    sizes = {key.input_hw for batch in keys(input_hw=(256, 256), step_px=64) for key in batch}
+    sizes = {key.input_hw for batch in keys(sizes=InputSizes((256, 256), 1.4, step_px=64)) for key in batch}
     assert sizes == {(192, 192), (256, 256), (320, 320)}
 
 
 def test_without_multi_scale_the_size_stays() -> None:
-    assert {key.input_hw for batch in keys(multi_scale=1.0) for key in batch} == {(128, 192)}
-    assert keys(multi_scale=1.0, input_hw=(112, 80)).smallest_hw() == (112, 80)  # no multiples of 32
+    assert {key.input_hw for batch in keys(sizes=InputSizes((128, 192))) for key in batch} == {(128, 192)}
+    assert InputSizes((112, 80)).smallest == (112, 80)  # no multiples of 32
 
 
 def test_ranks_share_each_batch_of_one_rank(noise_set: ImageSet) -> None:
@@ -201,22 +210,20 @@ def test_ranks_share_each_batch_of_one_rank(noise_set: ImageSet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "batch_size", "said"),
+    ("images", "batch_size", "message"),
     [
         (11, 4, "a batch of 4 images is not divisible by the 3 ranks"),
         (5, 6, "a batch of 5 images, all that the 5 images of the set allow, is not divisible by the 3 ranks"),
     ],
 )
-def test_a_batch_that_ranks_cannot_share(images: int, batch_size: int, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_batch_that_ranks_cannot_share(images: int, batch_size: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         keys(images, batch_size=batch_size, ranks=3)
 
 
 def test_ranks_evaluate_each_image_once(noise_set: ImageSet) -> None:
     def ids(rank: int, ranks: int) -> list[int]:
-        share = make_eval_loader(
-            noise_set, batch_size=2, input_hw=(64, 64), letterbox=True, workers=0, rank=rank, ranks=ranks
-        )
+        share = make_eval_loader(noise_set, LETTERBOX, batch_size=2, workers=0, rank=rank, ranks=ranks)
         batches = list(share)
         assert len(share) == len(batches)
         return [image_id for batch in batches for image_id in batch.image_ids]
@@ -239,7 +246,7 @@ def mixed_set(folder: Path) -> ImageSet:
 def test_rectangular_batches_are_the_square_ones_with_less_grey(tmp_path: Path) -> None:
     image_set = mixed_set(tmp_path)
     square, rect = (
-        make_eval_loader(image_set, batch_size=5, input_hw=(128, 128), letterbox=True, workers=0, rect=rect)
+        make_eval_loader(image_set, InputLayout((128, 128), True, rect=rect), batch_size=5, workers=0)
         for rect in (False, True)
     )
     whole = {batch.image_ids[i]: (batch.images[i], batch.placements[i]) for batch in square for i in range(len(batch))}
@@ -267,9 +274,9 @@ def test_a_rectangle_reaches_from_the_input_to_the_images() -> None:
     assert rect_hw(np.array([[410, 640]]), (512, 512), 64) == (384, 512)
 
 
-def test_stretched_images_are_never_in_rectangular_batches(noise_set: ImageSet) -> None:
+def test_stretched_images_are_never_in_rectangular_batches() -> None:
     with pytest.raises(UserError, match="for letterboxed images"):
-        make_eval_loader(noise_set, batch_size=4, input_hw=(64, 64), letterbox=False, workers=0, rect=True)
+        InputLayout((64, 64), letterbox=False, rect=True)
 
 
 @pytest.mark.parametrize("knob", [{"batch_size": 0}, {"workers": -1}, {"multi_scale": 0.5}])
@@ -280,7 +287,7 @@ def test_impossible_settings(noise_set: ImageSet, knob: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_goes_through_the_set_in_order(noise_set: ImageSet, workers: int) -> None:
-    batches = list(make_eval_loader(noise_set, batch_size=4, input_hw=(64, 64), letterbox=True, workers=workers))
+    batches = list(make_eval_loader(noise_set, LETTERBOX, batch_size=4, workers=workers))
     assert [len(batch) for batch in batches] == [4, 4, 3]
     assert tuple(image_id for batch in batches for image_id in batch.image_ids) == noise_set.image_ids
     assert sum(len(batch.targets) for batch in batches) == len(noise_set.boxes)

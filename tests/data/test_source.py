@@ -3,10 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.source import open_image_set
-from tests.data.sets import SCENES, Scene, write_coco, write_darknet, write_voc
+import data.source
+from data.image_set import ImageSet, Record, pack
+from data.problems import Problems
+from data.source import open_image_set, splits_of
+from tests.data.sets import SCENES, Scene, write_coco, write_darknet, write_image, write_voc
 from utils.errors import UserError
 
+NO_OBJECT = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "is_crowd": np.zeros(0, bool)}
 WRITERS = {"coco": write_coco, "voc": write_voc, "darknet": write_darknet}
 
 
@@ -35,15 +39,15 @@ def test_every_format_gives_the_same_records(tmp_path: Path, style: str) -> None
 @pytest.mark.parametrize("style", WRITERS)
 def test_ground_truth_names_the_same_objects(tmp_path: Path, style: str) -> None:
     image_set = open_image_set(root_of(WRITERS[style](tmp_path / "set", "train")), "train")
-    truth = image_set.ground_truth()
-    assert [image["id"] for image in truth["images"]] == list(image_set.image_ids)
-    assert {(image["file_name"], image["height"], image["width"]) for image in truth["images"]} == {
+    ground_truth = image_set.ground_truth()
+    assert [image["id"] for image in ground_truth["images"]] == list(image_set.image_ids)
+    assert {(image["file_name"], image["height"], image["width"]) for image in ground_truth["images"]} == {
         (f"{scene.stem}.png", *scene.hw) for scene in SCENES
     }
-    names = {category["id"]: category["name"] for category in truth["categories"]}
-    found = sorted((names[each["category_id"]], *np.round(each["bbox"], 3)) for each in truth["annotations"])
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    found = sorted((names[each["category_id"]], *np.round(each["bbox"], 3)) for each in ground_truth["annotations"])
     assert found == [("cat", 8, 6, 32, 24), ("dog", 16, 15, 16, 30), ("owl", 40, 12, 40, 48)]
-    assert [each["id"] for each in truth["annotations"]] == [1, 2, 3]
+    assert [each["id"] for each in ground_truth["annotations"]] == [1, 2, 3]
     assert names == dict(zip(image_set.category_ids, image_set.class_names, strict=True))
 
 
@@ -76,6 +80,38 @@ def test_images_in_two_splits_are_counted(tmp_path: Path, style: str) -> None:
 def test_a_lone_json_shares_all_its_images(tmp_path: Path) -> None:
     file = write_coco(tmp_path, "train").rename(tmp_path / "train" / "labels.json")
     assert open_image_set(file, "train").shares_images_with(open_image_set(file, "val")) == 3
+
+
+class Folder:
+    """A format of one file: the sub-folders are the splits, their images have no objects."""
+
+    EXPECTED = "a folder of folders of .bmp images"
+
+    def holds(self, path: Path) -> bool:
+        return any(path.glob("*/*.bmp"))
+
+    def splits(self, path: Path) -> tuple[str, ...]:
+        return tuple(sorted(folder.name for folder in path.iterdir()))
+
+    def has_split(self, path: Path, split: str) -> bool:
+        return split in self.splits(path)
+
+    def read(self, path: Path, split: str) -> ImageSet:
+        images = sorted((path / split).glob("*.bmp"))
+        records = [Record(path=str(image), image_id=i, hw=(6, 8), **NO_OBJECT) for i, image in enumerate(images)]
+        names = {"name": path.name, "split": split, "class_names": ["a"], "category_ids": [1], "source": str(path)}
+        return pack(records, problems=Problems(), **names)  # type: ignore[arg-type]
+
+
+def test_a_format_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.source, "_FORMATS", (*data.source._FORMATS, Folder()))
+    write_image(tmp_path / "set" / "train" / "a.bmp", (6, 8))
+    assert splits_of(tmp_path / "set") == ("train",)
+    assert len(open_image_set(tmp_path / "set", "train")) == 1
+    with pytest.raises(UserError, match=r"has no split 'val'; it has train\."):
+        open_image_set(tmp_path / "set", "val")
+    with pytest.raises(UserError, match=r"a darknet \.data file or a folder of folders of \.bmp images"):
+        open_image_set(tmp_path, "train")
 
 
 def test_wrong_paths(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Workers answer in order, whatever happens to them. Requests and answers are plain values here."""
+"""Workers return results in order, whatever happens to them. Requests and results are plain values here."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from data.workers import Workers
 from utils.errors import UserError
@@ -22,8 +23,8 @@ from utils.errors import UserError
 FORK = multiprocessing.get_context("fork")
 
 
-def told(request: Any) -> Any:
-    """The number and who answered; an error for an error; a function is called first."""
+def echo(request: Any) -> Any:
+    """Return the request and this process's id; raise an error; call a function first."""
     if isinstance(request, Exception):
         raise request
     if callable(request):
@@ -43,15 +44,15 @@ def die(left: Path | None = None, by: int = signal.SIGKILL) -> str:
 
 @contextmanager
 def workers(count: int = 2) -> Iterator[Workers]:
-    made = Workers(told, count)
+    made = Workers(echo, count)
     try:
         yield made
     finally:
         made.stop()
 
 
-def answers(made: Workers, requests: Any) -> list[Any]:
-    return [answer for answer, _ in made.batches(requests)]  # type: ignore[misc]
+def results(made: Workers, requests: Any) -> list[Any]:
+    return [result for result, _ in made.batches(requests)]  # type: ignore[misc]
 
 
 def is_gone(pid: int) -> bool:
@@ -74,7 +75,7 @@ def test_answers_come_in_order_from_all_workers_again_and_again(count: int) -> N
     with workers(3) as made:
         for _ in range(2):
             got = list(made.batches(iter(range(count))))
-            assert [answer for answer, _ in got] == list(range(count))  # type: ignore[misc]
+            assert [result for result, _ in got] == list(range(count))  # type: ignore[misc]
             assert {pid for _, pid in got} == set(made.pids[:count])  # type: ignore[misc]
             assert os.getpid() not in made.pids
 
@@ -97,12 +98,12 @@ def test_an_iteration_left_early_leaves_nothing_to_the_next() -> None:
         assert made.pids == []
         older = made.batches(range(9))
         next(older)
-        assert answers(made, range(10, 15)) == [10, 11, 12, 13, 14]  # while somebody still holds the older one
+        assert results(made, range(10, 15)) == [10, 11, 12, 13, 14]  # while somebody still holds the older one
         newer = made.batches(range(3))
         next(newer)
         with pytest.raises(AssertionError, match="newer iteration"):
             next(older)
-        assert [answer for answer, _ in newer] == [1, 2]  # type: ignore[misc]
+        assert [result for result, _ in newer] == [1, 2]  # type: ignore[misc]
 
 
 def test_errors_are_raised_where_the_answer_was_due() -> None:
@@ -112,8 +113,8 @@ def test_errors_are_raised_where_the_answer_was_due() -> None:
         with pytest.raises(UserError, match=r"^no such image$"):
             next(batches)
         with pytest.raises(RuntimeError, match=r"raise request\nKeyError: 'x'"):
-            answers(made, [KeyError("x")])
-        assert answers(made, [4]) == [4]
+            results(made, [KeyError("x")])
+        assert results(made, [4]) == [4]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -124,7 +125,7 @@ def test_signals_to_the_whole_group_are_the_main_process_s(number: int) -> None:
         pids = made.pids
         for pid in pids:
             os.kill(pid, number)
-        assert [*got, *(answer for answer, _ in batches)] == list(range(12))  # type: ignore[misc]
+        assert [*got, *(result for result, _ in batches)] == list(range(12))  # type: ignore[misc]
         assert made.pids == pids
 
 
@@ -133,23 +134,46 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path, deaths: int, caplog: pyt
     for number in range(deaths):
         (tmp_path / str(number)).touch()
     with workers() as made, caplog.at_level(logging.WARNING):
-        assert answers(made, [0, 1, partial(die, tmp_path), 3, 4, 5, 6]) == [0, 1, "done", 3, 4, 5, 6]
+        assert results(made, [0, 1, partial(die, tmp_path), 3, 4, 5, 6]) == [0, 1, "done", 3, 4, 5, 6]
     assert len(caplog.records) == deaths
+
+
+class Dying(Dataset[int]):
+    """The request that the others are given as a function: kills its worker while the folder has a file."""
+
+    def __init__(self, left: Path) -> None:
+        self.left = left
+
+    def __getitem__(self, index: int) -> int:
+        if index == 2:
+            die(self.left)
+        return index
+
+
+def test_torchs_own_loader_loses_the_iteration_where_a_worker_dies(tmp_path: Path) -> None:
+    """Why Workers exists. If this fails, torch has learned to replace a worker, and Workers may go."""
+    (tmp_path / "0").touch()
+    loader = DataLoader(Dying(tmp_path), batch_size=None, sampler=range(7), num_workers=2, multiprocessing_context=FORK)
+    got = []
+    with pytest.raises(RuntimeError, match=r"is killed by signal|exited unexpectedly"):
+        for number in loader:
+            got.append(int(number))
+    assert len(got) < 7
 
 
 def test_a_worker_that_always_dies_is_an_error() -> None:
     with workers() as made:
         with pytest.raises(UserError, match=r"died 4 times in a row \(SIGALRM\)"):
-            answers(made, [0, partial(die, by=signal.SIGALRM), 2])
-        assert answers(made, [1]) == [1]
+            results(made, [0, partial(die, by=signal.SIGALRM), 2])
+        assert results(made, [1]) == [1]
 
 
 def test_a_worker_that_is_killed_between_two_iterations_is_replaced() -> None:
     with workers() as made:
-        assert answers(made, range(4)) == [0, 1, 2, 3]
+        assert results(made, range(4)) == [0, 1, 2, 3]
         for pid in made.pids:
             os.kill(pid, signal.SIGKILL)
-        assert answers(made, range(4)) == [0, 1, 2, 3]
+        assert results(made, range(4)) == [0, 1, 2, 3]
 
 
 def slow_start(pipe: Any) -> None:
@@ -161,7 +185,7 @@ def leave(pipe: Any, wait: bool, is_start_slow: bool = False) -> None:
     """A main process that ends, or is killed, in the middle of an iteration, or while its workers start."""
     if is_start_slow:
         gc.freeze = partial(slow_start, pipe)  # the first that a worker does
-    made = Workers(told, 3)
+    made = Workers(echo, 3)
     batches = made.batches(range(100))
     next(batches)
     pipe.send(made.pids)

@@ -80,7 +80,7 @@ def test_ap_is_darknets(facts: dict[str, Any], flags: dict[str, str], detector: 
 def test_results_are_darknets(facts: dict[str, Any], flags: dict[str, str], tmp_path: Path, capsys) -> None:
     given = [word for name, value in flags.items() for word in (f"--{name}", value)]
     ways = ["--resize", "darknet", "--metric", "darknet", "--max-detections", "100000", "--workers", "0"]
-    evaluate.main([*given, *ways, "--split", "val", "--run", str(tmp_path / "run")])
+    evaluate.main([*given, *ways, "--split", "val", "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
     assert "mAP@0.50 = 0.2029, area under the curve, mean of 3 classes" in said
     assert "darknet's AP is not COCO's AP50" in said

@@ -134,7 +134,7 @@ def test_the_true_gradient_is_another():
 
 def test_train_py_trains_with_darknets_loss(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
     flags = ["--data", str(scenes), "--cfg", toy_cfg, "--loss", "darknet", "--workers", "0", "--evals", "1"]
-    train.main([*flags, "--epochs", "8", "--run", str(tmp_path / "run")])
+    train.main([*flags, "--epochs", "8", "--out", str(tmp_path / "run")])
     with (tmp_path / "run" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     losses = [float(row["loss"]) for row in rows]
@@ -144,6 +144,6 @@ def test_train_py_trains_with_darknets_loss(scenes: Path, toy_cfg: str, tmp_path
 
 
 def test_the_gain_of_the_other_loss_is_refused_before_training(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
-    flags = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--run", str(tmp_path / "run")]
+    flags = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--out", str(tmp_path / "run")]
     with pytest.raises(UserError, match="--box-gain is read by --loss autograd"):
         train.main([*flags, "--loss", "darknet", "--box-gain", "8"])

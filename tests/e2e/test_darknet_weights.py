@@ -51,7 +51,7 @@ def test_training_from_a_partial_file_and_its_resume_without_it(flags, tmp_path,
     weights, cfg = darknets(tmp_path, TOY_CFG, layers=2)
     run = tmp_path / "run"
     start = ["--weights", weights, "--cfg", cfg, "--norm", "cmbn", "--norm-momentum", "0.001"]
-    train.main([*flags, *start, "--epochs", "1", "--run", str(run)])
+    train.main([*flags, *start, "--epochs", "1", "--out", str(run)])
     assert line_of(capsys.readouterr().out, "weights ") == (
         f"weights   {weights}: loaded 2 of 3 convolutions, 0 bytes left; the file ends before layer 2 [convolutional] "
         f"({cfg}:{TOY_CFG.splitlines().index('filters=45')}): it and all after it start fresh"
@@ -74,7 +74,7 @@ def test_training_from_a_partial_file_and_its_resume_without_it(flags, tmp_path,
 def test_training_for_other_classes_takes_all_but_the_heads(flags, tmp_path, capsys, norm, also):
     weights, cfg = darknets(tmp_path, TOY_OF_THREE)
     start = ["--weights", weights, "--cfg", cfg, "--norm", norm, "--max-steps", "1"]
-    train.main([*flags, *start, "--run", str(tmp_path / "run")])
+    train.main([*flags, *start, "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
     assert f"classes   10 in the data, 3 in {cfg}: the heads are re-sized" in said
     assert line_of(said, "weights ").startswith(
@@ -97,7 +97,7 @@ def exported(scenes: Path, toy_cfg: str, tmp_path_factory: pytest.TempPathFactor
     """best.pt of a short training, and best.weights, best.cfg and best.names made of it."""
     folder = tmp_path_factory.mktemp("exported")
     flags = ["--data", str(scenes), "--cfg", toy_cfg, "--norm", "cmbn", "--epochs", "2", "--workers", "0"]
-    train.main([*flags, "--weight-centralization", "--run", str(folder / "run")])
+    train.main([*flags, "--weight-centralization", "--out", str(folder / "run")])
     (folder / "best.pt").write_bytes((folder / "run" / "best.pt").read_bytes())
     weights_main(["convert", str(folder / "best.pt"), str(folder / "best.weights")])
     return folder
@@ -110,7 +110,7 @@ def test_the_same_is_found_with_darknets_files(exported, scenes, tmp_path, capsy
     for name, given in (("ours", ["--weights", f"{best}.pt"]), ("darknet", darknet)):
         capsys.readouterr()
         run = tmp_path / name
-        detect.main([*given, str(scenes / "val"), "--confidence", "0.002", "--save-json", "--run", str(run)])
+        detect.main([*given, str(scenes / "val"), "--confidence", "0.002", "--save-json", "--out", str(run)])
         found[name] = json.loads((run / "detections.json").read_text())
     said = capsys.readouterr().out.splitlines()
     assert said[:2] == [
@@ -130,7 +130,7 @@ def test_the_same_is_measured_and_recalibrated(exported, scenes, tmp_path, capsy
     darknet = ["--weights", f"{best}.weights", "--cfg", f"{best}.cfg", "--names", f"{best}.names"]
     table = {}
     for name, given in (("ours", ["--weights", f"{best}.pt"]), ("darknet", darknet)):
-        evaluate.main([*given, "--data", str(scenes), "--workers", "0", "--run", str(tmp_path / name)])
+        evaluate.main([*given, "--data", str(scenes), "--workers", "0", "--out", str(tmp_path / name)])
         table[name] = json.loads((tmp_path / name / "metrics.json").read_text())
     assert table["ours"] == pytest.approx(table["darknet"], abs=1e-3)
     assert f"names     of {best}.names\n" in capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_the_same_is_measured_and_recalibrated(exported, scenes, tmp_path, capsy
         "--recalibrate-images",
         "4",
         "--norm-report",
-        "--run",
+        "--out",
         str(tmp_path / "more"),
     ]
     evaluate.main([*darknet, "--data", str(scenes), "--workers", "0", *more])
@@ -196,7 +196,7 @@ def test_refusals(page, given, sentence, exported, scenes, tmp_path, monkeypatch
     (tmp_path / "two.names").write_text("a\nb\n")
     (tmp_path / "best.pt").write_bytes((exported / "best.pt").read_bytes())
     data = [str(scenes / "val")] if page is detect else ["--data", str(scenes), "--workers", "0"]
-    monkeypatch.setattr(sys, "argv", [f"{page.__name__}.py", *data, *given, "--run", str(tmp_path / "run")])
+    monkeypatch.setattr(sys, "argv", [f"{page.__name__}.py", *data, *given, "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as ended:
         run_page(page.main, CfgError)
     assert ended.value.code == 2

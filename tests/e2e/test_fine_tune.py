@@ -51,16 +51,16 @@ def test_frozen_layers_are_those_of_the_start_and_the_run_goes_on_to_the_bit(
     start = ["--data", str(scenes), "--cfg", toy_cfg, "--weights", str(other_classes), "--norm", "cmbn", *FLAGS]
     tuning = ["--freeze", "1", "--backbone-rate", "0.1", "--lr-policy", "constant", "--ema-decay", "0.5"]
     runs = {name: tmp_path / name for name in ("whole", "halves")}
-    train.main([*start, *tuning, "--epochs", "2", "--run", str(runs["whole"])])
+    train.main([*start, *tuning, "--epochs", "2", "--out", str(runs["whole"])])
     said = capsys.readouterr().out
     assert "0 start fresh; 0 of 10 classes are known by name, the heads' rows of the others start fresh" in said
-    assert "freeze    layers 0 to 0, with the statistics of their norms: " in said
+    assert "freeze    layers 0 to 0, with their norm statistics: " in said
     final, before = weights_in(runs["whole"] / "last.pt"), weights_in(other_classes)
     for name, tensor in final.items():
         same = tensor.shape == before[name].shape and torch.equal(tensor, before[name])
         assert same == name.startswith(FROZEN), name
 
-    train.main([*start, *tuning, "--epochs", "1", "--run", str(runs["halves"])])
+    train.main([*start, *tuning, "--epochs", "1", "--out", str(runs["halves"])])
     train.main(["--resume", str(runs["halves"]), "--epochs", "2"])
     for name, tensor in weights_in(runs["halves"] / "last.pt").items():
         assert torch.equal(tensor, final[name]), name
@@ -72,7 +72,7 @@ def test_precise_statistics_are_not_for_frozen_layers(
     tmp_path: Path, scenes: Path, toy_cfg: str, other_classes: Path
 ) -> None:
     start = ["--data", str(scenes), "--cfg", toy_cfg, "--weights", str(other_classes), "--norm", "cmbn", *FLAGS]
-    train.main([*start, "--freeze", "1", "--precise-bn", "8", "--max-steps", "2", "--run", str(tmp_path / "run")])
+    train.main([*start, "--freeze", "1", "--precise-bn", "8", "--max-steps", "2", "--out", str(tmp_path / "run")])
     best, before = weights_in(tmp_path / "run" / "best.pt"), weights_in(other_classes)
     moved = {name for name, tensor in best.items() if "running_mean" in name and not torch.equal(tensor, before[name])}
     assert moved == {"layers.1.norm.running_mean"}
@@ -82,6 +82,6 @@ def test_without_weights_it_is_a_warning_and_all_layers_an_error(
     tmp_path: Path, scenes: Path, toy_cfg: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = ["--data", str(scenes), "--cfg", toy_cfg, "--norm", "bn", *FLAGS, "--max-steps", "1"]
-    with pytest.raises(UserError, match=r"^--freeze 3: none of the network's 4 layers is left to learn$"):
-        train.main([*start, "--freeze", "3", "--run", str(tmp_path / "run")])
+    with pytest.raises(UserError, match=r"^--freeze 3: none of the network's 4 layers is left to train$"):
+        train.main([*start, "--freeze", "3", "--out", str(tmp_path / "run")])
     assert "warning: without --weights the 3 frozen layers stay as random as they start" in capsys.readouterr().out

@@ -35,7 +35,7 @@ def page(root: Path, name: str, *flags: str) -> subprocess.CompletedProcess[str]
 def test_train_evaluate_detect(root: Path, scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = ("--data", str(scenes), "--cfg", toy_cfg, "--norm", "cmbn", "--epochs", "2", "--workers", "1")
-    said = page(root, "train.py", *flags, "--run", str(run)).stdout
+    said = page(root, "train.py", *flags, "--out", str(run)).stdout
     assert "Average Precision  (AP) @[ IoU=0.50:0.95" in said
     for name in ("settings.json", "results.csv", "best.pt", "last.pt", "tensorboard"):
         assert (run / name).exists(), name
@@ -45,13 +45,13 @@ def test_train_evaluate_detect(root: Path, scenes: Path, toy_cfg: str, tmp_path:
 
     report = tmp_path / "report"
     weights = str(run / "best.pt")
-    page(root, "evaluate.py", "--weights", weights, "--data", str(scenes), "--run", str(report), "--workers", "0")
+    page(root, "evaluate.py", "--weights", weights, "--data", str(scenes), "--out", str(report), "--workers", "0")
     stats = json.loads((report / "metrics.json").read_text())
     by_hand = coco_by_hand(scenes / "annotations" / "instances_val.json", report / "detections.json")
     assert list(stats.values()) == pytest.approx(by_hand, abs=1e-12)
 
     found = tmp_path / "found"
-    extras = ("--save-json", "--save-txt", "--save-crops", "--confidence", "0.01", "--run", str(found))
+    extras = ("--save-json", "--save-txt", "--save-crops", "--confidence", "0.01", "--out", str(found))
     said = page(root, "detect.py", "--weights", weights, *extras, str(scenes / "val")).stdout
     assert len(list(found.glob("*.png"))) == len(list((found / "labels").glob("*.txt"))) == 8
     rows = json.loads((found / "detections.json").read_text())
@@ -84,8 +84,8 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--norm", norm, "--workers", "0", "--evals", "1"]
     common += ["--norm-burn-in-steps", "2"] if norm == "cbn" else []
     common += ["--ema-decay", "0.9"]  # by default it depends on the length of the run, and so would the weights
-    train.main([*common, "--epochs", "3", "--run", str(tmp_path / "whole")])
-    train.main([*common, *stop, "--run", str(tmp_path / "parts")])
+    train.main([*common, "--epochs", "3", "--out", str(tmp_path / "whole")])
+    train.main([*common, *stop, "--out", str(tmp_path / "parts")])
     train.main(["--resume", str(tmp_path / "parts"), "--epochs", "3", "--workers", "0"])
     whole, parts = (read_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts"))
     assert parts["training"]["step"] == whole["training"]["step"] == 12
@@ -112,7 +112,7 @@ def test_of_equally_good_weights_the_later_are_kept(scenes: Path, toy_cfg: str, 
     monkeypatch.setattr(Evaluator, "measure", lambda *_, **__: SimpleNamespace(AP=0.0, AP50=0.0))
     monkeypatch.setattr(train, "finish", lambda *_, **__: None)
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu"]
-    train.train(open_run(parse_job([*common, "--epochs", "3", "--evals", "3", "--run", str(tmp_path / "run")])))
+    train.train(open_run(parse_job([*common, "--epochs", "3", "--evals", "3", "--out", str(tmp_path / "run")])))
     assert read_checkpoint(tmp_path / "run" / "best.pt")["step"] == 12
 
 
@@ -123,7 +123,7 @@ def test_a_run_that_is_told_to_end_before_its_first_evaluation_is_measured(
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--save-minutes", "0"]
     with pytest.raises(Stopped):
         train.train(
-            open_run(parse_job([*common, "--epochs", "50", "--evals", "1", "--run", str(run)])), StopAfter(steps=5)
+            open_run(parse_job([*common, "--epochs", "50", "--evals", "1", "--out", str(run)])), StopAfter(steps=5)
         )
     assert read_checkpoint(run / "last.pt")["epochs_done"] == 1 and not (run / "best.pt").exists()
     train.main(["--resume", str(run), "--epochs", "1", "--workers", "0"])
@@ -137,7 +137,7 @@ def test_a_norm_that_never_begins_is_said(
     scenes: Path, toy_cfg: str, tmp_path: Path, capsys, burn_in: str, is_warned: bool
 ) -> None:
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--max-steps", "4"]
-    train.main([*common, "--norm", "cbn", "--norm-burn-in-steps", burn_in, "--run", str(tmp_path / "run")])
+    train.main([*common, "--norm", "cbn", "--norm-burn-in-steps", burn_in, "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
     assert "schedule  4 steps: constant from 0.005" in said
     assert ("warning: --norm-burn-in-steps 4 is all of it: cbn is plain batch norm here" in said) == is_warned
@@ -155,7 +155,7 @@ def test_two_images_can_be_learnt_by_heart(toy_cfg: str, tmp_path: Path) -> None
     speed = ["--epochs", "400", "--batch-size", "2", "--subdivisions", "2", "--evals", "1", "--weight-decay", "0"]
     # With the cfg's rate, 0.005, which is for batches of 16, the boxes end well or less well by chance.
     rate = ["--burn-in-steps", "10", "--learning-rate", "0.002"]
-    train.main([*flags, *still, *speed, *rate, "--run", str(tmp_path / "run")])
+    train.main([*flags, *still, *speed, *rate, "--out", str(tmp_path / "run")])
     rows = (tmp_path / "run" / "results.csv").read_text().splitlines()
     losses = [float(row.split(",")[3]) for row in rows[1:]]
     assert losses[-1] < 0.01 * losses[0]
@@ -166,9 +166,9 @@ def test_two_images_can_be_learnt_by_heart(toy_cfg: str, tmp_path: Path) -> None
 
 def test_fine_tuning_takes_over_network_and_norm(scenes: Path, toy_cfg: str, tmp_path: Path, capsys) -> None:
     common = ["--data", str(scenes), "--workers", "0", "--epochs", "1"]
-    train.main([*common, "--cfg", toy_cfg, "--norm", "gn", "--run", str(tmp_path / "first")])
+    train.main([*common, "--cfg", toy_cfg, "--norm", "gn", "--out", str(tmp_path / "first")])
     capsys.readouterr()
-    train.main([*common, "--weights", str(tmp_path / "first" / "best.pt"), "--run", str(tmp_path / "second")])
+    train.main([*common, "--weights", str(tmp_path / "first" / "best.pt"), "--out", str(tmp_path / "second")])
     said = capsys.readouterr().out
     assert "0 start fresh" in said
     settings = json.loads((tmp_path / "second" / "settings.json").read_text())
@@ -209,7 +209,7 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     ],
 )
 def test_bad_flags(capsys, monkeypatch, tmp_path, scenes, flags: list[str], sentence: str) -> None:
-    given = [] if "--resume" in flags else ["--run", str(tmp_path / "run"), "--workers", "0"]
+    given = [] if "--resume" in flags else ["--out", str(tmp_path / "run"), "--workers", "0"]
     given += [] if {"--data", "--resume"} & set(flags) else ["--data", str(scenes)]
     assert sentence in refused(capsys, monkeypatch, *given, *flags)
 
@@ -228,13 +228,13 @@ def test_an_empty_data_set(capsys, monkeypatch, tmp_path) -> None:
 
 def test_an_existing_run_is_not_overwritten(capsys, monkeypatch, tmp_path, scenes) -> None:
     (tmp_path / "precious.pt").write_text("weights")
-    assert "--resume" in refused(capsys, monkeypatch, "--data", str(scenes), "--run", str(tmp_path))
+    assert "--resume" in refused(capsys, monkeypatch, "--data", str(scenes), "--out", str(tmp_path))
     assert (tmp_path / "precious.pt").read_text() == "weights"
 
 
 def test_a_diverging_loss_stops_with_the_images_named(capsys, monkeypatch, tmp_path, scenes, toy_cfg) -> None:
     flags = ["--data", str(scenes), "--cfg", toy_cfg, "--learning-rate", "1e12", "--workers", "0"]
-    said = refused(capsys, monkeypatch, *flags, "--run", str(tmp_path / "run"))
+    said = refused(capsys, monkeypatch, *flags, "--out", str(tmp_path / "run"))
     assert re.search(r"error: step \d: the (output|gradient|weights|loss) .* not finite .*000000.png", said), said
 
 
@@ -245,7 +245,7 @@ def test_a_diverging_loss_stops_with_the_images_named(capsys, monkeypatch, tmp_p
 def test_yolov4_trains_a_step_and_evaluates_at_608(tmp_path: Path) -> None:
     scenes = make_digits(tmp_path / "one", counts={"train": 1, "val": 1})
     flags = ["--data", str(scenes), "--cfg", "yolov4", "--norm", "cmbn", "--batch-size", "1", "--subdivisions", "1"]
-    train.main([*flags, "--epochs", "1", "--workers", "0", "--burn-in-steps", "0", "--run", str(tmp_path / "run")])
+    train.main([*flags, "--epochs", "1", "--workers", "0", "--burn-in-steps", "0", "--out", str(tmp_path / "run")])
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert settings["total_steps"] == 1
     assert read_checkpoint(tmp_path / "run" / "last.pt")["input_hw"] == [608, 608]
@@ -254,6 +254,6 @@ def test_yolov4_trains_a_step_and_evaluates_at_608(tmp_path: Path) -> None:
 
 def test_steps_end_a_run_in_the_middle_of_an_epoch(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
     flags = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--multi-scale", "1.5"]
-    train.main([*flags, "--max-steps", "6", "--run", str(tmp_path / "run")])
+    train.main([*flags, "--max-steps", "6", "--out", str(tmp_path / "run")])
     checkpoint = read_checkpoint(tmp_path / "run" / "last.pt")
     assert checkpoint["training"]["step"] == checkpoint["step"] == 6

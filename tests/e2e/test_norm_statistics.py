@@ -35,7 +35,7 @@ def trained(scenes: Path, toy_cfg: str, tmp_path_factory: pytest.TempPathFactory
     """best.pt of a short training with cmbn, 2 images at a time in batches of 4."""
     run = tmp_path_factory.mktemp("trained") / "run"
     flags = ["--data", str(scenes), "--cfg", toy_cfg, "--norm", "cmbn", "--epochs", "2", "--workers", "0"]
-    train.main([*flags, "--run", str(run)])
+    train.main([*flags, "--out", str(run)])
     return run / "best.pt"
 
 
@@ -54,9 +54,9 @@ def differing(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) ->
 
 def test_precise_statistics_replace_those_of_the_best_weights(flags, tmp_path, capsys):
     plain, precise = tmp_path / "plain", tmp_path / "precise"
-    train.main([*flags, "--norm", "cmbn", "--epochs", "2", "--run", str(plain)])
+    train.main([*flags, "--norm", "cmbn", "--epochs", "2", "--out", str(plain)])
     capsys.readouterr()
-    train.main([*flags, "--norm", "cmbn", "--epochs", "2", "--precise-bn", "6", "--run", str(precise)])
+    train.main([*flags, "--norm", "cmbn", "--epochs", "2", "--precise-bn", "6", "--out", str(precise)])
     said = capsys.readouterr().out
     changed = differing(weights_of(plain / "best.pt"), weights_of(precise / "best.pt"))
     assert changed == {"running_mean", "running_var"}
@@ -75,7 +75,7 @@ def test_precise_statistics_replace_those_of_the_best_weights(flags, tmp_path, c
 def test_statistics_frozen_from_the_start_stay_as_loaded(flags, trained, tmp_path, norm):
     run = tmp_path / "run"
     start = ["--weights", str(trained), "--norm", norm, "--norm-eval", "--epochs", "1"]
-    train.main([*flags, *start, "--run", str(run)])
+    train.main([*flags, *start, "--out", str(run)])
     content = read_checkpoint(run / "last.pt")
     before, after = weights_of(trained), content["training"]["network"]
     assert differing(before, after) == {"weight", "bias"}
@@ -88,7 +88,7 @@ def test_statistics_frozen_in_the_middle_survive_a_resume(flags, tmp_path, monke
     """Frozen from step 5 of 12; interrupted in step 10, resumed at step 8."""
     common = [*flags, "--norm", "cmbn", "--epochs", "3", "--evals", "3", "--ema-decay", "0.9"]
     common += ["--norm-freeze-after", "0.4", "--learning-rate", "0.0005"]
-    train.main([*common, "--run", str(tmp_path / "whole")])
+    train.main([*common, "--out", str(tmp_path / "whole")])
     gradients, stop = TrainStep.gradients, 9
 
     def interrupted(step: TrainStep, batch: Batch) -> torch.Tensor:
@@ -98,7 +98,7 @@ def test_statistics_frozen_in_the_middle_survive_a_resume(flags, tmp_path, monke
 
     monkeypatch.setattr(TrainStep, "gradients", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train.main([*common, "--run", str(tmp_path / "parts")])
+        train.main([*common, "--out", str(tmp_path / "parts")])
     monkeypatch.undo()
     half_way = read_checkpoint(tmp_path / "parts" / "last.pt")
     assert half_way["step"] == 8
@@ -113,17 +113,17 @@ def test_statistics_frozen_in_the_middle_survive_a_resume(flags, tmp_path, monke
 
 @pytest.mark.parametrize("after", ["cbn", "mabn", "bn"])
 def test_another_norm_takes_over(flags, trained, tmp_path, capsys, after):
-    train.main([*flags, "--weights", str(trained), "--norm", after, "--max-steps", "2", "--run", str(tmp_path / "run")])
+    train.main([*flags, "--weights", str(trained), "--norm", after, "--max-steps", "2", "--out", str(tmp_path / "run")])
     assert "5 layers from" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["norm"] == after
 
 
 def test_what_the_norm_sees_is_announced(flags, tmp_path, capsys):
-    train.main([*flags, "--norm", "bn", "--max-steps", "1", "--run", str(tmp_path / "bn")])
+    train.main([*flags, "--norm", "bn", "--max-steps", "1", "--out", str(tmp_path / "bn")])
     said = capsys.readouterr().out
     assert "\nnorm      bn: mini-batches of 2 images, statistics of 2\n" in said
     assert "\nwarning: bn normalizes by the statistics of 2 images, fewer than 8: --norm cmbn pools" in said
-    train.main([*flags, "--norm", "cmbn", "--max-steps", "1", "--run", str(tmp_path / "cmbn")])
+    train.main([*flags, "--norm", "cmbn", "--max-steps", "1", "--out", str(tmp_path / "cmbn")])
     said = capsys.readouterr().out
     assert "\nnorm      cmbn (weights): mini-batches of 2 images, statistics of up to 4\n" in said
     assert "\nwarning: cmbn normalizes by the statistics of 4 images, fewer than 8: --norm cbn" in said
@@ -142,8 +142,8 @@ def test_one_value_per_channel_is_said_before_the_first_step(tmp_path, scenes, i
     flags = ["--data", str(scenes), "--cfg", str(tmp_path / "deep.cfg"), "--workers", "0", "--max-steps", "1"]
     cut = ["--batch-size", batch[0], "--subdivisions", batch[1], "--multi-scale", factor]
     with pytest.raises(UserError, match=r"deep\.cfg:17: layer 1 has one value per channel .* at 32x32 px"):
-        train.main([*flags, *cut, "--norm", "bn", "--run", str(tmp_path / "bn")])
-    train.main([*flags, *cut, "--norm", "ln", "--run", str(tmp_path / "ln")])
+        train.main([*flags, *cut, "--norm", "bn", "--out", str(tmp_path / "bn")])
+    train.main([*flags, *cut, "--norm", "ln", "--out", str(tmp_path / "ln")])
 
 
 def train_on_one(scenes: Path, copy: Path) -> Path:
@@ -165,7 +165,7 @@ def train_on_one(scenes: Path, copy: Path) -> Path:
 
 def test_recalibrated_on_another_data_set(scenes, trained, tmp_path, capsys):
     report = tmp_path / "report"
-    flags = ["--weights", str(trained), "--data", str(scenes), "--workers", "0", "--run", str(report)]
+    flags = ["--weights", str(trained), "--data", str(scenes), "--workers", "0", "--out", str(report)]
     evaluate.main([*flags, "--recalibrate-on", str(scenes), "--recalibrate-images", "5", "--image-size", "96"])
     line = capsys.readouterr().out.splitlines()[-1]
     assert re.fullmatch(
@@ -177,7 +177,7 @@ def test_recalibrated_on_another_data_set(scenes, trained, tmp_path, capsys):
     assert differing(before["weights"], after["weights"]) == {"running_mean", "running_var"}
     assert after["input_hw"] == [96, 96]
     assert {name for name in before if name not in ("weights", "input_hw")} == after.keys() - {"weights", "input_hw"}
-    detect.main(["--weights", str(report / "recalibrated.pt"), str(scenes / "val"), "--run", str(tmp_path / "found")])
+    detect.main(["--weights", str(report / "recalibrated.pt"), str(scenes / "val"), "--out", str(tmp_path / "found")])
     assert "8 images annotated" in capsys.readouterr().out
 
 
@@ -190,7 +190,7 @@ def test_statistics_of_each_batch_depend_on_its_size(scenes, trained, tmp_path):
         "batch": ["--norm-stats", "batch"],
         "batch by one": ["--norm-stats", "batch", "--batch-size", "1"],
     }.items():
-        flags = ["--weights", str(trained), "--data", str(scenes), "--workers", "0", "--run", str(tmp_path / name)]
+        flags = ["--weights", str(trained), "--data", str(scenes), "--workers", "0", "--out", str(tmp_path / name)]
         evaluate.main([*flags, *extra])
         found[name] = scores(tmp_path / name)
     assert found["population by one"] == pytest.approx(found["population"], abs=1e-4)
@@ -205,7 +205,7 @@ def scores(folder: Path) -> list[float]:
 
 
 def test_the_norm_report(scenes, trained, tmp_path, capsys):
-    flags = ["--weights", str(trained), "--data", str(scenes), "--workers", "0", "--run", str(tmp_path / "report")]
+    flags = ["--weights", str(trained), "--data", str(scenes), "--workers", "0", "--out", str(tmp_path / "report")]
     evaluate.main([*flags, "--norm-report"])
     text = (tmp_path / "report" / "norm_report.txt").read_text()
     assert text in capsys.readouterr().out
@@ -231,7 +231,7 @@ def test_the_norm_report(scenes, trained, tmp_path, capsys):
 )
 def test_bad_flags_of_evaluate(scenes, trained, tmp_path, monkeypatch, capsys, extra, sentence):
     run = tmp_path / "run"
-    flags = ["--weights", str(trained), "--data", str(scenes), "--workers", "0", "--run", str(run)]
+    flags = ["--weights", str(trained), "--data", str(scenes), "--workers", "0", "--out", str(run)]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags, *extra])
     with pytest.raises(SystemExit) as ended:
         run_page(evaluate.main, CfgError)
@@ -246,13 +246,13 @@ def test_bad_flags_of_evaluate(scenes, trained, tmp_path, monkeypatch, capsys, e
 def test_group_norm_has_no_population(flags, scenes, tmp_path):
     for knob in (["--precise-bn", "4"], ["--norm-eval"], ["--norm-freeze-after", "0.5"]):
         with pytest.raises(UserError, match=rf"^{knob[0]} is read by bn, .*, not by --norm gn$"):
-            train.main([*flags, "--norm", "gn", *knob, "--run", str(tmp_path / "refused")])
-    train.main([*flags, "--norm", "gn", "--max-steps", "1", "--run", str(tmp_path / "gn")])
+            train.main([*flags, "--norm", "gn", *knob, "--out", str(tmp_path / "refused")])
+    train.main([*flags, "--norm", "gn", "--max-steps", "1", "--out", str(tmp_path / "gn")])
     best = str(tmp_path / "gn" / "best.pt")
     for extra in (["--norm-stats", "batch"], ["--norm-report"], ["--recalibrate-on", str(scenes)]):
         with pytest.raises(UserError, match="no norm with running statistics"):
-            evaluate.main(["--weights", best, "--data", str(scenes), "--run", str(tmp_path / "refused"), *extra])
-    detect.main(["--weights", best, str(scenes / "val"), "--run", str(tmp_path / "found")])
+            evaluate.main(["--weights", best, "--data", str(scenes), "--out", str(tmp_path / "refused"), *extra])
+    detect.main(["--weights", best, str(scenes / "val"), "--out", str(tmp_path / "found")])
     assert len(list((tmp_path / "found").glob("*.png"))) == 8
 
 
@@ -261,7 +261,7 @@ def test_detection_folds_and_finds_the_same(scenes, trained, tmp_path, monkeypat
     for name, may_fold in (("folded", True), ("plain", False)):
         if not may_fold:
             monkeypatch.setattr(detect, "can_fold", lambda network: False)
-        flags = ["--weights", str(trained), "--confidence", "0.002", "--save-json", "--run", str(tmp_path / name)]
+        flags = ["--weights", str(trained), "--confidence", "0.002", "--save-json", "--out", str(tmp_path / name)]
         detect.main([*flags, str(scenes / "val")])
         rows = json.loads((tmp_path / name / "detections.json").read_text())
         found.append([sorted((thing["score"] for thing in row["objects"]), reverse=True)[:50] for row in rows])

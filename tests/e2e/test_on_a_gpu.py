@@ -171,13 +171,13 @@ def test_all_pages_run_in_mixed_precision(
 def run_all_pages(flags: list[str], scenes: Path, toy_cfg: str, folder: Path) -> None:
     run, best = folder / "run", str(folder / "run" / "best.pt")
     common = ["--device", str(GPU), "--workers", "0"]
-    train.main([*common, "--cfg", toy_cfg, "--data", str(scenes), "--max-steps", "4", "--run", str(run), *flags])
+    train.main([*common, "--cfg", toy_cfg, "--data", str(scenes), "--max-steps", "4", "--out", str(run), *flags])
     train.main([*common, "--resume", str(run), "--epochs", "2"])
     reports = ["--norm-report", "--recalibrate-on", str(scenes), "--metric", "darknet", "--nms", "diounms"]
-    evaluate.main([*common, "--weights", best, "--data", str(scenes), "--run", str(folder / "report"), *reports])
+    evaluate.main([*common, "--weights", best, "--data", str(scenes), "--out", str(folder / "report"), *reports])
     image = str(next((scenes / "val").glob("*")))
     detect.main(
-        ["--device", str(GPU), "--weights", best, "--confidence", "0.001", "--run", str(folder / "found"), image]
+        ["--device", str(GPU), "--weights", best, "--confidence", "0.001", "--out", str(folder / "found"), image]
     )
 
 

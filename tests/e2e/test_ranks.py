@@ -51,7 +51,7 @@ def join(environment: dict[str, str], before: Callable[[], None] | None) -> None
 def flags(scenes: Path, cfg: str, run: Path, *more: str) -> list[str]:
     common = ["--data", str(scenes), "--cfg", cfg, "--workers", "0", "--epochs", "2", "--evals", "2"]
     common += ["--device", "cpu"]
-    return [*common, "--ema-decay", "0.5", "--run", str(run), *more]
+    return [*common, "--ema-decay", "0.5", "--out", str(run), *more]
 
 
 def differences(one: Path, other: Path) -> dict[str, float]:
@@ -89,7 +89,7 @@ def test_what_two_ranks_measure_is_what_one_measures(scenes: Path, toy_cfg: str,
     assert said.count("processes 2, with 2 images of each batch on each") == 1  # the first one speaks
     assert said.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") == 1
     report = ["--weights", str(run / "best.pt"), "--data", str(scenes), "--batch-size", "1", "--workers", "0"]
-    evaluate.main([*report, "--run", str(tmp_path / "report")])
+    evaluate.main([*report, "--out", str(tmp_path / "report")])
     for name in ("detections.json", "metrics.json"):
         assert json.loads((tmp_path / "report" / name).read_text()) == json.loads((run / name).read_text())
 
@@ -165,14 +165,14 @@ def test_a_job_that_died_before_its_first_checkpoint_begins_anew_and_leaves_othe
     other = tmp_path / "runs" / "scenes-toy-bn"
     before = (other / "last.pt").read_bytes()
     log = tmp_path / "log"
-    for command in (plain, [*plain, "--run", str(tmp_path / "typed")]):
+    for command in (plain, [*plain, "--out", str(tmp_path / "typed")]):
         pair = start_two(command, log, TORCHELASTIC_RESTART_COUNT="1")
         assert [children.ended(child) for child in pair] == [0, 0], log.read_text()[-3000:]
     assert (other / "last.pt").read_bytes() == before
     for made in (tmp_path / "runs" / "scenes-toy-bn-2", tmp_path / "typed"):
         assert read_checkpoint(made / "last.pt")["step"] == 4
         (made / "last.pt").unlink()  # as if it had died before the first one
-    pair = start_two([*plain, "--run", str(tmp_path / "typed")], log, TORCHELASTIC_RESTART_COUNT="2")
+    pair = start_two([*plain, "--out", str(tmp_path / "typed")], log, TORCHELASTIC_RESTART_COUNT="2")
     assert [children.ended(child) for child in pair] == [0, 0], log.read_text()[-3000:]
     assert read_checkpoint(tmp_path / "typed" / "last.pt")["step"] == 4
 
@@ -220,10 +220,10 @@ def test_torchrun_restarts_a_job_whose_rank_was_killed(root: Path, scenes: Path,
         "2",
         "--max-restarts",
         "1",
-    ]  # without the -- below it takes our --run for its --run-path
+    ]
     command = flags(scenes, toy_cfg, run, "--epochs", "12", "--save-minutes", "0")
     job = subprocess.Popen(
-        [*torchrun, "--", "train.py", *command], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*torchrun, "train.py", *command], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     children.wait_for_step(run, 3, patience_s=300)
     ranks = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()

@@ -32,7 +32,7 @@ def flags(scenes: Path, cfg: str, norm: str, run: Path, *more: str) -> list[str]
     common = ["--data", str(scenes), "--cfg", cfg, "--norm", norm, "--epochs", "3", "--evals", "2", "--workers", "1"]
     common += ["--device", "cpu"]
     common += ["--norm-burn-in-steps", "2"] if norm == "cbn" else []
-    return [*common, "--save-minutes", "0", "--mosaic", "0.5", "--run", str(run), *more]
+    return [*common, "--save-minutes", "0", "--mosaic", "0.5", "--out", str(run), *more]
 
 
 def seconds_of(start: list[str], log: Path) -> float:
@@ -200,7 +200,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_table(
 
 def test_resume_alone_goes_on_with_the_newest_run(scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no run to go on with"):
+    with pytest.raises(UserError, match="no run to resume"):
         train.main(["--resume"])
     for epochs in ("1", "2"):
         train.main(["--data", str(scenes), "--cfg", toy_cfg, "--epochs", epochs, "--workers", "0"])
@@ -212,7 +212,7 @@ def test_resume_alone_goes_on_with_the_newest_run(scenes: Path, toy_cfg: str, tm
 
 def test_a_training_of_an_earlier_format_is_refused(scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch) -> None:
     train.main(
-        ["--data", str(scenes), "--cfg", toy_cfg, "--epochs", "1", "--workers", "0", "--run", str(tmp_path / "a")]
+        ["--data", str(scenes), "--cfg", toy_cfg, "--epochs", "1", "--workers", "0", "--out", str(tmp_path / "a")]
     )
     monkeypatch.setattr("engine.job.RESUMABLE_FROM", 1000)
     with pytest.raises(UserError, match=r"earlier version .* start a new run from its weights"):
@@ -273,6 +273,13 @@ def test_the_data_set_may_have_moved(once: Path, scenes: Path, resume, tmp_path:
     assert read_checkpoint(run / "last.pt")["settings"]["data"] == moved
     monkeypatch.chdir(tmp_path / "here")
     assert parse_job(["--resume", str(copied(once, tmp_path / "relative", settings=settings))]).options.data == "scenes"
+
+
+def test_a_run_saved_before_out_got_its_name_goes_on(once: Path, tmp_path: Path) -> None:
+    settings = read_checkpoint(once / "last.pt")["settings"]
+    settings["run"] = settings.pop("out")
+    job = parse_job(["--resume", str(copied(once, tmp_path / "run", settings=settings)), "--epochs", "2"])
+    assert job.options.out == settings["run"] == str(once)
 
 
 @pytest.mark.parametrize(("images", "epochs", "trained"), [(8, 4, [3, 4]), (8, 2, []), (24, 2, [1, 2]), (3, 6, [5, 6])])

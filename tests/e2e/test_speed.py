@@ -17,7 +17,7 @@ from utils.checkpoint import read_checkpoint
 
 def flags(scenes: Path, cfg: str, run: Path, *more: str) -> list[str]:
     common = ["--data", str(scenes), "--cfg", cfg, "--workers", "0", "--epochs", "2", "--evals", "1"]
-    return [*common, "--ema-decay", "0.9", "--run", str(run), *more]
+    return [*common, "--ema-decay", "0.9", "--out", str(run), *more]
 
 
 def test_recomputed_activations_train_to_the_same_bits(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_safetensors_detect_and_evaluate_like_the_checkpoint(scenes: Path, toy_c
     train.main(flags(scenes, toy_cfg, run, "--norm", "cmbn"))
     for kind in ("pt", "safetensors"):
         weights = ["--weights", str(run / f"best.{kind}")]
-        evaluate.main([*weights, "--data", str(scenes), "--workers", "0", "--run", str(tmp_path / kind)])
+        evaluate.main([*weights, "--data", str(scenes), "--workers", "0", "--out", str(tmp_path / kind)])
         detect.main(
             [
                 *weights,
@@ -62,7 +62,7 @@ def test_safetensors_detect_and_evaluate_like_the_checkpoint(scenes: Path, toy_c
                 "--save-json",
                 "--confidence",
                 "0.01",
-                "--run",
+                "--out",
                 str(tmp_path / f"found-{kind}"),
             ]
         )

@@ -42,7 +42,7 @@ def test_where_nothing_can_be_made_it_is_said(tmp_path: Path, monkeypatch, place
     monkeypatch.chdir(tmp_path)
     Path("runs").write_text("")
     Path("elsewhere").symlink_to("gone")
-    with pytest.raises(UserError, match=f"^{place}: cannot be made, File exists$"):
+    with pytest.raises(UserError, match=f"^{place}: cannot be created, File exists$"):
         free_folder(None, default="x") if place == "runs" else writable_folder(Path(place))
 
 
@@ -64,7 +64,7 @@ def test_a_typed_folder_is_taken_as_it_is_when_free(tmp_path: Path):
 def test_a_typed_folder_that_holds_something_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
     for taken in (tmp_path, tmp_path / "file"):
-        with pytest.raises(UserError, match=f"^{taken}: is there already"):
+        with pytest.raises(UserError, match=f"^{taken}: already exists"):
             free_folder(str(taken), default="x")
 
 

@@ -163,7 +163,7 @@ def test_evaluate_warns_of_them(  # type: ignore[no-untyped-def]
     tmp_path: Path, capsys, cfg_name: str, folder: str, warned: bool
 ) -> None:
     data = write_darknet(tmp_path / folder, "val")
-    where = ["--data", str(data), "--run", str(tmp_path / "run"), "--workers", "0", "--device", "cpu"]
+    where = ["--data", str(data), "--out", str(tmp_path / "run"), "--workers", "0", "--device", "cpu"]
     evaluate.main([*official_weights(tmp_path, cfg_name), *where])
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert len(said) == warned
@@ -188,10 +188,10 @@ def test_darknets_metric_stands_beside_cocos(tmp_path: Path, trained: str, capsy
     data = str(write_darknet(tmp_path / "data", "val"))
     common = ["--weights", trained, "--data", data, "--workers", "0", "--device", "cpu", "--confidence", "0.0001"]
     common += ["--resize", "darknet", "--nms", "diounms"]
-    evaluate.main([*common, "--run", str(tmp_path / "coco")])
+    evaluate.main([*common, "--out", str(tmp_path / "coco")])
     capsys.readouterr()
     metric = ["--metric", "darknet", "--map-points", "11", "--map-iou", "0.2"]
-    evaluate.main([*common, *metric, "--run", str(tmp_path / "both")])
+    evaluate.main([*common, *metric, "--out", str(tmp_path / "both")])
     alone, beside = ((tmp_path / name / "detections.json").read_text() for name in ("coco", "both"))
     assert alone == beside
     said = capsys.readouterr().out
@@ -209,5 +209,5 @@ def test_darknets_metric_stands_beside_cocos(tmp_path: Path, trained: str, capsy
 @pytest.mark.parametrize("flags", [["--map-points", "11"], ["--map-iou", "0.7", "--metric", "coco"]])
 def test_darknets_flags_need_its_metric(tmp_path: Path, trained: str, flags: list[str]) -> None:
     with pytest.raises(UserError, match=f"^{flags[0]} is read with --metric darknet only$"):
-        evaluate.main(["--weights", trained, "--run", str(tmp_path / "run"), *flags])
+        evaluate.main(["--weights", trained, "--out", str(tmp_path / "run"), *flags])
     assert not (tmp_path / "run").exists()

@@ -13,23 +13,6 @@ from cfg.spec import ACTIVATIONS as NAMES
 from models.activations import ACTIVATIONS, make_activation
 
 
-def plse(x: float) -> float:
-    if x < -4:
-        return 0.01 * (x + 4)
-    return 0.01 * (x - 4) + 1 if x > 4 else 0.125 * x + 0.5
-
-
-def stair(x: float) -> float:
-    n = math.floor(x)
-    return math.floor(x / 2) if n % 2 == 0 else (x - n) + math.floor(x / 2)
-
-
-def lhtan(x: float) -> float:
-    if x < 0:
-        return 0.001 * x
-    return 0.001 * (x - 1) + 1 if x > 1 else x
-
-
 def hard_mish(x: float) -> float:
     if x > 0:
         return x
@@ -49,13 +32,7 @@ FORMULAS = {
     "selu": lambda x: 1.0507009873554805 * (x if x > 0 else 1.6732632423543772 * math.expm1(x)),
     "gelu": lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "hard_mish": hard_mish,
-    "loggy": lambda x: 2 / (1 + math.exp(-x)) - 1,
-    "relie": lambda x: x if x > 0 else 0.01 * x,
-    "ramp": lambda x: x * (x > 0) + 0.1 * x,
-    "plse": plse,
-    "stair": stair,
     "hardtan": lambda x: max(-1, min(1, x)),
-    "lhtan": lhtan,
 }
 SMOOTH = torch.tensor([-7.3, -4.6, -2.2, -1.4, -0.3, 0.2, 0.7, 1.3, 2.6, 5.4], dtype=torch.float64)  # no corner there
 

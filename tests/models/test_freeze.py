@@ -142,16 +142,14 @@ def test_the_averaged_copy_has_the_same_frozen_layers() -> None:
     assert changed(before, average.model.state_dict()) == {4, 5}
 
 
-def test_all_of_it_is_said() -> None:
+def test_the_summary() -> None:
     network = network_of()
-    assert freeze(network, 2) == (
-        "freeze    layers 0 to 1, with the statistics of their norms: 0.00 M of 0.00 M parameters learn"
-    )
+    assert freeze(network, 2) == ("layers 0 to 1, with their norm statistics: 0.00 M of 0.00 M parameters are trained")
 
 
 @pytest.mark.parametrize("layers", [6, 7, 100])
 def test_something_must_learn(layers: int) -> None:
-    with pytest.raises(UserError, match=f"^--freeze {layers}: none of the network's 7 layers is left to learn$"):
+    with pytest.raises(UserError, match=f"^--freeze {layers}: none of the network's 7 layers is left to train$"):
         freeze(network_of(), layers)
 
 

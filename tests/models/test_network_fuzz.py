@@ -47,7 +47,7 @@ ODD_VALUES += [
     "\ufeff",
     "\u2028",
 ]
-WORDS = ["leaky", "mish", "logistic", "stair", "per_channel", "per_feature", "softmax", "relu", "ciou", "greedynms"]
+WORDS = ["leaky", "mish", "logistic", "hard_mish", "per_channel", "per_feature", "softmax", "relu", "ciou", "greedynms"]
 SECTIONS = ["net", "conv", "max", "route", "shortcut", "yolo", "upsample", "sam", "scale_channels", "reorg3d", "avg"]
 SECTIONS += ["dropout", "soft", "local_avg", "activation", "cost", "contrastive", "empty", "region", "lstm", "x", ""]
 KEYS = ["filters", "size", "stride", "stride_x", "pad", "padding", "groups", "group_id", "dilation", "antialiasing"]
@@ -96,7 +96,7 @@ def mutated(text: str, changes: list[tuple]) -> str:
     return "\n".join(lines)
 
 
-def check(text: str) -> None:
+def check_cfg(text: str) -> None:
     try:
         plan = parse_plan(text, path="fuzz.cfg")
     except CfgError as error:
@@ -140,14 +140,14 @@ REPEATABLE = settings(
 @settings(REPEATABLE, max_examples=300)
 @given(st.sampled_from(BASES), st.lists(mutations, min_size=1, max_size=5))
 def test_300_mutated_cfgs(base, changes):
-    check(mutated(base, changes))
+    check_cfg(mutated(base, changes))
 
 
 @pytest.mark.slow
 @settings(REPEATABLE, max_examples=2000)
 @given(st.sampled_from(BASES), st.lists(mutations, min_size=1, max_size=5))
 def test_2000_mutated_cfgs(base, changes):
-    check(mutated(base, changes))
+    check_cfg(mutated(base, changes))
 
 
 def test_the_bases_are_networks():

@@ -85,7 +85,7 @@ def smallest_plan(path: Path) -> Plan:
 
 @torch.no_grad()
 def fill(network: Network) -> None:
-    """Memory that nobody wrote becomes filters that average, and statistics that leave the average alone."""
+    """Fill uninitialized memory with averaging filters and neutral statistics."""
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.zero_()
     for block in network.layers:

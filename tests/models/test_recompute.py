@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import combinations, pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.tensor_bytes import saved_bytes
-from cfg.layers import ConvSpec
+from cfg.convolution import ConvSpec
 from cfg.plan import Plan, load_plan, parse_plan
 from engine.training_state import norm_histories
 from models.network import Network
@@ -86,26 +84,6 @@ def test_a_network_that_recomputes_trains_to_the_same_bits(norm: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
     assert_same_bits(state_of(plain), state_of(recomputed))
     assert_same_bits(norm_histories(plain), norm_histories(recomputed))
-
-
-def test_it_keeps_less_for_the_backward(plan: Plan) -> None:
-    """Between the spans, and in the largest span when its turn comes."""
-    network = Network(plan, norm_factory(NormOptions(norm="bn"))).train()
-    images = torch.rand(1, 3, 64, 64)
-    plain = saved_bytes(partial(network, images), network)
-    network.recompute_activations()
-    between, spans = {-1: images}, []
-    for span in network._spans:
-        reads = tuple(between)
-        made: list[Tensor] = []
-        run = partial(network._run_span, span, reads, *between.values())
-        spans.append(saved_bytes(lambda run=run, made=made: made.extend(run()), network))
-        between = dict(zip(network._left_after(span), made, strict=True))
-    inputs = sum(
-        4 * plan.nodes[index].shape.channels * plan.nodes[index].shape.height * plan.nodes[index].shape.width
-        for index in {i for span in network._spans for i in network._left_after(span) if i >= 0}
-    )
-    assert inputs + max(spans) < 0.6 * plain
 
 
 def test_outside_training_nothing_is_different(plan: Plan) -> None:

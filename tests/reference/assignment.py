@@ -1,4 +1,4 @@
-"""Who answers for which object, one object and one anchor at a time; and the overlaps, one pair at a time."""
+"""Target assignment one object and one anchor at a time, and overlaps one pair at a time."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def assign(
                 best = index
         row = min(int((top + bottom) / 2 / stride_px[0]), grid_hw[0] - 1)
         column = min(int((left + right) / 2 / stride_px[1]), grid_hw[1] - 1)
-        for place, index in enumerate(mask):
+        for position, index in enumerate(mask):
             if index == best or ious[index] > iou_thresh:
-                pairs.add((image_index[target], place, row, column, target))
+                pairs.add((image_index[target], position, row, column, target))
     return pairs
 
 
@@ -50,7 +50,7 @@ def area(box: Box) -> float:
 
 
 def best_overlap(box: Box, image: int, boxes: list[Box], image_index: list[int], is_crowd: list[bool]) -> float:
-    """Of one prediction in `image`: its best IoU with an object, or its greatest share inside a crowd region."""
+    """Return the best IoU of one prediction in `image` with an object, or its largest share inside a crowd region."""
     best = 0.0
     for other, other_image, crowd in zip(boxes, image_index, is_crowd, strict=True):
         if other_image != image:

@@ -145,24 +145,24 @@ def box_ascent(pred: Box, truth: Box, kind: str) -> list[float]:
 class Image:
     """Deltas of one image: call `background`, then `assign`, then `average`, as darknet does.
 
-    said[a][k][row][column]: the layer's activated output; raw w and h unless new_coords.
+    output[a][k][row][column]: the layer's activated output; raw w and h unless new_coords.
     """
 
     def __init__(self, x: np.ndarray, truths: Sequence[Truth], spec: YoloSpec, input_hw: tuple[int, int], eps: float):
         self.spec, self.truths, self.eps = spec, truths, eps
         self.input_h, self.input_w = input_hw
         self.anchors, _, self.h, self.w = x.shape
-        self.said = x.astype(np.float64)
+        self.output = x.astype(np.float64)
         if not spec.new_coords:
             for k in [0, 1, *range(4, 5 + spec.classes)]:
-                self.said[:, k] = np.vectorize(logistic)(self.said[:, k])
-        self.said[:, :2] = spec.scale_x_y * self.said[:, :2] - (spec.scale_x_y - 1) / 2
-        self.delta = np.zeros_like(self.said)
+                self.output[:, k] = np.vectorize(logistic)(self.output[:, k])
+        self.output[:, :2] = spec.scale_x_y * self.output[:, :2] - (spec.scale_x_y - 1) / 2
+        self.delta = np.zeros_like(self.output)
         self.ious: list[float] = []  # of the assignments
         self.gious: list[float] = []
 
     def box(self, a: int, row: int, column: int) -> Box:
-        x, y, w, h = self.said[a, :4, row, column].tolist()
+        x, y, w, h = self.output[a, :4, row, column].tolist()
         anchor_w, anchor_h = self.spec.head_anchors[a]
         if self.spec.new_coords:
             w, h = 4 * w * w, 4 * h * h
@@ -175,32 +175,32 @@ class Image:
         return min(max(counts) / counts[label], self.spec.max_delta) if counts else 1.0
 
     def background(self) -> None:
-        """process_batch: every cell and anchor, whether it answers for an object or not."""
+        """process_batch: every cell and anchor, positive or not."""
         spec = self.spec
         for row in range(self.h):
             for column in range(self.w):
                 for a in range(self.anchors):
-                    said, delta = self.said[a, :, row, column], self.delta[a, :, row, column]
+                    output, delta = self.output[a, :, row, column], self.delta[a, :, row, column]
                     pred = self.box(a, row, column)
                     best, best_truth = 0.0, None
                     for truth in self.truths:
                         overlap = iou(pred, truth[:4])
                         if overlap > best:
                             best, best_truth = overlap, truth
-                    class_sure = any(p > CLASS_SURE for p in said[5:])
+                    class_sure = any(p > CLASS_SURE for p in output[5:])
                     match = best if class_sure else 0.0
-                    p = said[4]
+                    p = output[4]
                     delta[4] = spec.obj_normalizer * (0 - p)
                     if match > spec.ignore_thresh:
                         delta[4] = max(delta[4], spec.obj_normalizer * (match - p)) if spec.objectness_smooth else 0.0
                     if spec.truth_thresh < 1 and best > spec.truth_thresh:
                         assert best_truth is not None
                         label = best_truth[4]
-                        wanted = best**2 if spec.objectness_smooth else 1.0
-                        delta[4] = spec.obj_normalizer * (wanted - p)
+                        target = best**2 if spec.objectness_smooth else 1.0
+                        delta[4] = spec.obj_normalizer * (target - p)
                         self.class_delta(a, row, column, label)
                         if spec.objectness_smooth:  # and not for an assigned one
-                            delta[5 + label] = self.class_mult(label) * (wanted - said[5 + label])
+                            delta[5 + label] = self.class_mult(label) * (target - output[5 + label])
                         self.box_delta(a, row, column, best_truth)
 
     def assign(self) -> None:
@@ -228,7 +228,7 @@ class Image:
                 self.ious.append(iou(pred, truth[:4]))
                 self.gious.append(giou(pred, truth[:4]))
                 self.box_delta(a, row, column, truth)
-                delta, p = self.delta[a, :, row, column], self.said[a, 4, row, column]
+                delta, p = self.delta[a, :, row, column], self.output[a, 4, row, column]
                 if not spec.objectness_smooth or delta[4] == 0:
                     delta[4] = self.class_mult(label) * spec.obj_normalizer * (1 - p)
                 self.class_delta(a, row, column, label)
@@ -236,7 +236,7 @@ class Image:
     def class_delta(self, a: int, row: int, column: int, label: int) -> None:
         """delta_yolo_class"""
         spec = self.spec
-        p, delta = self.said[a, 5:, row, column], self.delta[a, 5:, row, column]
+        p, delta = self.output[a, 5:, row, column], self.delta[a, 5:, row, column]
         yes, no = 1 - self.eps / 2, self.eps / 2
         if delta[label] != 0:
             delta[label] = (yes - p[label]) * self.class_mult(label)
@@ -256,21 +256,21 @@ class Image:
         """delta_yolo_box"""
         spec = self.spec
         tx, ty, tw, th, label = truth
-        said, delta = self.said[a, :4, row, column], self.delta[a, :4, row, column]
+        output, delta = self.output[a, :4, row, column], self.delta[a, :4, row, column]
         norm = spec.iou_normalizer * self.class_mult(label)
         if spec.iou_loss == "mse":
             anchor_w, anchor_h = spec.head_anchors[a]
             ratio_w, ratio_h = tw * self.input_w / anchor_w, th * self.input_h / anchor_h
             sides = [math.sqrt(r / 4) if spec.new_coords else math.log(r) for r in (ratio_w, ratio_h)]
-            wanted = [tx * self.w - column, ty * self.h - row, *sides]
+            target = [tx * self.w - column, ty * self.h - row, *sides]
             for k in range(4):
-                delta[k] += (2 - tw * th) * norm * (wanted[k] - said[k])
+                delta[k] += (2 - tw * th) * norm * (target[k] - output[k])
             return
         ascent = box_ascent(self.box(a, row, column), truth[:4], spec.iou_loss)
         for k in range(4):
             step = norm * ascent[k]
             if k >= 2 and not spec.new_coords:
-                step *= math.exp(said[k])
+                step *= math.exp(output[k])
             if not math.isfinite(step):
                 step = 0.0
             delta[k] += min(max(step, -spec.max_delta), spec.max_delta)
@@ -296,7 +296,7 @@ def yolo_layer(
     *,
     label_smooth_eps: float | None = None,
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """x (N, A, 5 + C, H, W), what the convolution before the layer says (after its logistic with new_coords), and
+    """x (N, A, 5 + C, H, W), the output of the convolution before the layer (after its logistic with new_coords), and
     the objects of each image -> deltas of x's shape, and darknet's printed cost in its parts."""
     eps = spec.label_smooth_eps if label_smooth_eps is None else label_smooth_eps
     images = [Image(one, of, spec, input_hw, eps) for one, of in zip(x, truths, strict=True)]

@@ -11,13 +11,13 @@ from utils.clock import BatchAware, BatchClock, Tick
 class Diary(nn.Module, BatchAware):
     def __init__(self) -> None:
         super().__init__()
-        self.heard: list[object] = []
+        self.ticks: list[object] = []
 
     def announce(self, tick: Tick) -> None:
-        self.heard.append(tick)
+        self.ticks.append(tick)
 
     def batch_ended(self) -> None:
-        self.heard.append("end")
+        self.ticks.append("end")
 
 
 def tick(step: int, index: int, count: int) -> Tick:
@@ -29,9 +29,9 @@ def test_each_mini_batch_is_announced_before_it_is_handed_out():
     clock = BatchClock(nn.Sequential(nn.Linear(1, 1), nn.Sequential(diary)), step=7)
     seen = []
     for part in clock.minibatches("abc"):
-        seen.append((part, diary.heard[-1]))
+        seen.append((part, diary.ticks[-1]))
     assert seen == [("a", tick(7, 0, 3)), ("b", tick(7, 1, 3)), ("c", tick(7, 2, 3))]
-    assert diary.heard[3:] == ["end"]
+    assert diary.ticks[3:] == ["end"]
 
 
 def test_the_step_moves_when_the_optimizer_has_stepped():
@@ -40,14 +40,14 @@ def test_the_step_moves_when_the_optimizer_has_stepped():
     for _ in range(2):
         list(clock.minibatches([0]))
         clock.stepped()
-    assert diary.heard == [tick(0, 0, 1), "end", tick(1, 0, 1), "end"]
+    assert diary.ticks == [tick(0, 0, 1), "end", tick(1, 0, 1), "end"]
     assert clock.step == 2
 
 
 def test_the_count_is_known_of_a_generator_too():
     diary = Diary()
     list(BatchClock(diary).minibatches(n for n in range(2)))
-    assert diary.heard == [tick(0, 0, 2), tick(0, 1, 2), "end"]
+    assert diary.ticks == [tick(0, 0, 2), tick(0, 1, 2), "end"]
 
 
 def test_a_loop_left_early_never_ends_its_batch():
@@ -58,24 +58,24 @@ def test_a_loop_left_early_never_ends_its_batch():
     with pytest.raises(RuntimeError, match="inside"):
         for _ in clock.minibatches("abc"):
             raise RuntimeError("inside")
-    assert diary.heard == [tick(0, 0, 3), tick(0, 0, 3)]
+    assert diary.ticks == [tick(0, 0, 3), tick(0, 0, 3)]
 
 
 def test_a_module_in_eval_mode_is_told_nothing():
-    told, frozen = Diary(), Diary().eval()
-    clock = BatchClock(nn.Sequential(told, frozen))
+    training, frozen = Diary(), Diary().eval()
+    clock = BatchClock(nn.Sequential(training, frozen))
     list(clock.minibatches("ab"))
-    assert (len(told.heard), frozen.heard) == (3, [])
+    assert (len(training.ticks), frozen.ticks) == (3, [])
     frozen.train()
     list(clock.minibatches("a"))
-    assert frozen.heard == [tick(0, 0, 1), "end"]
+    assert frozen.ticks == [tick(0, 0, 1), "end"]
 
 
-def test_a_shared_module_hears_once_and_a_late_one_nothing():
+def test_a_shared_module_is_announced_to_once_and_a_late_one_never():
     diary, late = Diary(), Diary()
     model = nn.Sequential(diary, diary)
     clock = BatchClock(model)
     model.append(late)
     list(clock.minibatches([0]))
-    assert diary.heard == [tick(0, 0, 1), "end"]
-    assert late.heard == []
+    assert diary.ticks == [tick(0, 0, 1), "end"]
+    assert late.ticks == []

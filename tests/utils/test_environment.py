@@ -39,6 +39,8 @@ def simulate_import_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> 
         ("cpu", 2, True, "cpu"),
         ("cuda", 1, False, "cuda"),
         ("cuda:1", 2, False, "cuda:1"),
+        ("0", 2, False, "cuda:0"),
+        ("1", 2, False, "cuda:1"),
         ("mps", 0, True, "mps"),
     ],
 )
@@ -54,6 +56,9 @@ def test_a_device_that_is_there(
     [
         ("cuda", 0, "absent.*choose cpu"),
         ("cuda:2", 2, "the last one is cuda:1"),
+        ("2", 2, "'cuda:2' is absent: the last one is cuda:1"),
+        ("0", 0, "absent.*choose cpu"),
+        ("0,1", 2, "none of auto, cpu"),
         ("mps", 0, "absent"),
         ("gpu", 1, "none of auto, cpu"),
         ("cuda:", 1, "none of"),

@@ -1,4 +1,4 @@
-"""How much memory there is: by Linux, by control groups of both versions, over ranks."""
+"""How much memory there is: by Linux, by control groups, over ranks."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def group(machine: Path, folder: str, limit: object, *, version: int = 2) -> None:
-    """With 3 GiB taken, of which 2 are pages of files."""
-    names = ("max", "current") if version == 2 else ("limit_in_bytes", "usage_in_bytes")
+def group(machine: Path, folder: str, limit: object) -> None:
+    """With 3 GiB in use, 2 of them reclaimable page cache."""
     place = machine / "sys/fs/cgroup" / folder
     place.mkdir(parents=True, exist_ok=True)
-    for name, value in zip(names, (limit, 3 * GIB), strict=True):
+    for name, value in (("max", limit), ("current", 3 * GIB)):
         (place / f"memory.{name}").write_text(f"{value}\n")
-    pages = f"{'total_' * (version == 1)}inactive_file {2 * GIB}"
-    (place / "memory.stat").write_text(f"anon {GIB}\n{pages}\n")
+    (place / "memory.stat").write_text(f"anon {GIB}\ninactive_file {2 * GIB}\n")
 
 
 def test_without_groups_it_is_what_linux_says(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +36,7 @@ def test_without_groups_it_is_what_linux_says(machine: Path, monkeypatch: pytest
 
 
 def test_the_tightest_group_above_a_process_counts(machine: Path) -> None:
-    (machine / "proc/self/cgroup").write_text("0::/slurm/job/step\n")
+    (machine / "proc/self/cgroup").write_text("4:cpu:/other\n0::/slurm/job/step\n")
     group(machine, "slurm/job/step", "max")
     assert free_memory_bytes(machine) == 100 * GIB
     group(machine, "slurm/job", 16 * GIB)
@@ -51,14 +49,6 @@ def test_a_container_may_see_its_own_group_as_the_root(machine: Path) -> None:
     (machine / "proc/self/cgroup").write_text("0::/\n")
     group(machine, "", 8 * GIB)
     assert free_memory_bytes(machine) == 7 * GIB
-
-
-def test_version_1_has_memory_apart(machine: Path) -> None:
-    (machine / "proc/self/cgroup").write_text("11:cpu,cpuacct:/a\n4:memory:/a/b\n0::/\n")
-    group(machine, "memory/a/b", 2**63 - 4096, version=1)  # its word for none
-    assert free_memory_bytes(machine) == 100 * GIB
-    group(machine, "memory/a", 5 * GIB, version=1)
-    assert free_memory_bytes(machine) == 4 * GIB
 
 
 def test_a_group_that_is_full_leaves_nothing(machine: Path) -> None:

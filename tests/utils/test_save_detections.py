@@ -30,8 +30,8 @@ def make_image(value: int = 0) -> np.ndarray:
     return image
 
 
-def files_in(folder: Path, **wanted: bool) -> DetectionFiles:
-    return DetectionFiles(folder, NAMES, **{"save_json": False, "save_txt": False, "save_crops": False, **wanted})
+def files_in(folder: Path, **switches: bool) -> DetectionFiles:
+    return DetectionFiles(folder, NAMES, **{"save_json": False, "save_txt": False, "save_crops": False, **switches})
 
 
 def written(folder: Path) -> list[str]:

@@ -152,7 +152,7 @@ def test_steps_without_scales_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("policy", "fields", "said"),
+    ("policy", "fields", "message"),
     [
         ("step", {}, "step needs a scale between 0 and 1 in .net., not 1"),
         ("step", {"scale": 2.5}, "not 2.5"),
@@ -162,8 +162,8 @@ def test_steps_without_scales_are_refused():
         ("sgdr", {"cycle_mult": 0.5}, "sgdr needs an sgdr_mult of 1 or more, not 0.5"),
     ],
 )
-def test_a_policy_without_its_key_names_the_key(policy, fields, said):
-    with pytest.raises(UserError, match=said):
+def test_a_policy_without_its_key_names_the_key(policy, fields, message):
+    with pytest.raises(UserError, match=message):
         Schedule(policy=policy, base_rate=0.1, total_steps=10, **fields)
     assert Schedule(policy="constant", base_rate=0.1, total_steps=10, **fields).rate(0) == 0.1
 

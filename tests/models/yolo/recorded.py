@@ -91,14 +91,14 @@ def targets_of(truths: list[list[Truth]], input_hw: tuple[int, int], dtype: torc
 
 
 def head_of(x: np.ndarray, spec: YoloSpec, input_hw: tuple[int, int], dtype: torch.dtype) -> RawHead:
-    """The head whose convolution says x (N, A, 5 + C, H, W); with new_coords its logits, and x is their logistic."""
-    said = torch.from_numpy(x).permute(0, 1, 3, 4, 2).double()
-    logits = said.logit() if spec.new_coords else said
+    """The head of its convolution's output x (N, A, 5 + C, H, W); with new_coords x is the logistic of the logits."""
+    output = torch.from_numpy(x).permute(0, 1, 3, 4, 2).double()
+    logits = output.logit() if spec.new_coords else output
     stride_px = (input_hw[0] / x.shape[3], input_hw[1] / x.shape[4])
     return RawHead(logits=logits.to(dtype).requires_grad_(), spec=spec, stride_px=stride_px)
 
 
-def said_delta(gradient: Tensor, x: np.ndarray, spec: YoloSpec) -> np.ndarray:
+def output_delta(gradient: Tensor, x: np.ndarray, spec: YoloSpec) -> np.ndarray:
     """A gradient to logits (N, A, H, W, 5 + C) -> darknet's delta, to x and of its shape, without the layer's
     delta_normalizer."""
     delta = -gradient.double().permute(0, 1, 4, 2, 3).numpy() / spec.delta_normalizer

@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cfg.layers import YoloSpec
-from cfg.yolo import IOU_THRESH_KINDS
-from models.yolo.assign import Assignment, assign, best_object, best_overlap, shape_overlap
+from cfg.yolo import IOU_THRESH_KINDS, YoloSpec
+from models.yolo.assign import Assignment, assign, best_overlap, best_target, shape_overlap
 from tests.reference import assignment as oracle
 from tests.reference.darknet_loss import SHAPE_OVERLAPS
 from utils.structures import Targets
@@ -45,7 +44,7 @@ def as_lists(targets: Targets):
 
 
 def pairs_of(assignment: Assignment) -> list[tuple[int, ...]]:
-    columns = (*assignment.place, assignment.target)
+    columns = (*assignment.index, assignment.target)
     return list(zip(*(c.tolist() for c in columns), strict=True))
 
 
@@ -72,7 +71,7 @@ def test_shape_overlaps_are_the_oracles(kind):
         assert row == pytest.approx(expected, abs=1e-12)
 
 
-def test_another_kind_of_overlap_asks_other_anchors():
+def test_another_kind_of_overlap_chooses_other_anchors():
     targets = random_targets(60)
     spec = YoloSpec(anchors=ANCHORS, mask=(0, 1, 2), iou_thresh=0.2)
     kinds = [replace(spec, iou_thresh_kind=kind) for kind in ("iou", "giou")]
@@ -94,7 +93,7 @@ def test_the_first_of_equal_anchors_wins():
     assert pairs_of(assign(targets, YoloSpec(anchors=twice, mask=(2, 1)), GRID, STRIDE)) == [(0, 1, 2, 5, 0)]
 
 
-def test_the_best_anchor_may_be_another_heads_and_further_ones_are_asked_too():
+def test_the_best_anchor_may_be_another_heads_and_further_ones_are_positive_too():
     targets = targets_of([[20, 20, 53, 43]])  # exactly anchor 2
     assert pairs_of(assign(targets, YoloSpec(anchors=ANCHORS, mask=(2, 0)), GRID, STRIDE)) == [(0, 0, 1, 4, 0)]
     assert len(assign(targets, YoloSpec(anchors=ANCHORS, mask=(3, 4, 5)), GRID, STRIDE)) == 0
@@ -123,7 +122,7 @@ def test_a_centre_on_the_edge_goes_to_the_last_cell(centre, cell):
 
 def test_pairs_are_index_tensors_also_when_there_are_none():
     made = assign(random_targets(0), YoloSpec(anchors=ANCHORS, mask=(0, 1)), GRID, STRIDE)
-    assert {(t.dtype, t.shape) for t in (*made.place, made.target)} == {(torch.int64, (0,))}
+    assert {(t.dtype, t.shape) for t in (*made.index, made.target)} == {(torch.int64, (0,))}
 
 
 # --- best_overlap --------------------------------------------------------------------------------------------
@@ -163,14 +162,14 @@ def test_best_overlap_of_a_box_without_area_is_zero():
         assert best_overlap(boxes, targets_of([[0, 0, 60, 60]], is_crowd=[crowd])).item() == 0
 
 
-# --- best_object ---------------------------------------------------------------------------------------------
+# --- best_target ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("crowds", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("count", [0, 1, 12])
 def test_best_object_is_the_oracles_and_no_crowd(count, crowds):
     boxes, targets = random_predictions(5), random_targets(count, images=4, crowds=crowds)
-    overlap, index = best_object(boxes, targets)
+    overlap, index = best_target(boxes, targets)
     corners, images, is_crowd = as_lists(targets)
     for image in range(5):
         own = [i for i in range(count) if images[i] == image and not is_crowd[i]]
@@ -186,6 +185,6 @@ def test_best_object_is_the_oracles_and_no_crowd(count, crowds):
 
 
 def test_the_first_of_equal_objects_is_the_best():
-    twins = targets_of([[0, 0, 9, 9], [10, 10, 30, 30], [10, 10, 30, 30]])
-    overlap, index = best_object(torch.tensor([[12.0, 10, 30, 30]]).view(1, 1, 1, 1, 4).double(), twins)
+    equal_boxes = targets_of([[0, 0, 9, 9], [10, 10, 30, 30], [10, 10, 30, 30]])
+    overlap, index = best_target(torch.tensor([[12.0, 10, 30, 30]]).view(1, 1, 1, 1, 4).double(), equal_boxes)
     assert (overlap.item(), index.item()) == (pytest.approx(0.9), 1)

@@ -1,4 +1,4 @@
-"""decode and encode undo each other, and decode is darknet's, said slowly."""
+"""decode and encode undo each other, and decode is darknet's, written slowly."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from cfg.layers import YoloSpec
-from models.yolo.anchor_grid import Places, cell_grid, places_of
+from cfg.yolo import YoloSpec
+from models.yolo.anchor_grid import AnchorGrid, anchor_grid, cell_grid
 from models.yolo.coder import decode, decode_head, encode
 from models.yolo.head import RawHead
 
@@ -51,7 +51,7 @@ def some(count: int = 200) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_decode_is_the_formula_box_by_box(new_coords, scale_x_y, stride_px):
     spec = spec_with(new_coords=new_coords, scale_x_y=scale_x_y)
     raw, cells, anchors = some()
-    boxes = decode(raw, Places.of(cells, anchors, stride_px, spec))
+    boxes = decode(raw, AnchorGrid.of(cells, anchors, stride_px, spec))
     for box, *place in zip(boxes.tolist(), raw.tolist(), cells.tolist(), anchors.tolist(), strict=True):
         assert box == pytest.approx(decode_by_hand(*place, stride_px, spec), rel=1e-12, abs=1e-9)
 
@@ -66,16 +66,20 @@ def test_encode_then_decode_is_the_identity(new_coords, scale_x_y, stride_px):
     centre = (cells + scale_x_y * within - (scale_x_y - 1) / 2) * torch.tensor(stride_px[::-1])
     size = anchors * torch.empty(200, 2, dtype=torch.float64).uniform_(0.01, 3.9)
     boxes = torch.cat((centre - size / 2, centre + size / 2), dim=1)
-    raw = encode(boxes, Places.of(cells, anchors, stride_px, spec))
-    torch.testing.assert_close(decode(raw, Places.of(cells, anchors, stride_px, spec)), boxes, rtol=1e-10, atol=1e-9)
+    raw = encode(boxes, AnchorGrid.of(cells, anchors, stride_px, spec))
+    torch.testing.assert_close(
+        decode(raw, AnchorGrid.of(cells, anchors, stride_px, spec)), boxes, rtol=1e-10, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("new_coords", [False, True])
 def test_decode_then_encode_is_the_identity(new_coords):
     spec = spec_with(new_coords=new_coords, scale_x_y=1.05)
     raw, cells, anchors = some()
-    boxes = decode(raw, Places.of(cells, anchors, (8.0, 16.0), spec))
-    torch.testing.assert_close(encode(boxes, Places.of(cells, anchors, (8.0, 16.0), spec)), raw, rtol=1e-8, atol=1e-9)
+    boxes = decode(raw, AnchorGrid.of(cells, anchors, (8.0, 16.0), spec))
+    torch.testing.assert_close(
+        encode(boxes, AnchorGrid.of(cells, anchors, (8.0, 16.0), spec)), raw, rtol=1e-8, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("new_coords", [False, True])
@@ -83,9 +87,9 @@ def test_a_box_out_of_reach_is_encoded_as_the_nearest_one(new_coords):
     spec = spec_with(new_coords=new_coords)
     cells, anchors = torch.tensor([[2.0, 3.0]]), torch.tensor([ANCHORS[0]])
     far = torch.tensor([[16.0 - 5, 24.0 - 50, 16.0 + 5, 24.0 + 50]])  # on the cell's corner; over 4 anchors high
-    raw = encode(far, Places.of(cells, anchors, (8.0, 8.0), spec))
+    raw = encode(far, AnchorGrid.of(cells, anchors, (8.0, 8.0), spec))
     assert torch.isfinite(raw).all()
-    left, top, right, bottom = decode(raw, Places.of(cells, anchors, (8.0, 8.0), spec))[0].tolist()
+    left, top, right, bottom = decode(raw, AnchorGrid.of(cells, anchors, (8.0, 8.0), spec))[0].tolist()
     assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((16, 24), abs=1e-3)
     assert right - left == pytest.approx(10, rel=1e-4)
     assert bottom - top == pytest.approx(52 if new_coords else 100, rel=1e-4)
@@ -96,7 +100,9 @@ def test_a_box_out_of_reach_is_encoded_as_the_nearest_one(new_coords):
 def test_a_wild_logit_gives_a_finite_box_and_a_finite_gradient(new_coords, wild):
     raw = torch.full((1, 4), wild, requires_grad=True)
     anchors = torch.tensor([ANCHORS[2]])
-    boxes = decode(raw, Places.of(torch.tensor([[3.0, 4.0]]), anchors, (8.0, 8.0), spec_with(new_coords=new_coords)))
+    boxes = decode(
+        raw, AnchorGrid.of(torch.tensor([[3.0, 4.0]]), anchors, (8.0, 8.0), spec_with(new_coords=new_coords))
+    )
     boxes.square().sum().backward()
     assert torch.isfinite(boxes).all() and torch.isfinite(raw.grad).all()
 
@@ -106,7 +112,7 @@ def test_a_wild_logit_gives_a_finite_box_and_a_finite_gradient(new_coords, wild)
 def test_no_box_loses_its_area_to_rounding(new_coords, wild):
     raw = torch.tensor([[0.3, 0.7, wild, wild]])
     far = torch.tensor([[75.0, 75.0]])  # a cell at pixel 600
-    box = decode(raw, Places.of(far, torch.tensor([ANCHORS[0]]), (8.0, 8.0), spec_with(new_coords=new_coords)))[0]
+    box = decode(raw, AnchorGrid.of(far, torch.tensor([ANCHORS[0]]), (8.0, 8.0), spec_with(new_coords=new_coords)))[0]
     assert (box[2:] > box[:2]).all()
 
 
@@ -136,15 +142,15 @@ def test_boxes_have_at_least_single_precision(given, made):
     assert decode_head(head).dtype == made
 
 
-def test_heads_lie_in_one_row_and_their_places_are_made_once():
+def test_concatenated_heads_share_one_cached_anchor_grid():
     specs = [spec_with(scale_x_y=1.05), YoloSpec(anchors=ANCHORS, mask=(2, 0), scale_x_y=1.2)]
     heads = [
         RawHead(logits=torch.randn(1, len(spec.mask), *hw, 25, dtype=torch.float64), spec=spec, stride_px=stride)
         for spec, hw, stride in zip(specs, [(2, 3), (4, 6)], [(16.0, 8.0), (8.0, 4.0)], strict=True)
     ]
-    places = places_of(heads, torch.float64)
-    assert places.numbers.shape == (3 * 6 + 2 * 24, 7)
+    grid = anchor_grid(heads, torch.float64)
+    assert grid.values.shape == (3 * 6 + 2 * 24, 7)
     raw = torch.cat([head.logits[..., :4].flatten(1, 3) for head in heads], dim=1)
-    torch.testing.assert_close(decode(raw, places), torch.cat([decode_head(head).flatten(1, 3) for head in heads], 1))
-    assert places_of(heads, torch.float64) is places and places_of(heads[:1], torch.float64) is not places
-    assert places_of(heads, torch.float32).numbers.dtype == torch.float32
+    torch.testing.assert_close(decode(raw, grid), torch.cat([decode_head(head).flatten(1, 3) for head in heads], 1))
+    assert anchor_grid(heads, torch.float64) is grid and anchor_grid(heads[:1], torch.float64) is not grid
+    assert anchor_grid(heads, torch.float32).values.dtype == torch.float32

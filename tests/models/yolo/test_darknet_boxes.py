@@ -15,12 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfg.layers import YoloSpec
 from cfg.plan import load_plan
-from cfg.yolo import NMS_KINDS
+from cfg.yolo import NMS_KINDS, YoloSpec
 from data.geometry import letterbox_placement
 from models.yolo.head import RawHead
-from models.yolo.nms import NmsRule, survivors
+from models.yolo.nms import NmsRule, classwise_nms
 from models.yolo.postprocess import candidates, postprocess
 from tests.darknet_fixtures import dog, network_of, write_weights
 from utils.structures import Detections
@@ -39,8 +38,8 @@ def golden(root: Path) -> Boxes:
 def head_of(raw: np.ndarray, spec: YoloSpec) -> RawHead:
     """raw: (A * (5 + C), H, W) as darknet's convolution before the [yolo] has it."""
     channels, height, width = raw.shape
-    said = torch.from_numpy(raw).view(1, len(spec.mask), channels // len(spec.mask), height, width)
-    logits = said.permute(0, 1, 3, 4, 2)
+    output = torch.from_numpy(raw).view(1, len(spec.mask), channels // len(spec.mask), height, width)
+    logits = output.permute(0, 1, 3, 4, 2)
     stride_px = (INPUT_HW[0] / height, INPUT_HW[1] / width)
     return RawHead(logits=logits.logit() if spec.new_coords else logits, spec=spec, stride_px=stride_px)
 
@@ -67,16 +66,16 @@ def check_candidates(heads: Sequence[RawHead], dets: np.ndarray, confidence: flo
     assert found.labels.tolist() == dets[:, 0].astype(int).tolist()
     np.testing.assert_allclose(found.scores, dets[:, 1], atol=tolerance)
     np.testing.assert_allclose(relative(found.boxes), dets[:, 3:], rtol=10 * tolerance, atol=tolerance)
-    said = torch.cat([h.logits[0, ..., 4:].sigmoid().permute(1, 2, 0, 3).flatten(0, 2) for h in heads])
-    place = (said[:, :1] * said[:, 1:] > confidence).nonzero()[:, 0]
-    np.testing.assert_allclose(said[place, 0], dets[:, 2], atol=tolerance)
+    probabilities = torch.cat([h.logits[0, ..., 4:].sigmoid().permute(1, 2, 0, 3).flatten(0, 2) for h in heads])
+    place = (probabilities[:, :1] * probabilities[:, 1:] > confidence).nonzero()[:, 0]
+    np.testing.assert_allclose(probabilities[place, 0], dets[:, 2], atol=tolerance)
     return found
 
 
 def check_keeps(found: Detections, keeps: Boxes, prefix: str = "") -> None:
     for kind in NMS_KINDS:
         rule = NmsRule(kind=kind, iou=NMS_IOU, beta=0.6)
-        kept = survivors(found.boxes, found.scores, found.labels, rule, unit=INPUT_HW[::-1])
+        kept = classwise_nms(found.boxes, found.scores, found.labels, rule, unit=INPUT_HW[::-1])
         mask = np.zeros(len(found), bool)
         mask[kept] = True
         assert np.array_equal(mask, keeps[f"{prefix}keep_{kind}"]), kind
@@ -90,8 +89,8 @@ def check_letterboxed(heads: Sequence[RawHead], dets: np.ndarray, confidence: fl
     corners = (found.boxes - torch.tensor([place.left_px, place.top_px] * 2)) / torch.tensor(place.image_px * 2)
     centre, size = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
     made = np.concatenate([found.labels[:, None], found.scores[:, None], centre, size], axis=1)
-    made, wanted = (rows[np.lexsort((rows[:, 1], rows[:, 0]))] for rows in (made, np.delete(dets, 2, axis=1)))
-    np.testing.assert_allclose(made, wanted, rtol=10 * tolerance, atol=tolerance)
+    made, expected = (rows[np.lexsort((rows[:, 1], rows[:, 0]))] for rows in (made, np.delete(dets, 2, axis=1)))
+    np.testing.assert_allclose(made, expected, rtol=10 * tolerance, atol=tolerance)
 
 
 def test_classic_boxes_are_darknets(golden: Boxes) -> None:

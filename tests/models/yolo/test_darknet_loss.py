@@ -11,11 +11,10 @@ import pytest
 import torch
 from torchvision.ops import box_iou, generalized_box_iou
 
-from cfg.layers import YoloSpec
-from cfg.yolo import IOU_LOSSES, IOU_THRESH_KINDS
+from cfg.yolo import IOU_LOSSES, IOU_THRESH_KINDS, YoloSpec
 from models.yolo.assign import assign
 from models.yolo.criterion import CRITERIA, make_criterion
-from models.yolo.darknet_iou_grad import iou_ascent
+from models.yolo.darknet_iou_grad import iou_grad
 from models.yolo.darknet_loss import DarknetLoss, head_deltas
 from models.yolo.head import RawHead
 from models.yolo.loss import LossOptions, LossTerms, YoloLoss
@@ -25,7 +24,7 @@ from tests.models.yolo.recorded import (
     golden_case,
     golden_names,
     head_of,
-    said_delta,
+    output_delta,
     targets_of,
 )
 from tests.reference.darknet_loss import Truth, box_ascent, yolo_layer
@@ -45,7 +44,7 @@ def train_on(case: Recorded, dtype: torch.dtype) -> tuple[np.ndarray, float]:
     head = head_of(case.x, case.spec, case.input_hw, dtype)
     terms = DarknetLoss(DARKNET)([head], targets_of(case.truths, case.input_hw, dtype))
     terms.total.backward()
-    return said_delta(head.logits.grad, case.x, case.spec), terms.total.item()
+    return output_delta(head.logits.grad, case.x, case.spec), terms.total.item()
 
 
 def assert_is_darknets(case: Recorded) -> None:
@@ -85,7 +84,7 @@ OPTIONS = {
     "label-smoothing": {"label_smooth_eps": 0.1, "iou_thresh": 0.2},
     "counters": {"counters_per_class": (100, 10, 40), "cls_normalizer": 0.5, "max_delta": 3.0},
     "normalizers": {"iou_normalizer": 0.3, "obj_normalizer": 4.0, "cls_normalizer": 0.5},
-    "eager-to-spare": {"ignore_thresh": 0.05},
+    "low-ignore-thresh": {"ignore_thresh": 0.05},
     "everything": {
         "truth_thresh": 0.5,
         "iou_thresh": 0.1,
@@ -102,14 +101,14 @@ OPTIONS = {
 def random_case(spec: YoloSpec, *, sure: bool = False, seed: int = 0) -> tuple[np.ndarray, list[list[Truth]]]:
     """Three images: one crowded, with objects that share a cell and a class, one with a few objects, one empty.
 
-    Some of the objects lie close to what some cell says. sure: some probabilities are exactly 0 or 1.
+    Some of the objects lie close to some cell's prediction. sure: some probabilities are exactly 0 or 1.
     """
     rng = np.random.default_rng(seed)
     x = rng.normal(0, 1, (3, 2, 8, *GRID))
     x[:, :, 5:] -= 1  # about half of the cells are sure of no class
     if sure:
-        said = x[:, :, 4:]
-        said[:] = np.where(rng.random(said.shape) < 0.5, rng.choice([-1e3, 1e3], said.shape), 0.3)
+        output = x[:, :, 4:]
+        output[:] = np.where(rng.random(output.shape) < 0.5, rng.choice([-1e3, 1e3], output.shape), 0.3)
     if spec.new_coords:
         x = 1 / (1 + np.exp(-x.clip(-700, 700)))
     truths = [[random_truth(rng) for _ in range(count)] for count in (6, 3, 0)]
@@ -127,7 +126,7 @@ def random_truth(rng: np.random.Generator) -> Truth:
 
 
 def near_truth(x: np.ndarray, spec: YoloSpec, rng: np.random.Generator) -> Truth:
-    """About the box that some cell says, by the decoder's formula."""
+    """About the box that some cell predicts, by the decoder's formula."""
     a, row, column = (int(rng.integers(size)) for size in (2, *GRID))
     xy, wh = x[a, :4, row, column].reshape(2, 2)
     xy = xy if spec.new_coords else 1 / (1 + np.exp(-xy))
@@ -183,8 +182,8 @@ def test_the_deltas_of_many_random_cases_are_the_oracles(options):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_what_is_sure_to_the_bit_counts_as_not_asked_for(options):
-    """darknet tells a first object from a further one, and a row that answers, by a delta that is not 0."""
+def test_a_delta_of_exactly_0_counts_as_none(options):
+    """darknet tells a first object from a further one, and a positive row, by a delta that is not 0."""
     spec = replace(SPEC, **OPTIONS[options])
     assert_is_the_oracles(spec, *random_case(spec, sure=True))
 
@@ -253,25 +252,25 @@ def test_the_ascent_is_the_derivative_but_twice_for_the_sides(kind, overlap):
     boxes.requires_grad_()
     overlap(corners(boxes), corners(truths)).diagonal().sum().backward()
     expected = boxes.grad * torch.tensor([1, 1, 2, 2])
-    torch.testing.assert_close(iou_ascent(boxes.detach(), truths, kind), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(iou_grad(boxes.detach(), truths, kind), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", IOU_THRESH_KINDS)
 def test_a_box_without_sides_is_taken_for_one_as_large_as_the_image(kind):
     truth = (0.5, 0.4, 0.3, 0.2)
     for box in ((0.4, 0.4, 0.0, 0.0), (0.4, 0.4, 0.1, 0.0), (0.4, 0.4, 0.0, 0.1)):
-        made = iou_ascent(torch.tensor([box]).double(), torch.tensor([truth]).double(), kind)[0].tolist()
+        made = iou_grad(torch.tensor([box]).double(), torch.tensor([truth]).double(), kind)[0].tolist()
         assert made == pytest.approx(box_ascent(box, truth, kind), rel=1e-6)
         assert any(made)
 
 
 def test_the_distance_term_is_its_derivative_but_for_the_sign_of_the_enclosing_box():
     boxes, truths = overlapping_pairs()
-    extra = iou_ascent(boxes, truths, "diou") - iou_ascent(boxes, truths, "iou")
+    extra = iou_grad(boxes, truths, "diou") - iou_grad(boxes, truths, "iou")
     boxes.requires_grad_()
-    wanted = corners(truths)
+    gt = corners(truths)
     made = corners(boxes)
-    outside = torch.maximum(made[:, 2:], wanted[:, 2:]) - torch.minimum(made[:, :2], wanted[:, :2])
+    outside = torch.maximum(made[:, 2:], gt[:, 2:]) - torch.minimum(made[:, :2], gt[:, :2])
     distance, diagonal = (boxes - truths)[:, :2].square().sum(1), outside.square().sum(1)
     (by_distance,) = torch.autograd.grad((-distance / diagonal.detach()).sum(), boxes, retain_graph=True)
     (by_diagonal,) = torch.autograd.grad((-distance.detach() / diagonal).sum(), boxes)

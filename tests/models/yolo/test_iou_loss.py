@@ -68,7 +68,7 @@ def test_boxes_that_only_touch_have_no_overlap_and_a_finite_gradient(kind: str) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neither_the_loss_nor_its_gradient_asks_for_a_number(kind: str) -> None:
+def test_neither_the_loss_nor_its_gradient_synchronizes(kind: str) -> None:
     """Which a GPU would have to be waited for. `prod`'s gradient does."""
     boxes, targets = pairs()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:

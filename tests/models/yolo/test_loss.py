@@ -1,4 +1,4 @@
-"""The loss: its gradient, its sums, whom it asks for what; and that the cut of a batch leaves the gradient alone."""
+"""The loss: its gradient, sums and targets; and that the cut of a batch does not change the gradient."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou
 
-from cfg.layers import YoloSpec
 from cfg.plan import load_plan
-from cfg.yolo import IOU_LOSSES
+from cfg.yolo import IOU_LOSSES, YoloSpec
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory
-from models.yolo.anchor_grid import Places
+from models.yolo.anchor_grid import AnchorGrid
 from models.yolo.assign import assign, best_overlap
 from models.yolo.coder import decode, decode_head, encode
 from models.yolo.head import RawHead
@@ -57,11 +56,11 @@ def loss_of(logits, targets, spec=SPEC, options=None, stride_px=STRIDE) -> LossT
     return YoloLoss(options or LossOptions())([RawHead(logits=logits, spec=spec, stride_px=stride_px)], targets)
 
 
-def bce(logit: float, wanted: float) -> float:
-    return wanted * math.log1p(math.exp(-logit)) + (1 - wanted) * math.log1p(math.exp(logit))
+def bce(logit: float, target: float) -> float:
+    return target * math.log1p(math.exp(-logit)) + (1 - target) * math.log1p(math.exp(logit))
 
 
-# --- heads in a row ------------------------------------------------------------------------------------------
+# --- concatenated heads ------------------------------------------------------------------------------------------
 
 
 def random_heads(*specs: YoloSpec, images: int = 3) -> list[RawHead]:
@@ -97,9 +96,9 @@ def random_targets(count: int, images: int = 3) -> Targets:
         {"iou_normalizer": 0.07, "obj_normalizer": 0.4, "cls_normalizer": 0.5},
     ],
 )
-def test_heads_in_a_row_have_the_loss_and_gradient_that_they_have_one_by_one(rules, objects):
+def test_concatenated_heads_have_the_loss_and_gradient_that_they_have_one_by_one(rules, objects):
     spec = replace(SPEC, mask=(0,), **rules)
-    # The last one has rules of its own, and so a row of its own.
+    # The last one has different settings, so it is not concatenated with the others.
     own = replace(spec, mask=(1, 2), ignore_thresh=0.2, iou_loss="diou")
     heads = random_heads(spec, replace(spec, mask=(2, 1), scale_x_y=1.3), own)
     targets, options = random_targets(objects), LossOptions()
@@ -124,7 +123,7 @@ class Kernels(TorchDispatchMode):
 def test_more_heads_are_hardly_more_kernels():
     def kernels(*specs: YoloSpec) -> int:
         heads, targets = random_heads(*specs, images=1), random_targets(4, images=1)
-        YoloLoss(LossOptions())(heads, targets)  # makes the places
+        YoloLoss(LossOptions())(heads, targets)  # builds the anchor grid
         with Kernels() as counted:
             YoloLoss(LossOptions())(heads, targets).total.backward()
         return counted.count
@@ -147,16 +146,16 @@ def test_gradcheck(iou_loss, new_coords):
 
 @pytest.mark.parametrize("new_coords", [False, True])
 def test_ciou_is_diou_and_the_aspect_term_with_a_constant_weight(new_coords):
-    """The gradient of CIoU holds alpha constant (Zheng et al. 2020, section 3.3), so gradcheck cannot be asked."""
+    """The gradient of CIoU holds alpha constant (Zheng et al. 2020, section 3.3), so gradcheck does not apply."""
     logits = random_logits()
     ciou, diou = (replace(SPEC, iou_loss=kind, new_coords=new_coords) for kind in ("ciou", "diou"))
     made = loss_of(logits, SOME, ciou).box
     boxes = decode_head(RawHead(logits=logits, spec=ciou, stride_px=STRIDE))
     pairs = assign(SOME, ciou, GRID, STRIDE)
-    said, wanted = boxes[pairs.place], SOME.boxes[pairs.target]
-    angles = [torch.atan((b[:, 2] - b[:, 0]) / (b[:, 3] - b[:, 1])) for b in (said, wanted)]
+    predicted, target = boxes[pairs.index], SOME.boxes[pairs.target]
+    angles = [torch.atan((b[:, 2] - b[:, 0]) / (b[:, 3] - b[:, 1])) for b in (predicted, target)]
     v = 4 / math.pi**2 * (angles[1] - angles[0]).square()
-    alpha = (v / (1 - box_iou(said, wanted).diagonal() + v)).detach()
+    alpha = (v / (1 - box_iou(predicted, target).diagonal() + v)).detach()
     expected = loss_of(logits, SOME, diou).box + LossOptions().box_gain * ciou.iou_normalizer * (alpha * v).sum()
     torch.testing.assert_close(made, expected, rtol=1e-5, atol=0)
     grads = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (made, expected)]
@@ -178,7 +177,7 @@ def test_no_objects_leave_objectness_only_and_every_logit_a_gradient(smooth):
 
 def test_a_head_without_objects_still_reaches_its_logits():
     logits = [random_logits(), random_logits()]
-    specs = [SPEC, replace(SPEC, mask=(2,) * 2)]  # nobody's shape is anchor 2
+    specs = [SPEC, replace(SPEC, mask=(2,) * 2)]  # no object has the shape of anchor 2
     heads = [RawHead(logits=x, spec=s, stride_px=STRIDE) for x, s in zip(logits, specs, strict=True)]
     terms = YoloLoss(LossOptions())(heads, SOME)
     for term in (terms.box, terms.objectness, terms.classes):
@@ -242,7 +241,7 @@ def test_the_loss_of_heads_is_the_sum_over_heads():
 
 
 @pytest.mark.parametrize("iou_loss", ["ciou", "mse"])
-def test_the_normalisers_scale_the_terms(iou_loss):
+def test_the_normalizers_scale_the_terms(iou_loss):
     plain = replace(SPEC, iou_loss=iou_loss, iou_normalizer=1.0)
     scaled = replace(plain, iou_normalizer=0.5, obj_normalizer=3.0, cls_normalizer=7.0)
     logits = random_logits()
@@ -250,7 +249,7 @@ def test_the_normalisers_scale_the_terms(iou_loss):
     torch.testing.assert_close(more / once, torch.tensor([0.5, 3.0, 7.0], dtype=torch.float64))
 
 
-def test_the_box_gain_scales_iou_losses_and_leaves_the_squared_error_alone():
+def test_the_box_gain_scales_iou_losses_and_not_the_squared_error():
     logits = random_logits()
     for kind, factor in (("giou", 4.0), ("mse", 1.0)):
         spec = replace(SPEC, iou_loss=kind)
@@ -262,15 +261,17 @@ def test_the_box_gain_scales_iou_losses_and_leaves_the_squared_error_alone():
 
 
 def perfect_logits(targets: Targets, spec: YoloSpec, sure: float = 20.0) -> torch.Tensor:
-    """Logits that say exactly `targets`, and nothing elsewhere."""
+    """Logits that predict exactly `targets`, and nothing elsewhere."""
     logits = torch.zeros(2, 2, *GRID, 8, dtype=torch.float64)
     logits[..., 4:] = -sure
     pairs = assign(targets, spec, GRID, STRIDE)
     cells = torch.stack((pairs.column, pairs.row), dim=1).double()
     anchors = torch.tensor(ANCHORS, dtype=torch.float64)[list(spec.mask)][pairs.anchor]
-    logits[(*pairs.place, slice(0, 4))] = encode(targets.boxes[pairs.target], Places.of(cells, anchors, STRIDE, spec))
-    logits[(*pairs.place, 4)] = sure
-    logits[(*pairs.place, 5 + targets.labels[pairs.target])] = sure
+    logits[(*pairs.index, slice(0, 4))] = encode(
+        targets.boxes[pairs.target], AnchorGrid.of(cells, anchors, STRIDE, spec)
+    )
+    logits[(*pairs.index, 4)] = sure
+    logits[(*pairs.index, 5 + targets.labels[pairs.target])] = sure
     return logits
 
 
@@ -300,31 +301,33 @@ def test_the_squared_error_by_hand():
 # --- objectness and classes ----------------------------------------------------------------------------------
 
 
-def test_two_classes_in_one_place_are_asked_once_together():
+def test_an_anchor_with_two_objects_has_both_classes_as_targets_once():
     logits = random_logits(1)
-    twins = targets_of([[3, 4, 14, 19], [3.5, 4, 14, 19], [3, 4.5, 14, 19]], labels=[0, 2, 2], image_index=[0, 0, 0])
-    pairs = assign(twins, SPEC, GRID, STRIDE)
-    assert len(pairs) == 3 and len(set(zip(*(t.tolist() for t in pairs.place), strict=True))) == 1
-    place = tuple(t[0].item() for t in pairs.place)
-    terms = loss_of(logits, twins)
-    said = logits[place].tolist()
-    assert terms.classes.item() == pytest.approx(bce(said[5], 1) + bce(said[6], 0) + bce(said[7], 1))
-    covers = best_overlap(decode_head(RawHead(logits=logits, spec=SPEC, stride_px=STRIDE)).detach(), twins) > 0.6
-    expected = bce(said[4], 1) + sum(
+    same_cell = targets_of(
+        [[3, 4, 14, 19], [3.5, 4, 14, 19], [3, 4.5, 14, 19]], labels=[0, 2, 2], image_index=[0, 0, 0]
+    )
+    pairs = assign(same_cell, SPEC, GRID, STRIDE)
+    assert len(pairs) == 3 and len(set(zip(*(t.tolist() for t in pairs.index), strict=True))) == 1
+    place = tuple(t[0].item() for t in pairs.index)
+    terms = loss_of(logits, same_cell)
+    output = logits[place].tolist()
+    assert terms.classes.item() == pytest.approx(bce(output[5], 1) + bce(output[6], 0) + bce(output[7], 1))
+    covers = best_overlap(decode_head(RawHead(logits=logits, spec=SPEC, stride_px=STRIDE)).detach(), same_cell) > 0.6
+    expected = bce(output[4], 1) + sum(
         bce(logits[index].tolist()[4], 0) for index in map(tuple, (~covers).nonzero().tolist()) if index != place
     )
     assert terms.objectness.item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("is_crowd", [False, True])
-def test_a_cell_that_covers_an_object_well_is_left_alone(is_crowd):
+def test_an_anchor_that_covers_an_object_well_is_ignored(is_crowd):
     box = [1, 2, 31, 45]
     target = targets_of([box], [0], [0], [is_crowd])
     logits = torch.full((1, 2, *GRID, 8), -3.0, dtype=torch.float64)
     neighbour = (0, 1, 1, 1)  # its anchor has not the best shape, its cell is not the centre's
     cell, anchor = torch.tensor([1.0, 1.0]).double(), torch.tensor(ANCHORS[1]).double()
     shifted = torch.tensor(box).double() - 1.5 * torch.tensor([1, 0, 1, 0])
-    logits[neighbour][:4] = encode(shifted, Places.of(cell, anchor, STRIDE, SPEC))
+    logits[neighbour][:4] = encode(shifted, AnchorGrid.of(cell, anchor, STRIDE, SPEC))
     logits.requires_grad_()
     assert best_overlap(decode_head(RawHead(logits=logits, spec=SPEC, stride_px=STRIDE)), target)[neighbour] > 0.8
     loss_of(logits, target).objectness.backward()
@@ -337,28 +340,28 @@ def test_a_cell_that_covers_an_object_well_is_left_alone(is_crowd):
     assert logits.grad[neighbour][4] > 0
 
 
-def test_with_objectness_smooth_it_says_at_least_how_well_it_covers():
+def test_with_objectness_smooth_the_overlap_is_a_lower_limit():
     box = [1, 2, 31, 45]
     target, spec = targets_of([box], [0], [0]), replace(SPEC, objectness_smooth=True)
     cell, anchor = torch.tensor([1.0, 1.0]).double(), torch.tensor(ANCHORS[1]).double()
     place = (0, 1, 1, 1)
-    for says, pulled in ((-2.0, True), (8.0, False)):
+    for logit, pulled in ((-2.0, True), (8.0, False)):
         logits = torch.full((1, 2, *GRID, 8), -3.0, dtype=torch.float64)
-        logits[place][:4] = encode(torch.tensor(box).double() - 1.0, Places.of(cell, anchor, STRIDE, spec))
-        logits[place][4] = says
+        logits[place][:4] = encode(torch.tensor(box).double() - 1.0, AnchorGrid.of(cell, anchor, STRIDE, spec))
+        logits[place][4] = logit
         logits.requires_grad_()
         overlap = best_overlap(decode_head(RawHead(logits=logits, spec=spec, stride_px=STRIDE)), target)[place]
         loss_of(logits, target, spec).objectness.backward()
-        expected = 1 / (1 + math.exp(-says)) - overlap.item() if pulled else 0
+        expected = 1 / (1 + math.exp(-logit)) - overlap.item() if pulled else 0
         assert logits.grad[place][4].item() == pytest.approx(expected)
 
 
-def test_an_anchor_that_answers_says_one_even_where_it_covers_well():
+def test_a_positive_has_objectness_target_1_even_where_it_covers_well():
     logits = perfect_logits(SOME, SPEC)
     logits[..., 4] = -2
     logits.requires_grad_()
     loss_of(logits, SOME).objectness.backward()
-    place = assign(SOME, SPEC, GRID, STRIDE).place
+    place = assign(SOME, SPEC, GRID, STRIDE).index
     assert logits.grad[(*place, 4)].tolist() == pytest.approx([1 / (1 + math.exp(2)) - 1] * len(place[0]))
 
 
@@ -366,14 +369,14 @@ def test_an_anchor_that_answers_says_one_even_where_it_covers_well():
 def test_label_smoothing_moves_the_class_targets(flag, cfg, used):
     one = targets_of([[3, 4, 14, 19]], [1], [0])
     logits = random_logits(1)
-    place = tuple(t[0].item() for t in assign(one, SPEC, GRID, STRIDE).place)
+    place = tuple(t[0].item() for t in assign(one, SPEC, GRID, STRIDE).index)
     terms = loss_of(logits, one, replace(SPEC, label_smooth_eps=cfg), LossOptions(label_smoothing=flag))
-    wanted = [used / 2, 1 - used / 2, used / 2]
-    said = logits[place][CLASSES].tolist()
-    assert terms.classes.item() == pytest.approx(sum(bce(t, w) for t, w in zip(said, wanted, strict=True)))
+    target = [used / 2, 1 - used / 2, used / 2]
+    output = logits[place][CLASSES].tolist()
+    assert terms.classes.item() == pytest.approx(sum(bce(t, w) for t, w in zip(output, target, strict=True)))
 
 
-def test_a_crowd_asks_for_no_class_and_no_box():
+def test_a_crowd_has_no_positives():
     logits = random_logits()
     terms = loss_of(logits, targets_of([[3, 4, 14, 19]], [0], [0], [True]))
     assert terms.box.item() == terms.classes.item() == 0
@@ -384,10 +387,10 @@ def test_the_box_that_is_measured_is_the_one_decoded():
     logits = random_logits(1)
     one = targets_of([[3, 4, 14, 19]], [1], [0])
     spec = replace(SPEC, iou_loss="iou")
-    image, anchor, row, column = (t[0].item() for t in assign(one, spec, GRID, STRIDE).place)
+    image, anchor, row, column = (t[0].item() for t in assign(one, spec, GRID, STRIDE).index)
     raw = logits[image, anchor, row, column, :4]
     place = torch.tensor([float(column), float(row)]).double(), torch.tensor(ANCHORS[anchor]).double()
-    iou = box_iou(decode(raw, Places.of(*place, STRIDE, spec))[None], one.boxes).item()
+    iou = box_iou(decode(raw, AnchorGrid.of(*place, STRIDE, spec))[None], one.boxes).item()
     expected = LossOptions().box_gain * spec.iou_normalizer * (1 - iou)
     assert loss_of(logits, one, spec).box.item() == pytest.approx(expected, abs=1e-6)
 

@@ -9,8 +9,9 @@ from torchvision.ops import nms
 
 from cfg.yolo import NMS_KINDS
 from models.yolo import nms as module
-from models.yolo.nms import NmsRule, box_iou, centre_distance, survivors
+from models.yolo.nms import NmsRule, centre_distance, classwise_nms
 from tests.reference import nms as oracle
+from utils.boxes import elementwise_iou
 
 DISTANCE_KINDS = ("greedynms", "diounms")
 
@@ -24,13 +25,13 @@ def crowd(count: int, classes: int = 3, spread_px: float = 60) -> tuple[Tensor, 
 
 
 def kept(boxes: Tensor, scores: Tensor, labels: Tensor, kind: str, *, iou: float = 0.45, beta: float = 0.6) -> set[int]:
-    found = survivors(boxes, scores, labels, NmsRule(kind=kind, iou=iou, beta=beta)).tolist()
+    found = classwise_nms(boxes, scores, labels, NmsRule(kind=kind, iou=iou, beta=beta)).tolist()
     assert len(found) == len(set(found))
     return set(found)
 
 
 def always(monkeypatch: pytest.MonkeyPatch, way: str, block: int = 128) -> None:
-    monkeypatch.setattr(module, "_quickest", lambda kind, sizes: getattr(module, f"_by_{way}"))
+    monkeypatch.setattr(module, "_fastest", lambda kind, sizes: getattr(module, f"_by_{way}"))
     monkeypatch.setattr(module, "BLOCK", block)
 
 
@@ -42,13 +43,13 @@ WAYS = [("pairs", 128), *(("blocks", block) for block in (1, 2, 7, 128))]
     ("kind", "beta", "way", "block"),
     [("default", 0.6, "kernel", 128), *((*rule, *way) for rule in RULES for way in WAYS)],
 )
-def test_survivors_are_the_oracles(kind, beta, way, block, monkeypatch):
+def test_kept_boxes_are_the_oracles(kind, beta, way, block, monkeypatch):
     always(monkeypatch, way, block)
     for iou in (0.0, 0.2, 0.45, 0.8):
         boxes, scores, labels = crowd(150)
         unit = tuple(torch.empty(2).uniform_(0.2, 5).tolist())
         rule = NmsRule(kind=kind, iou=iou, beta=beta)
-        found = survivors(boxes, scores, labels, rule, unit=unit)
+        found = classwise_nms(boxes, scores, labels, rule, unit=unit)
         expected = set()
         for label in range(3):
             of_class = (labels == label).nonzero()[:, 0]
@@ -84,20 +85,7 @@ def test_of_the_default_kind_each_way_is_torchvisions_to_the_bit(way, monkeypatc
 
 
 @pytest.mark.parametrize("kind", NMS_KINDS)
-def test_the_quickest_way_goes_by_the_pairs(kind):
-    """Few candidates of many classes take no call a class, which took ten times as long; many do not take all pairs."""
-    otherwise = module._by_kernel if kind == "default" else module._by_blocks
-    for sizes, way in (
-        ([3] * 40, module._by_pairs),
-        ([200] * 79, otherwise),
-        ([3000], otherwise),
-        ([40] * 9000, otherwise),
-    ):
-        assert module._quickest(kind, torch.tensor(sizes)) is way
-
-
-@pytest.mark.parametrize("kind", NMS_KINDS)
-def test_survivors_of_survivors_are_all_of_them(kind):
+def test_suppressing_twice_changes_nothing(kind):
     boxes, scores, labels = crowd(400)
     once = sorted(kept(boxes, scores, labels, kind))
     assert 0 < len(once) < 400
@@ -142,7 +130,7 @@ def test_each_dropped_box_has_a_better_one_that_stays(kind):
 @pytest.mark.parametrize("kind", NMS_KINDS)
 def test_no_box_and_one_box(kind):
     boxes, scores, labels = crowd(1)
-    found = survivors(boxes[:0], scores[:0], labels[:0], NmsRule(kind=kind, iou=0.5))
+    found = classwise_nms(boxes[:0], scores[:0], labels[:0], NmsRule(kind=kind, iou=0.5))
     assert found.shape == (0,) and found.dtype == torch.int64
     assert kept(boxes, scores, labels, kind) == {0}
 
@@ -197,8 +185,8 @@ def test_the_unit_of_distances_matters_to_distances_only():
     labels, scores = torch.zeros(2, dtype=torch.int64), torch.tensor([0.9, 0.8])
     for kind, expected in (("default", ({0}, {0})), ("greedynms", ({0, 1}, {0}))):
         rule = NmsRule(kind=kind, iou=0.45)
-        for unit, wanted in zip(((1.0, 1.0), (8.0, 1.0)), expected, strict=True):
-            assert set(survivors(boxes, scores, labels, rule, unit=unit).tolist()) == wanted
+        for unit, target in zip(((1.0, 1.0), (8.0, 1.0)), expected, strict=True):
+            assert set(classwise_nms(boxes, scores, labels, rule, unit=unit).tolist()) == target
 
 
 @pytest.mark.parametrize("way", ["pairs", "blocks"])
@@ -218,9 +206,9 @@ def test_no_more_pairs_than_a_block_has_with_all_boxes(kind, monkeypatch):
 
     def counting(boxes: Tensor, others: Tensor) -> Tensor:
         pairs.append(len(boxes) * len(others))
-        return box_iou(boxes, others)
+        return elementwise_iou(boxes, others)
 
-    monkeypatch.setattr(module, "box_iou", counting)
+    monkeypatch.setattr(module, "elementwise_iou", counting)
     boxes, scores, labels = crowd(3000, classes=1, spread_px=4000)
     found = kept(boxes, scores, labels, kind)
     assert len(found) > 2000
@@ -228,14 +216,9 @@ def test_no_more_pairs_than_a_block_has_with_all_boxes(kind, monkeypatch):
     assert sum(pairs) < 3000 * 3000
 
 
-def test_pairs_one_by_one():
-    boxes, _, _ = crowd(40)
-    others, _, _ = crowd(30)
-    ious = box_iou(boxes[:, None], others)
-    for row, box in enumerate(boxes.tolist()):
-        for column, other in enumerate(others.tolist()):
-            assert ious[row, column].item() == pytest.approx(oracle.iou(box, other))
-    distances = centre_distance(boxes[:30], others)
-    for row, (box, other) in enumerate(zip(boxes[:30].tolist(), others.tolist(), strict=True)):
-        said = oracle.iou(box, other) - oracle.overlap(box, other, "diounms", beta=1.0)
-        assert distances[row].item() == pytest.approx(said)
+def test_distances_are_the_oracles():
+    (boxes, _, _), (others, _, _) = crowd(30), crowd(30)
+    distances = centre_distance(boxes, others)
+    for row, (box, other) in enumerate(zip(boxes.tolist(), others.tolist(), strict=True)):
+        expected = oracle.iou(box, other) - oracle.overlap(box, other, "diounms", beta=1.0)
+        assert distances[row].item() == pytest.approx(expected)

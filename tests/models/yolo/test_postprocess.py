@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cfg.layers import YoloSpec
+from cfg.yolo import YoloSpec
 from models.yolo import postprocess as module
-from models.yolo.anchor_grid import Places
+from models.yolo.anchor_grid import AnchorGrid
 from models.yolo.coder import decode_head, encode
 from models.yolo.head import RawHead
 from models.yolo.postprocess import candidates, postprocess
@@ -38,7 +38,7 @@ def head_saying(boxes, scores) -> RawHead:
     cells = torch.stack((torch.arange(count), torch.zeros(count)), dim=1).double()
     anchors = torch.full((count, 2), 16.0, dtype=torch.float64)
     logits = torch.full((1, 1, 1, count, 5 + classes), 40.0, dtype=torch.float64)
-    logits[0, 0, 0, :, :4] = encode(torch.tensor(boxes).double(), Places.of(cells, anchors, (8.0, 8.0), spec))
+    logits[0, 0, 0, :, :4] = encode(torch.tensor(boxes).double(), AnchorGrid.of(cells, anchors, (8.0, 8.0), spec))
     logits[0, 0, 0, :, 5:] = torch.tensor(scores).double().clamp(1e-9, 1 - 1e-9).logit()
     return RawHead(logits=logits, spec=spec, stride_px=(8.0, 8.0))
 
@@ -57,8 +57,8 @@ def test_postprocess_is_the_oracle(confidence, nms_iou, max_detections):
     assert len(made) == 3
     for image, found in enumerate(made):
         boxes = [box for head in heads for box in decode_head(head)[image].reshape(-1, 4).tolist()]
-        said = [head.logits[image, ..., 4:].sigmoid().reshape(-1, 4) for head in heads]
-        scores = [(row[:1] * row[1:]).tolist() for part in said for row in part]
+        probabilities = [head.logits[image, ..., 4:].sigmoid().reshape(-1, 4) for head in heads]
+        scores = [(row[:1] * row[1:]).tolist() for part in probabilities for row in part]
         expected = oracle.best_of_image(boxes, scores, **knobs)
         assert len(expected) > 2
         assert [(label, box) for _, label, box in rows_of(found)] == [
@@ -74,21 +74,21 @@ def test_postprocess_is_the_oracle_with_distances(kind):
     made = postprocess(heads, confidence=0.01, nms_iou=0.3, max_detections=None, nms=kind, units_px=units)
     for image, (found, unit) in enumerate(zip(made, units, strict=True)):
         boxes = [box for head in heads for box in decode_head(head)[image].reshape(-1, 4).tolist()]
-        said = [head.logits[image, ..., 4:].sigmoid().reshape(-1, 4) for head in heads]
-        scores = [(row[:1] * row[1:]).tolist() for part in said for row in part]
+        probabilities = [head.logits[image, ..., 4:].sigmoid().reshape(-1, 4) for head in heads]
+        scores = [(row[:1] * row[1:]).tolist() for part in probabilities for row in part]
         knobs = {"confidence": 0.01, "nms_iou": 0.3, "max_detections": None, "kind": kind, "beta": 1.7}
         expected = oracle.best_of_image(boxes, scores, **knobs, unit=unit)
         assert found.scores.tolist() == pytest.approx([score for score, _, _ in expected], rel=1e-6)
         assert found.labels.tolist() == [label for _, label, _ in expected]
 
 
-def test_the_last_yolo_says_how_to_suppress():
+def test_the_last_yolo_names_the_nms_kind():
     first, last = random_heads()
     knobs = {"confidence": 0.01, "nms_iou": 0.2, "max_detections": None}
     last = replace(last, spec=replace(last.spec, nms_kind="diounms", beta_nms=0.3))
     as_cfg = postprocess([first, last], **knobs)
-    for found, wanted in zip(as_cfg, postprocess([first, last], **knobs, nms="diounms"), strict=True):
-        assert rows_of(found) == rows_of(wanted)
+    for found, expected in zip(as_cfg, postprocess([first, last], **knobs, nms="diounms"), strict=True):
+        assert rows_of(found) == rows_of(expected)
     plain = postprocess([first, last], **knobs, nms="default")
     assert sum(map(len, plain)) < sum(map(len, as_cfg))
     unsaid = replace(last, spec=replace(last.spec, nms_kind="default"))
