@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from models.norms.running_stats import norms_with_statistics
 from models.norms.table import NormOptions
 from models.weights.trained import read_trained
 from options import FOREIGN_FLAGS, EvaluateOptions
-from utils.checkpoint import write_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.environment import pick_device
 from utils.errors import UserError
 from utils.flags import parse_flags, resolve
@@ -66,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"data      {image_set.name} {image_set.split}: {len(image_set)} images")
     for line in image_set.problems.summary():
         print(f"          {line}")
-    is_darknets = "seen" in trained
-    if is_darknets and may_have_trained_on(trained["cfg_name"], len(detector.class_names), places_of(image_set)):
+    if trained.is_darknet and may_have_trained_on(trained.cfg_name, len(detector.class_names), places_of(image_set)):
         print(f"warning: {TRAINED_ON_VAL2017}")
     if options.norm_report:
         images = sample_images(image_set, detector, image_count=options.recalibrate_images, **loading)
@@ -107,11 +107,11 @@ def check_statistics(options: EvaluateOptions, given: dict[str, Any], detector: 
         norms_with_statistics(detector.network)
 
 
-def write_norm_report(folder: Path, checkpoint: dict[str, Any], detector: Detector, images: Sequence[Tensor]) -> str:
+def write_norm_report(folder: Path, checkpoint: Checkpoint, detector: Detector, images: Sequence[Tensor]) -> str:
     """norm_report.txt and norm_report.png -> the text."""
-    batch, parts = (checkpoint.get("settings", {}).get(name, 1) for name in ("batch_size", "subdivisions"))
-    mini_batch = checkpoint.get("mini_batch", batch // parts)  # what is stored is one rank's
-    norm, cut = NormOptions(**checkpoint["norm"]), {"mini_batch": mini_batch, "subdivisions": parts}
+    batch, parts = (checkpoint.settings.get(name, 1) for name in ("batch_size", "subdivisions"))
+    mini_batch = checkpoint.mini_batch or batch // parts  # what is stored is one rank's
+    norm, cut = NormOptions(**checkpoint.norm), {"mini_batch": mini_batch, "subdivisions": parts}
     report = measure_norms(detector.network, images)
     verdict = report.verdict(mini_batch=mini_batch, effective=effective_images(norm, **cut))
     text = f"{report.table()}\n\ntrained with {describe_norm(norm, **cut)}\n{verdict}\n"
@@ -143,11 +143,10 @@ def write_darknet_map(folder: Path, options: EvaluateOptions, detector: Detector
     return text
 
 
-def write_recalibrated(path: Path, checkpoint: dict[str, Any], detector: Detector) -> None:
+def write_recalibrated(path: Path, checkpoint: Checkpoint, detector: Detector) -> None:
     """The checkpoint with the detector's norms, for the input size they have the statistics of."""
-    content = {name: value for name, value in checkpoint.items() if name != "training"}
-    state = detector.network.state_dict()
-    write_checkpoint(path, {**content, "input_hw": list(detector.input_hw), "weights": state})
+    weights = detector.network.state_dict()
+    replace(checkpoint, input_hw=detector.input_hw, weights=weights, training=None).to_file(path)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from models.network import Network, parameter_groups
 from models.norms.cbn import CrossIterationBatchNorm
 from models.norms.contract import ConvView
 from models.yolo.loss import LossOptions, YoloLoss
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.clock import Tick
 from utils.structures import Batch
 
@@ -101,7 +101,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         page("train.py", "--data", args.data, "--norm", "bn", "--max-steps", str(args.steps), "--evals", "1",
              "--out", f"{folder}/run")  # fmt: skip
-        checkpoint = read_checkpoint(Path(folder) / "run" / "last.pt")
+        checkpoint = Checkpoint.from_file(Path(folder) / "run" / "last.pt")
     train_set = open_image_set(args.data, "train")
     network = build_network(checkpoint).train()
     loader = make_train_loader(
@@ -123,9 +123,9 @@ def main() -> None:
 
 
 def measure(
-    network: Network, checkpoint: dict[str, Any], loader: TrainLoader, rate: float, args: argparse.Namespace
+    network: Network, checkpoint: Checkpoint, loader: TrainLoader, rate: float, args: argparse.Namespace
 ) -> list[Row]:
-    network.load_state_dict(checkpoint["weights"])
+    network.load_state_dict(checkpoint.weights)
     criterion = YoloLoss(LossOptions())
     decay = cfg_settings(network.plan).get("weight_decay", 5e-4)
     optimizer = torch.optim.SGD(parameter_groups(network, weight_decay=decay), lr=rate, momentum=0.9)

@@ -89,6 +89,7 @@ class Contestant:
         """Return the seconds of a step and, on CUDA, its peak of memory in bytes, else 0."""
         on_cuda = self.device.type == "cuda"
         if on_cuda:
+            self.step.optimizer.zero_grad(set_to_none=True)  # the last step's gradients count as this one's memory
             torch.cuda.synchronize(self.device)
             before = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)

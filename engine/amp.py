@@ -1,18 +1,17 @@
-"""Mixed precision: which dtype the forward runs in, and the loss scaling that float16 needs."""
+"""Mixed precision: the dtype of the forward, and the loss scaling that float16 needs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from utils.errors import UserError
 
 
 class MixedPrecision:
-    """kind: 'off', 'bf16', 'fp16', or 'auto' (on CUDA bf16 where the card has it, else fp16; elsewhere off)."""
+    """kind: 'off', 'bf16', 'fp16', or 'auto' (on CUDA bf16 if the GPU has it, else fp16; elsewhere off)."""
 
     def __init__(self, kind: str, device: torch.device) -> None:
         if kind == "auto":
@@ -28,30 +27,27 @@ class MixedPrecision:
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self._device, dtype=self._dtype, enabled=self.kind != "off")
 
-    def may_overflow(self) -> bool:
-        """Whether a gradient that is not finite may be due to the loss scale, which `step` then lowers."""
-        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
-
-    def scale(self) -> float:
-        """What losses are multiplied by."""
+    def loss_scale(self) -> float:
         return self.scaler.get_scale()
 
-    def backward(self, loss: Tensor) -> None:
-        torch.autograd.backward(self.scaler.scale(loss))
+    def may_overflow(self) -> bool:
+        """Return whether a gradient that is not finite may be due to the loss scale, which `step` then lowers."""
+        return self.scaler.is_enabled() and self.loss_scale() >= 1
 
-    def step(
-        self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], *, clip_norm: float | None
-    ) -> None:
-        """Update and clear the gradients; a float16 overflow skips the update and lowers the scale."""
-        if clip_norm is not None:
-            self.scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters, clip_norm)
+    def scale(self, loss: Tensor) -> Tensor:
+        return self.scaler.scale(loss)
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the gradients by the loss scale, before they are clipped."""
+        self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update the weights; a float16 overflow skips the update and lowers the loss scale."""
         self.scaler.step(optimizer)
         self.scaler.update()
-        optimizer.zero_grad(set_to_none=True)
 
 
 def _has_bf16(device: torch.device) -> bool:
-    """In hardware (Ampere and later): emulated bf16 is slower than float32."""
+    """Return whether the hardware has it (Ampere and later): emulated bf16 is slower than float32."""
     with torch.cuda.device(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)

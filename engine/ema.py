@@ -1,35 +1,38 @@
-"""An exponential average of a model's weights (Polyak averaging), for evaluation and detection.
+"""An exponential moving average of a model's weights (Polyak averaging), for evaluation and detection.
 
-Not `torch.optim.swa_utils.AveragedModel`: it walks over all buffers, and so would average (or copy, each step)
-the norms' histories, which are as large as the weights and mean nothing outside training. What a state dict
-holds is what is averaged.
+Not `torch.optim.swa_utils.AveragedModel`: it averages, or copies in each step, all buffers, among them the histories of
+norms, which are as large as the weights and mean nothing outside training. Here the state dict is averaged.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
 from utils import ranks
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class WeightAverage:
-    """`model` is the averaged copy, in eval mode, frozen.
 
-    The decay grows as decay * (1 - exp(-step / warm_up_steps)), so that the random start is soon forgotten.
-    Integer buffers (counters) are copied. Build it before the first announcement, when norms hold no history.
+class WeightAverage(Generic[Model]):
+    """`model` is the averaged copy, in eval mode, without gradients.
+
+    The decay grows as decay * (1 - exp(-step / warm_up_steps)), so that the random start is soon forgotten. Integer
+    buffers (counters) are copied. Build it before the first mini-batch is announced, while norms hold no history.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float, warm_up_steps: int) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: Model, *, decay: float, warm_up_steps: int) -> None:
+        self.model = copy.deepcopy(model)
+        self.model.eval().requires_grad_(False)
         self.decay, self.warm_up_steps = decay, warm_up_steps
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, step: int) -> None:
-        """Take in the weights after optimizer step number `step` (from 1)."""
+        """Average in the weights after optimizer step number `step` (from 1)."""
         decay = self.decay * (1 - math.exp(-step / max(1, self.warm_up_steps)))
         current = model.state_dict()
         averaged, fresh = [], []
@@ -42,7 +45,7 @@ class WeightAverage:
         torch._foreach_lerp_(averaged, fresh, 1 - decay)
 
     def agree(self) -> None:
-        """Of all ranks, whose weights are the same, the mean of running statistics: a collective."""
+        """Replace running statistics by their mean over ranks, whose weights are equal already. A collective."""
         parameters = {id(parameter) for parameter in self.model.parameters()}
-        own = [t for t in self.model.state_dict(keep_vars=True).values() if id(t) not in parameters]
-        ranks.all_reduce_mean([tensor for tensor in own if tensor.is_floating_point()])
+        buffers = [t for t in self.model.state_dict(keep_vars=True).values() if id(t) not in parameters]
+        ranks.all_reduce_mean([buffer for buffer in buffers if buffer.is_floating_point()])

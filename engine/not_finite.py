@@ -1,20 +1,49 @@
-"""Where numbers stop being finite: in a label, a pixel, a weight, a layer's output, a loss or a gradient."""
+"""Search for NaN and Inf: in a label, a pixel, a weight, a layer's output, a loss or a gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from models.network import Network
+from models.yolo.criterion import Criterion
+from utils import ranks
+from utils.errors import UserError
 from utils.structures import Batch
 
+Autocast = Callable[[], AbstractContextManager[None]]
 
-def in_inputs(network: nn.Module, parts: Iterable[Batch]) -> str:
-    """Which weight, label or pixel is not finite; "" where none is."""
+
+class NotFinite(UserError):
+    """A loss or a gradient is NaN or Inf: the training diverged, or the data is bad."""
+
+
+def find_not_finite(
+    network: Network, criterion: Criterion, parts: Sequence[Batch], *, is_loss_finite: bool, autocast: Autocast
+) -> str:
+    """Return what is not finite, on any rank, in words.
+
+    Call it before the weights are updated, on every rank: all search in the same order, because a norm may communicate
+    in its forward. Forwards through the mini-batches `parts` again, which changes the statistics of norms.
+    """
+    if is_loss_finite:
+        return _on_any_rank(_in_gradients(network)) or "the norm of the gradient is not finite"
+    return (
+        _on_any_rank(_in_inputs(network, parts))
+        or _on_any_rank(_in_layers(network, criterion, parts, autocast))
+        or "the loss is not finite"
+    )
+
+
+def _on_any_rank(found: str) -> str:
+    return "; ".join(dict.fromkeys(filter(None, ranks.all_gather(found))))
+
+
+def _in_inputs(network: Network, parts: Sequence[Batch]) -> str:
     for name, parameter in network.named_parameters():
         if not torch.isfinite(parameter).all():
             return f"the weights {name} are not finite"
@@ -22,23 +51,14 @@ def in_inputs(network: nn.Module, parts: Iterable[Batch]) -> str:
 
 
 @torch.no_grad()
-def in_layers(
-    network: nn.Module,
-    criterion: Callable[[Any, Any], Any],
-    parts: Iterable[Batch],
-    *,
-    autocast: Callable[[], AbstractContextManager[None]],
-) -> str:
-    """The first layer whose output is not finite, or the loss, found by forwarding all mini-batches again.
-
-    To be asked when a loss was not finite, before the weights are updated. It leaves traces in the norms.
-    """
+def _in_layers(network: Network, criterion: Criterion, parts: Sequence[Batch], autocast: Autocast) -> str:
+    # All of them, also after one was found: another rank's forward may wait for this one's.
     found = [_in_forward(network, part, criterion, autocast) for part in parts]
     return next(filter(None, found), "")
 
 
-def in_gradients(network: nn.Module) -> str:
-    """Of the layer nearest to the loss, where a backward arrives first."""
+def _in_gradients(network: Network) -> str:
+    """Name the first gradient that is not finite in the order of the backward."""
     for name, parameter in reversed(list(network.named_parameters())):
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
             return f"the gradient of {name} is not finite"
@@ -56,30 +76,25 @@ def _in_pixels(part: Batch) -> str:
     return f"a pixel of {part.paths[bad[0]]} is not finite" if bad else ""
 
 
-def _in_forward(
-    network: nn.Module,
-    part: Batch,
-    criterion: Callable[[Any, Any], Any],
-    autocast: Callable[[], AbstractContextManager[None]],
-) -> str:
+def _in_forward(network: Network, part: Batch, criterion: Criterion, autocast: Autocast) -> str:
     found: list[str] = []
 
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+    def hook_of(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
             if not found and isinstance(output, Tensor) and output.ndim > 1 and (bad := _images_not_finite(output)):
                 images = "any image" if len(bad) == len(part) > 1 else ", ".join(part.paths[i] for i in bad)
                 found.append(f"the output of {name} ({type(module).__name__}) is not finite for {images}")
 
-        return look
+        return hook
 
     handles: list[RemovableHandle] = [
-        module.register_forward_hook(hook(name))
+        module.register_forward_hook(hook_of(name))
         for name, module in network.named_modules()
         if not any(True for _ in module.children())
     ]
     try:
         with autocast():
-            heads = network.forward(part.pixels())  # past torch.compile, which would not call the hooks
+            heads = network.forward(part.pixels())  # not the compiled __call__, which skips hooks
     finally:
         for handle in handles:
             handle.remove()

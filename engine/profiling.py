@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, operation by operation."""
+"""Time and memory of a training step, operation by operation."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from engine.throughput import Throughput
+from utils.console import line
 from utils.structures import Batch
 
 _SKIPPED, _WARM_UP, _TIMED = 2, 2, 8  # steps
 
 
 def profiled(batches: Iterable[Batch], path: Path, *, say: Callable[[str], None]) -> Iterator[Batch]:
-    """The batches; after the first dozen, the trace of some of their steps is in `path` and a table is said.
+    """Yield the batches; after the first dozen, write the trace of their last steps to `path` and print a table.
 
-    With fewer, what there is; with next to none, a line.
+    An epoch with fewer steps has a shorter trace; one with almost none only a line that says so.
     """
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     timed = schedule(wait=_SKIPPED, warmup=_WARM_UP, active=_TIMED, repeat=1)
@@ -31,10 +32,10 @@ def profiled(batches: Iterable[Batch], path: Path, *, say: Callable[[str], None]
             if steps == _SKIPPED + _WARM_UP + _TIMED:
                 break
     if steps <= _SKIPPED + _WARM_UP:
-        say(f"profile   needs more than {_SKIPPED + _WARM_UP} steps in an epoch")
+        say(line("profile", f"needs more than {_SKIPPED + _WARM_UP} steps in an epoch"))
     else:
         by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         say(profiler.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=48))
         profiler.export_chrome_trace(str(path))
-        say(f"profile   {path}, for chrome://tracing or ui.perfetto.dev; {pace}")
+        say(line("profile", f"{path}, for chrome://tracing or ui.perfetto.dev; {pace}"))
     yield from batches

@@ -1,4 +1,4 @@
-"""results.csv: a row per epoch, whatever a crash has left of it."""
+"""results.csv: a row per epoch, readable after a crash in the middle of a row."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ COLUMNS = ("step", "epoch", "lr", "loss", "box", "objectness", "class", "AP", "A
 
 
 def add_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Columns that are absent stay empty. ValueError for one that is not in COLUMNS, OSError where the disk refuses."""
+    """Append a row; absent columns stay empty. Raises ValueError for one that is not in COLUMNS, and OSError."""
     _write(path, [*_read(path), {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}])
 
 
 def drop_rows_after(path: Path, epochs: int) -> None:
-    """Those of epochs that will be trained again, and what is not a whole row."""
+    """Drop the rows after so many epochs, which will be trained again, and incomplete rows."""
     if path.exists():
         _write(path, [row for row in _read(path) if int(row["epoch"]) <= epochs])
 

@@ -1,4 +1,4 @@
-"""How fast a training goes, and what it waits for."""
+"""Speed of a training, and the share of time that it waits for data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utils.structures import Batch
 
 
 class Throughput:
-    """Of the batches watched since the last `clear`: of all ranks together, waiting as this one sees it."""
+    """Counts the batches watched since the last `clear`: images of all ranks, waiting time of this one."""
 
     waited_s: float
     took_s: float
@@ -22,7 +22,7 @@ class Throughput:
         self.clear()
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches; what happens until the next one is asked for is the training, the rest is waiting."""
+        """Yield the batches; the time that `batches` takes for the next one counts as waiting."""
         arriving = iter(batches)
         asked_at = time.monotonic()
         while (batch := next(arriving, None)) is not None:
@@ -45,7 +45,7 @@ class Throughput:
         return self.waited_s / self.took_s if self.took_s else 0.0
 
     def hours_for(self, steps: int) -> str:
-        """As 3:05, at this pace."""
+        """Return the time that so many steps take at this speed, as 3:05."""
         hours, minutes = divmod(round(steps * self.took_s / self.steps / 60), 60)
         return f"{hours}:{minutes:02d}"
 

@@ -1,7 +1,8 @@
-"""What changes while training, saved together and put back together."""
+"""The state of a training, saved together and restored together."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from engine.amp import MixedPrecision
 from engine.ema import WeightAverage
+from models.network import Network
 from utils import ranks
 from utils.clock import BatchAware, BatchClock
 from utils.seed import random_state, set_random_state
@@ -17,16 +19,16 @@ from utils.seed import random_state, set_random_state
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingState:
-    """What changes while training: together they make a run go on as if it had never stopped."""
+    """Everything that changes in a training: with it restored, the run continues as if it had never stopped."""
 
-    network: nn.Module
-    average: WeightAverage
+    network: Network
+    average: WeightAverage[Network]
     optimizer: torch.optim.Optimizer
     precision: MixedPrecision
     clock: BatchClock
 
     def state_dict(self) -> dict[str, Any]:
-        """At a batch boundary, by all ranks. The averaged weights are saved apart, under `weights`."""
+        """Call it between batches, on all ranks. The averaged weights are not in it: the checkpoint has them."""
         own = {
             "buffers": buffers_of(self.network),
             "averaged_buffers": buffers_of(self.average.model),
@@ -41,8 +43,8 @@ class TrainingState:
             "ranks": ranks.all_gather(own),
         }
 
-    def load_state_dict(self, state: dict[str, Any], *, weights: dict[str, Tensor]) -> None:
-        """Where the job had another number of ranks, each goes on with what the first one's norms remember."""
+    def load_state_dict(self, state: Mapping[str, Any], *, weights: Mapping[str, Tensor]) -> None:
+        """Restore. If the world size has changed, every rank takes the statistics and histories of rank 0."""
         self.network.load_state_dict(state["network"])
         self.average.model.load_state_dict(weights)
         own = state["ranks"][ranks.rank() if len(state["ranks"]) == ranks.world_size() else 0]
@@ -57,21 +59,21 @@ class TrainingState:
         set_random_state(own["random"])
 
     def _rescale_histories(self, *, before: float) -> None:
-        """--resume may be told another --amp."""
-        if self.precision.scale() != before:
+        """Adapt remembered gradients, because --amp may be changed by --resume."""
+        if self.precision.loss_scale() != before:
             for module in self.network.modules():
                 if isinstance(module, BatchAware):
-                    module.loss_rescaled(self.precision.scale() / before)
+                    module.loss_rescaled(self.precision.loss_scale() / before)
 
 
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:
-    """Those of its state dict, on the CPU: ranks share parameters, but not statistics."""
+    """Return the persistent buffers, on the CPU: ranks have equal parameters, but statistics of their own."""
     parameters = {name for name, _ in model.named_parameters()}
     return {name: tensor.cpu() for name, tensor in model.state_dict().items() if name not in parameters}
 
 
 def norm_histories(model: nn.Module) -> dict[str, Tensor]:
-    """What BatchAware modules remember across batches and state dicts leave out, by buffer name; on the CPU."""
+    """Return the buffers of BatchAware modules that state dicts leave out, by name, on the CPU."""
     state = {}
     for name, module in model.named_modules():
         if isinstance(module, BatchAware) and isinstance(module, nn.Module):
@@ -84,7 +86,7 @@ def norm_histories(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_norm_histories(model: nn.Module, histories: dict[str, Tensor]) -> None:
-    """In place; buffers that were not allocated yet take the saved shape."""
+    """Copy in place; buffers that are not allocated yet take the saved shape."""
     buffers = dict(model.named_buffers())
     for name, saved in histories.items():
         buffers[name].resize_(saved.shape).copy_(saved)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +12,7 @@ from cfg.plan import Plan, parse_plan
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory
 from models.yolo.postprocess import postprocess
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 from utils.structures import Detections
 
@@ -61,46 +59,44 @@ class Detector:
         )
 
 
-def describe_network(plan: Plan, norm: NormOptions, class_names: tuple[str, ...], letterbox: bool) -> dict[str, Any]:
-    """The checkpoint entries from which `build_network` makes the same network again, and how it saw images."""
-    return {
-        "cfg_name": plan.name,
-        "cfg_text": plan.source_text,
-        "input_hw": list(plan.net.input_hw),
-        "letterbox": letterbox,
-        "class_names": list(class_names),
-        "norm": asdict(norm),
-    }
+def make_checkpoint(
+    plan: Plan, norm: NormOptions, weights: Mapping[str, Tensor], *, class_names: tuple[str, ...], letterbox: bool
+) -> Checkpoint:
+    """Return the checkpoint from which `build_network` makes the same network again."""
+    return Checkpoint(
+        cfg_name=plan.name,
+        cfg_text=plan.source_text,
+        input_hw=plan.net.input_hw,
+        letterbox=letterbox,
+        class_names=class_names,
+        norm=asdict(norm),
+        weights=weights,
+    )
 
 
 def build_network(
-    checkpoint: dict[str, Any], *, path: str = "checkpoint", input_hw: tuple[int, int] | None = None
+    checkpoint: Checkpoint, *, path: str = "checkpoint", input_hw: tuple[int, int] | None = None
 ) -> Network:
-    """The network a checkpoint describes, with its averaged weights, in eval mode.
+    """Return the network that a checkpoint describes, with its averaged weights, in eval mode.
 
-    UserError, which names `path`, where it lacks what a network is built from.
+    Raises UserError, which names `path`, if the parts of the checkpoint do not fit each other.
     """
     try:
         plan = parse_plan(
-            checkpoint["cfg_text"],
-            path=checkpoint["cfg_name"] + ".cfg",
-            classes=len(checkpoint["class_names"]),
-            input_hw=input_hw or tuple(checkpoint["input_hw"]),
+            checkpoint.cfg_text,
+            path=checkpoint.cfg_name + ".cfg",
+            classes=len(checkpoint.class_names),
+            input_hw=input_hw or checkpoint.input_hw,
         )
-        network = Network(plan, norm_factory(NormOptions(**checkpoint["norm"])))
-        network.load_state_dict(checkpoint["weights"])
+        network = Network(plan, norm_factory(NormOptions(**checkpoint.norm)))
+        network.load_state_dict(checkpoint.weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: the checkpoint does not describe its network ({error})") from error
     return network.eval()
 
 
-def load_detector(path: str, **settings: Any) -> Detector:
-    """Of a checkpoint's file; `settings` as `detector_of`."""
-    return detector_of(read_checkpoint(Path(path)), path=path, **settings)
-
-
 def detector_of(
-    checkpoint: dict[str, Any],
+    checkpoint: Checkpoint,
     *,
     path: str,
     device: torch.device,
@@ -114,8 +110,8 @@ def detector_of(
     """A checkpoint's network with the rules of detection. UserError as `build_network`."""
     return Detector(
         network=build_network(checkpoint, path=path, input_hw=input_hw).to(device),
-        class_names=tuple(checkpoint["class_names"]),
-        letterbox=checkpoint["letterbox"],
+        class_names=checkpoint.class_names,
+        letterbox=checkpoint.letterbox,
         confidence=confidence,
         nms_iou=nms_iou,
         max_detections=max_detections,

@@ -1,14 +1,17 @@
-"""Checkpoints: plain values and tensors only, so that they load with `weights_only=True`.
+"""The checkpoint: a trained network with everything it takes to use it and, in `last.pt`, to resume its training.
 
-One file holds what detection needs (cfg text, class names, norm, averaged weights) and, in `last.pt`, what
-training needs to go on.
+Files hold plain values and tensors only, so that they load with `weights_only=True`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import safetensors
@@ -19,68 +22,194 @@ from torch import Tensor, nn
 from utils.atomic_file import atomic_write
 from utils.errors import UserError
 
-FORMAT = 3
-RESUMABLE_FROM = 3  # weights can be read from earlier formats, too
+FORMAT = 4
+RESUMABLE_FROM = 3  # earlier formats hold weights that can be used, but no training that can be resumed
 
 
-def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """A reader sees the old file or the new, never half; the old one stays until the new one has been read back.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResumeState:
+    """What training needs to continue as if it had never stopped; only last.pt has it."""
 
-    OSError where the disk does not take it.
+    state: Mapping[str, Any]  # engine.training_state.TrainingState.state_dict(), with the optimizer and all ranks
+    log: Mapping[str, Any]  # engine.runlog.RunLog.state_dict(): the epoch that is not over
+    subdivisions: int  # more than in the settings if memory ran out since
+
+    def __post_init__(self) -> None:
+        _check_types(self, {"state": Mapping, "log": Mapping, "subdivisions": int})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """Weights, the network they belong to, and where their training stood.
+
+    Defaults are what darknet's .weights files have. Raises TypeError or ValueError for a field of another kind.
     """
-    with atomic_write(path, verify=_verify) as file:
+
+    cfg_name: str  # "yolov4-tiny"
+    cfg_text: str
+    input_hw: tuple[int, int]  # pixels
+    letterbox: bool
+    class_names: tuple[str, ...]
+    norm: Mapping[str, Any]  # fields of models.norms.table.NormOptions
+    weights: Mapping[str, Tensor]  # the averaged ones
+    seen: int | None = None  # images that darknet trained on; None for a network trained here
+    step: int = 0  # optimizer steps done
+    epochs_done: int = 0
+    train_images: int | None = None  # in the training split, which makes the length of an epoch
+    best_ap: float = float("-inf")  # on the validation split, of all evaluations so far
+    mini_batch: int | None = None  # images of one forward on one rank
+    settings: Mapping[str, Any] = field(default_factory=dict)  # fields of options.TrainOptions, flat
+    is_precise: bool = False  # the norms have precise statistics (--precise-bn)
+    training: ResumeState | None = None
+    format: int = FORMAT  # of the file that this was read from
+
+    def __post_init__(self) -> None:
+        _check_types(self, _FIELD_TYPES)
+        if not (len(self.input_hw) == 2 and all(isinstance(side, int) and side > 0 for side in self.input_hw)):
+            raise ValueError(f"input_hw is {self.input_hw}, not two positive integers")
+        if self.step < 0 or self.epochs_done < 0:
+            raise ValueError(f"step {self.step}, epochs_done {self.epochs_done}: must not be negative")
+        if not all(isinstance(name, str) for name in self.class_names):
+            raise TypeError("class_names are not all strings")
+        if not all(isinstance(tensor, Tensor) for tensor in self.weights.values()):
+            raise TypeError("weights are not all tensors")
+
+    @property
+    def is_darknet(self) -> bool:
+        """Whether the weights came from a .weights file."""
+        return self.seen is not None
+
+    @property
+    def is_resumable(self) -> bool:
+        return self.training is not None
+
+    @classmethod
+    def from_file(cls, path: Path) -> Checkpoint:
+        """Read what `to_file` or `to_safetensors` of this version or an earlier one wrote; tensors are on the CPU.
+
+        Raises UserError if the file is missing, damaged, of another kind or of a newer format.
+        """
+        if not path.is_file():
+            raise UserError(f"{path}: no such checkpoint")
         try:
-            torch.save({"format": FORMAT, **content}, file)
-        except RuntimeError as error:  # torch's writer, when it closes the archive after a failed write
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+            content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        except _DamageError as error:
+            raise UserError(f"{path}: is damaged ({error}); use another copy") from error
+        except Exception as error:  # torch.load raises whatever the file's bytes happen to trigger
+            raise UserError(f"{path}: not a checkpoint of this project, or damaged ({type(error).__name__})") from error
+        if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+            raise UserError(f"{path}: not a checkpoint of this project")
+        if content["format"] > FORMAT:
+            raise UserError(f"{path}: written by a newer version (format {content['format']}, known {FORMAT})")
+        try:
+            return cls._from_content(content)
+        except (KeyError, TypeError, ValueError) as error:
+            text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{path}: the checkpoint does not describe its network ({text})") from error
+
+    @classmethod
+    def _from_content(cls, content: Mapping[str, Any]) -> Checkpoint:
+        known = {each.name for each in fields(cls)}
+        values = {name: value for name, value in content.items() if name in known}
+        if "train_pictures" in content:  # format 3
+            values["train_images"] = content["train_pictures"]
+        for name in ("input_hw", "class_names"):
+            values[name] = tuple(content[name])
+        for name in ("cfg_name", "cfg_text", "letterbox", "norm", "weights"):
+            values[name] = content[name]
+        training = values.pop("training", None)
+        if training is not None and content["format"] >= RESUMABLE_FROM:
+            if content["format"] == 3:
+                training = {"state": training, "log": content["log"], "subdivisions": content["subdivisions"]}
+            values["training"] = ResumeState(**training)
+        return cls(**values)
+
+    def to_file(self, path: Path) -> None:
+        """Write atomically: the old file stays until the new one has been read back. OSError if the disk refuses."""
+        content = _plain(self) | {"training": None if self.training is None else _plain(self.training)}
+        with atomic_write(path, verify=_verify) as file:
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:  # torch's writer, when it closes the archive after a failed write
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+    def to_safetensors(self, path: Path) -> None:
+        """Write without `training`, for others to read who need not trust a pickle. OSError if the disk refuses.
+
+        What is not a tensor goes into the header: as json under `checkpoint`, with a checksum of all under `sha256`.
+        """
+        weights = {name: tensor.contiguous() for name, tensor in self.weights.items()}
+        text = json.dumps({name: value for name, value in _plain(self).items() if name not in ("weights", "training")})
+        header = {"format": "pt", "checkpoint": text, "sha256": _checksum(text, weights)}
+        with atomic_write(path) as file:
+            file.write(safetensors.torch.save(weights, header))
 
 
-def write_weights(path: Path, content: dict[str, Any]) -> None:
-    """A checkpoint without its training as safetensors: for others to read, who need not trust a pickle.
-
-    What is not a tensor goes into the header as json, under `checkpoint`. OSError where the disk does not take it.
-    """
-    weights = {name: tensor.contiguous() for name, tensor in content["weights"].items()}
-    rest = {name: value for name, value in content.items() if name not in ("weights", "training", "log")}
-    header = {"format": "pt", "checkpoint": json.dumps({"format": FORMAT, **rest})}
-    with atomic_write(path) as file:
-        file.write(safetensors.torch.save(weights, header))
+_FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
+    **{"cfg_name": str, "cfg_text": str, "input_hw": tuple, "letterbox": bool, "class_names": tuple, "norm": Mapping},
+    **{"weights": Mapping, "seen": (int, NoneType), "step": int, "epochs_done": int, "train_images": (int, NoneType)},
+    **{"best_ap": (float, int), "mini_batch": (int, NoneType), "settings": Mapping, "is_precise": bool},
+    **{"training": (ResumeState, NoneType), "format": int},
+}
 
 
-def _read_weights(path: Path) -> Any:
+class _DamageError(Exception):
+    """The content does not have the checksum that it was written with."""
+
+
+def _check_types(record: object, types: Mapping[str, type | tuple[type, ...]]) -> None:
+    for name, expected in types.items():
+        if not isinstance(value := getattr(record, name), expected):
+            raise TypeError(f"{name} is of type {type(value).__name__}")
+
+
+def _plain(record: Checkpoint | ResumeState) -> dict[str, Any]:
+    """Return the fields by name, of the current format, without copying tensors."""
+    values = {each.name: getattr(record, each.name) for each in fields(record)}
+    return values | {"format": FORMAT} if isinstance(record, Checkpoint) else values
+
+
+def _read_torch(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():  # torch does not compare them
+            raise _DamageError(f"the checksum of {damaged} is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_safetensors(path: Path) -> Any:
     with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-        content = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
-        return {**content, "weights": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+        header = file.metadata() or {}
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    text = header.get("checkpoint", "{}")
+    if header.get("sha256", digest := _checksum(text, weights)) != digest:  # earlier formats have none
+        raise _DamageError("its checksum is wrong")
+    return {**json.loads(text), "weights": weights}
+
+
+def _checksum(text: str, weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _verify(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise OSError(f"{damaged} was not written as it should be")
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """On the CPU, of write_checkpoint or write_weights. UserError for a missing file, another kind, a newer format."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
     try:
-        is_safetensors = path.suffix == ".safetensors"
-        content = _read_weights(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises what the file's bytes happen to trip over
-        raise UserError(f"{path}: not a checkpoint of this project, or damaged ({type(error).__name__})") from error
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-        raise UserError(f"{path}: not a checkpoint of this project")
-    if content["format"] > FORMAT:
-        raise UserError(f"{path}: written by a newer version (format {content['format']}, known {FORMAT})")
-    return content
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise OSError(f"it does not read back: {error}") from error
+    if damaged:
+        raise OSError(f"{damaged} does not read back as it was written")
 
 
-def load_matching(model: nn.Module, state: dict[str, Tensor]) -> tuple[int, list[str]]:
-    """Load every layer that fits as a whole -> how many, and the names of those that did not.
+def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[int, list[str]]:
+    """Load every layer that fits as a whole. Returns how many, and the names of those that did not.
 
-    For fine-tuning: another class count changes the heads' shapes, and they start fresh.
+    For fine-tuning: another number of classes changes the heads' shapes, and they are re-initialized.
     """
     own = model.state_dict()
     layers = {name.rpartition(".")[0] for name in own}

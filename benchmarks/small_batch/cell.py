@@ -8,7 +8,7 @@ import hashlib
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -26,15 +26,16 @@ from cfg.plan import Plan
 from data.image_set import ImageSet
 from data.source import open_image_set
 from engine.job import Job, job_of
-from engine.step import NotFinite
+from engine.not_finite import NotFinite
 from evaluation.build import make_evaluator, sample_images
-from models.detector import Detector, load_detector
+from models.detector import Detector, detector_of
 from models.network import Network
 from models.norms.effective_batch import effective_images
 from models.norms.report import measure_norms
 from models.norms.running_stats import has_running_statistics
-from models.norms.table import NormOptions, norm_factory, resolve_norm
+from models.norms.table import NormOptions, norm_factory
 from options import EvaluateOptions, TrainOptions
+from utils.checkpoint import Checkpoint
 from utils.clock import BatchClock
 from utils.environment import describe, pick_device
 from utils.errors import UserError
@@ -54,7 +55,7 @@ def run_cell(
     """
     start, start_cpu = time.monotonic(), time.process_time()
     source = prepare(cell, folders)
-    job = replace(job_of_cell(cell, source, device=device, workers=workers), folder=folder)
+    job = job_of_cell(cell, source, device=device, workers=workers)
     options, val_set = job.options, job.val_set
     row: dict[str, Any] = {
         **asdict(cell),
@@ -65,9 +66,11 @@ def run_cell(
     scores = {"val_AP": 0.0, "val_AP50": 0.0, "test_AP": None, "test_AP50": None}
     is_tested = cell.role == "main" and source.test is not None
     try:
-        table = train.train(job, is_reported=False)
+        train.train(job, folder)
+        table = train.finish(job, folder).measure()
         scores |= {"val_AP": table.AP, "val_AP50": table.AP50}
-        detector = load_detector(str(folder / "best.pt"), device=pick_device(device), **_as_evaluated())
+        best = Checkpoint.from_file(folder / "best.pt")
+        detector = detector_of(best, path=str(folder / "best.pt"), device=pick_device(device), **_as_evaluated())
         if is_tested:
             test_set = open_image_set(source.path, str(source.test))
             check_apart(job.train_set, val_set, test_set)
@@ -106,8 +109,7 @@ def job_of_cell(cell: Cell, source: Source, *, device: str, workers: int) -> Job
         "mosaic": 0.5 if cell.mosaic else 0.0,
         **settings_of(cell.recipe),
     }
-    job = job_of(given)
-    return replace(job, options=replace(job.options, norm=resolve_norm(job.options.norm)))
+    return job_of(given)
 
 
 def check_apart(train_set: ImageSet, val_set: ImageSet, test_set: ImageSet) -> None:

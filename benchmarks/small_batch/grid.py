@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from benchmarks.small_batch.recipes import all_recipes, options_of, spelled
@@ -133,6 +134,7 @@ class TunedRates:
         return bool(self._grid.tuned_at) and rate in (rates[0], rates[-1])
 
 
+@cache
 def stand_in(recipe: str, mini_batch: int) -> str:
     """Return the recipe that is trained in its place, because it computes the same to the last bit.
 

@@ -14,7 +14,6 @@ from models.weights.layout import stored_layers
 from models.weights.reader import read_weights
 from models.weights.trained import is_darknet, read_trained
 from models.weights.writer import write_state
-from utils.checkpoint import write_checkpoint
 from utils.errors import UserError, exit_on_error
 
 
@@ -25,12 +24,12 @@ def convert(source: Path, target: Path, cfg: str | None, names: str | None) -> N
     if target.suffix == (".weights" if is_darknets else ".pt"):
         made = "a checkpoint: call it .pt" if is_darknets else "darknet's: call it .weights"
         raise UserError(f"{target}: what is made of {source} is {made}")
-    content, origin = read_trained(str(source), cfg=cfg, names=names)
+    checkpoint, origin = read_trained(str(source), cfg=cfg, names=names)
     if is_darknets:
-        write_checkpoint(target, content)
+        checkpoint.to_file(target)
         print(*origin, f"written   {target}; next: python detect.py --weights {target} IMAGES", sep="\n")
     else:
-        weights, cfg_file, names_file = write_darknet(target, content, source=str(source))
+        weights, cfg_file, names_file = write_darknet(target, checkpoint, source=str(source))
         print(f"written   {weights}, {cfg_file} and {names_file}: what darknet needs")
 
 

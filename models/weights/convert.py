@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cfg.convolution import ConvSpec
 from cfg.edit import with_values
@@ -13,10 +11,11 @@ from cfg.plan import parse_plan
 from models.detector import build_network
 from models.weights.writer import write_weights
 from utils.atomic_file import atomic_write
+from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 
 
-def write_darknet(path: Path, checkpoint: dict[str, Any], *, source: str) -> tuple[Path, Path, Path]:
+def write_darknet(path: Path, checkpoint: Checkpoint, *, source: str) -> tuple[Path, Path, Path]:
     """The weights at `path`, the other two beside them -> all three. source: names the checkpoint in messages.
 
     UserError where one is there already, and as `build_network` and `write_weights`.
@@ -26,30 +25,30 @@ def write_darknet(path: Path, checkpoint: dict[str, Any], *, source: str) -> tup
         if file.exists() or files.count(file) > 1:
             raise UserError(f"{file}: is there already, or would be written twice: choose another name")
     write_weights(path, build_network(checkpoint, path=source), seen=images_seen(checkpoint))
-    names = "".join(f"{name}\n" for name in checkpoint["class_names"])
+    names = "".join(f"{name}\n" for name in checkpoint.class_names)
     for file, text in zip(files[1:], (cfg_text(checkpoint), names), strict=True):
         with atomic_write(file) as out:
             out.write(text.encode())
     return files
 
 
-def images_seen(checkpoint: Mapping[str, Any]) -> int:
+def images_seen(checkpoint: Checkpoint) -> int:
     """As darknet counts them: what a .weights file said, or the steps of our training times their images.
 
     A training from a .weights file begins with step 0, and so with image 0, as darknet's does with -clear.
     """
-    if "seen" in checkpoint:
-        return int(checkpoint["seen"])
-    return int(checkpoint.get("step", 0)) * int(checkpoint.get("settings", {}).get("batch_size", 0))
+    if checkpoint.seen is not None:
+        return checkpoint.seen
+    return checkpoint.step * int(checkpoint.settings.get("batch_size", 0))
 
 
-def cfg_text(checkpoint: Mapping[str, Any]) -> str:
+def cfg_text(checkpoint: Checkpoint) -> str:
     """The checkpoint's cfg with the classes, input size and letterbox that it was trained with.
 
     dontload and dontloadscales become 0: the .weights file beside it holds every layer.
     """
-    text, (height, width), path = checkpoint["cfg_text"], checkpoint["input_hw"], checkpoint["cfg_name"] + ".cfg"
-    plan = parse_plan(text, path=path, classes=len(checkpoint["class_names"]), input_hw=(height, width))
+    text, (height, width), path = checkpoint.cfg_text, checkpoint.input_hw, checkpoint.cfg_name + ".cfg"
+    plan = parse_plan(text, path=path, classes=len(checkpoint.class_names), input_hw=(height, width))
     wanted: dict[int, dict[str, object]] = {node.line: {} for node in plan.nodes}
     for node in plan.nodes:
         if isinstance(node.spec, ConvSpec):
@@ -60,6 +59,6 @@ def cfg_text(checkpoint: Mapping[str, Any]) -> str:
         if not spec.counters_per_class:  # of other classes than the cfg's there are none
             wanted[plan.nodes[index].line]["counters_per_class"] = None
     net: dict[str, object] = {"width": width, "height": height}
-    if checkpoint["letterbox"] != plan.net.letter_box:
-        net["letter_box"] = int(checkpoint["letterbox"])
+    if checkpoint.letterbox != plan.net.letter_box:
+        net["letter_box"] = int(checkpoint.letterbox)
     return with_values(text, {**wanted, parse_sections(text, path=path)[0].line: net})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -16,13 +15,13 @@ from models.weights.class_names import made_up_names
 from models.weights.class_rows import by_class_name
 from models.weights.layout import EPS
 from models.weights.trained import is_darknet, read_darknet
-from utils.checkpoint import load_matching, read_checkpoint
+from utils.checkpoint import Checkpoint, load_matching
 from utils.errors import UserError
 
 
-def read_start(path: str, cfg: str | None) -> dict[str, Any]:
+def read_start(path: str, cfg: str | None) -> Checkpoint:
     """A checkpoint, or what there is of one in a .weights file, which may hold the first layers only."""
-    return read_darknet(path, cfg, whole=False)[0] if is_darknet(Path(path)) else read_checkpoint(Path(path))
+    return read_darknet(path, cfg, whole=False)[0] if is_darknet(Path(path)) else Checkpoint.from_file(Path(path))
 
 
 def start_from(path: str, cfg: str | None, network: Network, class_names: Sequence[str] | None = None) -> str:
@@ -32,9 +31,9 @@ def start_from(path: str, cfg: str | None, network: Network, class_names: Sequen
     """
     if is_darknet(Path(path)):
         start, (said, *_) = read_darknet(path, cfg, whole=False)
-        loaded, exceptions = _load_darknet(network, start["weights"])
+        loaded, exceptions = _load_darknet(network, start.weights)
     else:
-        start = read_checkpoint(Path(path))
+        start = Checkpoint.from_file(Path(path))
         weights, exceptions = _for_classes(start, network, class_names)
         loaded, fresh = load_matching(network, weights)
         said = f"weights   {loaded} layers from {path}, {len(fresh)} start fresh {' '.join(fresh[:4])}".rstrip()
@@ -44,22 +43,22 @@ def start_from(path: str, cfg: str | None, network: Network, class_names: Sequen
 
 
 def _for_classes(
-    start: Mapping[str, Any], network: Network, class_names: Sequence[str] | None
-) -> tuple[dict[str, Tensor], list[str]]:
+    start: Checkpoint, network: Network, class_names: Sequence[str] | None
+) -> tuple[Mapping[str, Tensor], list[str]]:
     """The start's weights with heads for `class_names`; and in words, where these are not its own."""
-    before = start.get("class_names")
-    if class_names is None or before is None or tuple(before) in (tuple(class_names), made_up_names(len(before))):
-        return start["weights"], []
-    weights, known = by_class_name(start["weights"], before, network, class_names)
+    before = start.class_names
+    if class_names is None or before in (tuple(class_names), made_up_names(len(before))):
+        return start.weights, []
+    weights, known = by_class_name(start.weights, before, network, class_names)
     if known is None:
         return weights, []
     rest = "" if known == len(class_names) else ", the heads' rows of the others start fresh"
     return weights, [f"{known} of {len(class_names)} classes are known by name{rest}"]
 
 
-def _change_of_filters(start: Mapping[str, Any], network: Network) -> list[str]:
+def _change_of_filters(start: Checkpoint, network: Network) -> list[str]:
     """Centred filters convolve with something else than what is stored (models/norms/weight_centralization.py)."""
-    norm = {name: value for name, value in start.get("norm", {}).items() if name in ("norm", "weight_centralization")}
+    norm = {name: value for name, value in start.norm.items() if name in ("norm", "weight_centralization")}
     before = resolve_norm(NormOptions(**norm)).weight_centralization
     now = any(isinstance(module, CentralizedConv2d) for module in network.modules())
     if before == now:
@@ -67,7 +66,7 @@ def _change_of_filters(start: Mapping[str, Any], network: Network) -> list[str]:
     return [f"filters are {'' if now else 'no longer '}centred from here on: the network computes something else"]
 
 
-def _load_darknet(network: Network, state: dict[str, Tensor]) -> tuple[int, list[str]]:
+def _load_darknet(network: Network, state: Mapping[str, Tensor]) -> tuple[int, list[str]]:
     """How many layers fitted, and in words what did not.
 
     Where the network has a bias in place of a norm, it gets the two of them in one.
@@ -76,7 +75,7 @@ def _load_darknet(network: Network, state: dict[str, Tensor]) -> tuple[int, list
     normalized = [name.removesuffix(".norm.running_var") for name in state if name.endswith(".norm.running_var")]
     biased = [layer for layer in normalized if f"{layer}.conv.bias" in own]
     for layer in biased:
-        state = state | _merged(state, layer)
+        state = {**state, **_merged(state, layer)}
     loaded, fresh = load_matching(network, state)
     exceptions = []
     if other_size := [name for name in fresh if f"{name}.weight" in state]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cfg.convolution import ConvSpec
 from cfg.plan import Plan, load_plan
-from models.detector import describe_network
+from models.detector import make_checkpoint
 from models.norms.table import NormOptions, resolve_norm
 from models.weights.class_names import class_names
 from models.weights.reader import read_header, read_weights
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 
 
@@ -34,7 +34,7 @@ def is_darknet(path: Path) -> bool:
     return True
 
 
-def read_trained(path: str, *, cfg: str | None, names: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+def read_trained(path: str, *, cfg: str | None, names: str | None) -> tuple[Checkpoint, tuple[str, ...]]:
     """A detector: content as of a checkpoint, and lines that say where darknet's weights and names are from.
 
     UserError for weights that are not a whole detector, for darknet's without a cfg, and for a checkpoint with one.
@@ -43,12 +43,12 @@ def read_trained(path: str, *, cfg: str | None, names: str | None) -> tuple[dict
         return read_darknet(path, cfg, names)
     if cfg is not None or names is not None:
         raise UserError(f"{path}: a checkpoint knows its network and its classes: leave --cfg and --names out")
-    return read_checkpoint(Path(path)), ()
+    return Checkpoint.from_file(Path(path)), ()
 
 
 def read_darknet(
     path: str, cfg: str | None, names: str | None = None, *, whole: bool = True
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+) -> tuple[Checkpoint, tuple[str, ...]]:
     """The same of a .weights file; its `weights` lack the layers that start fresh.
 
     UserError where there are such and a `whole` detector is wanted.
@@ -63,14 +63,11 @@ def read_darknet(
         if not plan.heads or plan.net.channels != 3:
             raise UserError(f"{plan.path}: is no detector of images, which has [yolo] layers and channels=3")
     named, origin = class_names(plan, None if names is None else Path(names))
-    content = {
-        **describe_network(plan, _norm_of(plan), named, plan.net.letter_box),
-        "weights": loaded.state,
-        "seen": loaded.header.seen,
-        "settings": {"batch_size": plan.net.batch, "subdivisions": plan.net.subdivisions},
-    }
+    described = make_checkpoint(plan, _norm_of(plan), loaded.state, class_names=named, letterbox=plan.net.letter_box)
+    settings = {"batch_size": plan.net.batch, "subdivisions": plan.net.subdivisions}
+    checkpoint = replace(described, seen=loaded.header.seen, settings=settings)
     warnings = (f"warning: {warning}" for warning in plan.warnings)
-    return content, (f"weights   {path}: {loaded.report}", f"names     {origin}", *warnings)
+    return checkpoint, (f"weights   {path}: {loaded.report}", f"names     {origin}", *warnings)
 
 
 def _norm_of(plan: Plan) -> NormOptions:

@@ -56,10 +56,9 @@ def test_test_images_never_enter_training_or_selection(
 
     def watched_train(*args: Any, **kwargs: Any) -> Any:
         nonlocal training
-        table = train_it(*args, **kwargs)
+        train_it(*args, **kwargs)
         assert (tmp_path / "run" / "best.pt").is_file()
         training = False
-        return table
 
     monkeypatch.setattr(data.dataset, "read_image", watched_read)
     monkeypatch.setattr(train, "train", watched_train)
@@ -91,9 +90,8 @@ def test_memory_is_that_after_the_burn_in_and_of_whole_batches() -> None:
         job = job_of_cell(cell, sources.prepare(cell, {}), device="cpu", workers=0)
         return memory(cell, job.options, job.plan)["memory_MB"]
 
-    bn, cmbn, carried, burnt = map(
-        memory_of, ("bn", "cmbn", "cmbn:carry,burn_in_steps=0", "cmbn:carry,burn_in_steps=1")
-    )
+    bn, cmbn = memory_of("bn"), memory_of("cmbn")
+    carried, burnt = (memory_of(f"cmbn:carry,burn_in_steps={steps}") for steps in (0, 1))
     windows = [memory_of(f"cbn:window={window},burn_in_steps=1") for window in (4, 8, 0)]
     assert bn < cmbn < carried == burnt < windows[1] < windows[2]
     copies = pytest.approx(windows[2] - windows[1], rel=0.02)

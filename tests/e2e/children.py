@@ -21,7 +21,7 @@ import torch
 
 import train
 from cfg.parse import CfgError
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.page import run_page
 
 _PATIENCE_S = 240
@@ -75,7 +75,7 @@ def wait_for_step(run: Path, step: int, *, patience_s: float = 120) -> None:
     """Until last.pt was written after so many steps."""
     until = time.monotonic() + patience_s
     while time.monotonic() < until:
-        if (run / "last.pt").exists() and read_checkpoint(run / "last.pt")["step"] >= step:
+        if (run / "last.pt").exists() and Checkpoint.from_file(run / "last.pt").step >= step:
             return
         time.sleep(0.02)
     raise AssertionError(f"{run}: no checkpoint of step {step} after {patience_s} s")
@@ -83,12 +83,12 @@ def wait_for_step(run: Path, step: int, *, patience_s: float = 120) -> None:
 
 def assert_same_training(one: Path, other: Path) -> None:
     """To the bit: weights, averaged weights, optimizer, statistics, histories; and what results.csv says of losses."""
-    a, b = (read_checkpoint(run / "last.pt") for run in (one, other))
-    assert a["step"] == b["step"] and a["best_ap"] == b["best_ap"]
-    same(a["weights"], b["weights"], "weights")
+    a, b = (Checkpoint.from_file(run / "last.pt") for run in (one, other))
+    assert a.step == b.step and a.best_ap == b.best_ap
+    same(a.weights, b.weights, "weights")
     for part in ("network", "optimizer", "ranks"):
-        same(a["training"][part], b["training"][part], part)
-    same(read_checkpoint(one / "best.pt")["weights"], read_checkpoint(other / "best.pt")["weights"], "best")
+        same(a.training.state[part], b.training.state[part], part)
+    same(Checkpoint.from_file(one / "best.pt").weights, Checkpoint.from_file(other / "best.pt").weights, "best")
     columns = [[row.split(",")[:-1] for row in (run / "results.csv").read_text().splitlines()] for run in (one, other)]
     assert columns[0] == columns[1]  # but for the seconds
 

@@ -21,7 +21,7 @@ from torch import Tensor
 import train
 from cfg.plan import parse_plan
 from cfg.settings import cfg_settings
-from engine import job
+from engine import build
 from models.blocks import ConvNormAct
 from models.network import Network, parameter_groups
 from models.norms.table import NormOptions, norm_factory
@@ -58,7 +58,7 @@ def train_as_recorded(cfg: str, recorded: Mapping[str, np.ndarray]) -> tuple[Net
     """Three steps with the project's own parts: the network, the rate of each step, the cost of each mini-batch."""
     plan = parse_plan(cfg, path="recorded.cfg")
     options = resolve(TrainOptions, {"norm_momentum": 0.01, "loss": "darknet"}, cfg_settings(plan))
-    schedule = job.make_schedule(options, plan, total_steps=plan.net.max_batches)
+    schedule = build.make_schedule(options, plan, total_steps=plan.net.max_batches)
     network = Network(plan, norm_factory(options.norm)).train()
     with torch.no_grad():
         for array, values in zip(arrays_of(network), cut_as(network, recorded["weights0"]), strict=True):

@@ -18,7 +18,7 @@ from models.weights.__main__ import main as weights_main
 from models.weights.reader import read_weights
 from tests.e2e.conftest import TOY_CFG
 from tests.reference import darknet_weights as oracle
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.page import run_page
 
 TOY_OF_THREE = TOY_CFG.replace("filters=45", "filters=24").replace("classes=10", "classes=3")
@@ -57,7 +57,7 @@ def test_training_from_a_partial_file_and_its_resume_without_it(flags, tmp_path,
         f"({cfg}:{TOY_CFG.splitlines().index('filters=45')}): it and all after it start fresh"
     )
     loaded = read_weights(Path(weights), parse_plan(TOY_CFG, path="toy.cfg")).state
-    network = read_checkpoint(run / "last.pt")["training"]["network"]
+    network = Checkpoint.from_file(run / "last.pt").training.state["network"]
     for name in ("layers.0.conv.weight", "layers.1.norm.weight", "layers.1.norm.bias"):
         torch.testing.assert_close(network[name], loaded[name], atol=1e-6, rtol=0)
     for name in ("layers.1.norm.running_mean", "layers.1.norm.running_var"):  # moved four times by a thousandth
@@ -67,7 +67,7 @@ def test_training_from_a_partial_file_and_its_resume_without_it(flags, tmp_path,
     Path(weights).unlink()
     Path(cfg).unlink()
     train.main(["--resume", str(run), "--epochs", "2", "--workers", "0"])
-    assert read_checkpoint(run / "last.pt")["step"] == 8
+    assert Checkpoint.from_file(run / "last.pt").step == 8
 
 
 @pytest.mark.parametrize(("norm", "also"), [("mabn", ""), ("gn", "; this norm has no place for running m")])
@@ -84,7 +84,7 @@ def test_training_for_other_classes_takes_all_but_the_heads(flags, tmp_path, cap
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert settings["norm"] == norm and settings["weight_centralization"] is False  # as darknet's filters are
     loaded = read_weights(Path(weights), parse_plan(TOY_OF_THREE, path="toy.cfg")).state
-    best = read_checkpoint(tmp_path / "run" / "best.pt")["weights"]
+    best = Checkpoint.from_file(tmp_path / "run" / "best.pt").weights
     assert torch.allclose(best["layers.1.conv.weight"], loaded["layers.1.conv.weight"], atol=1e-6)
     assert best["layers.2.conv.weight"].shape[0] == 45
 

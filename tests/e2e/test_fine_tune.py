@@ -10,10 +10,9 @@ from torch import Tensor
 
 import train
 from cfg.plan import load_plan
-from models.detector import describe_network
+from models.detector import make_checkpoint
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory
-from utils.checkpoint import write_checkpoint
 from utils.errors import UserError
 
 FROZEN = ("layers.0.",)
@@ -36,8 +35,8 @@ def other_classes(tmp_path: Path, toy_cfg: str) -> Path:
     for name, tensor in network.state_dict().items():
         if "running" in name:
             tensor.uniform_(0.5, 2)
-    content = describe_network(plan, options, ("a", "b", "c"), letterbox=True)
-    write_checkpoint(tmp_path / "other.pt", {**content, "weights": network.state_dict()})
+    weights = network.state_dict()
+    make_checkpoint(plan, options, weights, class_names=("a", "b", "c"), letterbox=True).to_file(tmp_path / "other.pt")
     return tmp_path / "other.pt"
 
 

@@ -21,7 +21,7 @@ from data.digits import make_digits
 from engine.job import open_run, parse_job
 from evaluation.evaluator import Evaluator
 from tests.e2e.conftest import TOY_CFG
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.page import run_page
 from utils.stop import Stop, Stopped
 
@@ -87,12 +87,12 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     train.main([*common, "--epochs", "3", "--out", str(tmp_path / "whole")])
     train.main([*common, *stop, "--out", str(tmp_path / "parts")])
     train.main(["--resume", str(tmp_path / "parts"), "--epochs", "3", "--workers", "0"])
-    whole, parts = (read_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts"))
-    assert parts["training"]["step"] == whole["training"]["step"] == 12
-    for name, tensor in whole["training"]["network"].items():
-        assert torch.equal(tensor, parts["training"]["network"][name]), name
-    for name, tensor in whole["weights"].items():
-        assert torch.equal(tensor, parts["weights"][name]), name
+    whole, parts = (Checkpoint.from_file(tmp_path / name / "last.pt") for name in ("whole", "parts"))
+    assert parts.training.state["step"] == whole.training.state["step"] == 12
+    for name, tensor in whole.training.state["network"].items():
+        assert torch.equal(tensor, parts.training.state["network"][name]), name
+    for name, tensor in whole.weights.items():
+        assert torch.equal(tensor, parts.weights[name]), name
 
 
 class StopAfter(Stop):
@@ -110,10 +110,10 @@ class StopAfter(Stop):
 def test_of_equally_good_weights_the_later_are_kept(scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch) -> None:
     """As when nothing is found yet, or the split has no objects."""
     monkeypatch.setattr(Evaluator, "measure", lambda *_, **__: SimpleNamespace(AP=0.0, AP50=0.0))
-    monkeypatch.setattr(train, "finish", lambda *_, **__: None)
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu"]
-    train.train(open_run(parse_job([*common, "--epochs", "3", "--evals", "3", "--out", str(tmp_path / "run")])))
-    assert read_checkpoint(tmp_path / "run" / "best.pt")["step"] == 12
+    job = parse_job([*common, "--epochs", "3", "--evals", "3", "--out", str(tmp_path / "run")])
+    train.train(job, open_run(job))
+    assert Checkpoint.from_file(tmp_path / "run" / "best.pt").step == 12
 
 
 def test_a_run_that_is_told_to_end_before_its_first_evaluation_is_measured(
@@ -121,15 +121,14 @@ def test_a_run_that_is_told_to_end_before_its_first_evaluation_is_measured(
 ) -> None:
     run = tmp_path / "run"
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--save-minutes", "0"]
+    job = parse_job([*common, "--epochs", "50", "--evals", "1", "--out", str(run)])
     with pytest.raises(Stopped):
-        train.train(
-            open_run(parse_job([*common, "--epochs", "50", "--evals", "1", "--out", str(run)])), StopAfter(steps=5)
-        )
-    assert read_checkpoint(run / "last.pt")["epochs_done"] == 1 and not (run / "best.pt").exists()
+        train.train(job, open_run(job), StopAfter(steps=5))
+    assert Checkpoint.from_file(run / "last.pt").epochs_done == 1 and not (run / "best.pt").exists()
     train.main(["--resume", str(run), "--epochs", "1", "--workers", "0"])
     assert "Average Precision" in capsys.readouterr().out
-    best, last = (read_checkpoint(run / name) for name in ("best.pt", "last.pt"))
-    assert best["step"] == 5 and last["best_ap"] == best["best_ap"] > -1
+    best, last = (Checkpoint.from_file(run / name) for name in ("best.pt", "last.pt"))
+    assert best.step == 5 and last.best_ap == best.best_ap > -1
 
 
 @pytest.mark.parametrize(("burn_in", "is_warned"), [("3", False), ("4", True)])
@@ -137,10 +136,11 @@ def test_a_norm_that_never_begins_is_said(
     scenes: Path, toy_cfg: str, tmp_path: Path, capsys, burn_in: str, is_warned: bool
 ) -> None:
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--max-steps", "4"]
-    train.main([*common, "--norm", "cbn", "--norm-burn-in-steps", burn_in, "--out", str(tmp_path / "run")])
+    train.main([*common, "--norm", f"cbn:burn_in_steps={burn_in}", "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
     assert "schedule  4 steps: constant from 0.005" in said
-    assert ("warning: --norm-burn-in-steps 4 is all of it: cbn is plain batch norm here" in said) == is_warned
+    warning = "warning: burn_in_steps=4 is the whole training: --norm cbn:burn_in_steps=4 is plain batch norm here"
+    assert (warning in said) == is_warned
 
 
 def test_two_images_can_be_learnt_by_heart(toy_cfg: str, tmp_path: Path) -> None:
@@ -248,12 +248,12 @@ def test_yolov4_trains_a_step_and_evaluates_at_608(tmp_path: Path) -> None:
     train.main([*flags, "--epochs", "1", "--workers", "0", "--burn-in-steps", "0", "--out", str(tmp_path / "run")])
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert settings["total_steps"] == 1
-    assert read_checkpoint(tmp_path / "run" / "last.pt")["input_hw"] == [608, 608]
+    assert Checkpoint.from_file(tmp_path / "run" / "last.pt").input_hw == (608, 608)
     assert "AP" in json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 
 def test_steps_end_a_run_in_the_middle_of_an_epoch(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
     flags = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--multi-scale", "1.5"]
     train.main([*flags, "--max-steps", "6", "--out", str(tmp_path / "run")])
-    checkpoint = read_checkpoint(tmp_path / "run" / "last.pt")
-    assert checkpoint["training"]["step"] == checkpoint["step"] == 6
+    checkpoint = Checkpoint.from_file(tmp_path / "run" / "last.pt")
+    assert checkpoint.training.state["step"] == checkpoint.step == 6

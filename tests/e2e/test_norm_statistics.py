@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ import train
 from cfg.parse import CfgError
 from engine.step import TrainStep
 from tests.e2e.conftest import TOY_CFG
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 from utils.page import run_page
 from utils.structures import Batch
@@ -40,7 +41,7 @@ def trained(scenes: Path, toy_cfg: str, tmp_path_factory: pytest.TempPathFactory
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:
-    return read_checkpoint(path)["weights"]
+    return Checkpoint.from_file(path).weights
 
 
 def differing(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> set[str]:
@@ -76,10 +77,10 @@ def test_statistics_frozen_from_the_start_stay_as_loaded(flags, trained, tmp_pat
     run = tmp_path / "run"
     start = ["--weights", str(trained), "--norm", norm, "--norm-eval", "--epochs", "1"]
     train.main([*flags, *start, "--out", str(run)])
-    content = read_checkpoint(run / "last.pt")
-    before, after = weights_of(trained), content["training"]["network"]
+    content = Checkpoint.from_file(run / "last.pt")
+    before, after = weights_of(trained), content.training.state["network"]
     assert differing(before, after) == {"weight", "bias"}
-    histories = content["training"]["ranks"][0]["norm_histories"]
+    histories = content.training.state["ranks"][0]["norm_histories"]
     assert not any("ring" in name for name in histories)  # a window that nobody looks through is not allocated
     assert all(buffer == 0 for name, buffer in histories.items() if name.endswith("_count"))
 
@@ -89,26 +90,26 @@ def test_statistics_frozen_in_the_middle_survive_a_resume(flags, tmp_path, monke
     common = [*flags, "--norm", "cmbn", "--epochs", "3", "--evals", "3", "--ema-decay", "0.9"]
     common += ["--norm-freeze-after", "0.4", "--learning-rate", "0.0005"]
     train.main([*common, "--out", str(tmp_path / "whole")])
-    gradients, stop = TrainStep.gradients, 9
+    whole, stop = TrainStep.__call__, 9
 
     def interrupted(step: TrainStep, batch: Batch) -> torch.Tensor:
         if step.clock.step == stop:
             raise KeyboardInterrupt
-        return gradients(step, batch)
+        return whole(step, batch)
 
-    monkeypatch.setattr(TrainStep, "gradients", interrupted)
+    monkeypatch.setattr(TrainStep, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.main([*common, "--out", str(tmp_path / "parts")])
     monkeypatch.undo()
-    half_way = read_checkpoint(tmp_path / "parts" / "last.pt")
-    assert half_way["step"] == 8
+    half_way = Checkpoint.from_file(tmp_path / "parts" / "last.pt")
+    assert half_way.step == 8
     train.main(["--resume", str(tmp_path / "parts"), "--workers", "0"])
-    whole, parts = (read_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts"))
-    assert differing(whole["training"]["network"], parts["training"]["network"]) == set()
-    assert differing(whole["weights"], parts["weights"]) == set()
-    frozen = [state["training"]["network"][f"{NORM}.running_var"] for state in (half_way, whole)]
+    whole, parts = (Checkpoint.from_file(tmp_path / name / "last.pt") for name in ("whole", "parts"))
+    assert differing(whole.training.state["network"], parts.training.state["network"]) == set()
+    assert differing(whole.weights, parts.weights) == set()
+    frozen = [state.training.state["network"][f"{NORM}.running_var"] for state in (half_way, whole)]
     assert torch.equal(*frozen)
-    assert whole["training"]["network"][f"{NORM}.num_batches_tracked"] == 5
+    assert whole.training.state["network"][f"{NORM}.num_batches_tracked"] == 5
 
 
 @pytest.mark.parametrize("after", ["cbn", "mabn", "bn"])
@@ -173,10 +174,11 @@ def test_recalibrated_on_another_data_set(scenes, trained, tmp_path, capsys):
         rf"{report / 'recalibrated.pt'}",
         line,
     )
-    before, after = read_checkpoint(trained), read_checkpoint(report / "recalibrated.pt")
-    assert differing(before["weights"], after["weights"]) == {"running_mean", "running_var"}
-    assert after["input_hw"] == [96, 96]
-    assert {name for name in before if name not in ("weights", "input_hw")} == after.keys() - {"weights", "input_hw"}
+    before, after = Checkpoint.from_file(trained), Checkpoint.from_file(report / "recalibrated.pt")
+    assert differing(before.weights, after.weights) == {"running_mean", "running_var"}
+    assert after.input_hw == (96, 96)
+    described = [replace(checkpoint, weights={}, input_hw=(96, 96)) for checkpoint in (before, after)]
+    assert described[0] == described[1]
     detect.main(["--weights", str(report / "recalibrated.pt"), str(scenes / "val"), "--out", str(tmp_path / "found")])
     assert "8 images annotated" in capsys.readouterr().out
 

@@ -18,7 +18,8 @@ import evaluate
 import train
 from cfg.plan import parse_plan
 from engine.amp import MixedPrecision
-from engine.step import TrainStep, _Undo
+from engine.oom_recovery import Snapshot
+from engine.step import TrainStep
 from models.network import Network, parameter_groups
 from models.norms.table import norm_factory
 from models.yolo.criterion import make_criterion
@@ -139,7 +140,7 @@ def test_the_backward_asks_for_no_number(norm: str, loss: str) -> None:
 
 
 def test_nobody_waits_for_large_histories_to_be_kept(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Undo, "LARGE", 100)
+    monkeypatch.setattr(Snapshot, "LARGE", 100)
     *_, waited = trained("cbn-std", "autograd", gpu)
     assert waited == 1
 

@@ -23,7 +23,7 @@ from engine.step import TrainStep
 from evaluation import evaluator
 from tests.e2e import children
 from utils import ranks
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.structures import Batch
 
 
@@ -56,9 +56,9 @@ def flags(scenes: Path, cfg: str, run: Path, *more: str) -> list[str]:
 
 def differences(one: Path, other: Path) -> dict[str, float]:
     """Largest of each tensor of the network and of the averaged weights."""
-    a, b = (read_checkpoint(run / "last.pt") for run in (one, other))
-    assert a["step"] == b["step"] > 0
-    pairs = [(a["weights"], b["weights"]), (a["training"]["network"], b["training"]["network"])]
+    a, b = (Checkpoint.from_file(run / "last.pt") for run in (one, other))
+    assert a.step == b.step > 0
+    pairs = [(a.weights, b.weights), (a.training.state["network"], b.training.state["network"])]
     return {name: (s[name] - t[name]).abs().max().item() for s, t in pairs for name in s}
 
 
@@ -86,7 +86,7 @@ def test_what_two_ranks_measure_is_what_one_measures(scenes: Path, toy_cfg: str,
     pair = start_two(flags(scenes, toy_cfg, run, "--norm", "cmbn"), tmp_path / "log")
     assert [children.ended(child) for child in pair] == [0, 0], (tmp_path / "log").read_text()[-3000:]
     said = (tmp_path / "log").read_text()
-    assert said.count("processes 2, with 2 images of each batch on each") == 1  # the first one speaks
+    assert said.count("batch 4 = 2 processes x ") == 1  # rank 0 prints
     assert said.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") == 1
     report = ["--weights", str(run / "best.pt"), "--data", str(scenes), "--batch-size", "1", "--workers", "0"]
     evaluate.main([*report, "--out", str(tmp_path / "report")])
@@ -106,7 +106,7 @@ def test_histories_of_both_ranks_are_saved_and_the_job_goes_on_to_the_bit(
     children.wait_for_step(parts, 2)
     os.kill(pair[1].pid, signal.SIGTERM)
     assert [children.ended(child) for child in pair] == [0, 0], log.read_text()[-3000:]
-    halfway = read_checkpoint(parts / "last.pt")["training"]["ranks"]
+    halfway = Checkpoint.from_file(parts / "last.pt").training.state["ranks"]
     assert len(halfway) == 2
     rings = [state["norm_histories"]["layers.1.norm.ring_mean"] for state in halfway]
     assert not torch.equal(*rings)
@@ -134,8 +134,8 @@ def test_a_signal_in_a_long_evaluation_is_heeded_and_nothing_is_lost(
     for child in pair:
         os.kill(child.pid, signal.SIGTERM)
     assert [children.ended(child) for child in pair] == [0, 0], log.read_text()[-3000:]
-    assert f"nothing is lost; go on with: python train.py --resume {parts}" in log.read_text()
-    assert read_checkpoint(parts / "last.pt")["epochs_done"] == 0
+    assert f"nothing is lost; resume with: python train.py --resume {parts}" in log.read_text()
+    assert Checkpoint.from_file(parts / "last.pt").epochs_done == 0
     for child in start_two(["--resume", str(parts), "--workers", "0"], log):
         assert children.ended(child) == 0, log.read_text()[-3000:]
     children.assert_same_training(whole, parts)
@@ -150,10 +150,10 @@ def test_a_job_that_torchrun_starts_again_goes_on(scenes: Path, toy_cfg: str, tm
     for child in pair:
         child.kill()
         children.ended(child)
-    assert read_checkpoint(run / "last.pt")["step"] < 8
+    assert Checkpoint.from_file(run / "last.pt").step < 8
     pair = start_two(command, log, TORCHELASTIC_RESTART_COUNT="1")
     assert [children.ended(child) for child in pair] == [0, 0], log.read_text()[-3000:]
-    assert read_checkpoint(run / "last.pt")["step"] == 8
+    assert Checkpoint.from_file(run / "last.pt").step == 8
 
 
 def test_a_job_that_died_before_its_first_checkpoint_begins_anew_and_leaves_other_runs_alone(
@@ -170,22 +170,22 @@ def test_a_job_that_died_before_its_first_checkpoint_begins_anew_and_leaves_othe
         assert [children.ended(child) for child in pair] == [0, 0], log.read_text()[-3000:]
     assert (other / "last.pt").read_bytes() == before
     for made in (tmp_path / "runs" / "scenes-toy-bn-2", tmp_path / "typed"):
-        assert read_checkpoint(made / "last.pt")["step"] == 4
+        assert Checkpoint.from_file(made / "last.pt").step == 4
         (made / "last.pt").unlink()  # as if it had died before the first one
     pair = start_two([*plain, "--out", str(tmp_path / "typed")], log, TORCHELASTIC_RESTART_COUNT="2")
     assert [children.ended(child) for child in pair] == [0, 0], log.read_text()[-3000:]
-    assert read_checkpoint(tmp_path / "typed" / "last.pt")["step"] == 4
+    assert Checkpoint.from_file(tmp_path / "typed" / "last.pt").step == 4
 
 
 def plant_nan_on_rank_1() -> None:
-    whole = TrainStep.gradients
+    whole = TrainStep.__call__
 
     def spoiled(step: TrainStep, batch: Batch) -> torch.Tensor:
         if ranks.rank() == 1 and step.clock.step == 2:
             batch.targets.boxes[:, 0] = float("nan")
         return whole(step, batch)
 
-    TrainStep.gradients = spoiled  # type: ignore[method-assign]
+    TrainStep.__call__ = spoiled  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("norm", ["syncbn", "gn"])
@@ -198,7 +198,7 @@ def test_what_is_not_finite_on_one_rank_is_named_and_ends_both(
     pair = start_two(flags(scenes, toy_cfg, tmp_path / "run", "--norm", norm), log, before=plant_nan_on_rank_1)
     assert [children.ended(child) for child in pair] == [2, 2], log.read_text()[-3000:]
     assert log.read_text().count("error: step 3: a box of ") == 2
-    assert read_checkpoint(tmp_path / "run" / "last.pt")["step"] == 0
+    assert Checkpoint.from_file(tmp_path / "run" / "last.pt").step == 0
 
 
 def test_a_batch_that_ranks_cannot_share_is_a_sentence(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
@@ -231,4 +231,4 @@ def test_torchrun_restarts_a_job_whose_rank_was_killed(root: Path, scenes: Path,
     said, _ = job.communicate(timeout=600)
     assert job.returncode == 0, said[-3000:]
     assert "Signal 9 (SIGKILL)" in said or "exitcode: -9" in said
-    assert read_checkpoint(run / "last.pt")["step"] == 48
+    assert Checkpoint.from_file(run / "last.pt").step == 48

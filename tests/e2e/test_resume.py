@@ -11,6 +11,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from data.digits import make_digits
 from engine.job import open_run, parse_job
 from models.network import Network
 from tests.e2e import children
-from utils.checkpoint import read_checkpoint, write_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 
 NORMS = ("bn", "cmbn", "cbn")
@@ -62,7 +63,7 @@ def kill_until_done(start: list[str], run: Path, log: Path, *, kills: int, rng: 
             return killed
         killed += 1
         if (run / "last.pt").exists():
-            assert "training" in read_checkpoint(run / "last.pt")
+            assert Checkpoint.from_file(run / "last.pt").is_resumable
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -99,7 +100,7 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(
     children.wait_for_step(parts, 2)
     os.killpg(child.pid, number)  # as a terminal does: the loader's workers hear it, too
     assert children.ended(child) == 0, log.read_text()[-3000:]
-    assert f"go on with: python train.py --resume {parts}" in log.read_text()
+    assert f"resume with: python train.py --resume {parts}" in log.read_text()
     assert "Traceback" not in log.read_text()
     train.main(["--resume", str(parts), "--workers", "1", "--save-minutes", "0"])
     children.assert_same_training(whole, parts)
@@ -107,7 +108,7 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(
 
 def hang() -> None:
     """A step that takes an hour."""
-    train.Trainer.keep_last = lambda *_: time.sleep(3600)  # type: ignore[method-assign]
+    train.Trainer.save_last = lambda *_: time.sleep(3600)  # type: ignore[method-assign]
 
 
 def test_the_second_signal_ends_it_at_once(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
@@ -124,18 +125,18 @@ def test_the_second_signal_ends_it_at_once(scenes: Path, toy_cfg: str, tmp_path:
 
 def fill_disk_after_the_first_checkpoint(run: Path) -> None:
     """No file may grow beyond 2 kB for five checkpoints after it: real writes that fail half-way."""
-    keep, calls = train.Trainer.keep_last, []
+    keep, calls = train.Trainer.save_last, []
 
-    def keep_last(training: train.Trainer) -> None:
+    def save_last(training: train.Trainer) -> None:
         calls.append(1)
         full = 2 < len(calls) < 8
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         keep(training)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        left = read_checkpoint(run / "last.pt")
-        assert left["step"] == (training.steps_done if not full else 1), left["step"]
+        left = Checkpoint.from_file(run / "last.pt")
+        assert left.step == (training.steps_done if not full else 1), left.step
 
-    train.Trainer.keep_last = keep_last  # type: ignore[method-assign]
+    train.Trainer.save_last = save_last  # type: ignore[method-assign]
 
 
 def test_a_full_disk_costs_checkpoints_but_not_the_training(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
@@ -168,9 +169,9 @@ def test_memory_that_ran_out_in_training_and_in_evaluation_costs_only_time(
     assert "going on with --subdivisions 2, 2 images each" in capsys.readouterr().out
     train.main(["--resume", str(tmp_path / "run"), "--epochs", "2", "--workers", "0"])
     assert "out of memory" not in capsys.readouterr().out
-    assert read_checkpoint(tmp_path / "run" / "last.pt")["subdivisions"] == 2
+    assert Checkpoint.from_file(tmp_path / "run" / "last.pt").training.subdivisions == 2
     train.main(["--resume", str(tmp_path / "run"), "--epochs", "3", "--workers", "0", "--subdivisions", "4"])
-    assert read_checkpoint(tmp_path / "run" / "last.pt")["subdivisions"] == 4
+    assert Checkpoint.from_file(tmp_path / "run" / "last.pt").training.subdivisions == 4
 
 
 def fill_disk_at_the_end() -> None:
@@ -195,7 +196,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_table(
     assert children.ended(child) == 0, log.read_text()[-3000:]
     said = log.read_text()
     assert f"error: {run / 'best.safetensors'} was not written (File too large)" in said
-    assert "Average Precision" in said and read_checkpoint(run / "best.pt")["step"] > 0
+    assert "Average Precision" in said and Checkpoint.from_file(run / "best.pt").step > 0
 
 
 def test_resume_alone_goes_on_with_the_newest_run(scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch) -> None:
@@ -205,9 +206,9 @@ def test_resume_alone_goes_on_with_the_newest_run(scenes: Path, toy_cfg: str, tm
     for epochs in ("1", "2"):
         train.main(["--data", str(scenes), "--cfg", toy_cfg, "--epochs", epochs, "--workers", "0"])
     newest = tmp_path / "runs" / "scenes-toy-bn-2"
-    assert read_checkpoint(newest / "last.pt")["step"] == 8
+    assert Checkpoint.from_file(newest / "last.pt").step == 8
     train.main(["--resume", "--epochs", "3", "--workers", "0"])
-    assert read_checkpoint(newest / "last.pt")["step"] == 12
+    assert Checkpoint.from_file(newest / "last.pt").step == 12
 
 
 def test_a_training_of_an_earlier_format_is_refused(scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch) -> None:
@@ -223,26 +224,28 @@ def test_a_training_of_an_earlier_format_is_refused(scenes: Path, toy_cfg: str, 
 
 
 @pytest.fixture
-def resume(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def resume() -> Callable[..., None]:
     """`train.py --resume RUN FLAGS`, without the tables and plots of its end."""
-    monkeypatch.setattr(train, "finish", lambda *_, **__: None)
-    return lambda run, *more: train.train(open_run(parse_job(["--resume", str(run), "--workers", "0", *more])))
+    return lambda run, *more: trained(["--resume", str(run), "--workers", "0", *more])
 
 
 @pytest.fixture(scope="module")
 def once(scenes: Path, toy_cfg: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch, which is 4 steps of 4 images."""
     run = tmp_path_factory.mktemp("once") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "finish", lambda *_, **__: None)
-        train.train(open_run(parse_job(flags(scenes, toy_cfg, "bn", run, "--epochs", "1", "--workers", "0"))))
+    trained(flags(scenes, toy_cfg, "bn", run, "--epochs", "1", "--workers", "0"))
     return run
+
+
+def trained(argv: list[str]) -> None:
+    job = parse_job(argv)
+    train.train(job, open_run(job))
 
 
 def copied(once: Path, folder: Path, **changed: object) -> Path:
     """Its last.pt alone, with other entries."""
     folder.mkdir()
-    write_checkpoint(folder / "last.pt", {**read_checkpoint(once / "last.pt"), **changed})
+    replace(Checkpoint.from_file(once / "last.pt"), **changed).to_file(folder / "last.pt")
     return folder
 
 
@@ -263,20 +266,20 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_the_training(once: Pa
 
 
 def test_the_data_set_may_have_moved(once: Path, scenes: Path, resume, tmp_path: Path, monkeypatch) -> None:
-    settings = {**read_checkpoint(once / "last.pt")["settings"], "data": "scenes"}
+    settings = {**Checkpoint.from_file(once / "last.pt").settings, "data": "scenes"}
     run = copied(once, tmp_path / "run", settings=settings)
     shutil.copytree(scenes, tmp_path / "here" / "scenes")
-    with pytest.raises(UserError, match=f"^{run}: its data set scenes is not .* from .*; --data may name where it is"):
+    with pytest.raises(UserError, match=f"^{run}: its data set scenes is not found from .*; --data may name where"):
         parse_job(["--resume", str(run)])
     moved = str(tmp_path / "here" / "scenes")
     resume(run, "--data", moved, "--epochs", "2")
-    assert read_checkpoint(run / "last.pt")["settings"]["data"] == moved
+    assert Checkpoint.from_file(run / "last.pt").settings["data"] == moved
     monkeypatch.chdir(tmp_path / "here")
     assert parse_job(["--resume", str(copied(once, tmp_path / "relative", settings=settings))]).options.data == "scenes"
 
 
 def test_a_run_saved_before_out_got_its_name_goes_on(once: Path, tmp_path: Path) -> None:
-    settings = read_checkpoint(once / "last.pt")["settings"]
+    settings = dict(Checkpoint.from_file(once / "last.pt").settings)
     settings["run"] = settings.pop("out")
     job = parse_job(["--resume", str(copied(once, tmp_path / "run", settings=settings)), "--epochs", "2"])
     assert job.options.out == settings["run"] == str(once)
@@ -291,23 +294,20 @@ def test_with_another_number_of_images_its_steps_say_where_it_goes_on(
     other = make_digits(tmp_path / "other", counts={"train": images, "val": 2}, hw=(64, 64))
     resume(run, "--data", str(other), "--epochs", str(epochs))
     assert (
-        "warning: there were 16 training images before: the epochs done are counted anew, by steps"
+        "warning: the run had 16 training images before: the epochs done are recounted from its steps"
         in capsys.readouterr().out
     )
     rows = rows_of(run)
     assert [int(row["epoch"]) for row in rows] == trained
     assert all(float(row["loss"]) > 0 for row in rows)
-    last = read_checkpoint(run / "last.pt")
-    assert last["train_images"] == images and last["step"] == max(4, epochs * max(1, images // 4))
+    last = Checkpoint.from_file(run / "last.pt")
+    assert last.train_images == images and last.step == max(4, epochs * max(1, images // 4))
 
 
 def test_a_checkpoint_that_does_not_say_how_many_images_goes_on(once: Path, resume, tmp_path: Path, capsys) -> None:
-    content = read_checkpoint(once / "last.pt")
-    del content["train_images"]
-    (tmp_path / "run").mkdir()
-    write_checkpoint(tmp_path / "run" / "last.pt", content)
-    resume(tmp_path / "run", "--epochs", "2")
-    assert [row["epoch"] for row in rows_of(tmp_path / "run")] == ["2"]
+    run = copied(once, tmp_path / "run", train_images=None)
+    resume(run, "--epochs", "2")
+    assert [row["epoch"] for row in rows_of(run)] == ["2"]
     assert "training images before" not in capsys.readouterr().out
 
 
@@ -316,13 +316,13 @@ def test_without_its_best_weights_a_run_makes_new_ones(once: Path, resume, tmp_p
     """However good they had been; and also where all is trained."""
     run = copied(once, tmp_path / "run", best_ap=0.9)
     resume(run, "--epochs", str(epochs))
-    assert f"warning: {run / 'best.pt'} is not there: the next evaluation writes one" in capsys.readouterr().out
-    best, last = (read_checkpoint(run / name) for name in ("best.pt", "last.pt"))
-    assert best["step"] == 4 * epochs and best["best_ap"] == last["best_ap"] < 0.9
+    assert f"warning: {run / 'best.pt'} does not exist: the next evaluation writes one" in capsys.readouterr().out
+    best, last = (Checkpoint.from_file(run / name) for name in ("best.pt", "last.pt"))
+    assert best.step == 4 * epochs and best.best_ap == last.best_ap < 0.9
 
 
 def test_with_its_best_weights_a_run_keeps_them_until_there_are_better_ones(once: Path, resume, tmp_path: Path) -> None:
     run = copied(once, tmp_path / "run", best_ap=0.9)
     shutil.copy(once / "best.pt", run)
     resume(run, "--epochs", "2")
-    assert read_checkpoint(run / "best.pt")["step"] == 4 and read_checkpoint(run / "last.pt")["best_ap"] == 0.9
+    assert Checkpoint.from_file(run / "best.pt").step == 4 and Checkpoint.from_file(run / "last.pt").best_ap == 0.9

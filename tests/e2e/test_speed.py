@@ -12,7 +12,7 @@ import detect
 import evaluate
 import train
 from tests.e2e import children
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import Checkpoint
 
 
 def flags(scenes: Path, cfg: str, run: Path, *more: str) -> list[str]:
@@ -33,7 +33,7 @@ def test_other_ways_to_compute_differ_by_rounding(
 ) -> None:
     for name, more in (("plain", ()), ("fast", (speed,))):
         train.main(flags(scenes, toy_cfg, tmp_path / name, "--norm", norm, *more))
-    plain, fast = (read_checkpoint(tmp_path / name / "best.pt")["weights"] for name in ("plain", "fast"))
+    plain, fast = (Checkpoint.from_file(tmp_path / name / "best.pt").weights for name in ("plain", "fast"))
     assert plain.keys() == fast.keys()
     for name in plain:
         torch.testing.assert_close(fast[name], plain[name], rtol=1e-3, atol=1e-4)
@@ -46,7 +46,7 @@ def test_a_profile_is_a_trace_and_a_table(scenes: Path, toy_cfg: str, tmp_path: 
     assert "aten::convolution" in names
     said = capsys.readouterr().out
     assert "Self CPU" in said and "waiting for data" in said
-    assert read_checkpoint(tmp_path / "run" / "last.pt")["step"] == 32  # all steps, timed or not
+    assert Checkpoint.from_file(tmp_path / "run" / "last.pt").step == 32  # all steps, timed or not
 
 
 def test_safetensors_detect_and_evaluate_like_the_checkpoint(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:

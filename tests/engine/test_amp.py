@@ -1,4 +1,4 @@
-"""Mixed precision, as far as a CPU can tell."""
+"""Mixed precision, what of it can be tested on a CPU."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def one_weight() -> tuple[nn.Parameter, torch.optim.Optimizer]:
     return weight, torch.optim.SGD([weight], lr=0.1)
 
 
-@pytest.mark.parametrize(("asked", "made"), [("auto", "off"), ("off", "off"), ("bf16", "bf16")])
-def test_the_kind_on_a_cpu(asked, made):
-    assert MixedPrecision(asked, CPU).kind == made
+@pytest.mark.parametrize(("kind", "chosen"), [("auto", "off"), ("off", "off"), ("bf16", "bf16")])
+def test_the_kind_on_a_cpu(kind, chosen):
+    assert MixedPrecision(kind, CPU).kind == chosen
 
 
 def test_float16_needs_a_gpu():
@@ -36,42 +36,41 @@ def test_the_forward_runs_in_the_kinds_dtype(kind, dtype):
 
 
 @pytest.mark.parametrize("kind", ["off", "bf16"])
-def test_a_step_is_the_optimizers_and_clears_the_gradient(kind):
+def test_a_step_is_the_optimizers(kind):
     weight, optimizer = one_weight()
     precision = MixedPrecision(kind, CPU)
     for _ in range(2):  # two mini-batches of one batch
-        precision.backward(weight.square().sum() / 2)
-    precision.step(optimizer, [weight], clip_norm=None)
+        precision.scale(weight.square().sum() / 2).backward()
+    precision.step(optimizer)
     assert weight.tolist() == pytest.approx([3 - 0.2 * 3, 4 - 0.2 * 4])
-    assert weight.grad is None
 
 
-@pytest.mark.parametrize(("clip_norm", "moved"), [(1.0, 0.1), (100.0, 0.5)])
-def test_the_norm_of_the_gradient_is_clipped(clip_norm, moved):
+@pytest.mark.parametrize("is_unscaled", [False, True])
+def test_an_overflow_skips_the_update_and_lowers_the_scale(is_unscaled):
     weight, optimizer = one_weight()
-    precision = MixedPrecision("off", CPU)
-    precision.backward(weight.square().sum() / 2)  # gradient (3, 4), of norm 5
-    precision.step(optimizer, [weight], clip_norm=clip_norm)
-    assert (weight.detach() - torch.tensor([3.0, 4.0])).norm().item() == pytest.approx(moved, rel=1e-4)
-
-
-@pytest.mark.parametrize("clip_norm", [None, 1.0])
-def test_an_overflow_skips_the_update_and_lowers_the_scale(clip_norm):
-    weight, optimizer = one_weight()
-    precision = MixedPrecision("off", CPU)
-    precision.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # what fp16 has on a GPU
-    precision.backward(weight.sum() * float("inf"))
-    precision.step(optimizer, [weight], clip_norm=clip_norm)
+    precision = scaled(1024.0)
+    precision.scale(weight.sum() * float("inf")).backward()
+    if is_unscaled:  # as for clipping
+        precision.unscale(optimizer)
+    precision.step(optimizer)
     assert weight.tolist() == [3, 4]
-    assert precision.scaler.get_scale() == 512
-    assert weight.grad is None
+    assert precision.loss_scale() == 512
 
 
-@pytest.mark.parametrize(("clip_norm", "moved"), [(None, 0.5), (1.0, 0.1)])
-def test_loss_scaling_does_not_change_the_update(clip_norm, moved):
+@pytest.mark.parametrize("is_unscaled", [False, True])
+def test_loss_scaling_does_not_change_the_update(is_unscaled):
     weight, optimizer = one_weight()
+    precision = scaled(1024.0)
+    precision.scale(weight.square().sum() / 2).backward()
+    if is_unscaled:
+        precision.unscale(optimizer)
+        assert weight.grad.tolist() == [3, 4]
+    precision.step(optimizer)
+    assert weight.tolist() == pytest.approx([3 - 0.1 * 3, 4 - 0.1 * 4])
+
+
+def scaled(scale: float) -> MixedPrecision:
+    """What fp16 has on a GPU."""
     precision = MixedPrecision("off", CPU)
-    precision.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    precision.backward(weight.square().sum() / 2)
-    precision.step(optimizer, [weight], clip_norm=clip_norm)
-    assert (weight.detach() - torch.tensor([3.0, 4.0])).norm().item() == pytest.approx(moved, rel=1e-4)
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return precision

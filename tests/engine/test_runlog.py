@@ -6,7 +6,6 @@ import csv
 import json
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,8 @@ import torch
 
 from engine.results_csv import COLUMNS
 from engine.runlog import RunLog
-from utils.checkpoint import read_checkpoint
+from tests.toy_checkpoint import toy_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 from utils.run_folder import free_folder, writable_folder
 
@@ -149,34 +149,30 @@ def test_time_before_an_interruption_counts_to_its_own_epoch_and_to_no_other(log
 
 
 def test_a_checkpoint_that_cannot_be_written_is_a_line(log, monkeypatch, capsys):
-    assert log.keep("last.pt", {"value": 1})
+    assert log.save("last.pt", toy_checkpoint(step=1))
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    assert not log.keep("last.pt", {"value": 2})
+    assert not log.save("last.pt", toy_checkpoint(step=2))
     assert f"error: {log.folder / 'last.pt'} was not written (No space left on device)" in capsys.readouterr().err
-    assert read_checkpoint(log.folder / "last.pt")["value"] == 1
+    assert Checkpoint.from_file(log.folder / "last.pt").step == 1
 
 
-def test_time_makes_a_save_due_and_so_does_the_end_of_an_epoch_that_took_longer_than_saving(tmp_path: Path):
+def test_time_makes_a_save_due_and_so_does_the_end_of_an_epoch_that_took_longer_than_saving(
+    tmp_path: Path, monkeypatch
+):
     always, seldom = (RunLog(tmp_path / "run", total_steps=4, save_every_s=s) for s in (0, 3600))
     assert always.is_save_due() and not seldom.is_save_due()
     assert seldom.is_save_due(at_epoch_end=True)
-    seldom._save_took_s = 10.0
+    monkeypatch.setattr(Checkpoint, "to_file", lambda *_: time.sleep(0.2))
+    seldom.save("last.pt", toy_checkpoint())
     assert not seldom.is_save_due(at_epoch_end=True)
     for each in (always, seldom):
         each.close()
 
 
-def test_waiting_for_data_is_told_from_training(log, capsys):
-    def slow() -> Iterator[list[int]]:
-        for _ in range(3):
-            time.sleep(0.03)
-            yield [0, 0]
-
-    for _ in range(4):  # epochs so short that none alone shows the pace
-        for _ in log.watch(slow()):
-            time.sleep(0.01)
-        assert log._pace.images == 6
-        assert 0.5 < log._pace.share_waiting < 0.9
+def test_the_speed_is_printed_once_after_a_few_batches(log, capsys):
+    for _ in range(4):  # epochs so short that none alone shows it
+        for _ in log.watch([[0, 0]] * 3):
+            time.sleep(0.001)
     assert capsys.readouterr().out.count("images/s") == 1
 
 

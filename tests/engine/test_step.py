@@ -1,10 +1,11 @@
-"""One optimizer step, through out-of-memory errors and numbers that are none."""
+"""One optimizer step, through out-of-memory errors, NaN and Inf."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 
 from cfg.plan import parse_plan
 from engine.amp import MixedPrecision
-from engine.step import NotFinite, TrainStep
+from engine.not_finite import NotFinite
+from engine.step import TrainStep
 from engine.training_state import norm_histories
 from models.network import Network, parameter_groups
 from models.norms.table import NormFactory, NormOptions, norm_factory
-from models.yolo.loss import LossOptions, YoloLoss
+from models.yolo.head import RawHead
+from models.yolo.loss import LossOptions, LossTerms, YoloLoss
 from tests.e2e.conftest import TOY_CFG
 from utils.clock import BatchClock
 from utils.errors import UserError
@@ -51,7 +54,7 @@ def batch_of(images: int, seed: int = 0) -> Batch:
     )
 
 
-def step_of(norm: str, *, subdivisions: int, said: list[str] | None = None) -> TrainStep:
+def step_of(norm: str, *, subdivisions: int, lines: list[str] | None = None) -> TrainStep:
     torch.manual_seed(0)
     network = Network(parse_plan(WITH_DROPOUT, path="toy.cfg"), NORMS[norm]).train()
     return TrainStep(
@@ -63,7 +66,7 @@ def step_of(norm: str, *, subdivisions: int, said: list[str] | None = None) -> T
         clock=BatchClock(network),
         subdivisions=subdivisions,
         clip_norm=None,
-        say=(said if said is not None else []).append,
+        say=(lines if lines is not None else []).append,
     )
 
 
@@ -87,8 +90,8 @@ def everything(step: TrainStep) -> dict[str, Any]:
 @pytest.mark.parametrize("norm", NORMS)
 def test_after_running_out_of_memory_the_update_is_that_of_finer_mini_batches(norm: str) -> None:
     """From a state with history: one step is behind both."""
-    said: list[str] = []
-    troubled, untroubled = step_of(norm, subdivisions=2, said=said), step_of(norm, subdivisions=2)
+    lines: list[str] = []
+    troubled, untroubled = step_of(norm, subdivisions=2, lines=lines), step_of(norm, subdivisions=2)
     ends = []
     for step in (troubled, untroubled):
         torch.manual_seed(1)
@@ -96,22 +99,22 @@ def test_after_running_out_of_memory_the_update_is_that_of_finer_mini_batches(no
         if step is troubled:
             run_out_of_memory(step, at_mini_batch=2, most_images=1, error=torch.OutOfMemoryError("CUDA out of memory"))
         else:
-            step.subdivisions = 4
+            step.recovery.subdivisions = 4
         losses += [step(batch_of(4, seed=seed)) for seed in (1, 2)]
         ends.append((everything(step), torch.stack(losses)))
-    assert troubled.subdivisions == 4 and "--subdivisions 4" in said[0]
-    (got, got_losses), (wanted, wanted_losses) = ends
-    assert torch.equal(got_losses, wanted_losses)
-    assert got.keys() == wanted.keys()
-    for name in wanted:
-        assert torch.equal(got[name], wanted[name]), name
+    assert troubled.recovery.subdivisions == 4 and "--subdivisions 4" in lines[0]
+    (found, found_losses), (expected, expected_losses) = ends
+    assert torch.equal(found_losses, expected_losses)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
 
 
-@pytest.mark.parametrize(("images", "tries"), [(8, 3), (6, 2), (5, 1)])
-def test_it_tries_until_single_images_and_then_says_what_to_do(images: int, tries: int) -> None:
-    """Each time twice as many mini-batches, or the next number that divides the batch."""
-    said: list[str] = []
-    step = step_of("cmbn", subdivisions=1, said=said)
+@pytest.mark.parametrize(("images", "tries"), [(8, 3), (6, 3), (5, 1)])
+def test_it_tries_until_single_images_and_then_names_the_remedy(images: int, tries: int) -> None:
+    """Each time the next number of mini-batches that divides the batch."""
+    lines: list[str] = []
+    step = step_of("cmbn", subdivisions=1, lines=lines)
     before = copy.deepcopy(step.network.state_dict())
     cpu_error = RuntimeError(
         "[enforce fail at alloc_cpu.cpp:128] . DefaultCPUAllocator: can't allocate memory: you ..."
@@ -119,10 +122,43 @@ def test_it_tries_until_single_images_and_then_says_what_to_do(images: int, trie
     run_out_of_memory(step, at_mini_batch=1, most_images=0, error=cpu_error)
     with pytest.raises(UserError, match="one image per forward"):
         step(batch_of(images))
-    assert step.subdivisions == images and len([line for line in said if "going on" in line]) == tries
+    assert step.recovery.subdivisions == images and len([line for line in lines if "going on" in line]) == tries
     assert step.clock.step == 0
     for name, tensor in step.network.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("place", ["loss", "backward"])
+def test_nothing_of_a_failed_attempt_is_in_memory_afterwards(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither when the cache is emptied nor in a later forward; and nothing of a mini-batch in the next forward."""
+    step, alive = step_of("cmbn", subdivisions=1), []
+    outputs: list[weakref.ref[Tensor]] = []
+
+    def out_of_memory(*_: object) -> None:
+        if len(alive) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def count(*_: object) -> None:
+        alive.append(sum(output() is not None for output in outputs))
+
+    def after_forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append(weakref.ref(output))
+        if place == "backward":
+            output.register_hook(out_of_memory)
+
+    def criterion(heads: Sequence[RawHead], targets: Targets) -> LossTerms:
+        if place == "loss":
+            out_of_memory()
+        return YoloLoss(LossOptions())(heads, targets)
+
+    monkeypatch.setattr(step, "criterion", criterion)
+    monkeypatch.setattr("engine.oom_recovery.empty_cache", count)
+    step.network.layers[0].register_forward_pre_hook(count)
+    for layer in list(step.network.layers)[:4]:
+        layer.register_forward_hook(after_forward)
+    step(batch_of(4))
+    assert step.recovery.subdivisions == 2
+    assert alive == [0, 0, 0, 0]
 
 
 def test_another_error_is_not_taken_for_a_full_memory() -> None:
@@ -173,7 +209,7 @@ def nan_in_gradient(step: TrainStep, batch: Batch) -> None:
     ],
 )
 @pytest.mark.parametrize("norm", ["bn", "cmbn", "gn"])
-def test_a_number_that_is_none_is_named_before_it_spoils_the_weights(
+def test_nan_is_named_before_it_spoils_the_weights(
     norm: str, plant: Callable[[TrainStep, Batch], None], words: str
 ) -> None:
     step, batch = step_of(norm, subdivisions=2), batch_of(4)
@@ -205,6 +241,22 @@ def test_the_gradient_does_not_depend_on_how_the_batch_is_cut() -> None:
     whole, parts = step_of("gn", subdivisions=1), step_of("gn", subdivisions=3)
     for step in (whole, parts):
         step.network.layers[2].p = 0.0  # no dropout
-        step.gradients(batch_of(4))
+        step(batch_of(4))
     for one, other in zip(whole.network.parameters(), parts.network.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [None, 1024.0])
+@pytest.mark.parametrize("clip_norm", [1e-3, 1e6])
+def test_the_norm_of_the_gradient_is_clipped(clip_norm: float, scale: float | None) -> None:
+    clipped, plain = step_of("gn", subdivisions=2), step_of("gn", subdivisions=2)
+    clipped.clip_norm = clip_norm
+    if scale is not None:
+        clipped.precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    gradients = []
+    for step in (clipped, plain):
+        torch.manual_seed(1)
+        step(batch_of(4))
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in step.network.parameters()]))
+    factor = min(1.0, clip_norm / gradients[1].norm().item())
+    torch.testing.assert_close(gradients[0], factor * gradients[1], rtol=1e-4, atol=1e-7)

@@ -15,16 +15,16 @@ import evaluate
 from cfg.plan import parse_plan
 from data.image_set import ImageSet
 from data.source import open_image_set
-from engine import job
+from engine import build
 from evaluation.build import make_evaluator, may_have_trained_on, measure_as_darknet, places_of, sample_images
-from models.detector import describe_network, detector_of
+from models.detector import detector_of, make_checkpoint
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory
 from models.weights.writer import write_weights
 from options import EvaluateOptions, TrainOptions
 from tests.data.sets import CLASSES, noise_image_set, write_darknet
 from tests.e2e.conftest import TOY_CFG
-from utils.checkpoint import write_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 from utils.structures import Detections
 
@@ -113,7 +113,7 @@ def test_images_are_resized_as_the_detector_wants(images: ImageSet) -> None:
 
 
 def test_the_trainer_suppresses_as_evaluate_does() -> None:
-    detector = job.make_detector(TrainOptions(), None, CLASSES)  # type: ignore[arg-type]
+    detector = build.make_detector(TrainOptions(), None, CLASSES)  # type: ignore[arg-type]
     default = EvaluateOptions(weights="")
     for rule in ("nms", "resize", "nms_iou", "confidence", "max_detections"):
         assert getattr(detector, rule) == getattr(default, rule)
@@ -178,8 +178,8 @@ def trained(tmp_path: Path) -> str:
     plan = parse_plan(TOY_CFG, path="toy.cfg", classes=3)
     norm = NormOptions(norm="bn")
     network = Network(plan, norm_factory(norm))
-    content = {**describe_network(plan, norm, CLASSES, letterbox=True), "weights": network.state_dict()}
-    write_checkpoint(tmp_path / "toy.pt", content)
+    weights = network.state_dict()
+    make_checkpoint(plan, norm, weights, class_names=tuple(CLASSES), letterbox=True).to_file(tmp_path / "toy.pt")
     return str(tmp_path / "toy.pt")
 
 
@@ -198,7 +198,7 @@ def test_darknets_metric_stands_beside_cocos(tmp_path: Path, trained: str, capsy
     assert "Average Precision  (AP) @[ IoU=0.50:0.95" in said
     assert re.search(r"^mAP@0\.20 = 0\.\d{4}, 11 recall points, mean of 3 classes$", said, re.MULTILINE)
     assert said.count("darknet's AP is not COCO's AP50: ") == 1
-    checkpoint = torch.load(trained, weights_only=True)
+    checkpoint = Checkpoint.from_file(Path(trained))
     rules = {"confidence": 0.5, "nms_iou": 0.9, "max_detections": 3, "nms": "diounms", "resize": "darknet"}
     detector = detector_of(checkpoint, path=trained, device=torch.device("cpu"), **rules)
     table = measure_as_darknet(detector, open_image_set(data, "val"), iou=0.2, points=11, batch_size=16, workers=0)

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from cfg.plan import load_plan, parse_plan
-from models.detector import build_network, describe_network
+from models.detector import build_network, make_checkpoint
 from models.norms.table import NormOptions, norm_factory
 from models.weights.__main__ import main
 from models.weights.convert import cfg_text
 from models.weights.reader import Header, read_weights
 from tests.models.weights.nets import SMALL, heads_of, network_of, plan_of, written
 from tests.reference import darknet_weights as oracle
-from utils.checkpoint import read_checkpoint, write_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 
 SEEN = 2**35 + 7
@@ -31,14 +31,14 @@ def cfg(tmp_path: Path) -> str:
     return str(tmp_path / "small.cfg")
 
 
-def checkpoint_of(options: NormOptions, *, text: str = SMALL, classes: int = 5, **more: object) -> dict:
+def checkpoint_of(options: NormOptions, *, text: str = SMALL, classes: int = 5) -> Checkpoint:
     """As train.py writes it, of a run that differs from its cfg in classes, input size and letterbox."""
     plan = parse_plan(text, path="small.cfg", classes=classes, input_hw=(32, 24))
     network = network_of(plan, options)
     names = tuple(f"thing {label}" for label in range(classes))
-    described = describe_network(plan, norm_factory(options).options, names, letterbox=False)
-    settings = {"batch_size": 6, "subdivisions": 3}
-    return {**described, "weights": network.state_dict(), "step": 50, "settings": settings, **more}
+    norm, weights = norm_factory(options).options, network.state_dict()
+    described = make_checkpoint(plan, norm, weights, class_names=names, letterbox=False)
+    return replace(described, step=50, settings={"batch_size": 6, "subdivisions": 3})
 
 
 # --- .weights -> checkpoint -> .weights -----------------------------------------------------------------------
@@ -66,11 +66,11 @@ def test_the_checkpoint_is_as_one_of_ours(tmp_path, cfg, normalize, norm):
     Path(cfg).write_text(SMALL.replace("batch_normalize=1", f"batch_normalize={normalize}"))
     made = written(tmp_path / "made.weights", oracle.random_file(SMALL, seen=SEEN))
     main(["convert", str(made), str(tmp_path / "x.pt"), "--cfg", cfg])
-    content = read_checkpoint(tmp_path / "x.pt")
-    assert content["seen"] == SEEN and content["class_names"] == ["class 0", "class 1"]
-    assert content["letterbox"] is True and content["settings"] == {"batch_size": 8, "subdivisions": 4}
-    assert content["norm"] == asdict(norm_factory(NormOptions(norm=norm)).options)
-    network = build_network(content)
+    checkpoint = Checkpoint.from_file(tmp_path / "x.pt")
+    assert checkpoint.seen == SEEN and checkpoint.class_names == ("class 0", "class 1")
+    assert checkpoint.letterbox is True and checkpoint.settings == {"batch_size": 8, "subdivisions": 4}
+    assert checkpoint.norm == asdict(norm_factory(NormOptions(norm=norm)).options)
+    network = build_network(checkpoint)
     for name, tensor in read_weights(made, plan_of()).state.items():
         assert torch.equal(network.state_dict()[name], tensor)
 
@@ -84,7 +84,7 @@ def test_the_checkpoint_is_as_one_of_ours(tmp_path, cfg, normalize, norm):
 def test_what_we_trained_goes_to_darknet(tmp_path, options):
     """Read by its new cfg alone, it computes the same; and 300 images were seen: 50 steps of 6."""
     content = checkpoint_of(options)
-    write_checkpoint(tmp_path / "best.pt", content)
+    content.to_file(tmp_path / "best.pt")
     main(["convert", str(tmp_path / "best.pt"), str(tmp_path / "best.weights")])
     plan = load_plan(str(tmp_path / "best.cfg"))
     assert plan.classes == 5 and plan.net.input_hw == (32, 24) and plan.net.letter_box is False
@@ -93,7 +93,7 @@ def test_what_we_trained_goes_to_darknet(tmp_path, options):
     stock = network_of(plan)
     stock.load_state_dict(read.state)
     torch.testing.assert_close(heads_of(stock), heads_of(build_network(content)), atol=1e-5, rtol=1e-5)
-    assert (tmp_path / "best.names").read_text().splitlines() == content["class_names"]
+    assert (tmp_path / "best.names").read_text().splitlines() == list(content.class_names)
 
 
 def test_the_cfg_beside_it_says_what_was_trained():
@@ -131,20 +131,20 @@ def test_counters_of_other_classes_than_were_trained_become_a_comment(classes, l
 def test_a_letterbox_that_the_cfg_does_not_mention_is_added():
     text = SMALL.replace("letter_box=1\n", "")
     assert parse_plan(cfg_text(checkpoint_of(NormOptions(), text=text)), path="x.cfg").net.letter_box is False
-    with_one = cfg_text({**checkpoint_of(NormOptions(), text=text), "letterbox": True})
+    with_one = cfg_text(replace(checkpoint_of(NormOptions(), text=text), letterbox=True))
     assert parse_plan(with_one, path="x.cfg").net.letter_box is True
 
 
 @pytest.mark.parametrize("norm", ["gn", "ln", "in"])
 def test_group_norms_do_not_go_to_darknet(tmp_path, norm):
-    write_checkpoint(tmp_path / "best.pt", checkpoint_of(NormOptions(norm=norm)))
+    checkpoint_of(NormOptions(norm=norm)).to_file(tmp_path / "best.pt")
     with pytest.raises(UserError, match="takes the statistics of each image itself, as gn, ln and in do"):
         main(["convert", str(tmp_path / "best.pt"), str(tmp_path / "best.weights")])
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
 
 
 def test_a_checkpoint_without_its_network(tmp_path):
-    write_checkpoint(tmp_path / "odd.pt", {"weights": {}})
+    torch.save({"format": 4, "weights": {}}, tmp_path / "odd.pt")
     with pytest.raises(UserError, match=r"odd\.pt: the checkpoint does not describe its network"):
         main(["convert", str(tmp_path / "odd.pt"), str(tmp_path / "odd.weights")])
 
@@ -191,7 +191,7 @@ def test_more_layers_than_there_are(tmp_path, cfg):
 
 @pytest.mark.parametrize("taken", ["best.weights", "best.cfg", "best.names"])
 def test_no_file_is_overwritten(tmp_path, taken):
-    write_checkpoint(tmp_path / "x.pt", checkpoint_of(NormOptions()))
+    checkpoint_of(NormOptions()).to_file(tmp_path / "x.pt")
     (tmp_path / taken).write_text("precious")
     with pytest.raises(UserError, match=rf"{taken}: is there already"):
         main(["convert", str(tmp_path / "x.pt"), str(tmp_path / "best.weights")])
@@ -209,7 +209,7 @@ def test_nor_is_a_checkpoint_or_a_partial_file(tmp_path, cfg):
 
 def test_what_is_made_is_not_called_what_it_is_not(tmp_path, cfg):
     made = written(tmp_path / "made.weights", oracle.random_file(SMALL))
-    write_checkpoint(tmp_path / "x.pt", checkpoint_of(NormOptions()))
+    checkpoint_of(NormOptions()).to_file(tmp_path / "x.pt")
     for source, target, sentence in (
         (made, "q.weights", r"q\.weights: what is made of .*made\.weights is a checkpoint: call it \.pt$"),
         (tmp_path / "x.pt", "q.pt", r"q\.pt: what is made of .*x\.pt is darknet's: call it \.weights$"),
@@ -221,7 +221,7 @@ def test_what_is_made_is_not_called_what_it_is_not(tmp_path, cfg):
 
 def test_there_must_be_a_folder(tmp_path, cfg):
     made = written(tmp_path / "made.weights", oracle.random_file(SMALL))
-    write_checkpoint(tmp_path / "x.pt", checkpoint_of(NormOptions()))
+    checkpoint_of(NormOptions()).to_file(tmp_path / "x.pt")
     for argv in (
         ["convert", str(tmp_path / "x.pt"), str(tmp_path / "no" / "x.weights")],
         ["convert", str(made), str(tmp_path / "no" / "x.pt"), "--cfg", cfg],
@@ -232,7 +232,7 @@ def test_there_must_be_a_folder(tmp_path, cfg):
 
 
 def test_a_checkpoint_has_no_layers_to_count(tmp_path, cfg):
-    write_checkpoint(tmp_path / "x.pt", checkpoint_of(NormOptions()))
+    checkpoint_of(NormOptions()).to_file(tmp_path / "x.pt")
     for argv in (
         ["info", str(tmp_path / "x.pt"), "--cfg", cfg],
         ["partial", str(tmp_path / "x.pt"), str(tmp_path / "part"), "--cfg", cfg, "--layers", "1"],
@@ -243,7 +243,7 @@ def test_a_checkpoint_has_no_layers_to_count(tmp_path, cfg):
 
 
 def test_three_files_have_three_names(tmp_path):
-    write_checkpoint(tmp_path / "x.pt", checkpoint_of(NormOptions()))
+    checkpoint_of(NormOptions()).to_file(tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"best\.cfg: is there already, or would be written twice"):
         main(["convert", str(tmp_path / "x.pt"), str(tmp_path / "best.cfg")])
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cfg.plan import parse_plan
-from models.detector import describe_network
+from models.detector import make_checkpoint
 from models.network import Network
 from models.norms.running_stats import has_running_statistics
 from models.norms.table import NORMS, NormOptions, norm_factory
@@ -18,7 +18,7 @@ from models.weights.writer import write_weights
 from tests.models.norms.kinds import KINDS
 from tests.models.weights.nets import SMALL, heads_of, network_of, plan_of, written
 from tests.reference import darknet_weights as oracle
-from utils.checkpoint import write_checkpoint
+from tests.toy_checkpoint import toy_checkpoint
 from utils.clock import BatchClock
 from utils.errors import UserError
 
@@ -94,9 +94,7 @@ def test_heads_for_other_classes_start_fresh_and_all_else_does_not(trained, norm
 def test_a_checkpoint_for_other_classes_keeps_all_but_the_heads_own_convolutions(tmp_path, norm):
     options = NormOptions(norm=norm)
     network = network_of(plan_of(), options)
-    description = describe_network(network.plan, options, ("a", "b"), letterbox=False)
-    path = str(tmp_path / "best.pt")
-    write_checkpoint(Path(path), {**description, "weights": network.state_dict()})
+    path = checkpoint_of(network, ("a", "b"), tmp_path / "best.pt", options)
     other = fresh(options, classes=7)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     kept = {name.rpartition(".")[0] for name in before} - {"layers.7.conv"}
@@ -107,11 +105,9 @@ def test_a_checkpoint_for_other_classes_keeps_all_but_the_heads_own_convolutions
         assert torch.equal(tensor, wanted[name]), name
 
 
-def checkpoint_of(network: Network, names: tuple[str, ...] | None, path: Path) -> str:
-    content = describe_network(network.plan, NormOptions(), names or (), letterbox=False)
-    if names is None:
-        del content["class_names"]
-    write_checkpoint(path, {**content, "weights": network.state_dict()})
+def checkpoint_of(network: Network, names: tuple[str, ...], path: Path, norm: NormOptions | None = None) -> str:
+    weights = network.state_dict()
+    make_checkpoint(network.plan, norm or NormOptions(), weights, class_names=names, letterbox=False).to_file(path)
     return str(path)
 
 
@@ -140,7 +136,7 @@ def test_the_line_says_how_many_classes_a_checkpoint_knows(tmp_path, now, said):
     assert torch.equal(biases[:, :5], old.view(3, -1)[:, :5])
 
 
-@pytest.mark.parametrize(("before", "now"), [(None, "xy"), (("class 0", "class 1"), "xy"), (("a", "b"), None)])
+@pytest.mark.parametrize(("before", "now"), [(("class 0", "class 1"), "xy"), (("a", "b"), None)])
 def test_where_names_are_not_known_heads_that_fit_are_taken_as_they_are(tmp_path, before, now):
     """As those of darknet's weights that were made a checkpoint without --names."""
     network, other = network_of(plan_of()), fresh(NormOptions())
@@ -186,9 +182,9 @@ def test_a_norm_that_was_not_loaded_learns_from_its_first_batch(tmp_path, traine
 @pytest.mark.parametrize("now", [False, True])
 def test_filters_that_are_centred_on_one_side_only_are_another_function(tmp_path, norm, before, now):
     """Which is said, and is so."""
-    trained = network_of(plan_of(), NormOptions(norm=norm, weight_centralization=before))
-    content = {"weights": trained.state_dict(), "norm": {"norm": norm, "weight_centralization": before}}
-    write_checkpoint(tmp_path / "x.pt", content)
+    options = NormOptions(norm=norm, weight_centralization=before)
+    trained = network_of(plan_of(), options)
+    checkpoint_of(trained, ("a", "b"), tmp_path / "x.pt", options)
     other = fresh(NormOptions(norm=norm, weight_centralization=now)).eval()
     said = start_from(str(tmp_path / "x.pt"), None, other)
     change = CENTRED if now else CENTRED.replace("are", "are no longer")
@@ -212,12 +208,9 @@ def test_the_filters_are_not_centred_and_the_norm_is_the_cfgs(trained, normalize
     _, weights, cfg = trained
     Path(cfg).write_text(SMALL.replace("batch_normalize=1", f"batch_normalize={normalize}"))
     start = read_start(weights, cfg)
-    assert (start["norm"]["norm"], start["norm"]["weight_centralization"], start["norm"]["norm_eps"]) == (
-        norm,
-        False,
-        1e-5,
-    )
-    assert start["letterbox"] is True
+    found = [start.norm[name] for name in ("norm", "weight_centralization", "norm_eps")]
+    assert found == [norm, False, 1e-5]
+    assert start.letterbox is True
 
 
 def test_darknets_weights_need_a_cfg(trained):
@@ -226,5 +219,5 @@ def test_darknets_weights_need_a_cfg(trained):
 
 
 def test_a_checkpoint_is_one_whatever_it_is_called(tmp_path):
-    write_checkpoint(tmp_path / "odd.weights", {"weights": {}, "norm": {"norm": "gn"}})
-    assert read_start(str(tmp_path / "odd.weights"), None)["norm"] == {"norm": "gn"}
+    toy_checkpoint(norm={"norm": "gn"}).to_file(tmp_path / "odd.weights")
+    assert read_start(str(tmp_path / "odd.weights"), None).norm == {"norm": "gn"}

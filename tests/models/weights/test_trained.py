@@ -14,7 +14,7 @@ from models.weights.trained import is_darknet, read_trained
 from models.weights.writer import write_weights
 from tests.models.weights.nets import SMALL, heads_of, network_of, plan_of, written
 from tests.reference import darknet_weights as oracle
-from utils.checkpoint import write_checkpoint
+from tests.toy_checkpoint import toy_checkpoint
 from utils.errors import UserError
 
 
@@ -23,7 +23,7 @@ def files(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "small.cfg").write_text(SMALL)
     (tmp_path / "two.names").write_text("\ufeffred cell\n\nwhite cell\r\n", encoding="utf-8")
     (tmp_path / "small.weights").write_bytes(oracle.random_file(SMALL, seen=96))
-    write_checkpoint(tmp_path / "x.pt", {"weights": {}})
+    toy_checkpoint().to_file(tmp_path / "x.pt")
     return {path.name: str(path) for path in tmp_path.iterdir()}
 
 
@@ -69,7 +69,7 @@ def test_cfg_and_checkpoint_do_not_go_together(files):
     for flags in ({"cfg": files["small.cfg"], "names": None}, {"cfg": None, "names": files["two.names"]}):
         with pytest.raises(UserError, match=r"x\.pt: a checkpoint knows its network and its classes: leave --cfg"):
             read_trained(files["x.pt"], **flags)
-    assert read_trained(files["x.pt"], cfg=None, names=None)[0]["weights"] == {}
+    assert read_trained(files["x.pt"], cfg=None, names=None)[0].cfg_name == "toy"
     with pytest.raises(UserError, match=r"small\.weights: darknet's weights do not say of what network they are"):
         read_trained(files["small.weights"], cfg=None, names=None)
 

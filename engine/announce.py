@@ -1,0 +1,124 @@
+"""What a training prints before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cfg.plan import parse_plan
+from cfg.settings import unread_settings
+from data.doctor.checkup import quick_findings
+from engine.job import Job
+from engine.trainer import Trainer
+from models.norms.auto import ENOUGH
+from models.norms.effective_batch import FEW, describe_norm, norm_warnings
+from options import TrainOptions
+from utils import ranks
+from utils.atomic_file import warn_on_disk_error
+from utils.console import say, warn
+from utils.environment import describe
+from utils.flags import flatten
+
+_ORIGINS = {"typed": "", "cfg": "from the cfg: ", "weights": "from the weights: ", "run": "from the run: "}
+
+
+def announce(run: Trainer) -> None:
+    """Print data, network, norm, weights, optimizer, device, folder, and the settings that are not defaults.
+
+    Write what is wrong with the data into the run's folder.
+    """
+    if not ranks.is_rank_zero():
+        return
+    job, options = run.job, run.job.options
+    _announce_data(job, run.folder)
+    _announce_network(job)
+    _announce_norm(job, run.total_steps)
+    if run.weights_loaded:
+        say("weights", run.weights_loaded)
+    if run.layers_frozen:
+        say("freeze", run.layers_frozen)
+        if options.weights is None and options.resume is None:
+            warn(f"without --weights the {options.optim.freeze} frozen layers keep their random weights")
+    say("optimizer", optimizer_in_words(job))
+    say("schedule", run.schedule.words())
+    say("device", describe(run.device)["device"])
+    say("run", str(run.folder))
+    for number, line in enumerate(settings_lines(job)):
+        say("" if number else "settings", line)
+
+
+def optimizer_in_words(job: Job) -> str:
+    """SGD, momentum 0.9, weight decay 0.0005; batch 16 = 8 forwards of 2"""
+    optim, world_size = job.options.optim, ranks.world_size()
+    images = job.mini_batch
+    batch = min(optim.batch_size, len(job.train_set))
+    share = max(1, batch // world_size)
+    forwards = min(int(optim.subdivisions), share)
+    cut = f"{forwards} forward{'s' * (forwards != 1)} of {images}"
+    processes = f"{world_size} processes x " if world_size > 1 else ""
+    return (
+        f"SGD, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}; "
+        f"batch {share * world_size} = {processes}{cut}"
+    )
+
+
+def settings_lines(job: Job) -> list[str]:
+    """Return the settings that differ from the defaults, as flags one could type, in a line for each origin."""
+    default, flags = flatten(TrainOptions()), dict[str, list[str]]()
+    for name, value in flatten(job.options).items():
+        if value is not None and value != default[name] and name in job.origins:
+            flags.setdefault(job.origins[name], []).append(flag(name, value))
+    return [_ORIGINS[origin] + "  ".join(flags[origin]) for origin in _ORIGINS if origin in flags]
+
+
+def flag(name: str, value: Any) -> str:
+    """Return a setting as typed on the command line: `--batch-size 8`, `--no-flip`, `--image-size 96x128`."""
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{dashed}" if value else f"--no-{dashed}"
+    if isinstance(value, tuple):
+        return f"--{dashed} {('x' if name == 'image_size' else ' ').join(map(str, value))}"
+    return f"--{dashed} {value}"
+
+
+def _announce_data(job: Job, folder: Path) -> None:
+    sets = (job.train_set, job.val_set)
+    for image_set in sets:
+        size = f"{len(image_set)} images, {len(image_set.labels)} objects"
+        say("data", f"{image_set.name} {image_set.split}: {size}")
+    before = None if job.checkpoint is None else job.checkpoint.train_images
+    if before not in (None, len(job.train_set)):
+        warn(f"the run had {before} training images before: the epochs done are recounted from its steps")
+    if findings := quick_findings(*sets):
+        for finding in findings:
+            warn(finding)
+        say("", f"python -m data.doctor {job.options.data}  says more, and what to do")
+    if problems := [problem for image_set in sets for problem in image_set.problems.lines()]:
+        path = folder / "data_problems.txt"
+        with warn_on_disk_error(path):
+            path.write_text("\n".join(problems) + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def _announce_network(job: Job) -> None:
+    plan, (height, width) = job.plan, job.plan.net.input_hw
+    parameters = f"{plan.parameter_count() / 1e6:.2f} M parameters"
+    say("network", f"{plan.name} {height}x{width}, {plan.classes} classes, {parameters}")
+    classes_in_cfg = parse_plan(plan.source_text, path=plan.path).classes
+    if classes_in_cfg != plan.classes:
+        say("", f"{plan.classes} classes in the data, {classes_in_cfg} in {plan.path}: the heads are resized")
+    for warning in (*plan.warnings, *unread_settings(plan, job.options.loss.loss)):
+        warn(warning)
+
+
+def _announce_norm(job: Job, total_steps: int) -> None:
+    options, norm = job.options, job.options.norm
+    cut = {"mini_batch": job.mini_batch, "subdivisions": int(options.optim.subdivisions)}
+    say("norm", describe_norm(norm, **cut))
+    if job.norm_reason:
+        say("", f"auto: {job.norm_reason}")
+    from_scratch = options.weights is None and options.resume is None
+    few = ENOUGH if job.norm_reason else FEW  # `auto` has decided by ENOUGH
+    for warning in norm_warnings(norm, **cut, from_scratch=from_scratch, few=few):
+        warn(warning)
+    if norm.spec.burn_in >= total_steps:
+        warn(f"burn_in_steps={norm.spec.burn_in} is the whole training: --norm {norm.norm} is plain batch norm here")

@@ -1,0 +1,107 @@
+"""The parts of a training, each made from the job's settings."""
+
+from __future__ import annotations
+
+import torch
+
+from cfg.plan import Plan
+from data.image_set import ImageSet
+from data.loader import InputSizes, TrainLoader, make_train_loader
+from models.detector import Detector
+from models.network import Network, parameter_groups
+from models.norms.table import norm_factory
+from options import EvaluateOptions, TrainOptions
+from utils import ranks
+from utils.errors import UserError
+from utils.schedule import Schedule
+
+
+def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Network:
+    """Return the network with random weights, in training mode."""
+    network = Network(plan, norm_factory(options.norm)).to(device)
+    if options.speed.checkpoint_activations:
+        network.recompute_activations()
+    if options.speed.channels_last:
+        network.to(memory_format=torch.channels_last)
+    return network
+
+
+def make_optimizer(options: TrainOptions, network: Network) -> torch.optim.Optimizer:
+    """Return SGD with a learning rate of 0: the loop sets it before each step, to `lr_scale` times the schedule's."""
+    optim = options.optim
+    groups = parameter_groups(network, weight_decay=optim.weight_decay, backbone_rate=optim.backbone_rate)
+    return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum)
+
+
+def input_sizes(options: TrainOptions, plan: Plan) -> InputSizes:
+    return InputSizes(plan.net.input_hw, options.multi_scale, plan.size_step_px)
+
+
+def make_loader(options: TrainOptions, plan: Plan, train_set: ImageSet) -> TrainLoader:
+    """Return the loader of this rank's share of the training batches."""
+    return make_train_loader(
+        train_set,
+        input_sizes(options, plan),
+        batch_size=options.optim.batch_size,
+        augment=options.augment,
+        seed=options.seed,
+        workers=options.workers,
+        cache=options.cache,
+        rank=ranks.rank(),
+        ranks=ranks.world_size(),
+    )
+
+
+def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Schedule:
+    """Return the learning-rate schedule.
+
+    A cfg's steps and burn-in are meant for its max_batches: unless they are typed, a run of another length keeps their
+    proportion. In a much shorter run burn-in may take a tenth: the random start needs it. Raises UserError if the
+    policy misses a key in the cfg.
+    """
+    optim, net = options.optim, plan.net
+    steps, burn_in_steps = optim.lr_steps, optim.burn_in_steps
+    cfg_steps = net.max_batches or total_steps
+    if steps is None:
+        steps = tuple(step * total_steps // cfg_steps for step in net.steps)
+    if burn_in_steps is None:
+        in_proportion = net.burn_in_steps * total_steps // cfg_steps
+        burn_in_steps = min(net.burn_in_steps, max(in_proportion, total_steps // 10))
+    try:
+        return Schedule(
+            policy=optim.lr_policy,
+            base_rate=optim.learning_rate,
+            final_rate=optim.final_learning_rate,
+            total_steps=total_steps,
+            burn_in_steps=burn_in_steps,
+            power=net.power,
+            steps=steps,
+            scales=optim.lr_scales,
+            cfg_steps=net.max_batches,
+            step=net.step,
+            scale=net.scale,
+            gamma=net.gamma,
+            cycle_steps=net.sgdr_cycle,
+            cycle_mult=net.sgdr_mult,
+        )
+    except UserError as error:
+        raise UserError(f"{plan.path}: {error}") from error
+
+
+def make_detector(options: TrainOptions, network: Network, class_names: tuple[str, ...]) -> Detector:
+    """Return the network as evaluate.py uses it by default."""
+    default = EvaluateOptions(weights="")
+    return Detector(
+        network=network,
+        class_names=class_names,
+        letterbox=options.augment.letterbox,
+        confidence=default.confidence,
+        nms_iou=default.nms_iou,
+        max_detections=default.max_detections,
+    )
+
+
+def compile_for_all_sizes(network: Network) -> None:
+    """Compile once for each input size and kind of mini-batch; multi-scale has more than torch's limit of 8."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    network.compile(dynamic=False)

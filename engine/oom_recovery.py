@@ -1,0 +1,129 @@
+"""Recovery from running out of memory: the same batch again, cut into smaller mini-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from utils import ranks
+from utils.environment import cuda_is_in_use
+from utils.errors import UserError
+from utils.memory import empty_cache, is_out_of_memory
+
+REMEDIES = "set --checkpoint-activations, --amp bf16 on a GPU, or in a new run a smaller --image-size"
+
+
+class OutOfMemoryRecovery:
+    """Repeat forward and backward of a batch, with more `subdivisions` each time, until they fit into memory.
+
+        for attempt in recovery.attempts(len(batch)):
+            with attempt:
+                ...  # zero_grad, then forward and backward of `recovery.subdivisions` mini-batches
+
+    The subdivisions that fit are kept for the next batch. An attempt that fails leaves no trace in buffers and random
+    state, so the batch ends as if it had been cut so finely from the start. is_parallel: whether other ranks take part
+    in the backward; they would wait for gradients that do not come, so that no second attempt is possible. say: prints
+    a line for the user.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, subdivisions: int, is_parallel: bool, say: Callable[[str], None] = print
+    ) -> None:
+        self.subdivisions = subdivisions
+        self._is_parallel, self._say = is_parallel, say
+        self._snapshot = Snapshot(network)
+
+    def attempts(self, images: int) -> Iterator[Attempt]:
+        """Yield attempts until one succeeds. Raises UserError if a single image does not fit."""
+        self._snapshot.take()
+        while True:
+            attempt = Attempt()
+            yield attempt
+            if not attempt.ran_out_of_memory:
+                return
+            self._snapshot.restore()
+            self._cut_finer(images)
+
+    def _cut_finer(self, images: int) -> None:
+        """Raise `subdivisions` to the next number that divides the batch."""
+        if self.subdivisions >= images:
+            raise UserError(f"out of memory with one image per forward: {REMEDIES}")
+        before = -(-images // self.subdivisions)
+        finer = next(n for n in range(self.subdivisions + 1, images + 1) if images % n == 0)
+        if self._is_parallel:
+            raise UserError(
+                f"out of memory with {before} images per forward on rank {ranks.rank()}: go on with --resume and "
+                f"--subdivisions {finer}"
+            )
+        self.subdivisions, now = finer, images // finer
+        empty_cache()
+        self._say(
+            f"out of memory with {before} images per forward: going on with --subdivisions {finer}, "
+            f"{now} image{'s' * (now != 1)} each"
+        )
+
+
+class Attempt:
+    """A context that an out-of-memory error ends without being raised.
+
+    The error is not stored: its traceback would keep the activations of the failed forward alive.
+    """
+
+    ran_out_of_memory = False
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        # torch.OutOfMemoryError is a RuntimeError, and not all libraries raise it.
+        self.ran_out_of_memory = isinstance(error, RuntimeError) and is_out_of_memory(error)
+        return self.ran_out_of_memory
+
+
+class Snapshot:
+    """A copy of what a forward changes: statistics and histories of norms, and the random state.
+
+    Large buffers of a GPU, which only norms with a history have, are copied to page-locked host memory: the copy must
+    not take GPU memory, and nothing waits for it.
+    """
+
+    LARGE = 1 << 16  # elements
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._kept: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def take(self) -> None:
+        now = dict(self._network.named_buffers())
+        for name, buffer in now.items():
+            if name not in self._kept or self._kept[name].shape != buffer.shape:
+                self._kept[name] = self._allocate(buffer)
+        self._kept = {name: self._kept[name] for name in now}
+        here = [name for name in now if self._kept[name].device == now[name].device]
+        if here:
+            torch._foreach_copy_([self._kept[name] for name in here], [now[name] for name in here])
+        for name in now.keys() - here:
+            self._kept[name].copy_(now[name], non_blocking=True)
+        self._random = torch.get_rng_state()
+        self._random_on_gpu = torch.cuda.get_rng_state() if cuda_is_in_use() else None
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for name, buffer in self._network.named_buffers():
+            buffer.resize_(self._kept[name].shape).copy_(self._kept[name])
+        torch.set_rng_state(self._random)
+        if self._random_on_gpu is not None:
+            torch.cuda.set_rng_state(self._random_on_gpu)
+
+    def _allocate(self, buffer: Tensor) -> Tensor:
+        if buffer.device.type != "cuda" or buffer.numel() <= self.LARGE:
+            return torch.empty_like(buffer)
+        try:
+            return torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
+        except RuntimeError:  # no more memory can be page-locked
+            return torch.empty(buffer.shape, dtype=buffer.dtype)

@@ -1,0 +1,48 @@
+"""What a training prints before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.announce import announce, flag, optimizer_in_words, settings_lines
+from engine.job import parse_job
+from engine.trainer import Trainer
+from options import TrainOptions
+from utils.flags import flatten, parse_flags, resolve
+from utils.stop import Stop
+
+
+def test_lines_are_in_the_order_in_which_one_asks(scenes: Path, toy_cfg: str, tmp_path: Path, capsys) -> None:
+    job = parse_job(["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--freeze", "1"])
+    run = Trainer(job, tmp_path / "run", Stop())
+    assert capsys.readouterr().out == "", "building prints nothing"
+    announce(run)
+    run.log.close()
+    labels = [line[:10].strip() for line in capsys.readouterr().out.splitlines() if not line.startswith("warning:")]
+    order = ["data", "network", "norm", "freeze", "optimizer", "schedule", "device", "run", "settings"]
+    assert [label for label in dict.fromkeys(labels) if label] == order
+
+
+def test_settings_are_the_flags_that_differ_from_the_defaults(scenes: Path, toy_cfg: str) -> None:
+    """Typed ones first; a typed default is not shown."""
+    job = parse_job(["--data", str(scenes), "--cfg", toy_cfg, "--mosaic", "0.7", "--workers", "2", "--no-flip"])
+    typed, from_cfg = settings_lines(job)
+    assert typed == f"--data {scenes}  --cfg {toy_cfg}  --mosaic 0.7  --no-flip"
+    assert from_cfg.startswith("from the cfg: ") and "--learning-rate 0.005" in from_cfg
+    assert optimizer_in_words(job) == "SGD, momentum 0.9, weight decay 0.0001; batch 4 = 2 forwards of 2"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--image-size", "96x128"],
+        ["--lr-steps", "10", "20", "--lr-scales", "0.1", "0.5"],
+        ["--no-letterbox", "--seed", "7"],
+    ],
+)
+def test_a_shown_flag_can_be_typed(argv: list[str]) -> None:
+    given = parse_flags(TrainOptions, argv)
+    shown = [word for name, value in given.items() for word in flag(name, value).split()]
+    assert flatten(resolve(TrainOptions, parse_flags(TrainOptions, shown))) == flatten(resolve(TrainOptions, given))
