@@ -110,7 +110,7 @@ class Contestant:
             tensors: list[Tensor] = []
             run = partial(self.network._run_span, span, tuple(outputs), *outputs.values())
             within = max(within, self._saved_by(partial(_collect, run, tensors)))
-            outputs = dict(zip(self.network._left_after(span), tensors, strict=True))
+            outputs = dict(zip(self.network._held_after(span), tensors, strict=True))
             between |= {index: output.nbytes for index, output in outputs.items() if index >= 0}
         return within + sum(between.values())
 
