@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from benchmarks.measured import Row, against, circumstances, results_path, write
-from benchmarks.small_batch.recipes import in_steps, settings_of
+from benchmarks.small_batch.recipes import settings_of, with_burn_in
 from benchmarks.tensor_bytes import saved_bytes, state_bytes
 from cfg.plan import Plan, load_plan, parse_plan
 from models.network import Network
@@ -56,7 +56,7 @@ class Contestant:
     def __init__(self, recipe: str, activation: str, device: torch.device) -> None:
         torch.manual_seed(0)
         options = NormOptions(**settings_of(recipe))
-        options = replace(options, norm=str(in_steps(options.spec, 0)))
+        options = replace(options, norm=str(with_burn_in(options.spec, 0)))
         self.recipe, self.has_running_statistics = recipe, options.spec.has_running_statistics
         self.network = Network(headless_tiny(activation), norm_factory(options)).to(device).train()
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.9)

@@ -59,21 +59,21 @@ _JOB_GIB = {"small": 2, "tiny": 5, "half": 10}  # GPU memory that one process ma
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    asked = parse(argv)
-    grid = chosen_grid(asked)
-    path = Path(asked.out) / f"{asked.budget}.jsonl"
+    args = parse(argv)
+    grid = chosen_grid(args)
+    path = Path(args.out) / f"{args.budget}.jsonl"
     failed = 0
-    if asked.report_only:
+    if args.report_only:
         rows = read_rows(path)
     else:
         with RowFile(path) as file:
-            failed = run_grid(grid, file, asked)
+            failed = run_grid(grid, file, args)
             rows = file.rows
-    if asked.seeds:
-        if not asked.report_only:
+    if args.seeds:
+        if not args.report_only:
             report(grid, rows, path)
-        rows = [row for row in rows if row["role"] == "tune" or row["seed"] in asked.seeds]
-        path = path.with_stem(f"{path.stem}-seeds-{asked.seeds[0]}-{asked.seeds[-1]}")
+        rows = [row for row in rows if row["role"] == "tune" or row["seed"] in args.seeds]
+        path = path.with_stem(f"{path.stem}-seeds-{args.seeds[0]}-{args.seeds[-1]}")
     report(grid, rows, path)
     if failed:
         raise SystemExit(f"{failed} cells failed; the same command tries them again")
@@ -110,32 +110,32 @@ def seeds(text: str) -> range:
     return found
 
 
-def chosen_grid(asked: argparse.Namespace) -> Grid:
+def chosen_grid(args: argparse.Namespace) -> Grid:
     """Return the budget's grid, with what the command line chooses. Raises UserError for what is no recipe."""
-    grid = BUDGETS[asked.budget]
-    recipes = with_references(tuple(map(canonical, asked.only))) if asked.only else grid.recipes
-    data = tuple(asked.data or grid.data)
-    for name, folder in (("bccd", asked.bccd), ("coco-tiny", asked.coco)):
-        if name in data and folder is None and not asked.report_only:
+    grid = BUDGETS[args.budget]
+    recipes = with_references(tuple(map(canonical, args.only))) if args.only else grid.recipes
+    data = tuple(args.data or grid.data)
+    for name, folder in (("bccd", args.bccd), ("coco-tiny", args.coco)):
+        if name in data and folder is None and not args.report_only:
             print(f"{name} is left out: give its folder with --{name.partition('-')[0]}")
             data = tuple(other for other in data if other != name)
     return replace(
         grid,
         recipes=recipes,
         data=data,
-        nets=tuple(asked.net or grid.nets),
-        mini_batches=tuple(asked.minibatches or grid.mini_batches),
-        mosaics=tuple(value == "on" for value in asked.mosaic) if asked.mosaic else grid.mosaics,
-        seeds=asked.seeds or grid.seeds,
+        nets=tuple(args.net or grid.nets),
+        mini_batches=tuple(args.minibatches or grid.mini_batches),
+        mosaics=tuple(value == "on" for value in args.mosaic) if args.mosaic else grid.mosaics,
+        seeds=args.seeds or grid.seeds,
     )
 
 
-def run_grid(grid: Grid, file: RowFile, asked: argparse.Namespace) -> int:
+def run_grid(grid: Grid, file: RowFile, args: argparse.Namespace) -> int:
     """Run the tuning, then the main cells with known rates. Returns how many failed."""
-    check_device(file.rows, asked.device)
-    deadline = time.monotonic() + 60 * asked.time_limit if asked.time_limit else float("inf")
-    failed = run_missing("tuning", grid.tune_cells(), file, asked, deadline)
-    failed += run_missing("main", grid.main_cells(file.rows), file, asked, deadline)
+    check_device(file.rows, args.device)
+    deadline = time.monotonic() + 60 * args.time_limit if args.time_limit else float("inf")
+    failed = run_missing("tuning", grid.tune_cells(), file, args, deadline)
+    failed += run_missing("main", grid.main_cells(file.rows), file, args, deadline)
     if untuned := len(list(left(grid.tune_cells(), file.rows))):
         print(f"{untuned} tuning cells are left: their recipes wait for them")
     return failed
@@ -152,18 +152,18 @@ def check_device(rows: Sequence[Row], device: str) -> None:
             )
 
 
-def run_missing(what: str, cells: Sequence[Cell], file: RowFile, asked: argparse.Namespace, deadline: float) -> int:
+def run_missing(what: str, cells: Sequence[Cell], file: RowFile, args: argparse.Namespace, deadline: float) -> int:
     """Run the cells that have no row yet. Returns how many failed."""
     waiting = list(left(cells, file.rows))
     if not waiting or time.monotonic() > deadline:
         return 0
-    folders = {name: folder for name, folder in (("bccd", asked.bccd), ("coco-tiny", asked.coco)) if folder}
+    folders = {name: folder for name, folder in (("bccd", args.bccd), ("coco-tiny", args.coco)) if folder}
     for cell in {(cell.data, cell.net): cell for cell in waiting}.values():
         prepare(cell, folders)  # once, before processes side by side would all make the digits
-    jobs = asked.jobs if asked.jobs is not None else default_jobs(asked.device, {cell.net for cell in waiting})
+    jobs = args.jobs if args.jobs is not None else default_jobs(args.device, {cell.net for cell in waiting})
     progress = Progress(waiting, file.rows, jobs=jobs)
     print(f"{what}: {len(waiting)} of {len(cells)} cells to do, {jobs} at a time, about {progress.remaining()} h")
-    work = partial(run_cell, folders=folders, device=asked.device, workers=asked.workers, commit=code_version())
+    work = partial(run_cell, folders=folders, device=args.device, workers=args.workers, commit=code_version())
     failed = 0
     for outcome in run_cells(waiting, work, jobs=jobs, deadline=deadline):
         if outcome.row is None:

@@ -20,7 +20,7 @@ from utils.flags import parse_flags
 
 BN, CENTRALIZED_BN = "bn", "bn --weight-centralization"
 
-# Recipes run before their own rates were tuned -> the recipe that lent its rate; the tables mark them by ~.
+# Recipes run before their own rate was tuned -> the recipe that lends its rate. Tables mark borrowed rates by ~.
 BORROWED = dict.fromkeys(
     (
         "cmbn:carry,burn_in_steps=0",
@@ -31,8 +31,8 @@ BORROWED = dict.fromkeys(
     "cmbn",
 )
 
-# Of all_recipes. Norms that a single process cannot train from scratch, or that are no norm; options that count images.
-_LEFT_OUT = ("syncbn", "frozen", "none")
+# all_recipes omits: syncbn, which takes several processes; frozen, which takes trained weights; none, which is no norm.
+_OMITTED = ("syncbn", "frozen", "none")
 _SWEPT: dict[str, tuple[float, ...]] = {"window": (8, 16, 0), "average_images": (8.0, 64.0), "groups": (8,)}
 
 
@@ -90,22 +90,22 @@ def with_references(recipes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*sorted(references), *recipes]))
 
 
-def in_steps(spec: NormSpec, steps: int) -> NormSpec:
-    """Return the norm with its burn-in, if any, a tenth of `steps` (0: none), as the learning rate's in the study."""
-    shares = {"burn_in_steps": steps // 10, "ramp_steps": 3 * steps // 10} if steps else {"burn_in_steps": 0}
-    return replace(spec, **{name: value for name, value in shares.items() if spec.burn_in and hasattr(spec, name)})
+def with_burn_in(spec: NormSpec, steps: int) -> NormSpec:
+    """Return the norm with a burn-in of `steps` optimizer steps, if it has any, and a ramp three times as long."""
+    changed = {"burn_in_steps": steps, "ramp_steps": 3 * steps} if spec.burn_in else {}
+    return replace(spec, **{option: value for option, value in changed.items() if hasattr(spec, option)})
 
 
 def all_recipes(steps: int) -> tuple[str, ...]:
-    """Return every norm with each combination of its choices and switches, for trainings of `steps` optimizer steps.
+    """Return every norm with all combinations of its choices and switches, for trainings of `steps` optimizer steps.
 
-    Each also with centralized weights, and with exact statistics in the end or frozen ones in the last 30 %. Of a
-    norm's default, too, with the numbers in `_SWEPT`, and with a burn-in where it has none or without it.
+    Each also with centralized weights, and with precise statistics in the end or frozen ones in the last 30 %. A norm
+    at its defaults is also varied by the numbers in `_SWEPT`, and by its burn-in: with if it has none, else without.
     """
     found: list[str] = []
     late: tuple[dict[str, Any], ...] = ({}, {"precise_bn": 512}, {"norm_freeze_after": 0.7})
-    for kind in (spec for name, spec in NORMS.items() if name not in _LEFT_OUT):
-        specs = [in_steps(spec, steps) for spec in _variants(kind)]
+    for kind in (spec for name, spec in NORMS.items() if name not in _OMITTED):
+        specs = [with_burn_in(spec, steps // 10) for spec in _variants(kind)]
         for spec, centralizes, flags in product(specs, (None, True), late):
             with suppress(UserError):  # gn has no statistics to freeze
                 options = NormOptions(norm=str(spec), weight_centralization=centralizes, **flags)
