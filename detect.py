@@ -15,7 +15,7 @@ from tqdm import tqdm
 from cfg.parse import CfgError
 from data.geometry import as_input
 from data.inference_sources import Frame, find_sources
-from models.detector import Detector, detector_of
+from models.detector import Detector
 from models.norms.fold import can_fold, fold
 from models.weights.trained import read_trained
 from options import FOREIGN_FLAGS, DetectOptions
@@ -27,11 +27,11 @@ from utils.save_detections import DetectionFiles
 from utils.structures import Detections, pixels_of
 
 
-def detect(detector: Detector, image: np.ndarray, device: torch.device) -> Detections:
-    """image (H, W, 3) uint8 RGB of any size -> Detections with boxes in the image's own pixels."""
-    laid, placement = as_input(image, detector.input_hw, letterbox=detector.letterbox, how=detector.resize)
-    pixels = pixels_of(torch.from_numpy(laid).permute(2, 0, 1)[None].to(device))
-    (found,) = detector(pixels, [placement.image_px])  # darknet's detections are relative to the image
+def detect(detector: Detector, image: np.ndarray) -> Detections:
+    """Detect in an image (H, W, 3) uint8 RGB of any size. Returns boxes in the image's own pixels."""
+    laid, placement = as_input(image, detector.input_hw, letterbox=detector.letterbox, how=detector.options.resize)
+    pixels = pixels_of(torch.from_numpy(laid).permute(2, 0, 1)[None].to(detector.device))
+    (found,) = detector(pixels, [placement.image_px])  # distances in NMS are relative to the image, as in darknet
     found = found.cpu()
     boxes = torch.from_numpy(placement.to_source(found.boxes.numpy()))
     inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)  # not wholly in the letterbox's border
@@ -42,27 +42,19 @@ def describe_frame(frame: Frame, found: Detections, class_names: Sequence[str], 
     """name: 640x480, 12 RBC, 1 WBC, 8.1 ms"""
     assert frame.image is not None
     counts = Counter(class_names[label] for label in found.labels.tolist())
-    said = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+    objects = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
     name = f"{frame.source.path} frame {frame.number}" if frame.source.is_video else str(frame.source.path)
     height, width = frame.image.shape[:2]
-    return f"{name}: {width}x{height}, {said}, {milliseconds:.1f} ms"
+    return f"{name}: {width}x{height}, {objects}, {milliseconds:.1f} ms"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = resolve(DetectOptions, parse_flags(DetectOptions, argv, foreign=FOREIGN_FLAGS[DetectOptions]))
     device = pick_device(options.device)
     sources = find_sources(options.sources)
-    trained, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
-    detector = detector_of(
-        trained,
-        path=options.weights,
-        device=device,
-        confidence=options.confidence,
-        nms_iou=options.nms_iou,
-        max_detections=options.max_detections,
-        nms=options.nms,
-        resize=options.resize,
-        input_hw=options.image_size,
+    checkpoint, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
+    detector = Detector.from_checkpoint(
+        checkpoint, options.detection, path=options.weights, device=device, input_hw=options.image_size
     )
     if can_fold(detector.network):
         detector = replace(detector, network=fold(detector.network))
@@ -76,20 +68,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_txt=options.save_txt,
         save_crops=options.save_crops,
     )
-    total = sum(source.frames for source in sources)
-    unreadable = 0
+    total, unreadable = sum(source.frames for source in sources), 0
     with files, tqdm(total=total, unit="image", disable=total < 2, leave=False) as bar:
         for source in sources:
-            limit = options.max_frames if source.is_video else None
-            for frame in islice(source.read(), limit):
+            for frame in islice(source.read(), options.max_frames if source.is_video else None):
                 bar.update()
                 if frame.image is None:
                     unreadable += 1
                     bar.write(f"warning: {source.path}: cannot be read, skipped")
                     continue
-                begun = time.perf_counter()
-                found = detect(detector, frame.image, device)
-                milliseconds = 1000 * (time.perf_counter() - begun)
+                started = time.perf_counter()
+                found = detect(detector, frame.image)
+                milliseconds = 1000 * (time.perf_counter() - started)
                 bar.write(describe_frame(frame, found, detector.class_names, milliseconds))
                 video_fps = source.fps if source.is_video else None
                 files.add(source.path, frame.image, found, number=frame.number, video_fps=video_fps)

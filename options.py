@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-from cfg.yolo import NMS_KINDS
 from data.augment import AugmentOptions
-from data.geometry import RESIZES
 from data.image_cache import CACHES
 from evaluation.coco_backends import BACKENDS
 from evaluation.darknet_map import POINTS
+from models.detector import DetectionOptions
 from models.norms.old_spelling import removed_flags
 from models.norms.table import NormOptions
 from models.yolo.loss import LossOptions
@@ -175,23 +174,6 @@ class TrainOptions:
     speed: SpeedOptions = field(default_factory=SpeedOptions, metadata={"title": "memory and speed"})
 
 
-def resize_knob() -> Any:
-    return knob(
-        "opencv",
-        "how an image becomes the network's input: OpenCV, which averages where it shrinks, or darknet's own bilinear",
-        choices=RESIZES,
-    )
-
-
-def nms_knob() -> Any:
-    return knob(
-        "cfg",
-        "overlap of two boxes: default = IoU; greedynms, diounms = less a share for their centres' distance; cfg = "
-        "what the network's last [yolo] says",
-        choices=("cfg", *NMS_KINDS),
-    )
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateOptions:
     """python evaluate.py
@@ -241,18 +223,26 @@ class EvaluateOptions:
         "0", "with metric darknet: recall points; 0 is the area under the curve", choices=tuple(map(str, POINTS))
     )
     map_iou: float = knob(0.5, "with metric darknet: IoU above which a detection is a true positive", low=0, high=1)
-    resize: str = resize_knob()
-    nms: str = nms_knob()
-    confidence: float = knob(0.001, "drop detections below this score", low=0, high=1)
-    nms_iou: float = knob(
-        0.6, "of two overlapping boxes of a class the weaker is dropped above this overlap", low=0, high=1
-    )
-    max_detections: int = knob(100, "kept per image, best first; COCO scores 100", unit="N", low=1)
     out: str | None = knob(
         None, "folder for tables and images (default: runs/eval-DATA-SPLIT)", unit="DIR", formerly="run"
     )
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
     workers: int = knob(2, "worker processes that load images; 0 = load in the main process", unit="N", low=0)
+    detection: DetectionOptions = field(default_factory=DetectionOptions, metadata={"title": "detections"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnDetectionOptions(DetectionOptions):
+    """DetectionOptions with defaults for people to look at."""
+
+    confidence: float = knob(0.25, "drop detections below this score", low=0, high=1)
+    nms_iou: float = knob(
+        0.45,
+        "of two boxes of a class that overlap more than this, suppress the one with the lower score",
+        low=0,
+        high=1,
+    )
+    max_detections: int | None = knob(300, "keep this many per image, best first", unit="N", low=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,13 +258,6 @@ class DetectOptions:
     names: str | None = knob(
         None, "class names of a .weights file, one per line (default: COCO's, for 80 classes)", unit="FILE"
     )
-    resize: str = resize_knob()
-    nms: str = nms_knob()
-    confidence: float = knob(0.25, "drop detections below this score", low=0, high=1)
-    nms_iou: float = knob(
-        0.45, "of two overlapping boxes of a class the weaker is dropped above this overlap", low=0, high=1
-    )
-    max_detections: int = knob(300, "kept per image, best first", unit="N", low=1)
     image_size: tuple[int, int] | None = knob(
         None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
     )
@@ -284,6 +267,7 @@ class DetectOptions:
     save_crops: bool = knob(False, "write a crop of each detected object")
     max_frames: int | None = knob(None, "stop a video or webcam after this many frames", unit="N", low=1)
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
+    detection: DetectionOptions = field(default_factory=DrawnDetectionOptions, metadata={"title": "detections"})
 
 
 _ELSEWHERE = {

@@ -15,9 +15,9 @@ from engine.announce import announce
 from engine.build import make_detector
 from engine.job import Job, open_run, parse_job
 from engine.trainer import Trainer, make_val_evaluator
-from evaluation.build import recalibrate_on
 from evaluation.evaluator import Evaluator
 from evaluation.plots import plot_results
+from evaluation.recalibration import recalibrate_on
 from models.detector import build_network
 from models.freeze import freeze
 from utils import ranks

@@ -1,4 +1,4 @@
-"""What a training prints before its first step."""
+"""The lines that a training prints before its first step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils.console import say, warn
 from utils.environment import describe
 from utils.flags import flatten
 
-_ORIGINS = {"typed": "", "cfg": "from the cfg: ", "weights": "from the weights: ", "run": "from the run: "}
+_ORIGINS = ("typed", "cfg", "data", "weights", "run")
 
 
 def announce(run: Trainer) -> None:
@@ -68,7 +68,8 @@ def settings_lines(job: Job) -> list[str]:
     for name, value in flatten(job.options).items():
         if value is not None and value != default[name] and name in job.origins:
             flags.setdefault(job.origins[name], []).append(flag(name, value))
-    return [_ORIGINS[origin] + "  ".join(flags[origin]) for origin in _ORIGINS if origin in flags]
+    prefixes = {origin: "" if origin == "typed" else f"from the {origin}: " for origin in _ORIGINS if origin in flags}
+    return [prefix + "  ".join(flags[origin]) for origin, prefix in prefixes.items()]
 
 
 def flag(name: str, value: Any) -> str:
@@ -92,7 +93,7 @@ def _announce_data(job: Job, folder: Path) -> None:
     if findings := quick_findings(*sets):
         for finding in findings:
             warn(finding)
-        say("", f"python -m data.doctor {job.options.data}  says more, and what to do")
+        say("", f"python -m data.doctor {job.options.data}  has details and remedies")
     if problems := [problem for image_set in sets for problem in image_set.problems.lines()]:
         path = folder / "data_problems.txt"
         with warn_on_disk_error(path):

@@ -7,10 +7,10 @@ import torch
 from cfg.plan import Plan
 from data.image_set import ImageSet
 from data.loader import InputSizes, TrainLoader, make_train_loader
-from models.detector import Detector
+from models.detector import DetectionOptions, Detector
 from models.network import Network, parameter_groups
 from models.norms.table import norm_factory
-from options import EvaluateOptions, TrainOptions
+from options import TrainOptions
 from utils import ranks
 from utils.errors import UserError
 from utils.schedule import Schedule
@@ -90,15 +90,8 @@ def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Sch
 
 def make_detector(options: TrainOptions, network: Network, class_names: tuple[str, ...]) -> Detector:
     """Return the network as evaluate.py uses it by default."""
-    default = EvaluateOptions(weights="")
-    return Detector(
-        network=network,
-        class_names=class_names,
-        letterbox=options.augment.letterbox,
-        confidence=default.confidence,
-        nms_iou=default.nms_iou,
-        max_detections=default.max_detections,
-    )
+    letterbox = options.augment.letterbox
+    return Detector(network=network, class_names=class_names, letterbox=letterbox, options=DetectionOptions())
 
 
 def compile_for_all_sizes(network: Network) -> None:

@@ -45,7 +45,7 @@ class WeightAverage(Generic[Model]):
         torch._foreach_lerp_(averaged, fresh, 1 - decay)
 
     def agree(self) -> None:
-        """Replace running statistics by their mean over ranks, whose weights are equal already. A collective."""
+        """Replace running statistics by their mean over ranks (the weights are equal already). A collective."""
         parameters = {id(parameter) for parameter in self.model.parameters()}
         buffers = [t for t in self.model.state_dict(keep_vars=True).values() if id(t) not in parameters]
         ranks.all_reduce_mean([buffer for buffer in buffers if buffer.is_floating_point()])

@@ -1,4 +1,4 @@
-"""From a command line to a Job: settings, network plan and data set of a training, or one sentence on what is wrong."""
+"""Parse a command line to a Job: settings, network plan and data set of a training."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Job:
     """A training with every setting decided.
 
     checkpoint: what it resumes from, None for a new run. origins: by name of a setting, where its value comes from:
-    "typed", "cfg", "weights" (to start from) or "run" (resumed); the others have their defaults. norm_reason: why
-    `--norm auto` chose this norm, "" for a typed one.
+    "typed", "cfg", "data", "weights" (to start from) or "run" (resumed); the others have their defaults. norm_reason:
+    why `--norm auto` chose this norm, "" for a typed one.
     """
 
     options: TrainOptions
@@ -73,28 +73,24 @@ def job_of(given: dict[str, Any]) -> Job:
     if checkpoint is not None and checkpoint.class_names != tuple(train_set.class_names):
         raise UserError(f"{given['resume']}: was trained on other classes than {given['data']} has now")
     plan = choose_plan(given, checkpoint or start, train_set.class_names)
-    from_cfg = cfg_settings(plan, given.get("mosaic_geometry", "content"))
+    sources: dict[str, Mapping[str, Any]] = {"cfg": cfg_settings(plan, given.get("mosaic_geometry", "content"))}
     if not train_set.mirror_safe:
-        from_cfg["flip"] = False
-    from_weights: dict[str, Any] = {}
+        sources["data"] = {"flip": False}
     if start is not None:
-        from_weights = {**norm_of_weights(start.norm, given.get("norm")), "letterbox": start.letterbox}
-    options = resolve(TrainOptions, given, from_cfg | from_weights)
+        sources["weights"] = {**norm_of_weights(start.norm, given.get("norm")), "letterbox": start.letterbox}
+    from_files = {name: value for source in sources.values() for name, value in source.items()}
+    options = resolve(TrainOptions, given, from_files)
     check_batch(options)
     options = resolve_subdivisions(options, plan)
     norm, norm_reason = choose_norm(options.norm, mini_batch=images_per_forward(options, train_set))
+    sources |= {"run": given, "typed": {name: given[name] for name in typed}}
     return Job(
         options=replace(options, norm=norm),
         plan=plan,
         train_set=train_set,
         val_set=val_set,
         checkpoint=checkpoint,
-        origins={
-            **dict.fromkeys(from_cfg, "cfg"),
-            **dict.fromkeys(from_weights, "weights"),
-            **dict.fromkeys(given, "run"),
-            **dict.fromkeys(typed, "typed"),
-        },
+        origins={name: origin for origin, source in sources.items() for name in source},
         norm_reason=norm_reason,
     )
 
@@ -200,6 +196,6 @@ def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
     val_set = open_image_set(data, given.get("val_split", "val"))
     if len(train_set.labels) == 0:
         nothing = f"{data}: none of the {len(train_set)} images of '{train_set.split}' has an object"
-        more = f"python -m data.doctor {data} says more"
+        more = f"python -m data.doctor {data} has details"
         raise UserError("; ".join((nothing, *train_set.problems.summary(), more)))
     return train_set, val_set

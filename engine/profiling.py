@@ -18,7 +18,7 @@ _SKIPPED, _WARM_UP, _TIMED = 2, 2, 8  # steps
 def profiled(batches: Iterable[Batch], path: Path, *, say: Callable[[str], None]) -> Iterator[Batch]:
     """Yield the batches; after the first dozen, write the trace of their last steps to `path` and print a table.
 
-    An epoch with fewer steps has a shorter trace; one with almost none only a line that says so.
+    An epoch with fewer steps has a shorter trace; one with almost none prints a line only.
     """
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     timed = schedule(wait=_SKIPPED, warmup=_WARM_UP, active=_TIMED, repeat=1)

@@ -19,7 +19,7 @@ from utils.structures import Batch
 
 
 class TrainStep:
-    """Call it with a Batch whose images are on the network's device: one optimizer step.
+    """One optimizer step. Call it with a Batch that has its images on the network's device.
 
     Returns, on the host, the (3,) losses box, objectness, class per image. Every rank calls it with its own share of
     the batch; the gradient and the losses are those of all.

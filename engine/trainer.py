@@ -16,7 +16,6 @@ from engine.profiling import profiled
 from engine.runlog import RunLog
 from engine.step import TrainStep
 from engine.training_state import TrainingState
-from evaluation.build import make_evaluator
 from evaluation.coco_map import CocoTable
 from evaluation.evaluator import Evaluator
 from models.detector import make_checkpoint
@@ -91,7 +90,7 @@ class Trainer:
 
     @property
     def is_saved(self) -> bool:
-        """Whether last.pt holds all that was trained."""
+        """True if last.pt holds all that was trained."""
         return self._saved_step == self.steps_done
 
     def batches(self, epoch: int) -> Iterator[Batch]:
@@ -233,7 +232,7 @@ class Trainer:
 
 def make_val_evaluator(job: Job, network: Network, stop: Stop | None) -> Evaluator:
     """Return the evaluator of a network on the job's validation split. Raises Stopped between batches on request."""
-    return make_evaluator(
+    return Evaluator(
         build.make_detector(job.options, network, job.train_set.class_names),
         job.val_set,
         batch_size=job.mini_batch,  # what fits in training fits here

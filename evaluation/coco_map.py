@@ -1,7 +1,7 @@
-"""COCO average precision (Lin et al. 2014, arXiv:1405.0312). pycocotools is the one source of truth.
+"""COCO average precision (Lin et al. 2014, arXiv:1405.0312), as pycocotools computes it.
 
 Ground truth is a dictionary in COCO's instances form (`images`, `annotations`, `categories`), results are in
-COCO's results form (`CocoResults`), so every data set format is measured by the same program.
+COCO's results form (`CocoResults`), so every data set format is measured by the same code.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CONDITIONS = {  # the twelve numbers in COCO's order, with the IoU, area and de
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassRow:
-    """One category. images and boxes count what is to be found (crowds excluded); AP is -1 without any."""
+    """One category. images and boxes count the ground truth without crowds; AP is -1 without any."""
 
     category_id: int
     name: str
@@ -45,7 +45,7 @@ class ClassRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CocoTable:
-    """The twelve COCO numbers in 0..1, each -1 where there is nothing to find; and what lies behind them.
+    """COCO's twelve numbers in 0..1, each -1 without ground truth for it; and rows and curves by class.
 
     classes: one row per category, by ascending id. precision: (101, C) at IoU 0.5, all areas, 100 detections
     per image, at the recalls 0, 0.01 ... 1; -1 throughout the column of a class without boxes.
@@ -67,11 +67,11 @@ class CocoTable:
     precision: np.ndarray
 
     def stats(self) -> dict[str, float]:
-        """The twelve numbers by name, in COCO's order."""
+        """Return the twelve numbers by name, in COCO's order."""
         return {name: getattr(self, name) for name in _CONDITIONS}
 
     def summary(self) -> str:
-        """Twelve lines, to the letter as `COCOeval.summarize` prints them."""
+        """Return twelve lines, exactly as `COCOeval.summarize` prints them."""
         lines = []
         for name, (iou, area, detections) in _CONDITIONS.items():
             title = "Average Precision" if name.startswith("AP") else "Average Recall"
@@ -80,7 +80,7 @@ class CocoTable:
         return "\n".join(lines)
 
     def class_table(self) -> str:
-        """An aligned table of the classes that have boxes."""
+        """Return an aligned table of the classes that have boxes."""
         rows = [row for row in self.classes if row.boxes]
         width = max([len("class"), *(len(row.name) for row in rows)])
         lines = [f"{'class':<{width}}  images   boxes     AP   AP50"]
@@ -97,11 +97,11 @@ def evaluate_coco(
     image_ids: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> CocoTable:
-    """Measure results against ground truth, on all its images or on `image_ids`; mutates neither.
+    """Compute the AP of results on all images of the ground truth or on `image_ids`; mutates neither.
 
-    An annotation may lack `area` (then width x height) and `iscrowd` (then 0). Results outside `image_ids`
-    are left out. backend: of `coco_backends.BACKENDS`; the numbers do not depend on it. Raises ValueError for
-    an image id, or the category id of a result, which the ground truth does not have.
+    An annotation may lack `area` (then width x height) and `iscrowd` (then 0). Results outside `image_ids` are left
+    out. backend: of `coco_backends.BACKENDS`. Raises ValueError for an image id, or the category id of a result, that
+    the ground truth does not have.
     """
     known = [image["id"] for image in ground_truth["images"]]
     measured = known if image_ids is None else list(image_ids)
@@ -119,14 +119,14 @@ def evaluate_coco(
     )
 
 
-def _require_known(what: str, known: Iterable[int], asked: Sequence[int]) -> None:
-    strangers = sorted(set(asked).difference(known))
-    if strangers:
-        raise ValueError(f"{what} id {strangers[0]} is not in the ground truth ({len(strangers)} unknown)")
+def _require_known(what: str, known: Iterable[int], ids: Sequence[int]) -> None:
+    unknown = sorted(set(ids).difference(known))
+    if unknown:
+        raise ValueError(f"{what} id {unknown[0]} is not in the ground truth ({len(unknown)} unknown)")
 
 
 def _dataset(ground_truth: Mapping[str, Any], annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    """What COCOeval takes, which may write into it."""
+    """Return what COCOeval takes, and may write into."""
     return {
         "images": [{"id": image["id"]} for image in ground_truth["images"]],
         "categories": [dict(category) for category in ground_truth["categories"]],
@@ -135,7 +135,7 @@ def _dataset(ground_truth: Mapping[str, Any], annotations: list[dict[str, Any]])
 
 
 def _annotations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Numbered from 1, because COCOeval takes a match with annotation 0 for no match."""
+    """Return annotations with ids from 1, because COCOeval takes a match with id 0 for no match."""
     return [
         {
             "id": number,
@@ -150,7 +150,7 @@ def _annotations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _found(results: CocoResults) -> list[dict[str, Any]]:
-    """As pycocotools' `loadRes` makes them of the saved file."""
+    """Return annotations as pycocotools' `loadRes` makes them from the saved file."""
     areas = (results.bboxes[:, 2] * results.bboxes[:, 3]).tolist()
     numbered = enumerate(zip(results.rows(), areas, strict=True), start=1)
     return [row | {"id": number, "area": area, "iscrowd": 0} for number, (row, area) in numbered]
@@ -159,7 +159,7 @@ def _found(results: CocoResults) -> list[dict[str, Any]]:
 def _class_rows(
     annotations: list[dict[str, Any]], image_ids: set[int], names: Mapping[int, str], precision: np.ndarray
 ) -> tuple[ClassRow, ...]:
-    """names: of the categories, by ascending id."""
+    """names: category id -> name, by ascending id. precision: (IoU, recall, class)."""
     images_of: dict[int, list[int]] = {category_id: [] for category_id in names}
     for row in annotations:
         if not row["iscrowd"] and row["image_id"] in image_ids:

@@ -1,4 +1,4 @@
-"""Detections in COCO's results form, as arrays: what is found in 5,000 images is half a million of them."""
+"""Detections in COCO's results form, as arrays: 5,000 images have half a million of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils.structures import Detections, Placement
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CocoResults:
-    """D detections of any number of images; those of one image best first.
+    """Detections of any number of images; those of one image best first.
 
     image_ids, category_ids: (D,) int64, the data set's. bboxes: (D, 4) float64 x, y, width, height in source pixels.
     scores: (D,) float64.
@@ -28,7 +28,7 @@ class CocoResults:
         return len(self.scores)
 
     def where(self, keep: np.ndarray) -> CocoResults:
-        """Those for which keep (D,) bool is true, or those that it names (D',) int64, in its order."""
+        """Select by a mask (D,) bool, or by indices (D',) int64 in their order."""
         return CocoResults(
             image_ids=self.image_ids[keep],
             category_ids=self.category_ids[keep],
@@ -37,7 +37,7 @@ class CocoResults:
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """As a COCO results file has them."""
+        """Return the entries of a COCO results file."""
         columns = (self.image_ids, self.category_ids, self.bboxes, self.scores)
         return [
             {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
@@ -51,11 +51,11 @@ def results_of(
     image_id: int,
     category_ids: Mapping[int, int] | Sequence[int],
 ) -> CocoResults:
-    """One image's detections (input pixels) as COCO results (source pixels), in the same order.
+    """Convert one image's detections (input pixels) to COCO results (source pixels), in the same order.
 
-    category_ids maps a label to the data set's category id. Numbers are rounded to 1e-3 px and 1e-6 score,
-    which halves the file; evaluate these results, and the saved file gives the same AP. A box that lies wholly
-    outside the source image, in the letterbox's border, holds no source pixel and yields no result.
+    category_ids: label -> the data set's category id. Numbers are rounded to 1e-3 px and 1e-6 score, which halves the
+    file: the AP of the results is also that of the file. A box wholly outside the source image, in the letterbox's
+    border, yields no result.
     """
     found = detections.cpu()
     boxes = placement.to_source(found.boxes.detach().double().numpy())
@@ -72,7 +72,7 @@ def results_of(
 
 
 def joined(parts: Sequence[CocoResults]) -> CocoResults:
-    """One after the other."""
+    """Concatenate results."""
     nothing = CocoResults(
         image_ids=np.zeros(0, np.int64),
         category_ids=np.zeros(0, np.int64),
@@ -85,12 +85,12 @@ def joined(parts: Sequence[CocoResults]) -> CocoResults:
 
 
 def merged(parts: Sequence[CocoResults], image_ids: Sequence[int]) -> CocoResults:
-    """What several ranks found, each in images of its own, in the order of `image_ids`, as one rank finds it.
+    """Concatenate the results of several ranks, each of different images, and sort them in the order of `image_ids`.
 
-    The parts' order, and how the images were dealt out, do not matter.
+    The result does not depend on the order of the parts, or on which rank had which image.
     """
     found, images = joined(parts), np.asarray(image_ids, np.int64)
-    assert np.isin(found.image_ids, images).all(), "a part has an image that was not asked for"
+    assert np.isin(found.image_ids, images).all(), "a part has an image that is not in image_ids"
     owners = sum(len(np.unique(part.image_ids)) for part in parts)
     assert owners == len(np.unique(found.image_ids)), "two parts have the same image"
     by_id = np.argsort(images)

@@ -1,4 +1,4 @@
-"""Which class is taken for which: a confusion matrix over detections, with a background row and column."""
+"""Confusion matrix over detections, with a background row and column."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def confusion_matrix(
     min_iou: float = 0.5,
     min_score: float = 0.25,
 ) -> np.ndarray:
-    """Counts, (C + 1, C + 1) int64: [predicted class, true class], classes by ascending category id.
+    """Return counts, (C + 1, C + 1) int64: [predicted class, true class], classes by ascending category id.
 
-    The last row counts missed objects, the last column detections on background; its corner stays 0. The ground
-    truth is in COCO form. In each image the detections, best first, take the free object of any class
-    that they overlap most (at equal overlap, one of their own class). A detection that takes none, but lies
-    to at least `min_iou` of its own area within a crowd, is not counted, and neither are crowds.
+    The last row counts missed objects, the last column detections on background; its corner stays 0. ground_truth: in
+    COCO form. In each image each detection, best first, is matched with the unmatched object of any class that it
+    overlaps most (at equal overlap, one of its own class). An unmatched detection is not counted if at least `min_iou`
+    of its area lies within a crowd; crowds are not counted either.
     """
     order = np.array(sorted(category["id"] for category in ground_truth["categories"]), np.int64)
     background = len(order)
@@ -57,7 +57,7 @@ def confusion_matrix(
 
 
 def _match(ious: np.ndarray, same_class: np.ndarray, min_iou: float) -> np.ndarray:
-    """ious and same_class (D, M), best detection first -> (D,) int64: which object each takes, or -1."""
+    """Match detections with objects from ious and same_class (D, M), best detection first: indices (D,), or -1."""
     taken = np.full(len(ious), -1)
     free = np.ones(ious.shape[1], bool)
     for number, (overlaps, same) in enumerate(zip(ious, same_class, strict=True)):
@@ -70,7 +70,7 @@ def _match(ious: np.ndarray, same_class: np.ndarray, min_iou: float) -> np.ndarr
 
 
 def _by_image(image_ids: np.ndarray) -> dict[int, np.ndarray]:
-    """image id -> where it stands in image_ids, in order."""
+    """Return image id -> its positions in image_ids, ascending."""
     order = np.argsort(image_ids, kind="stable")
     ids, starts = np.unique(image_ids[order], return_index=True)
     return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=False))

@@ -1,4 +1,4 @@
-"""Images of what was measured: precision-recall curves, a confusion matrix, the curves of a run."""
+"""Plots: precision-recall curves, a confusion matrix, gaps of norm statistics, the curves of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.figure import label_axes, literal, new_figure
 
 _DOTS_PER_INCH = 120
-_LEGEND_CLASSES = 10  # more would be neither told apart nor read
+_LEGEND_CLASSES = 10  # more colours could not be told apart
 _PANELS = (  # columns of results.csv that share a unit share a panel; every other column has its own
     ("loss", ("loss", "box", "objectness", "class")),
     ("average precision", ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")),
@@ -27,9 +27,9 @@ _PANELS = (  # columns of results.csv that share a unit share a panel; every oth
 
 
 def plot_pr_curves(table: CocoTable, class_names: Sequence[str], path: str | Path) -> None:
-    """Precision over recall at IoU 0.5: the mean in bold, and each class that has boxes.
+    """Plot precision over recall at IoU 0.5: the mean in bold, and each class that has boxes.
 
-    class_names follow the table's classes. Up to ten classes are named; of more, the best and the worst five.
+    class_names: in the order of the table's classes. Of more than ten, the best and the worst five are named.
     """
     assert len(class_names) == len(table.classes), "a name for each class of the table"
     figure, axes = _figure(1, width_inches=7.5, height_inches=5.0)
@@ -54,10 +54,10 @@ def plot_pr_curves(table: CocoTable, class_names: Sequence[str], path: str | Pat
 
 
 def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | Path) -> None:
-    """`confusion_matrix`'s counts, each true class (column) as shares of its objects.
+    """Plot `confusion_matrix`'s counts, each true class (column) as fractions of its objects.
 
-    The background column, of detections on nothing, is shown as shares of all those detections. Cells carry
-    their share and count while there are few classes.
+    The background column has the fractions of all detections on background. With few classes, cells show fraction
+    and count.
     """
     classes = len(class_names)
     assert matrix.shape == (classes + 1, classes + 1), "a name for each class, and the background"
@@ -90,7 +90,7 @@ def _write_cells(axes: Axes, share: np.ndarray, matrix: np.ndarray, size: float)
 def plot_layer_gaps(
     panels: Mapping[str, np.ndarray], layer_names: Sequence[str], column_names: Sequence[str], path: str | Path
 ) -> None:
-    """A heat map for each panel: title -> (layers, columns), relative gaps. Colours end at 100 %, cells say more."""
+    """Plot a heat map for each panel: title -> (layers, columns), relative gaps. Colours saturate at 100 %."""
     rows, columns = len(layer_names), len(column_names)
     size = float(np.clip(11 - rows / 15, 6, 9))
     figure, axes = _figure(len(panels), width_inches=2.6 + 0.55 * columns, height_inches=1.6 + 0.028 * size * rows)
@@ -112,9 +112,9 @@ def plot_layer_gaps(
 
 
 def plot_results(csv_path: str | Path, png_path: str | Path) -> None:
-    """The curves of a run's `results.csv` over its `step` column (or its rows), one panel for each unit.
+    """Plot the columns of a run's `results.csv` over its `step` column (or its rows), one panel for each unit.
 
-    Columns may be absent, and cells empty. Raises UserError where the file is absent or holds no numbers.
+    Columns may be missing, and cells empty. Raises UserError if the file is missing or holds no numbers.
     """
     columns = _read_columns(Path(csv_path))
     steps = columns.pop("step", None)
@@ -144,7 +144,7 @@ def plot_results(csv_path: str | Path, png_path: str | Path) -> None:
 
 
 def _draw_curve(axis: Axes, places: np.ndarray, values: np.ndarray, colour: str, name: str, *, noisy: bool) -> None:
-    """A line, marked where its points are few; a long noisy one pale beneath its running mean."""
+    """Draw a line, with markers if it has few points; a long noisy one pale beneath its running mean."""
     window = len(values) // 50
     if not noisy or window < 3:
         marker = "o" if len(values) <= 40 else ""
@@ -158,7 +158,7 @@ def _draw_curve(axis: Axes, places: np.ndarray, values: np.ndarray, colour: str,
 
 
 def _choose_scale(axis: Axes) -> None:
-    """Logarithmic where the values are positive and span more than a factor of 20: early losses are huge."""
+    """Make the axis logarithmic if values are positive and span more than a factor of 20: early losses are huge."""
     shown = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.get_lines()])
     if shown.size and shown.min() > 0 and shown.max() > 20 * shown.min():
         axis.set_yscale("log")
@@ -166,7 +166,7 @@ def _choose_scale(axis: Axes) -> None:
 
 
 def _read_columns(path: Path) -> dict[str, np.ndarray]:
-    """The file's columns with at least one finite number; NaN stands for every other cell."""
+    """Return the columns with at least one finite number; every other cell is NaN."""
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -186,7 +186,7 @@ def _number(cell: str | None) -> float:
 
 
 def _figure(panels: int, *, width_inches: float, height_inches: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `panels` axes in at most three columns; no pyplot, so no window and no global state."""
+    """Return a figure of `panels` axes in at most three columns; without pyplot: no window and no global state."""
     columns = min(panels, 3 if panels != 4 else 2)
     rows = -(-panels // columns)
     layout = "constrained" if panels > 1 else None
@@ -201,6 +201,6 @@ def _unit_colour(label: int) -> tuple[float, float, float]:
 
 def _save(figure: Figure, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # Either finds room for all labels, by drawing them twice. Panels side by side also need room between them.
+    # Either makes room for all labels. Only the constrained layout makes room between panels.
     bbox = "tight" if figure.get_layout_engine() is None else None
     figure.savefig(path, dpi=_DOTS_PER_INCH, bbox_inches=bbox)

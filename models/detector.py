@@ -3,35 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cfg.plan import Plan, parse_plan
+from cfg.yolo import NMS_KINDS
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.table import NormOptions, norm_factory, stored_norm
 from models.yolo.postprocess import postprocess
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
+from utils.knob import knob
 from utils.structures import Detections
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Detector:
-    """Call it with images (N, 3, H, W) in 0..1 on its network's device: N Detections in input pixels.
+class DetectionOptions:
+    """How an image becomes the network's input, and which of its predictions are detections. Defaults: COCO's AP."""
 
-    resize: of data.geometry.RESIZES, how images become its input. nms, max_detections, units_px: `postprocess`.
-    """
+    resize: str = knob(
+        "opencv",
+        "how an image becomes the network's input: OpenCV, which averages where it shrinks, or darknet's own bilinear",
+        choices=("opencv", "darknet"),  # data.geometry.RESIZES
+    )
+    nms: str = knob(
+        "cfg",
+        "overlap of two boxes: default = IoU; greedynms, diounms = less a share for their centres' distance; cfg = "
+        "what the network's last [yolo] specifies",
+        choices=("cfg", *NMS_KINDS),
+    )
+    confidence: float = knob(0.001, "drop detections below this score", low=0, high=1)
+    nms_iou: float = knob(
+        0.6, "of two boxes of a class that overlap more than this, suppress the one with the lower score", low=0, high=1
+    )
+    max_detections: int | None = knob(100, "keep this many per image, best first; COCO scores 100", unit="N", low=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Detector:
+    """Call it with images (N, 3, H, W) in 0..1 on its network's device: returns N Detections in input pixels."""
 
     network: Network
     class_names: tuple[str, ...]
     letterbox: bool
-    confidence: float
-    nms_iou: float
-    max_detections: int | None
-    nms: str = "cfg"
-    resize: str = "opencv"
+    options: DetectionOptions
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        options: DetectionOptions,
+        *,
+        path: str,
+        device: torch.device,
+        input_hw: tuple[int, int] | None = None,
+    ) -> Detector:
+        """input_hw: in place of the checkpoint's. Raises UserError as `build_network`."""
+        return cls(
+            network=build_network(checkpoint, path=path, input_hw=input_hw).to(device),
+            class_names=checkpoint.class_names,
+            letterbox=checkpoint.letterbox,
+            options=options,
+        )
+
+    def with_options(self, **changed: Any) -> Detector:
+        """Return the same detector with other options."""
+        return replace(self, options=replace(self.options, **changed))
 
     @property
     def input_hw(self) -> tuple[int, int]:
@@ -40,7 +80,7 @@ class Detector:
 
     @property
     def size_step_px(self) -> int:
-        """Between inputs that fit the network."""
+        """What the sides of an input must be multiples of."""
         return self.network.plan.size_step_px
 
     @property
@@ -49,12 +89,13 @@ class Detector:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, units_px: Sequence[tuple[float, float]] | None = None) -> list[Detections]:
+        """units_px: per image, the unit (width, height) in which NMS measures distances; None: input pixels."""
         return postprocess(
             self.network(images),
-            confidence=self.confidence,
-            nms_iou=self.nms_iou,
-            max_detections=self.max_detections,
-            nms=self.nms,
+            confidence=self.options.confidence,
+            nms_iou=self.options.nms_iou,
+            max_detections=self.options.max_detections,
+            nms=self.options.nms,
             units_px=units_px,
         )
 
@@ -88,33 +129,8 @@ def build_network(
             classes=len(checkpoint.class_names),
             input_hw=input_hw or checkpoint.input_hw,
         )
-        network = Network(plan, norm_factory(NormOptions(**checkpoint.norm)))
+        network = Network(plan, norm_factory(stored_norm(checkpoint.norm)))
         network.load_state_dict(checkpoint.weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: the checkpoint does not describe its network ({error})") from error
     return network.eval()
-
-
-def detector_of(
-    checkpoint: Checkpoint,
-    *,
-    path: str,
-    device: torch.device,
-    confidence: float,
-    nms_iou: float,
-    max_detections: int | None,
-    nms: str = "cfg",
-    resize: str = "opencv",
-    input_hw: tuple[int, int] | None = None,
-) -> Detector:
-    """A checkpoint's network with the rules of detection. UserError as `build_network`."""
-    return Detector(
-        network=build_network(checkpoint, path=path, input_hw=input_hw).to(device),
-        class_names=checkpoint.class_names,
-        letterbox=checkpoint.letterbox,
-        confidence=confidence,
-        nms_iou=nms_iou,
-        max_detections=max_detections,
-        nms=nms,
-        resize=resize,
-    )

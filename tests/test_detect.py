@@ -1,9 +1,6 @@
-"""One image through detect.py's hands, with a detector that says what it was given."""
+"""One image through detect.py, with a detector that records what it is called with."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -11,24 +8,21 @@ import torch
 
 from data.geometry import as_input
 from detect import detect
+from models.detector import DetectionOptions
+from tests.evaluation.fakes import FakeDetector, Units
 from utils.structures import Detections
 
-CPU = torch.device("cpu")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Saying:
+class TwoBoxes(FakeDetector):
     """A box in the middle of the input, and one in its first columns."""
 
-    letterbox: bool
-    resize: str
-    input_hw: tuple[int, int] = (64, 96)
-    seen: list = field(default_factory=list)
-
-    def __call__(self, images: torch.Tensor, units_px: Sequence[tuple[float, float]]) -> list[Detections]:
-        self.seen.append((images, list(units_px)))
+    def __call__(self, images: torch.Tensor, units_px: Units = None) -> list[Detections]:
+        calls.append((images, units_px))
         boxes = torch.tensor([[32.0, 16, 64, 48], [0, 0, 8, 64]])
         return [Detections(boxes=boxes, scores=torch.tensor([0.9, 0.8]), labels=torch.tensor([1, 0]))]
+
+
+calls: list[tuple[torch.Tensor, Units]] = []
 
 
 @pytest.mark.parametrize("resize", ["opencv", "darknet"])
@@ -41,13 +35,14 @@ class Saying:
 )
 def test_boxes_come_back_in_the_images_pixels(letterbox, unit, boxes, resize) -> None:  # type: ignore[no-untyped-def]
     image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
-    detector = Saying(letterbox=letterbox, resize=resize)
-    found = detect(detector, image, CPU)  # type: ignore[arg-type]
+    calls.clear()
+    detector = TwoBoxes(letterbox=letterbox, options=DetectionOptions(resize=resize), hw=(64, 96))
+    found = detect(detector, image)
     expected = torch.tensor(boxes, dtype=torch.float32)
     torch.testing.assert_close(found.boxes, expected)
-    ((pixels, units_px),) = detector.seen
+    ((pixels, units_px),) = calls
     assert units_px == [pytest.approx(unit)]
     laid, _ = as_input(image, (64, 96), letterbox=letterbox, how=resize)
     assert pixels.dtype == torch.float32
-    wanted = laid if resize == "darknet" else laid.astype(np.float32) / 255
-    torch.testing.assert_close(pixels[0].permute(1, 2, 0), torch.from_numpy(wanted))
+    expected_pixels = laid if resize == "darknet" else laid.astype(np.float32) / 255
+    torch.testing.assert_close(pixels[0].permute(1, 2, 0), torch.from_numpy(expected_pixels))

@@ -11,13 +11,13 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from types import UnionType
+from typing import Any, get_origin, get_type_hints
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from utils.atomic_file import atomic_write
 from utils.errors import UserError
@@ -35,7 +35,7 @@ class ResumeState:
     subdivisions: int  # more than in the settings if memory ran out since
 
     def __post_init__(self) -> None:
-        _check_types(self, {"state": Mapping, "log": Mapping, "subdivisions": int})
+        _check_types(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +64,7 @@ class Checkpoint:
     format: int = FORMAT  # of the file that this was read from
 
     def __post_init__(self) -> None:
-        _check_types(self, _FIELD_TYPES)
+        _check_types(self)
         if not (len(self.input_hw) == 2 and all(isinstance(side, int) and side > 0 for side in self.input_hw)):
             raise ValueError(f"input_hw is {self.input_hw}, not two positive integers")
         if self.step < 0 or self.epochs_done < 0:
@@ -76,7 +76,7 @@ class Checkpoint:
 
     @property
     def is_darknet(self) -> bool:
-        """Whether the weights came from a .weights file."""
+        """Return whether the weights came from a .weights file."""
         return self.seen is not None
 
     @property
@@ -147,21 +147,14 @@ class Checkpoint:
             file.write(safetensors.torch.save(weights, header))
 
 
-_FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
-    **{"cfg_name": str, "cfg_text": str, "input_hw": tuple, "letterbox": bool, "class_names": tuple, "norm": Mapping},
-    **{"weights": Mapping, "seen": (int, NoneType), "step": int, "epochs_done": int, "train_images": (int, NoneType)},
-    **{"best_ap": (float, int), "mini_batch": (int, NoneType), "settings": Mapping, "is_precise": bool},
-    **{"training": (ResumeState, NoneType), "format": int},
-}
-
-
 class _DamageError(Exception):
     """The content does not have the checksum that it was written with."""
 
 
-def _check_types(record: object, types: Mapping[str, type | tuple[type, ...]]) -> None:
-    for name, expected in types.items():
-        if not isinstance(value := getattr(record, name), expected):
+def _check_types(record: object) -> None:
+    for name, hint in get_type_hints(type(record)).items():
+        kind = hint if isinstance(hint, UnionType) else get_origin(hint) or hint
+        if not isinstance(value := getattr(record, name), kind):
             raise TypeError(f"{name} is of type {type(value).__name__}")
 
 
@@ -192,7 +185,7 @@ def _checksum(text: str, weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -204,16 +197,3 @@ def _verify(path: Path) -> None:
         raise OSError(f"it does not read back: {error}") from error
     if damaged:
         raise OSError(f"{damaged} does not read back as it was written")
-
-
-def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[int, list[str]]:
-    """Load every layer that fits as a whole. Returns how many, and the names of those that did not.
-
-    For fine-tuning: another number of classes changes the heads' shapes, and they are re-initialized.
-    """
-    own = model.state_dict()
-    layers = {name.rpartition(".")[0] for name in own}
-    unfit = {n.rpartition(".")[0] for n, t in own.items() if n not in state or state[n].shape != t.shape}
-    fitting = {n: t for n, t in state.items() if n in own and n.rpartition(".")[0] not in unfit}
-    model.load_state_dict(fitting, strict=False)
-    return len(layers - unfit), sorted(unfit)

@@ -27,14 +27,15 @@ from data.image_set import ImageSet
 from data.source import open_image_set
 from engine.job import Job, job_of
 from engine.not_finite import NotFinite
-from evaluation.build import make_evaluator, sample_images
-from models.detector import Detector, detector_of
+from evaluation.evaluator import Evaluator
+from evaluation.recalibration import sample_images
+from models.detector import DetectionOptions, Detector
 from models.network import Network
 from models.norms.effective_batch import effective_images
 from models.norms.report import measure_norms
 from models.norms.running_stats import has_running_statistics
 from models.norms.table import NormOptions, norm_factory
-from options import EvaluateOptions, TrainOptions
+from options import TrainOptions
 from utils.checkpoint import Checkpoint
 from utils.clock import BatchClock
 from utils.environment import describe, pick_device
@@ -70,11 +71,13 @@ def run_cell(
         table = train.finish(job, folder).measure()
         scores |= {"val_AP": table.AP, "val_AP50": table.AP50}
         best = Checkpoint.from_file(folder / "best.pt")
-        detector = detector_of(best, path=str(folder / "best.pt"), device=pick_device(device), **_as_evaluated())
+        detector = Detector.from_checkpoint(
+            best, DetectionOptions(), path=str(folder / "best.pt"), device=pick_device(device)
+        )
         if is_tested:
             test_set = open_image_set(source.path, str(source.test))
             check_apart(job.train_set, val_set, test_set)
-            table = make_evaluator(detector, test_set, batch_size=BATCH, workers=workers).measure()
+            table = Evaluator(detector, test_set, batch_size=BATCH, workers=workers).measure()
             scores |= {"test_AP": table.AP, "test_AP50": table.AP50}
         row |= trained(folder) | gaps(detector, val_set, cell, options.norm, workers=workers)
     except NotFinite:
@@ -193,9 +196,3 @@ def code_version() -> str:
     command = ["git", "status", "--porcelain", "--", "*.py", "*.cfg"]
     changed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return measured.commit() + ("+changes" if changed else "")
-
-
-def _as_evaluated() -> dict[str, Any]:
-    """Return evaluate.py's defaults."""
-    default = EvaluateOptions(weights="")
-    return {"confidence": default.confidence, "nms_iou": default.nms_iou, "max_detections": default.max_detections}

@@ -1,11 +1,12 @@
-"""python -m models.weights: between checkpoints of this project and darknet's .weights files."""
+"""python -m models.weights: conversion between checkpoints of this project and darknet's .weights files."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from cfg.parse import CfgError
 from cfg.plan import load_plan
@@ -14,45 +15,49 @@ from models.weights.layout import stored_layers
 from models.weights.reader import read_weights
 from models.weights.trained import is_darknet, read_trained
 from models.weights.writer import write_state
+from utils.console import say
 from utils.errors import UserError, exit_on_error
 
 
 def convert(source: Path, target: Path, cfg: str | None, names: str | None) -> None:
-    """What `source` is decides the direction."""
+    """Convert a .weights file with --cfg to a checkpoint, or a checkpoint to .weights with .cfg and .names."""
     _check_target(target)
-    is_darknets = is_darknet(source)
-    if target.suffix == (".weights" if is_darknets else ".pt"):
-        made = "a checkpoint: call it .pt" if is_darknets else "darknet's: call it .weights"
-        raise UserError(f"{target}: what is made of {source} is {made}")
+    is_weights = is_darknet(source)
+    if target.suffix == (".weights" if is_weights else ".pt"):
+        result = "a checkpoint: call it .pt" if is_weights else "darknet's: call it .weights"
+        raise UserError(f"{target}: what is made of {source} is {result}")
     checkpoint, origin = read_trained(str(source), cfg=cfg, names=names)
-    if is_darknets:
+    if is_weights:
         checkpoint.to_file(target)
-        print(*origin, f"written   {target}; next: python detect.py --weights {target} IMAGES", sep="\n")
+        print(*origin, sep="\n")
+        say("written", f"{target}; next: python detect.py --weights {target} IMAGES")
     else:
         weights, cfg_file, names_file = write_darknet(target, checkpoint, source=str(source))
-        print(f"written   {weights}, {cfg_file} and {names_file}: what darknet needs")
+        say("written", f"{weights}, {cfg_file} and {names_file}: what darknet needs")
 
 
 def partial(source: Path, target: Path, cfg: str, layers: int) -> None:
-    """As `darknet partial`: the first layers of a network, and nothing seen."""
+    """Copy the first layers of a .weights file, to start a training from."""
     _check_target(target)
-    _check_darknets(source)
+    _check_source(source)
     plan = load_plan(cfg)
     if not 1 <= layers <= len(plan.nodes):
         raise UserError(f"--layers {layers}: {plan.path} has 1 to {len(plan.nodes)} layers")
     first = [layer for layer in stored_layers(plan) if layer.node.index < layers]
     if not first:
         raise UserError(f"--layers {layers}: none of these layers of {plan.path} has weights")
+    # 0 images seen, as `darknet partial` writes it.
     write_state(target, plan, first, read_weights(source, plan).state, seen=0)
-    print(f"written   {target}: layers 0 to {layers - 1}, {target.stat().st_size:,} bytes")
+    say("written", f"{target}: layers 0 to {layers - 1}, {target.stat().st_size:,} bytes")
 
 
 def info(source: Path, cfg: str) -> None:
-    _check_darknets(source)
+    """Print what a .weights file holds."""
+    _check_source(source)
     weights = read_weights(source, load_plan(cfg))
     header = weights.header
-    print(f"version   {header.major}.{header.minor}.{header.revision}, {header.seen:,} images seen")
-    print(f"weights   {weights.report}")
+    say("version", f"{header.major}.{header.minor}.{header.revision}, {header.seen:,} images seen")
+    say("weights", weights.report)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,12 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _check_target(target: Path) -> None:
     if target.exists():
-        raise UserError(f"{target}: is there already")
+        raise UserError(f"{target}: already exists")
     if not target.parent.is_dir():
         raise UserError(f"{target}: there is no folder {target.parent}")
 
 
-def _check_darknets(source: Path) -> None:
+def _check_source(source: Path) -> None:
     if not is_darknet(source):
         raise UserError(f"{source}: is a checkpoint: convert it first")
 
@@ -75,32 +80,26 @@ def _check_darknets(source: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m models.weights", description=(__doc__ or "").partition(": ")[2])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    cfg = {"metavar": "CFG", "help": "the network: a darknet .cfg, or the name of one in cfg/"}
+    cfg: dict[str, Any] = {"metavar": "CFG", "help": "the network: a darknet .cfg, or the name of one in cfg/"}
 
-    text = "a .weights file with --cfg into a checkpoint; a checkpoint into a .weights file with its .cfg and .names"
-    command = commands.add_parser("convert", help=text, description=text)
-    command.set_defaults(command=convert)
-    command.add_argument("source", type=Path, metavar="FROM")
-    command.add_argument("target", type=Path, metavar="TO")
-    command.add_argument("--cfg", **cfg)
-    command.add_argument("--names", metavar="FILE", help="names of the classes, one a line (default: COCO's 80)")
+    def command(run: Callable[..., None], *files: str) -> argparse.ArgumentParser:
+        """Add the command that `run` is; its docstring is the help. files: how its help names them."""
+        added = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        added.set_defaults(command=run)
+        for name, metavar in zip(("source", "target"), files, strict=False):
+            added.add_argument(name, type=Path, metavar=metavar)
+        return added
 
-    text = "the first layers of a .weights file, to start a training from"
-    command = commands.add_parser("partial", help=text, description=text)
-    command.set_defaults(command=partial)
-    command.add_argument("source", type=Path, metavar="FROM")
-    command.add_argument("target", type=Path, metavar="TO")
-    command.add_argument("--cfg", required=True, **cfg)
-    command.add_argument("--layers", type=int, required=True, metavar="N", help="how many, counted as in the cfg")
-
-    text = "what a .weights file holds"
-    command = commands.add_parser("info", help=text, description=text)
-    command.set_defaults(command=info)
-    command.add_argument("source", type=Path, metavar="FILE")
-    command.add_argument("--cfg", required=True, **cfg)
+    converting = command(convert, "FROM", "TO")
+    converting.add_argument("--cfg", **cfg)
+    converting.add_argument("--names", metavar="FILE", help="names of the classes, one a line (default: COCO's 80)")
+    cutting = command(partial, "FROM", "TO")
+    cutting.add_argument("--cfg", required=True, **cfg)
+    cutting.add_argument("--layers", type=int, required=True, metavar="N", help="how many, counted as in the cfg")
+    command(info, "FILE").add_argument("--cfg", required=True, **cfg)
     return parser
 
 
 if __name__ == "__main__":
-    # A write that fails (no space, no rights) is the user's to mend, too.
+    # A write that fails (no space, no rights) is for the user to fix, too.
     exit_on_error(lambda: main(sys.argv[1:]), (UserError, CfgError, OSError))

@@ -1,4 +1,4 @@
-"""Names of the classes of weights that bring none."""
+"""Class names for weights that come without any."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ COCO_NAMES = HERE / "coco.names"  # as COCO spells them: "motorcycle", where dar
 
 
 def class_names(plan: Plan, file: Path | None = None) -> tuple[tuple[str, ...], str]:
-    """One name a class and, in words, where they are from: `file` (a name a line), or what the count suggests.
+    """Return one name per class, and where they come from: `file` (one name a line), or what the count suggests.
 
-    UserError where `file` has another number of names than the plan has classes.
+    Raises UserError if `file` has another number of names than the plan has classes.
     """
     if file is not None:
         names = read_lines(file)
         if len(names) != plan.classes:
             raise UserError(f"{file}: has {len(names)} names, {plan.path} has {plan.classes} classes")
-        return tuple(names), f"of {file}"
+        return tuple(names), f"from {file}"
     coco = read_lines(COCO_NAMES)
     if len(coco) == plan.classes:
         return tuple(coco), "COCO's, because there are 80 classes; --names FILE gives others"
@@ -28,5 +28,5 @@ def class_names(plan: Plan, file: Path | None = None) -> tuple[tuple[str, ...], 
 
 
 def made_up_names(classes: int) -> tuple[str, ...]:
-    """For classes whose names nobody gave; a .data file without names calls them so, too."""
+    """Return "class 0", "class 1" ...: also the names in a .data file without names."""
     return tuple(f"class {label}" for label in range(classes))

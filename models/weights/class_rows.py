@@ -1,4 +1,4 @@
-"""The rows of a head's convolution, of which some are for a class: those that a start has for the network's classes."""
+"""Heads for other classes: of their convolutions, the rows of classes that a start has are kept."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ _BOX = range(5)  # x, y, w, h and objectness, which come before an anchor's clas
 
 def by_class_name(
     state: Mapping[str, Tensor], before: Sequence[str], network: Network, now: Sequence[str]
-) -> tuple[dict[str, Tensor], int | None]:
-    """A state for the classes `before` -> the same for `now`, `network`'s own; and how many of these it knows.
+) -> tuple[Mapping[str, Tensor], int | None]:
+    """Convert a state for the classes `before` to one for the classes `now` of `network`.
 
-    Before a [yolo] stands a convolution of anchors * (5 + classes) filters. The rows of classes that are new are as the
-    network has them. Heads that differ in more than their classes stay as they are; None where none is left.
+    Returns it, and how many classes `now` were found; None if no head could be converted.
+
+    The convolution before a [yolo] has anchors * (5 + classes) filters. Rows of new classes are those of `network`.
+    Heads that differ in more than their classes are not changed.
     """
     rows = {name: len(_BOX) + row for row, name in enumerate(before)}
     known = {len(_BOX) + row: rows[name] for row, name in enumerate(now) if name in rows}
-    to, source = [*_BOX, *known], [*_BOX, *known.values()]
+    to_rows, from_rows = [*_BOX, *known], [*_BOX, *known.values()]
     own, heads = network.state_dict(), {}
     for head, spec in zip(network.plan.heads, network.plan.head_specs, strict=True):
         layer, anchors = f"layers.{network.plan.nodes[head].inputs[0]}.", len(spec.mask)
         for name in (name for name in own if name.startswith(layer) and name in state):
-            if state[name].shape == (anchors * (len(_BOX) + len(before)), *own[name].shape[1:]):
-                made = own[name].unflatten(0, (anchors, -1)).clone()
-                made[:, to] = state[name].to(made).unflatten(0, (anchors, -1))[:, source]
-                heads[name] = made.flatten(0, 1)
+            filter_shape = own[name].shape[1:]
+            if state[name].shape == (anchors * (len(_BOX) + len(before)), *filter_shape):
+                weight = own[name].reshape(anchors, -1, *filter_shape).clone()
+                stored = state[name].to(weight).reshape(anchors, -1, *filter_shape)
+                weight[:, to_rows] = stored[:, from_rows]
+                heads[name] = weight.flatten(0, 1)
     return {**state, **heads}, len(known) if heads else None

@@ -1,4 +1,4 @@
-"""A checkpoint as darknet's three files: .weights, and the .cfg and .names that belong to it."""
+"""Conversion of a checkpoint to darknet's three files: .weights, and the .cfg and .names that belong to it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from utils.errors import UserError
 
 
 def write_darknet(path: Path, checkpoint: Checkpoint, *, source: str) -> tuple[Path, Path, Path]:
-    """The weights at `path`, the other two beside them -> all three. source: names the checkpoint in messages.
+    """Write the weights to `path`, the other two beside them. Returns all three paths.
 
-    UserError where one is there already, and as `build_network` and `write_weights`.
+    source: names the checkpoint in messages. Raises UserError if a file already exists, and as `build_network` and
+    `write_weights`.
     """
     files = (path, path.with_suffix(".cfg"), path.with_suffix(".names"))
     for file in files:
         if file.exists() or files.count(file) > 1:
-            raise UserError(f"{file}: is there already, or would be written twice: choose another name")
+            raise UserError(f"{file}: already exists, or would be written twice: choose another name")
     write_weights(path, build_network(checkpoint, path=source), seen=images_seen(checkpoint))
     names = "".join(f"{name}\n" for name in checkpoint.class_names)
     for file, text in zip(files[1:], (cfg_text(checkpoint), names), strict=True):
@@ -33,9 +34,9 @@ def write_darknet(path: Path, checkpoint: Checkpoint, *, source: str) -> tuple[P
 
 
 def images_seen(checkpoint: Checkpoint) -> int:
-    """As darknet counts them: what a .weights file said, or the steps of our training times their images.
+    """Return how many images were trained on, as darknet counts them: from a .weights file, or steps x batch size.
 
-    A training from a .weights file begins with step 0, and so with image 0, as darknet's does with -clear.
+    A training from a .weights file starts with step 0, and so with image 0, as darknet's does with -clear.
     """
     if checkpoint.seen is not None:
         return checkpoint.seen
@@ -43,22 +44,22 @@ def images_seen(checkpoint: Checkpoint) -> int:
 
 
 def cfg_text(checkpoint: Checkpoint) -> str:
-    """The checkpoint's cfg with the classes, input size and letterbox that it was trained with.
+    """Return the checkpoint's cfg with the classes, input size and letterbox that it was trained with.
 
     dontload and dontloadscales become 0: the .weights file beside it holds every layer.
     """
     text, (height, width), path = checkpoint.cfg_text, checkpoint.input_hw, checkpoint.cfg_name + ".cfg"
     plan = parse_plan(text, path=path, classes=len(checkpoint.class_names), input_hw=(height, width))
-    wanted: dict[int, dict[str, object]] = {node.line: {} for node in plan.nodes}
+    changed: dict[int, dict[str, object]] = {node.line: {} for node in plan.nodes}
     for node in plan.nodes:
         if isinstance(node.spec, ConvSpec):
-            wanted[node.line] = {key: 0 for key in ("dontload", "dontloadscales") if getattr(node.spec, key)}
+            changed[node.line] = {key: 0 for key in ("dontload", "dontloadscales") if getattr(node.spec, key)}
     for index, spec in zip(plan.heads, plan.head_specs, strict=True):
-        wanted[plan.nodes[index - 1].line]["filters"] = spec.channels
-        wanted[plan.nodes[index].line]["classes"] = spec.classes
-        if not spec.counters_per_class:  # of other classes than the cfg's there are none
-            wanted[plan.nodes[index].line]["counters_per_class"] = None
+        changed[plan.nodes[index - 1].line]["filters"] = spec.channels
+        changed[plan.nodes[index].line]["classes"] = spec.classes
+        if not spec.counters_per_class:  # they are the cfg's, for its own classes
+            changed[plan.nodes[index].line]["counters_per_class"] = None
     net: dict[str, object] = {"width": width, "height": height}
     if checkpoint.letterbox != plan.net.letter_box:
         net["letter_box"] = int(checkpoint.letterbox)
-    return with_values(text, {**wanted, parse_sections(text, path=path)[0].line: net})
+    return with_values(text, {**changed, parse_sections(text, path=path)[0].line: net})

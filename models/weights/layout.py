@@ -1,7 +1,7 @@
-"""What a darknet .weights file holds for each layer of a plan, in file order.
+"""Layout of a darknet .weights file: the arrays of each layer of a plan, in file order.
 
 Source: darknet `parser.c`, save_convolutional_weights, save_shortcut_weights and load_weights_upto. There are no
-names, no shapes and no layer count in the file: the cfg says it all.
+names, no shapes and no layer count in the file: they all follow from the cfg.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from utils.errors import UserError
 
 EPS = 1e-5  # what darknet adds to a variance, inside the root
 
-# Of a layer with dontloadscales=1 these are not read: what they are in a network that was never trained.
+# Not read for a layer with dontloadscales=1, which gets the values of an untrained network.
 FRESH_SCALES = {"scales": 1.0, "rolling_mean": 0.0, "rolling_variance": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredArray:
-    """float32 values in C order. name: in the state dict of a Network with batch norm; word: darknet's."""
+    """An array of float32 values in C order. name: in the state dict of a Network with batch norm; word: darknet's."""
 
     name: str
     word: str
@@ -36,7 +36,7 @@ class StoredArray:
         return math.prod(self.shape)
 
     def fault_of(self, values: np.ndarray) -> str:
-        """What cannot be right in `values`, such as "rolling_variance[3] is -0.5"; empty where nothing is."""
+        """Return what is impossible in `values`, such as "rolling_variance[3] is -0.5", or an empty string."""
         wrong = ~np.isfinite(values)
         if self.word == "rolling_variance":
             wrong |= values < 0
@@ -48,7 +48,7 @@ class StoredArray:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredLayer:
-    """arrays: all that darknet writes of the layer; loaded: those of them that it reads for this cfg."""
+    """One layer of the file. arrays: all that darknet writes; loaded: those that it reads for this cfg."""
 
     node: Node
     arrays: tuple[StoredArray, ...]
@@ -65,7 +65,7 @@ def place(plan: Plan, node: Node) -> str:
 
 
 def stored_layers(plan: Plan) -> tuple[StoredLayer, ...]:
-    """The layers that have something in the file. UserError for one whose place there is not known."""
+    """Return the layers that have arrays in the file. Raises UserError for one of unknown layout."""
     layers = []
     for node in plan.nodes:
         arrays = ARRAYS.get(type(node.spec), _nothing)(node)
@@ -102,7 +102,7 @@ def _convolution(node: Node) -> tuple[StoredArray, ...]:
 
 
 def _shortcut(node: Node) -> tuple[StoredArray, ...]:
-    """A weight an input, or a row of one a channel; the previous layer is input 0."""
+    """Return one weight per input, or per input and channel; the previous layer is input 0."""
     spec = node.spec
     assert isinstance(spec, ShortcutSpec)
     if spec.weights_type == "none":

@@ -24,17 +24,17 @@ from cfg.plan import Plan, parse_plan
 from models.weights.layout import FRESH_SCALES, StoredArray, StoredLayer, place, stored_layers
 from utils.errors import UserError
 
-MAX_SEEN = 2**48  # images: no training sees so many, but a damaged header says so
+MAX_SEEN = 2**48  # images; more means a damaged header
 MAX_REVISION = 99
 
-# A norm averages its first batches with equal weights (models/norms/batch_stat.py): what was loaded must not look like
-# the start of a training, or the first batch would replace it.
+# A norm averages its first batches with equal weights (models/norms/batch_stat.py): with fewer batches, the first one
+# would replace the loaded statistics.
 SETTLED_BATCHES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """Version of the format, and on how many images the network was trained. The default is what darknet writes."""
+    """Version of the format, and the number of images trained on. The default version is what darknet writes."""
 
     major: int = 0
     minor: int = 2
@@ -52,9 +52,9 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DarknetWeights:
-    """state: by names of a Network with batch norm; layers that start fresh are absent.
+    """Content of a .weights file. state: by names of a Network with batch norm, without layers that were not loaded.
 
-    report: "loaded 110 of 110 convolutions, 0 bytes left", and what starts fresh, where something does.
+    report: "loaded 110 of 110 convolutions, 0 bytes left", and what was not loaded.
     """
 
     header: Header
@@ -64,7 +64,10 @@ class DarknetWeights:
 
 
 def read_weights(path: Path, plan: Plan) -> DarknetWeights:
-    """UserError, naming the layer, for a file that ends inside a layer, is too long, or holds impossible values."""
+    """Read a .weights file of the plan's network.
+
+    Raises UserError, naming the layer, if it ends inside a layer, is too long, or holds impossible values.
+    """
     layers = stored_layers(plan)
     try:
         with open(path, "rb") as file:
@@ -86,12 +89,12 @@ def read_weights(path: Path, plan: Plan) -> DarknetWeights:
 
 
 def read_header(path: Path, file: BinaryIO) -> Header:
-    """From the file's beginning; leaves it at the first layer. UserError for a version that is not known."""
+    """Read the header and leave the file at the first layer. Raises UserError for an unknown version."""
     raw = file.read(12)
     version = struct.unpack("<3i", raw) if len(raw) == 12 else ()
     if version[:2] not in ((0, 1), (0, 2)) or not 0 <= version[2] <= MAX_REVISION:
-        said = f"version {'.'.join(map(str, version))} is none of 0.1 and 0.2" if version else "it is too short"
-        raise UserError(f"{path}: neither a checkpoint of this project nor a darknet .weights file: {said}")
+        reason = f"version {'.'.join(map(str, version))} is neither 0.1 nor 0.2" if version else "it is too short"
+        raise UserError(f"{path}: neither a checkpoint of this project nor a darknet .weights file: {reason}")
     major, minor, revision = version
     layout = "<Q" if minor >= 2 else "<I"
     raw = file.read(struct.calcsize(layout))
@@ -99,12 +102,12 @@ def read_header(path: Path, file: BinaryIO) -> Header:
         raise UserError(f"{path}: ends inside the header of a darknet .weights file")
     (seen,) = struct.unpack(layout, raw)
     if seen > MAX_SEEN:
-        raise UserError(f"{path}: its header is damaged, it says that {seen} images were seen")
+        raise UserError(f"{path}: its header is damaged: {seen} images seen")
     return Header(major=major, minor=minor, revision=revision, seen=seen)
 
 
 def _layers_present(path: Path, plan: Plan, layers: Sequence[StoredLayer], size_bytes: int) -> int:
-    """How many of `layers` are in a file with so many bytes after its header. UserError where it is no whole number."""
+    """Return how many of `layers` are in a file of `size_bytes` after its header. Raises UserError if one is cut."""
     ends = list(accumulate(layer.loaded_bytes for layer in layers))
     if not ends or ends[-1] == 0:
         raise UserError(f"{plan.path}: has no layer that reads anything from {path}")
@@ -119,11 +122,11 @@ def _layers_present(path: Path, plan: Plan, layers: Sequence[StoredLayer], size_
     else:
         missing = ends[present] - size_bytes
         wrong = f"it ends inside {place(plan, layers[present].node)}, {missing:,} bytes before that layer's end"
-    raise UserError(f"{path}: {wrong}: a damaged file, or of another network{_class_hint(plan, size_bytes)}")
+    raise UserError(f"{path}: {wrong}: a damaged file, or one of another network{_class_hint(plan, size_bytes)}")
 
 
 def _class_hint(plan: Plan, size_bytes: int) -> str:
-    """The most frequent mistake, a cfg for another number of classes, shows in the file's size."""
+    """Return a hint if the file's size fits another number of classes, the most frequent mistake in a cfg."""
     try:
         plans = [parse_plan(plan.source_text, path=plan.path, classes=classes) for classes in (1, 2)]
     except CfgError:  # heads that cannot be re-sized
@@ -151,7 +154,7 @@ def _read_array(path: Path, plan: Plan, layer: StoredLayer, array: StoredArray, 
     if len(values) < array.size:
         raise UserError(f"{path}: became shorter while it was read")
     if fault := array.fault_of(values):
-        raise UserError(f"{path}: {place(plan, layer.node)}: {fault}: a damaged file, or of another network")
+        raise UserError(f"{path}: {place(plan, layer.node)}: {fault}: a damaged file, or one of another network")
     return values.reshape(array.shape)
 
 
@@ -162,13 +165,15 @@ def _report(plan: Plan, layers: Sequence[StoredLayer], present: int, left_bytes:
         total = sum(layer.node.spec.kind == kind for layer in layers)
         if total:
             counts.append(f"{sum(layer.node.spec.kind == kind for layer in loaded)} of {total} {noun}")
-    said = [f"loaded {' and '.join(counts)}, {left_bytes} bytes left"]
+    notes = [f"loaded {' and '.join(counts)}, {left_bytes} bytes left"]
     if present < len(layers):
-        said.append(f"the file ends before {place(plan, layers[present].node)}: it and all after it start fresh")
+        notes.append(
+            f"the file ends before {place(plan, layers[present].node)}: it and all after it are re-initialized"
+        )
     for key, skipped in (
         ("dontload", [layer for layer in layers[:present] if not layer.loaded]),
         ("dontloadscales", [layer for layer in loaded if layer.loaded != layer.arrays]),
     ):
         if skipped:
-            said.append(f"{key}=1 in layers {', '.join(str(layer.node.index) for layer in skipped)}")
-    return "; ".join(said)
+            notes.append(f"{key}=1 in layers {', '.join(str(layer.node.index) for layer in skipped)}")
+    return "; ".join(notes)

@@ -1,75 +1,88 @@
-"""Where a training starts that is not from scratch: every layer of trained weights that fits its network."""
+"""Starting a training from trained weights: every layer of them that fits its network is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.blocks import merge_conv_norm
 from models.network import Network
-from models.norms.table import NormOptions, resolve_norm
+from models.norms.table import stored_norm
 from models.norms.weight_centralization import CentralizedConv2d
 from models.weights.class_names import made_up_names
 from models.weights.class_rows import by_class_name
 from models.weights.layout import EPS
 from models.weights.trained import is_darknet, read_darknet
-from utils.checkpoint import Checkpoint, load_matching
+from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 
 
 def read_start(path: str, cfg: str | None) -> Checkpoint:
-    """A checkpoint, or what there is of one in a .weights file, which may hold the first layers only."""
+    """Read a checkpoint or a .weights file, which may hold the first layers only."""
     return read_darknet(path, cfg, whole=False)[0] if is_darknet(Path(path)) else Checkpoint.from_file(Path(path))
 
 
 def start_from(path: str, cfg: str | None, network: Network, class_names: Sequence[str] | None = None) -> str:
-    """Into `network`, whose heads may be for other classes -> what was loaded. UserError where nothing fits.
+    """Load matching weights into `network`; its heads may have other classes. Returns a summary.
 
-    class_names: of the network's classes. Those that a checkpoint knows by name keep its rows, wherever they stood.
+    class_names: of the network's classes; rows of heads are matched by name with those of a checkpoint.
+    Raises UserError if no layer fits.
     """
     if is_darknet(Path(path)):
-        start, (said, *_) = read_darknet(path, cfg, whole=False)
+        start, report, _ = read_darknet(path, cfg, whole=False)
         loaded, exceptions = _load_darknet(network, start.weights)
     else:
         start = Checkpoint.from_file(Path(path))
         weights, exceptions = _for_classes(start, network, class_names)
         loaded, fresh = load_matching(network, weights)
-        said = f"weights   {loaded} layers from {path}, {len(fresh)} start fresh {' '.join(fresh[:4])}".rstrip()
+        report = f"{loaded} layers from {path}, {len(fresh)} re-initialized {' '.join(fresh[:4])}".rstrip()
     if loaded == 0:
         raise UserError(f"{path}: none of its layers fits this network")
-    return "; ".join([said, *exceptions, *_change_of_filters(start, network)])
+    return "; ".join([report, *exceptions, *_change_of_filters(start, network)])
+
+
+def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[int, list[str]]:
+    """Load every layer that fits as a whole. Returns how many, and the names of those that did not.
+
+    For fine-tuning: another number of classes changes the heads' shapes, and they are re-initialized.
+    """
+    own = model.state_dict()
+    layers = {name.rpartition(".")[0] for name in own}
+    unfit = {n.rpartition(".")[0] for n, t in own.items() if n not in state or state[n].shape != t.shape}
+    fitting = {n: t for n, t in state.items() if n in own and n.rpartition(".")[0] not in unfit}
+    model.load_state_dict(fitting, strict=False)
+    return len(layers - unfit), sorted(unfit)
 
 
 def _for_classes(
     start: Checkpoint, network: Network, class_names: Sequence[str] | None
 ) -> tuple[Mapping[str, Tensor], list[str]]:
-    """The start's weights with heads for `class_names`; and in words, where these are not its own."""
+    """Return the start's weights with heads for `class_names`, and a note if these differ from the start's own."""
     before = start.class_names
     if class_names is None or before in (tuple(class_names), made_up_names(len(before))):
         return start.weights, []
     weights, known = by_class_name(start.weights, before, network, class_names)
     if known is None:
         return weights, []
-    rest = "" if known == len(class_names) else ", the heads' rows of the others start fresh"
+    rest = "" if known == len(class_names) else ", the heads' rows of the others are re-initialized"
     return weights, [f"{known} of {len(class_names)} classes are known by name{rest}"]
 
 
 def _change_of_filters(start: Checkpoint, network: Network) -> list[str]:
-    """Centred filters convolve with something else than what is stored (models/norms/weight_centralization.py)."""
-    norm = {name: value for name, value in start.norm.items() if name in ("norm", "weight_centralization")}
-    before = resolve_norm(NormOptions(**norm)).weight_centralization
+    """Return a note if only one of the two uses centralized filters (models/norms/weight_centralization.py)."""
+    before = stored_norm(start.norm).weight_centralization
     now = any(isinstance(module, CentralizedConv2d) for module in network.modules())
     if before == now:
         return []
-    return [f"filters are {'' if now else 'no longer '}centred from here on: the network computes something else"]
+    return [f"filters are {'' if now else 'no longer '}centralized from here on: the network computes something else"]
 
 
 def _load_darknet(network: Network, state: Mapping[str, Tensor]) -> tuple[int, list[str]]:
-    """How many layers fitted, and in words what did not.
+    """Load matching layers. Returns how many fit, and notes about what did not.
 
-    Where the network has a bias in place of a norm, it gets the two of them in one.
+    Where the network has a bias in place of a norm, batch norm is merged into convolution and bias.
     """
     own = network.state_dict()
     normalized = [name.removesuffix(".norm.running_var") for name in state if name.endswith(".norm.running_var")]
@@ -79,11 +92,11 @@ def _load_darknet(network: Network, state: Mapping[str, Tensor]) -> tuple[int, l
     loaded, fresh = load_matching(network, state)
     exceptions = []
     if other_size := [name for name in fresh if f"{name}.weight" in state]:
-        exceptions.append(f"of another size in this network, so they start fresh: {' '.join(other_size)}")
+        exceptions.append(f"of another size in this network, so re-initialized: {' '.join(other_size)}")
     if biased:
         exceptions.append("batch norm is merged into weights and biases")
     if any(f"{layer}.norm.weight" in own and f"{layer}.norm.running_var" not in own for layer in normalized):
-        exceptions.append("this norm has no place for running means and variances")
+        exceptions.append("this norm has no running means and variances to load")
     return loaded, exceptions
 
 

@@ -12,14 +12,14 @@ from models.norms.table import NormOptions, resolve_norm
 from models.weights.class_names import class_names
 from models.weights.reader import read_header, read_weights
 from utils.checkpoint import Checkpoint
+from utils.console import line
 from utils.errors import UserError
 
 
 def is_darknet(path: Path) -> bool:
-    """Whether it is a .weights file and not a checkpoint, by its content: a checkpoint is a zip archive, or it is
-    called .safetensors.
+    """Return whether a file is a .weights file, by its content, and not a checkpoint: a zip archive or .safetensors.
 
-    UserError for a file that is not there, or is neither.
+    Raises UserError if it is missing or neither.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint or .weights file")
@@ -35,12 +35,13 @@ def is_darknet(path: Path) -> bool:
 
 
 def read_trained(path: str, *, cfg: str | None, names: str | None) -> tuple[Checkpoint, tuple[str, ...]]:
-    """A detector: content as of a checkpoint, and lines that say where darknet's weights and names are from.
+    """Read a whole detector. Returns it, and lines for the console about where darknet's weights and names come from.
 
-    UserError for weights that are not a whole detector, for darknet's without a cfg, and for a checkpoint with one.
+    Raises UserError for weights of a part of a network, for darknet's without a cfg, and for a checkpoint with one.
     """
     if is_darknet(Path(path)):
-        return read_darknet(path, cfg, names)
+        checkpoint, report, more = read_darknet(path, cfg, names)
+        return checkpoint, (line("weights", report), *more)
     if cfg is not None or names is not None:
         raise UserError(f"{path}: a checkpoint knows its network and its classes: leave --cfg and --names out")
     return Checkpoint.from_file(Path(path)), ()
@@ -48,13 +49,13 @@ def read_trained(path: str, *, cfg: str | None, names: str | None) -> tuple[Chec
 
 def read_darknet(
     path: str, cfg: str | None, names: str | None = None, *, whole: bool = True
-) -> tuple[Checkpoint, tuple[str, ...]]:
-    """The same of a .weights file; its `weights` lack the layers that start fresh.
+) -> tuple[Checkpoint, str, tuple[str, ...]]:
+    """Read a .weights file. Returns it, what was loaded, and lines for the console about names and the cfg.
 
-    UserError where there are such and a `whole` detector is wanted.
+    `weights` lacks the layers that the file does not have; with `whole` that raises UserError.
     """
     if cfg is None:
-        raise UserError(f"{path}: darknet's weights do not say of what network they are: name its cfg with --cfg")
+        raise UserError(f"{path}: darknet's weights do not describe their network: name its cfg with --cfg")
     plan = load_plan(cfg)
     loaded = read_weights(Path(path), plan)
     if whole:
@@ -62,12 +63,12 @@ def read_darknet(
             raise UserError(f"{path}: is not the whole network, only train.py can use it: {loaded.report}")
         if not plan.heads or plan.net.channels != 3:
             raise UserError(f"{plan.path}: is no detector of images, which has [yolo] layers and channels=3")
-    named, origin = class_names(plan, None if names is None else Path(names))
-    described = make_checkpoint(plan, _norm_of(plan), loaded.state, class_names=named, letterbox=plan.net.letter_box)
+    classes, origin = class_names(plan, None if names is None else Path(names))
+    network = make_checkpoint(plan, _norm_of(plan), loaded.state, class_names=classes, letterbox=plan.net.letter_box)
     settings = {"batch_size": plan.net.batch, "subdivisions": plan.net.subdivisions}
-    checkpoint = replace(described, seen=loaded.header.seen, settings=settings)
+    checkpoint = replace(network, seen=loaded.header.seen, settings=settings)
     warnings = (f"warning: {warning}" for warning in plan.warnings)
-    return checkpoint, (f"weights   {path}: {loaded.report}", f"names     {origin}", *warnings)
+    return checkpoint, f"{path}: {loaded.report}", (line("names", origin), *warnings)
 
 
 def _norm_of(plan: Plan) -> NormOptions:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cfg.convolution import ConvSpec
 from cfg.plan import Plan
+from models.blocks import ConvNormAct
 from models.network import Network
 from models.norms.running_stats import has_running_statistics
 from models.norms.weight_centralization import used_weight
@@ -23,9 +24,9 @@ from utils.errors import UserError
 
 
 def write_weights(path: Path, network: Network, *, seen: int) -> None:
-    """All layers, under darknet's header 0.2.5; `seen` counts images. Nothing is written where it is refused.
+    """Write all layers, with darknet's header 0.2.5; `seen` counts images.
 
-    UserError for a norm without running statistics, and for values that no reader would take.
+    Raises UserError, and writes nothing, for a norm without running statistics, and for values that no reader accepts.
     """
     plan = network.plan
     write_state(path, plan, stored_layers(plan), darknet_state(network), seen=seen)
@@ -34,7 +35,7 @@ def write_weights(path: Path, network: Network, *, seen: int) -> None:
 def write_state(
     path: Path, plan: Plan, layers: Sequence[StoredLayer], state: Mapping[str, Tensor], *, seen: int
 ) -> None:
-    """These of the plan's layers, from what `darknet_state` or a reader gave."""
+    """Write some of the plan's layers. state: of `darknet_state` or a reader."""
     blobs = [Header(seen=seen).to_bytes()]
     for layer in layers:
         for array in layer.arrays:
@@ -51,32 +52,34 @@ def write_state(
 
 @torch.no_grad()
 def darknet_state(network: Network) -> dict[str, Tensor]:
-    """The state dict of a Network with batch norm and eps 1e-5 that computes the same; on the CPU."""
+    """Return the state dict of a Network with batch norm and eps 1e-5 that computes the same; on the CPU."""
     state = {name: tensor.detach().cpu().float() for name, tensor in network.state_dict().items()}
     for node in network.plan.nodes:
         if not isinstance(node.spec, ConvSpec):
             continue
         where, block = place(network.plan, node), network.layers[node.index]
-        # Filters that are centred at each use: darknet shall find them as they are used.
+        assert isinstance(block, ConvNormAct)
+        # Centralized filters are stored as they are used.
         state[f"layers.{node.index}.conv.weight"] = used_weight(block.conv).detach().cpu().float()
         if node.spec.batch_normalize:
-            _check_norm(block.norm, where)
-            state[f"layers.{node.index}.norm.running_var"] = _variance_for_darknet(block.norm, where)
+            state[f"layers.{node.index}.norm.running_var"] = _variance_for_darknet(_checked(block.norm, where), where)
     return state
 
 
-def _check_norm(norm: nn.Module | None, where: str) -> None:
+def _checked(norm: nn.Module | None, where: str) -> nn.Module:
     if norm is None:
-        raise UserError(f"{where}: has a bias in place of the batch norm that the cfg asks for (--norm none)")
+        raise UserError(f"{where}: has a bias in place of the cfg's batch norm (--norm none)")
     if not has_running_statistics(norm):
         raise UserError(
-            f"{where}: {type(norm).__name__} takes the statistics of each image itself, as gn, ln and in do; darknet "
-            "knows batch norm only, with a running mean and variance"
+            f"{where}: {type(norm).__name__} normalizes by the statistics of each image, as gn, ln and in do; "
+            "darknet has batch norm only, with a running mean and variance"
         )
+    return norm
 
 
 def _variance_for_darknet(norm: nn.Module, where: str) -> Tensor:
-    """Such that darknet's 1e-5 on top of it gives what the norm's own eps gives."""
+    """Return the variance that with darknet's eps of 1e-5 equals the norm's with its own eps."""
+    assert isinstance(norm.running_var, Tensor) and isinstance(norm.eps, float)
     variance = norm.running_var.detach().cpu()
     if norm.eps == EPS:
         return variance.float()

@@ -13,9 +13,8 @@ import torch
 
 import evaluate
 from data.source import open_image_set
-from evaluation.build import measure_as_darknet
-from evaluation.darknet_map import POINTS
-from models.detector import Detector, detector_of
+from evaluation.darknet_map import POINTS, measure_as_darknet
+from models.detector import DetectionOptions, Detector
 from models.weights.trained import read_trained
 from tests.conftest import ROOT
 from tests.darknet_fixtures import write_weights
@@ -55,8 +54,8 @@ def flags(facts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> di
 @pytest.fixture(scope="module")
 def detector(flags: dict[str, str]) -> Detector:
     trained, _ = read_trained(flags["weights"], cfg=flags["cfg"], names=flags["names"])
-    rules = {"confidence": 0.001, "nms_iou": 0.6, "max_detections": 100, "resize": "darknet"}
-    return detector_of(trained, path=flags["weights"], device=torch.device("cpu"), **rules)
+    options = DetectionOptions(resize="darknet")
+    return Detector.from_checkpoint(trained, options, path=flags["weights"], device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("iou", [0.5, 0.75])

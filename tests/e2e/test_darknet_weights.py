@@ -54,7 +54,7 @@ def test_training_from_a_partial_file_and_its_resume_without_it(flags, tmp_path,
     train.main([*flags, *start, "--epochs", "1", "--out", str(run)])
     assert line_of(capsys.readouterr().out, "weights ") == (
         f"weights   {weights}: loaded 2 of 3 convolutions, 0 bytes left; the file ends before layer 2 [convolutional] "
-        f"({cfg}:{TOY_CFG.splitlines().index('filters=45')}): it and all after it start fresh"
+        f"({cfg}:{TOY_CFG.splitlines().index('filters=45')}): it and all after it are re-initialized"
     )
     loaded = read_weights(Path(weights), parse_plan(TOY_CFG, path="toy.cfg")).state
     network = Checkpoint.from_file(run / "last.pt").training.state["network"]
@@ -70,7 +70,7 @@ def test_training_from_a_partial_file_and_its_resume_without_it(flags, tmp_path,
     assert Checkpoint.from_file(run / "last.pt").step == 8
 
 
-@pytest.mark.parametrize(("norm", "also"), [("mabn", ""), ("gn", "; this norm has no place for running m")])
+@pytest.mark.parametrize(("norm", "also"), [("mabn", ""), ("gn", "; this norm has no running m")])
 def test_training_for_other_classes_takes_all_but_the_heads(flags, tmp_path, capsys, norm, also):
     weights, cfg = darknets(tmp_path, TOY_OF_THREE)
     start = ["--weights", weights, "--cfg", cfg, "--norm", norm, "--max-steps", "1"]
@@ -78,8 +78,8 @@ def test_training_for_other_classes_takes_all_but_the_heads(flags, tmp_path, cap
     said = capsys.readouterr().out
     assert f"classes   10 in the data, 3 in {cfg}: the heads are re-sized" in said
     assert line_of(said, "weights ").startswith(
-        f"weights   {weights}: loaded 3 of 3 convolutions, 0 bytes left; of another size in this network, so they "
-        f"start fresh: layers.2.conv{also}"
+        f"weights   {weights}: loaded 3 of 3 convolutions, 0 bytes left; of another size in this network, so "
+        f"re-initialized: layers.2.conv{also}"
     )
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert settings["norm"] == norm and settings["weight_centralization"] is False  # as darknet's filters are
@@ -115,7 +115,7 @@ def test_the_same_is_found_with_darknets_files(exported, scenes, tmp_path, capsy
     said = capsys.readouterr().out.splitlines()
     assert said[:2] == [
         f"weights   {best}.weights: loaded 3 of 3 convolutions, 0 bytes left",
-        f"names     of {best}.names",
+        f"names     from {best}.names",
     ]
     assert sum(len(row["objects"]) for row in found["ours"]) > 20
     for ours, theirs in zip(found["ours"], found["darknet"], strict=True):
@@ -133,7 +133,7 @@ def test_the_same_is_measured_and_recalibrated(exported, scenes, tmp_path, capsy
         evaluate.main([*given, "--data", str(scenes), "--workers", "0", "--out", str(tmp_path / name)])
         table[name] = json.loads((tmp_path / name / "metrics.json").read_text())
     assert table["ours"] == pytest.approx(table["darknet"], abs=1e-3)
-    assert f"names     of {best}.names\n" in capsys.readouterr().out
+    assert f"names     from {best}.names\n" in capsys.readouterr().out
     more = [
         "--recalibrate-on",
         str(scenes),
@@ -157,7 +157,7 @@ def test_the_same_is_measured_and_recalibrated(exported, scenes, tmp_path, capsy
 @pytest.mark.parametrize(
     ("page", "given", "sentence"),
     [
-        (detect, ["--weights", "mine.weights"], "mine.weights: darknet's weights do not say of what network they are"),
+        (detect, ["--weights", "mine.weights"], "mine.weights: darknet's weights do not describe their network"),
         (evaluate, ["--weights", "mine.weights"], "name its cfg with --cfg"),
         (train, ["--weights", "mine.weights"], "name its cfg with --cfg"),
         (

@@ -52,7 +52,9 @@ def test_frozen_layers_are_those_of_the_start_and_the_run_goes_on_to_the_bit(
     runs = {name: tmp_path / name for name in ("whole", "halves")}
     train.main([*start, *tuning, "--epochs", "2", "--out", str(runs["whole"])])
     said = capsys.readouterr().out
-    assert "0 start fresh; 0 of 10 classes are known by name, the heads' rows of the others start fresh" in said
+    assert (
+        "0 re-initialized; 0 of 10 classes are known by name, the heads' rows of the others are re-initialized" in said
+    )
     assert "freeze    layers 0 to 0, with their norm statistics: " in said
     final, before = weights_in(runs["whole"] / "last.pt"), weights_in(other_classes)
     for name, tensor in final.items():

@@ -25,6 +25,8 @@ from utils.checkpoint import Checkpoint
 from utils.page import run_page
 from utils.stop import Stop, Stopped
 
+CBN = "cbn:burn_in_steps=2"
+
 
 def page(root: Path, name: str, *flags: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run([sys.executable, str(root / name), *flags], capture_output=True, text=True, cwd=root)
@@ -75,14 +77,13 @@ def coco_by_hand(ground_truth: Path, detections: Path) -> list[float]:
 
 @pytest.mark.parametrize(
     ("norm", "stop"),
-    [("bn", ("--epochs", "1")), ("cmbn", ("--epochs", "1")), ("cbn", ("--epochs", "1")), ("cbn", ("--max-steps", "6"))],
+    [("bn", ("--epochs", "1")), ("cmbn", ("--epochs", "1")), (CBN, ("--epochs", "1")), (CBN, ("--max-steps", "6"))],
 )
 def test_a_resumed_run_ends_like_an_uninterrupted_one(
     scenes: Path, toy_cfg: str, tmp_path: Path, norm: str, stop: tuple[str, str]
 ) -> None:
     """Stopped after an epoch of 4 steps, or in the middle of the second one."""
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--norm", norm, "--workers", "0", "--evals", "1"]
-    common += ["--norm-burn-in-steps", "2"] if norm == "cbn" else []
     common += ["--ema-decay", "0.9"]  # by default it depends on the length of the run, and so would the weights
     train.main([*common, "--epochs", "3", "--out", str(tmp_path / "whole")])
     train.main([*common, *stop, "--out", str(tmp_path / "parts")])
@@ -170,7 +171,7 @@ def test_fine_tuning_takes_over_network_and_norm(scenes: Path, toy_cfg: str, tmp
     capsys.readouterr()
     train.main([*common, "--weights", str(tmp_path / "first" / "best.pt"), "--out", str(tmp_path / "second")])
     said = capsys.readouterr().out
-    assert "0 start fresh" in said
+    assert "0 re-initialized" in said
     settings = json.loads((tmp_path / "second" / "settings.json").read_text())
     assert (settings["norm"], settings["norm_groups"], settings["image_size"]) == ("gn", 32, [64, 64])
 
@@ -193,8 +194,8 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     ("flags", "sentence"),
     [
         (["--data", "no/such/place"], "no/such/place: no such file or folder"),
-        (["--norm", "batch"], "invalid choice: 'batch'"),
-        (["--norm", "bn", "--norm-window", "3"], "--norm-window is read by cbn, cbn-lite, not by --norm bn"),
+        (["--norm", "batch"], "unknown norm 'batch'"),
+        (["--norm", "bn", "--norm-window", "3"], "train.py has no --norm-window: write --norm cbn:window=8"),
         (["--batch-size", "6", "--subdivisions", "4"], "--batch-size 6 is not divisible by --subdivisions 4"),
         (["--cfg", "yolov4-tny"], "did you mean"),
         (["--image-size", "100"], "an input of 100x100 does not fit: sides must be multiples of 16"),

@@ -225,8 +225,8 @@ def test_the_norm_report(scenes, trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("extra", "sentence"),
     [
-        (["--norm-stats", "batch", "--norm-report"], "--norm-stats batch leaves the population's statistics out"),
-        (["--norm-stats", "batch", "--recalibrate-on", "digits"], "--norm-stats batch leaves"),
+        (["--norm-stats", "batch", "--norm-report"], "--norm-stats batch ignores the population's statistics"),
+        (["--norm-stats", "batch", "--recalibrate-on", "digits"], "--norm-stats batch ignores"),
         (["--recalibrate-images", "5"], "--recalibrate-images is read with --recalibrate-on and --norm-report"),
         (["--recalibrate-on", "no/such/place"], "no/such/place: no such file or folder"),
     ],

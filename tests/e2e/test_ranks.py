@@ -20,7 +20,7 @@ import torch
 import evaluate
 import train
 from engine.step import TrainStep
-from evaluation import evaluator
+from evaluation import inference
 from tests.e2e import children
 from utils import ranks
 from utils.checkpoint import Checkpoint
@@ -99,7 +99,7 @@ def test_histories_of_both_ranks_are_saved_and_the_job_goes_on_to_the_bit(
 ) -> None:
     """Stopped by a signal to one of them, as a job manager may do."""
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
-    common = ("--norm", "cbn", "--norm-burn-in-steps", "1", "--save-minutes", "0")
+    common = ("--norm", "cbn:burn_in_steps=1", "--save-minutes", "0")
     for child in start_two(flags(scenes, toy_cfg, whole, *common), log):
         assert children.ended(child) == 0, log.read_text()[-3000:]
     pair = start_two(flags(scenes, toy_cfg, parts, *common), log)
@@ -116,8 +116,8 @@ def test_histories_of_both_ranks_are_saved_and_the_job_goes_on_to_the_bit(
 
 
 def be_slow_to_evaluate() -> None:
-    detect = evaluator._detect_in_parts
-    evaluator._detect_in_parts = lambda *given: (time.sleep(1), detect(*given))[1]  # type: ignore[assignment]
+    detect = inference._detect_in_parts
+    inference._detect_in_parts = lambda *given: (time.sleep(1), detect(*given))[1]  # type: ignore[assignment]
 
 
 def test_a_signal_in_a_long_evaluation_is_heeded_and_nothing_is_lost(

@@ -26,13 +26,12 @@ from tests.e2e import children
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 
-NORMS = ("bn", "cmbn", "cbn")
+NORMS = ("bn", "cmbn", "cbn:burn_in_steps=2")
 
 
 def flags(scenes: Path, cfg: str, norm: str, run: Path, *more: str) -> list[str]:
     common = ["--data", str(scenes), "--cfg", cfg, "--norm", norm, "--epochs", "3", "--evals", "2", "--workers", "1"]
     common += ["--device", "cpu"]
-    common += ["--norm-burn-in-steps", "2"] if norm == "cbn" else []
     return [*common, "--save-minutes", "0", "--mosaic", "0.5", "--out", str(run), *more]
 
 

@@ -22,7 +22,7 @@ def flags(scenes: Path, cfg: str, run: Path, *more: str) -> list[str]:
 
 def test_recomputed_activations_train_to_the_same_bits(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
     for name, more in (("plain", ()), ("recomputed", ("--checkpoint-activations",))):
-        train.main(flags(scenes, toy_cfg, tmp_path / name, "--norm", "cbn", "--norm-burn-in-steps", "1", *more))
+        train.main(flags(scenes, toy_cfg, tmp_path / name, "--norm", "cbn:burn_in_steps=1", *more))
     children.assert_same_training(tmp_path / "plain", tmp_path / "recomputed")
 
 

@@ -29,4 +29,4 @@ def test_a_set_without_objects_says_what_was_dropped(tmp_path: Path):
     nothing, dropped, more = str(caught.value).split("; ")
     assert nothing == f"{digits}: none of the 2 images of 'train' has an object"
     assert dropped.startswith(f"{len(content['annotations'])} boxes without area dropped (first: ")
-    assert more == f"python -m data.doctor {digits} says more"
+    assert more == f"python -m data.doctor {digits} has details"

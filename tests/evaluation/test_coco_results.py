@@ -113,5 +113,5 @@ def test_an_image_belongs_to_one_rank() -> None:
     (part,) = found_in([5])
     with pytest.raises(AssertionError, match="two parts have the same image"):
         merged([part, part], IMAGE_IDS)
-    with pytest.raises(AssertionError, match="not asked for"):
+    with pytest.raises(AssertionError, match="not in image_ids"):
         merged([part], [40, 7])

@@ -9,7 +9,7 @@ from cfg.plan import load_plan, parse_plan
 from models.network import Network
 from models.norms.recalibrate import recalibrate
 from models.norms.table import NORMS, NormOptions, norm_factory
-from utils.checkpoint import load_matching
+from models.weights.start import load_matching
 from utils.clock import BatchClock
 
 WITH = [norm for norm in NORMS if norm not in ("gn", "ln", "in", "none")]

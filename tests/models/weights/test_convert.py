@@ -51,7 +51,7 @@ def test_there_and_back_bit_for_bit(tmp_path, cfg, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == (f"weights   {made}: loaded 5 of 5 convolutions and 2 of 2 weighted shortcuts, 0 bytes left")
     assert said[1:] == [
-        f"names     of {tmp_path / 'two.names'}",
+        f"names     from {tmp_path / 'two.names'}",
         f"written   {tmp_path / 'x.pt'}; next: python detect.py --weights {tmp_path / 'x.pt'} IMAGES",
     ]
     main(["convert", str(tmp_path / "x.pt"), str(tmp_path / "back.weights")])
@@ -138,7 +138,7 @@ def test_a_letterbox_that_the_cfg_does_not_mention_is_added():
 @pytest.mark.parametrize("norm", ["gn", "ln", "in"])
 def test_group_norms_do_not_go_to_darknet(tmp_path, norm):
     checkpoint_of(NormOptions(norm=norm)).to_file(tmp_path / "best.pt")
-    with pytest.raises(UserError, match="takes the statistics of each image itself, as gn, ln and in do"):
+    with pytest.raises(UserError, match="normalizes by the statistics of each image, as gn, ln and in do"):
         main(["convert", str(tmp_path / "best.pt"), str(tmp_path / "best.weights")])
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
 
@@ -193,16 +193,16 @@ def test_more_layers_than_there_are(tmp_path, cfg):
 def test_no_file_is_overwritten(tmp_path, taken):
     checkpoint_of(NormOptions()).to_file(tmp_path / "x.pt")
     (tmp_path / taken).write_text("precious")
-    with pytest.raises(UserError, match=rf"{taken}: is there already"):
+    with pytest.raises(UserError, match=rf"{taken}: already exists"):
         main(["convert", str(tmp_path / "x.pt"), str(tmp_path / "best.weights")])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([taken, "x.pt"])
 
 
 def test_nor_is_a_checkpoint_or_a_partial_file(tmp_path, cfg):
     made = written(tmp_path / "made.weights", oracle.random_file(SMALL))
-    with pytest.raises(UserError, match=r"made\.weights: is there already$"):
+    with pytest.raises(UserError, match=r"made\.weights: already exists$"):
         main(["convert", str(made), str(made), "--cfg", cfg])
-    with pytest.raises(UserError, match=r"small\.cfg: is there already$"):
+    with pytest.raises(UserError, match=r"small\.cfg: already exists$"):
         main(["partial", str(made), cfg, "--cfg", cfg, "--layers", "1"])
     assert Path(cfg).read_text() == SMALL
 
@@ -244,7 +244,7 @@ def test_a_checkpoint_has_no_layers_to_count(tmp_path, cfg):
 
 def test_three_files_have_three_names(tmp_path):
     checkpoint_of(NormOptions()).to_file(tmp_path / "x.pt")
-    with pytest.raises(UserError, match=r"best\.cfg: is there already, or would be written twice"):
+    with pytest.raises(UserError, match=r"best\.cfg: already exists, or would be written twice"):
         main(["convert", str(tmp_path / "x.pt"), str(tmp_path / "best.cfg")])
 
 

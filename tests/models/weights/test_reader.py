@@ -141,7 +141,7 @@ def judged(path: Path, raw: bytes, plan) -> str:
     read = read_weights(path, plan)
     assert read.header.seen == seen
     assert values_of(plan, read.state) == values
-    assert read.is_complete == ("start fresh" not in read.report)
+    assert read.is_complete == ("re-initialized" not in read.report)
     return "whole" if read.is_complete else "partial"
 
 
@@ -155,7 +155,7 @@ def test_a_partial_file_says_where_it_ends(tmp_path):
     line = SMALL.split("\n").index("groups=2") + 6  # of the section after
     assert read.report == (
         f"loaded 3 of 5 convolutions and 1 of 2 weighted shortcuts, 0 bytes left; the file ends before layer 5 "
-        f"[convolutional] (small.cfg:{line}): it and all after it start fresh"
+        f"[convolutional] (small.cfg:{line}): it and all after it are re-initialized"
     )
     assert SMALL.split("\n")[line - 1] == "[convolutional]"
     assert not read.is_complete
@@ -203,7 +203,7 @@ def test_a_file_that_is_too_long(tmp_path, extra):
     said = refusal(written(tmp_path / "a", oracle.random_file(SMALL) + bytes(extra)), plan_of())
     assert re.match(
         rf"{extra} bytes are left behind layer 7 \[convolutional\] \(small\.cfg:\d+\), the last with weights: a "
-        r"damaged file, or of another network",
+        r"damaged file, or one of another network",
         said,
     )
 
@@ -246,7 +246,7 @@ def test_a_variance_of_zero_is_what_darknet_starts_with(tmp_path):
 def test_the_wrong_number_of_classes_is_recognised(tmp_path, classes):
     other = SMALL.replace("classes=2", f"classes={classes}").replace("filters=21", f"filters={3 * (5 + classes)}")
     said = refusal(written(tmp_path / "a", oracle.random_file(other)), plan_of())
-    assert said.endswith(f"a damaged file, or of another network (it would fit with classes={classes})")
+    assert said.endswith(f"a damaged file, or one of another network (it would fit with classes={classes})")
 
 
 @pytest.mark.parametrize(
@@ -257,13 +257,13 @@ def test_the_wrong_number_of_classes_is_recognised(tmp_path, classes):
             b"[net]\nwidth=3\n" * 99,
             "neither a checkpoint of this project nor a darknet .weights file: version 1952804443",
         ),
-        (oracle.header(0, (0, 3, 0)) + bytes(99), "nor a darknet .weights file: version 0.3.0 is none of 0.1 and 0.2"),
-        (oracle.header(0, (1, 0, 0)) + bytes(99), "version 1.0.0 is none of"),
-        (oracle.header(0, (0, 2, -5)) + bytes(99), "version 0.2.-5 is none of"),
+        (oracle.header(0, (0, 3, 0)) + bytes(99), "nor a darknet .weights file: version 0.3.0 is neither 0.1 nor 0.2"),
+        (oracle.header(0, (1, 0, 0)) + bytes(99), "version 1.0.0 is neither"),
+        (oracle.header(0, (0, 2, -5)) + bytes(99), "version 0.2.-5 is neither"),
         (oracle.header()[:19], "ends inside the header of a darknet .weights file"),
         (
             oracle.header(2**60) + bytes(99),
-            "its header is damaged, it says that 1152921504606846976 images were seen",
+            "its header is damaged: 1152921504606846976 images seen",
         ),
     ],
 )

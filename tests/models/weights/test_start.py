@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from cfg.plan import parse_plan
 from models.detector import make_checkpoint
@@ -13,7 +14,7 @@ from models.network import Network
 from models.norms.running_stats import has_running_statistics
 from models.norms.table import NORMS, NormOptions, norm_factory
 from models.norms.weight_centralization import CentralizedConv2d
-from models.weights.start import read_start, start_from
+from models.weights.start import load_matching, read_start, start_from
 from models.weights.writer import write_weights
 from tests.models.norms.kinds import KINDS
 from tests.models.weights.nets import SMALL, heads_of, network_of, plan_of, written
@@ -22,7 +23,7 @@ from tests.toy_checkpoint import toy_checkpoint
 from utils.clock import BatchClock
 from utils.errors import UserError
 
-CENTRED = "; filters are centred from here on: the network computes something else"
+CENTRALIZED = "; filters are centralized from here on: the network computes something else"
 WITH_STATISTICS = [kind for kind, options in KINDS.items() if options.spec.has_running_statistics]
 
 
@@ -45,8 +46,8 @@ def test_a_norm_with_statistics_keeps_all_of_it(trained, kind):
     network, weights, cfg = trained
     other = fresh(KINDS[kind])
     said = start_from(weights, cfg, other)
-    wanted = f"weights   {weights}: loaded 5 of 5 convolutions and 2 of 2 weighted shortcuts, 0 bytes left"
-    assert said == (wanted + CENTRED if isinstance(other.layers[0].conv, CentralizedConv2d) else wanted)
+    wanted = f"{weights}: loaded 5 of 5 convolutions and 2 of 2 weighted shortcuts, 0 bytes left"
+    assert said == (wanted + CENTRALIZED if isinstance(other.layers[0].conv, CentralizedConv2d) else wanted)
     for name, tensor in network.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(other.state_dict()[name], tensor), name
@@ -65,7 +66,7 @@ def test_a_norm_without_statistics_takes_gamma_and_beta_and_says_so(trained, nor
     network, weights, cfg = trained
     other = fresh(NormOptions(norm=norm))
     said = start_from(weights, cfg, other)
-    assert said.endswith("0 bytes left; this norm has no place for running means and variances")
+    assert said.endswith("0 bytes left; this norm has no running means and variances to load")
     for name, tensor in other.state_dict().items():
         assert torch.equal(tensor, network.state_dict()[name]), name
 
@@ -84,7 +85,7 @@ def test_heads_for_other_classes_start_fresh_and_all_else_does_not(trained, norm
     other = fresh(NormOptions(norm=norm), classes=7)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     said = start_from(weights, cfg, other)
-    assert "; of another size in this network, so they start fresh: layers.7.conv" in said
+    assert "; of another size in this network, so re-initialized: layers.7.conv" in said
     for name, tensor in other.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(tensor, before[name]) == name.startswith("layers.7."), name
@@ -99,7 +100,7 @@ def test_a_checkpoint_for_other_classes_keeps_all_but_the_heads_own_convolutions
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     kept = {name.rpartition(".")[0] for name in before} - {"layers.7.conv"}
     said = start_from(path, None, other)
-    assert said == f"weights   {len(kept)} layers from {path}, 1 start fresh layers.7.conv"
+    assert said == f"{len(kept)} layers from {path}, 1 re-initialized layers.7.conv"
     for name, tensor in other.state_dict().items():
         wanted = before if name.startswith("layers.7.") else network.state_dict()
         assert torch.equal(tensor, wanted[name]), name
@@ -116,9 +117,9 @@ def checkpoint_of(network: Network, names: tuple[str, ...], path: Path, norm: No
     [
         ("ab", None),
         ("ba", "2 of 2 classes are known by name"),
-        ("bc", "1 of 2 classes are known by name, the heads' rows of the others start fresh"),
-        ("cd", "0 of 2 classes are known by name, the heads' rows of the others start fresh"),
-        ("cba", "2 of 3 classes are known by name, the heads' rows of the others start fresh"),
+        ("bc", "1 of 2 classes are known by name, the heads' rows of the others are re-initialized"),
+        ("cd", "0 of 2 classes are known by name, the heads' rows of the others are re-initialized"),
+        ("cba", "2 of 3 classes are known by name, the heads' rows of the others are re-initialized"),
         ("b", "1 of 1 classes are known by name"),
     ],
 )
@@ -128,7 +129,7 @@ def test_the_line_says_how_many_classes_a_checkpoint_knows(tmp_path, now, said):
     other = fresh(NormOptions(), classes=len(now))
     before = other.state_dict()["layers.7.conv.bias"].clone()
     line = start_from(path, None, other, now)
-    assert line == f"weights   10 layers from {path}, 0 start fresh" + (f"; {said}" if said else "")
+    assert line == f"10 layers from {path}, 0 re-initialized" + (f"; {said}" if said else "")
     biases, old = other.state_dict()["layers.7.conv.bias"].view(3, -1), network.state_dict()["layers.7.conv.bias"]
     for row, name in enumerate(now, start=5):
         wanted = old.view(3, -1)[:, 5 + "ab".index(name)] if name in "ab" else before.view(3, -1)[:, row]
@@ -141,7 +142,7 @@ def test_where_names_are_not_known_heads_that_fit_are_taken_as_they_are(tmp_path
     """As those of darknet's weights that were made a checkpoint without --names."""
     network, other = network_of(plan_of()), fresh(NormOptions())
     path = checkpoint_of(network, before, tmp_path / "x.pt")
-    assert start_from(path, None, other, now).endswith("0 start fresh")
+    assert start_from(path, None, other, now).endswith("0 re-initialized")
     assert torch.equal(other.state_dict()["layers.7.conv.weight"], network.state_dict()["layers.7.conv.weight"])
 
 
@@ -187,8 +188,8 @@ def test_filters_that_are_centred_on_one_side_only_are_another_function(tmp_path
     checkpoint_of(trained, ("a", "b"), tmp_path / "x.pt", options)
     other = fresh(NormOptions(norm=norm, weight_centralization=now)).eval()
     said = start_from(str(tmp_path / "x.pt"), None, other)
-    change = CENTRED if now else CENTRED.replace("are", "are no longer")
-    assert said.endswith("0 start fresh" + (change if before != now else ""))
+    change = CENTRALIZED if now else CENTRALIZED.replace("are", "are no longer")
+    assert said.endswith("0 re-initialized" + (change if before != now else ""))
     assert torch.equal(heads_of(other), heads_of(trained)) == (before == now)
 
 
@@ -214,10 +215,36 @@ def test_the_filters_are_not_centred_and_the_norm_is_the_cfgs(trained, normalize
 
 
 def test_darknets_weights_need_a_cfg(trained):
-    with pytest.raises(UserError, match=r"small\.weights: darknet's weights do not say .*: name its cfg with --cfg$"):
+    with pytest.raises(UserError, match=r"small\.weights: darknet's weights do not .*: name its cfg with --cfg$"):
         read_start(trained[1], None)
 
 
 def test_a_checkpoint_is_one_whatever_it_is_called(tmp_path):
     toy_checkpoint(norm={"norm": "gn"}).to_file(tmp_path / "odd.weights")
     assert read_start(str(tmp_path / "odd.weights"), None).norm == {"norm": "gn"}
+
+
+# --- layers that fit ---------------------------------------------------------------------------------------------
+
+
+def test_what_fits_is_loaded_and_the_rest_is_named():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    before = model[1].weight.detach().clone()
+    fresh_bias = model[1].bias.detach().clone()
+    state = {
+        "0.weight": torch.ones(4, 3),
+        "0.bias": torch.full((4,), 2.0),
+        "1.weight": torch.ones(5, 4),  # another class count
+        "1.bias": torch.ones(2),  # would fit, but a layer is taken over as a whole or not at all
+        "2.weight": torch.ones(1),  # unknown here
+    }
+    assert load_matching(model, state) == (1, ["1"])
+    assert model[0].weight.detach().eq(1).all() and model[0].bias.detach().eq(2).all()
+    assert torch.equal(model[1].weight.detach(), before)
+    assert torch.equal(model[1].bias.detach(), fresh_bias)
+
+
+def test_everything_and_nothing_may_fit():
+    model = nn.Sequential(nn.Linear(3, 4))
+    assert load_matching(model, nn.Sequential(nn.Linear(3, 4)).state_dict()) == (1, [])
+    assert load_matching(model, {}) == (0, ["0"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from cfg.plan import load_plan
-from models.detector import detector_of
+from models.detector import DetectionOptions, Detector
 from models.weights.class_names import COCO_NAMES, class_names
 from models.weights.trained import is_darknet, read_trained
 from models.weights.writer import write_weights
@@ -33,14 +34,14 @@ def test_a_detector_of_darknets_files(tmp_path, files):
     content, said = read_trained(str(tmp_path / "n.weights"), cfg=files["small.cfg"], names=files["two.names"])
     assert said == (
         f"weights   {tmp_path / 'n.weights'}: loaded 5 of 5 convolutions and 2 of 2 weighted shortcuts, 0 bytes left",
-        f"names     of {files['two.names']}",
+        f"names     from {files['two.names']}",
     )
-    rules = {"device": torch.device("cpu"), "confidence": 0.1, "nms_iou": 0.5, "max_detections": 9}
-    detector = detector_of(content, path="n.weights", **rules)
+    made = partial(Detector.from_checkpoint, content, DetectionOptions(), path="n.weights", device=torch.device("cpu"))
+    detector = made()
     assert torch.equal(heads_of(detector.network), heads_of(network))
     assert detector.class_names == ("red cell", "white cell")
     assert detector.letterbox is True and detector.input_hw == (16, 16)
-    assert detector_of(content, path="n.weights", input_hw=(32, 16), **rules).input_hw == (32, 16)
+    assert made(input_hw=(32, 16)).input_hw == (32, 16)
 
 
 def test_a_key_that_nobody_knows_is_told(tmp_path, files):
@@ -70,7 +71,7 @@ def test_cfg_and_checkpoint_do_not_go_together(files):
         with pytest.raises(UserError, match=r"x\.pt: a checkpoint knows its network and its classes: leave --cfg"):
             read_trained(files["x.pt"], **flags)
     assert read_trained(files["x.pt"], cfg=None, names=None)[0].cfg_name == "toy"
-    with pytest.raises(UserError, match=r"small\.weights: darknet's weights do not say of what network they are"):
+    with pytest.raises(UserError, match=r"small\.weights: darknet's weights do not describe their network"):
         read_trained(files["small.weights"], cfg=None, names=None)
 
 

@@ -128,7 +128,7 @@ def test_a_smaller_eps_needs_variances_that_can_spare_it(tmp_path):
 @pytest.mark.parametrize("norm", ["gn", "ln", "in"])
 def test_norms_of_single_images_are_refused(tmp_path, norm):
     network = network_of(plan_of(), NormOptions(norm=norm))
-    reason = "takes the statistics of each image itself, as gn, ln and in do; darknet knows batch norm only"
+    reason = "normalizes by the statistics of each image, as gn, ln and in do; darknet has batch norm only"
     with pytest.raises(UserError, match=rf"^layer 0 \[convolutional\] \(small\.cfg:8\): GroupNorm {reason}"):
         write_weights(tmp_path / "a", network, seen=0)
     assert not list(tmp_path.iterdir())
@@ -138,7 +138,7 @@ def test_norms_of_single_images_are_refused(tmp_path, norm):
     "make", [lambda: network_of(plan_of(), NormOptions(norm="none")), lambda: fold(network_of(plan_of()))]
 )
 def test_a_bias_in_place_of_a_norm_is_refused(tmp_path, make):
-    with pytest.raises(UserError, match=r"^layer 0 .*\(small\.cfg:8\): has a bias in place of the batch norm that the"):
+    with pytest.raises(UserError, match=r"^layer 0 .*\(small\.cfg:8\): has a bias in place of the cfg's batch norm"):
         write_weights(tmp_path / "a", make(), seen=0)
     assert not list(tmp_path.iterdir())
 

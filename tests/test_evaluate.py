@@ -1,0 +1,104 @@
+"""What evaluate.py prints and refuses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+from cfg.plan import parse_plan
+from data.source import open_image_set
+from engine import build
+from evaluation.darknet_map import measure_as_darknet
+from models.detector import DetectionOptions, Detector, make_checkpoint
+from models.network import Network
+from models.norms.table import NormOptions, norm_factory
+from models.weights.writer import write_weights
+from options import EvaluateOptions, TrainOptions
+from tests.data.sets import CLASSES, write_darknet
+from tests.e2e.conftest import TOY_CFG
+from utils.checkpoint import Checkpoint
+from utils.errors import UserError
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are most of the time of a small evaluation."""
+    for name in ("plot_pr_curves", "plot_confusion"):
+        monkeypatch.setattr(f"evaluation.evaluator.{name}", lambda *_: None)
+
+
+def test_the_trainer_suppresses_as_evaluate_does() -> None:
+    detector = build.make_detector(TrainOptions(), None, CLASSES)  # type: ignore[arg-type]
+    assert detector.options == EvaluateOptions(weights="").detection
+
+
+def official_weights(folder: Path, cfg_name: str) -> list[str]:
+    """Flags for weights of a network of 80 classes: cat, dog, owl and others."""
+    text = TOY_CFG.replace("filters=45", "filters=255").replace("classes=10", "classes=80")
+    (folder / f"{cfg_name}.cfg").write_text(text)
+    network = Network(parse_plan(text, path=f"{cfg_name}.cfg"), norm_factory(NormOptions(norm="bn")))
+    write_weights(folder / "official.weights", network, seen=32_000_000)
+    (folder / "eighty.names").write_text("\n".join([*CLASSES, *(f"class {number}" for number in range(77))]))
+    flags = {"weights": "official.weights", "cfg": f"{cfg_name}.cfg", "names": "eighty.names"}
+    return [word for name, file in flags.items() for word in (f"--{name}", str(folder / file))]
+
+
+@pytest.mark.usefixtures("without_plots")
+@pytest.mark.parametrize(
+    ("cfg_name", "folder", "warned"),
+    [("yolov4-x", "val2017", True), ("yolov4-x", "test", False), ("v4", "val2017", False)],
+)
+def test_evaluate_warns_of_them(  # type: ignore[no-untyped-def]
+    tmp_path: Path, capsys, cfg_name: str, folder: str, warned: bool
+) -> None:
+    data = write_darknet(tmp_path / folder, "val")
+    where = ["--data", str(data), "--out", str(tmp_path / "run"), "--workers", "0", "--device", "cpu"]
+    evaluate.main([*official_weights(tmp_path, cfg_name), *where])
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert len(said) == warned
+    assert all("trained on a part of val2017" in line for line in said)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> str:
+    plan = parse_plan(TOY_CFG, path="toy.cfg", classes=3)
+    norm = NormOptions(norm="bn")
+    network = Network(plan, norm_factory(norm))
+    weights = network.state_dict()
+    make_checkpoint(plan, norm, weights, class_names=tuple(CLASSES), letterbox=True).to_file(tmp_path / "toy.pt")
+    return str(tmp_path / "toy.pt")
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_darknets_metric_stands_beside_cocos(tmp_path: Path, trained: str, capsys) -> None:  # type: ignore[no-untyped-def]
+    data = str(write_darknet(tmp_path / "data", "val"))
+    common = ["--weights", trained, "--data", data, "--workers", "0", "--device", "cpu", "--confidence", "0.0001"]
+    common += ["--resize", "darknet", "--nms", "diounms"]
+    evaluate.main([*common, "--out", str(tmp_path / "coco")])
+    capsys.readouterr()
+    metric = ["--metric", "darknet", "--map-points", "11", "--map-iou", "0.2"]
+    evaluate.main([*common, *metric, "--out", str(tmp_path / "both")])
+    alone, beside = ((tmp_path / name / "detections.json").read_text() for name in ("coco", "both"))
+    assert alone == beside
+    said = capsys.readouterr().out
+    assert "Average Precision  (AP) @[ IoU=0.50:0.95" in said
+    assert re.search(r"^mAP@0\.20 = 0\.\d{4}, 11 recall points, mean of 3 classes$", said, re.MULTILINE)
+    assert said.count("darknet's AP is not COCO's AP50: ") == 1
+    checkpoint = Checkpoint.from_file(Path(trained))
+    options = DetectionOptions(confidence=0.5, nms_iou=0.9, max_detections=3, nms="diounms", resize="darknet")
+    detector = Detector.from_checkpoint(checkpoint, options, path=trained, device=torch.device("cpu"))
+    table = measure_as_darknet(detector, open_image_set(data, "val"), iou=0.2, points=11, batch_size=16, workers=0)
+    assert table.summary() in said
+    assert np.isclose(table.mAP, np.mean([row.AP for row in table.classes]))
+
+
+@pytest.mark.parametrize("flags", [["--map-points", "11"], ["--map-iou", "0.7", "--metric", "coco"]])
+def test_darknets_flags_need_its_metric(tmp_path: Path, trained: str, flags: list[str]) -> None:
+    with pytest.raises(UserError, match=f"^{flags[0]} is read with --metric darknet only$"):
+        evaluate.main(["--weights", trained, "--out", str(tmp_path / "run"), *flags])
+    assert not (tmp_path / "run").exists()
