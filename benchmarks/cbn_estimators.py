@@ -128,13 +128,14 @@ def measure(
     network.load_state_dict(checkpoint.weights)
     criterion = YoloLoss(LossOptions())
     decay = cfg_settings(network.plan).get("weight_decay", 5e-4)
+    assert isinstance(decay, int | float)
     optimizer = torch.optim.SGD(parameter_groups(network, weight_decay=decay), lr=rate, momentum=0.9)
     layers = [Layer(m) for m in network.modules() if isinstance(m, ConvNormAct) and m.norm is not None]
     errors: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in ESTIMATES}
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
-        (criterion(network(batch.pixels()), batch.targets).total / len(batch)).backward()
+        torch.autograd.backward(criterion(network(batch.pixels()), batch.targets).total / len(batch))
         optimizer.step()
 
     batches = iter(loader)

@@ -87,8 +87,8 @@ def make_results(gt: dict[str, Any], count: int, random: np.random.Generator) ->
 
 def same(one: CocoTable, other: CocoTable) -> bool:
     """Return whether all numbers agree to 1e-12, as `evaluation.coco_backends` promises."""
-    numbers = ([*table.stats().values(), *table.precision.flat] for table in (one, other))
-    return np.allclose(*numbers, rtol=0, atol=1e-12)
+    first, second = ([*table.stats().values(), *table.precision.flat] for table in (one, other))
+    return np.allclose(first, second, rtol=0, atol=1e-12)
 
 
 def measure(gt: dict[str, Any], results: CocoResults, rounds: int) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Contestant:
     def step(self, images: torch.Tensor, *, weighed: bool = False) -> None:
         """Take one training step. weighed: count what the norms hold, which takes a while."""
         for part in self.clock.minibatches(images.chunk(PARTS)):
-            self.network.last_output(part).square().mean().backward()
+            torch.autograd.backward(self.network.last_output(part).square().mean())
             if weighed:
                 self.held_bytes = max(self.held_bytes, state_bytes(self.network))
         self.optimizer.step()

@@ -178,7 +178,7 @@ def memory(cell: Cell, options: TrainOptions, plan: Plan) -> dict[str, Any]:
     most = 0
     for pixels in BatchClock(network, step=cell.steps - 1).minibatches([images] * parts):
         if device.type == "cuda":
-            torch.stack([head.logits.square().mean() for head in network(pixels)]).sum().backward()
+            torch.autograd.backward([head.logits.square().mean() for head in network(pixels)])
         else:
             saved = saved_storages(partial(network, pixels), network)
             most = max(most, sum((saved | state_storages(network)).values()))
