@@ -31,42 +31,42 @@ def confusion_matrix(
     order = np.array(sorted(category["id"] for category in ground_truth["categories"]), np.int64)
     background = len(order)
     measured = {image["id"] for image in ground_truth["images"]} if image_ids is None else set(image_ids)
-    truths = ground_truth["annotations"]
-    is_crowd = np.array([bool(row.get("iscrowd", 0)) for row in truths], bool)
-    truth_boxes = _corners(np.array([row["bbox"] for row in truths], np.float64).reshape(-1, 4))
-    truth_classes = np.searchsorted(order, np.array([row["category_id"] for row in truths], np.int64))
-    truths_of = _by_image(np.array([row["image_id"] for row in truths], np.int64))
+    gt_rows = ground_truth["annotations"]
+    is_crowd = np.array([bool(row.get("iscrowd", 0)) for row in gt_rows], bool)
+    gt_boxes = _corners(np.array([row["bbox"] for row in gt_rows], np.float64).reshape(-1, 4))
+    gt_classes = np.searchsorted(order, np.array([row["category_id"] for row in gt_rows], np.int64))
+    gt_of = _by_image(np.array([row["image_id"] for row in gt_rows], np.int64))
     found = results.where(np.flatnonzero(results.scores >= min_score))
     found = found.where(np.argsort(-found.scores, kind="stable"))
     classes, found_in = np.searchsorted(order, found.category_ids), _by_image(found.image_ids)
 
     matrix = np.zeros((background + 1, background + 1), np.int64)
     nothing = np.zeros(0, np.int64)
-    for image_id in measured & (truths_of.keys() | found_in.keys()):
-        here, detections = truths_of.get(image_id, nothing), found_in.get(image_id, nothing)
+    for image_id in measured & (gt_of.keys() | found_in.keys()):
+        here, detections = gt_of.get(image_id, nothing), found_in.get(image_id, nothing)
         objects, crowds = here[~is_crowd[here]], here[is_crowd[here]]
         boxes = _corners(found.bboxes[detections])
-        same_class = classes[detections][:, None] == truth_classes[objects]
-        taken = _match(box_iou(boxes, truth_boxes[objects]).numpy(), same_class, min_iou)
-        true = np.append(truth_classes[objects], background)[taken]  # -1 is the last one
-        counted = (taken >= 0) | ~_lie_within(boxes, truth_boxes[crowds], min_iou)
+        same_class = classes[detections][:, None] == gt_classes[objects]
+        matched = _match(box_iou(boxes, gt_boxes[objects]).numpy(), same_class, min_iou)
+        true = np.append(gt_classes[objects], background)[matched]  # -1 is the last one
+        counted = (matched >= 0) | ~_lie_within(boxes, gt_boxes[crowds], min_iou)
         np.add.at(matrix, (classes[detections][counted], true[counted]), 1)
-        missed = np.delete(truth_classes[objects], taken[taken >= 0])
+        missed = np.delete(gt_classes[objects], matched[matched >= 0])
         matrix[background] += np.bincount(missed, minlength=background + 1)
     return matrix
 
 
 def _match(ious: np.ndarray, same_class: np.ndarray, min_iou: float) -> np.ndarray:
     """Match detections with objects from ious and same_class (D, M), best detection first: indices (D,), or -1."""
-    taken = np.full(len(ious), -1)
-    free = np.ones(ious.shape[1], bool)
+    matched = np.full(len(ious), -1)
+    unmatched = np.ones(ious.shape[1], bool)
     for number, (overlaps, same) in enumerate(zip(ious, same_class, strict=True)):
-        candidates = np.flatnonzero(free & (overlaps >= min_iou))
+        candidates = np.flatnonzero(unmatched & (overlaps >= min_iou))
         if candidates.size:
             best = int(max(candidates, key=lambda position: (overlaps[position], same[position])))
-            free[best] = False
-            taken[number] = best
-    return taken
+            unmatched[best] = False
+            matched[number] = best
+    return matched
 
 
 def _by_image(image_ids: np.ndarray) -> dict[int, np.ndarray]:

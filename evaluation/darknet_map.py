@@ -77,14 +77,14 @@ def measure_as_darknet(
     detector = detector.with_options(confidence=CONFIDENCE, nms_iou=NMS_IOU, max_detections=None)
     batches = image_batches(detector, image_set, batch_size=batch_size, workers=workers)
 
-    def matched_images() -> Iterator[tuple[Detections, Tensor, Tensor]]:
+    def detections_and_ground_truth() -> Iterator[tuple[Detections, Tensor, Tensor]]:
         """Yield detections and ground truth in input pixels, where IoU is the same as in the image."""
         for batch, found in detect_batches(detector, batches, relative=True, progress=True):
             for index, detections in enumerate(found):
                 targets = batch.targets.of_images(index, index + 1)
                 yield detections, targets.boxes, labels[targets.labels]
 
-    return evaluate_darknet(matched_images(), detector.class_names, iou=iou, points=points)
+    return evaluate_darknet(detections_and_ground_truth(), detector.class_names, iou=iou, points=points)
 
 
 def evaluate_darknet(

@@ -78,13 +78,5 @@ class BatchRenormSpec(NormSpec):
         """Return the time constant of the running average; without momentum it averages all batches."""
         return cut.batch / max(momentum, 1e-3)
 
-    @property
-    def pools(self) -> bool:
-        return True
-
-    @property
-    def burn_in(self) -> int:
-        return self.burn_in_steps
-
 
 SPECS: tuple[type[NormSpec], ...] = (BatchRenormSpec,)

@@ -237,14 +237,6 @@ class CrossIterationBatchNormSpec(NormSpec):
         return cut.mini_batch * (self.window or cut.subdivisions)
 
     @property
-    def pools(self) -> bool:
-        return True
-
-    @property
-    def burn_in(self) -> int:
-        return self.burn_in_steps
-
-    @property
     def remark(self) -> str:
         if self.gradient != "weights":
             return ""

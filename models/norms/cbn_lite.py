@@ -90,13 +90,5 @@ class CrossIterationBatchNormLiteSpec(NormSpec):
     def images(self, cut: Cut, *, momentum: float) -> float:
         return cut.mini_batch * (self.window or cut.subdivisions)
 
-    @property
-    def pools(self) -> bool:
-        return True
-
-    @property
-    def burn_in(self) -> int:
-        return self.burn_in_steps
-
 
 SPECS: tuple[type[NormSpec], ...] = (CrossIterationBatchNormLiteSpec,)

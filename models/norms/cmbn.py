@@ -303,10 +303,6 @@ class CrossMiniBatchNormSpec(NormSpec):
         return cut.batch
 
     @property
-    def pools(self) -> bool:
-        return True
-
-    @property
     def default_momentum(self) -> float:
         return 0.01 if self.gradient == "darknet" else 0.1
 

@@ -151,10 +151,6 @@ class MovingAverageNormSpec(NormSpec):
     def images(self, cut: Cut, *, momentum: float) -> float:
         return self.average_images
 
-    @property
-    def pools(self) -> bool:
-        return True
-
     def values_per_statistic(self, channels: int, positions: int, *, mini_batch: int) -> None:
         return None
 

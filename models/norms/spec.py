@@ -63,7 +63,7 @@ class NormSpec(ABC):
     @property
     def pools(self) -> bool:
         """Whether statistics reach beyond the mini-batch at hand (several GPUs aside)."""
-        return False
+        return self.images(Cut(mini_batch=1, subdivisions=2), momentum=self.default_momentum) > 1
 
     def values_per_statistic(self, channels: int, positions: int, *, mini_batch: int) -> int | None:
         """Return over how many values a variance is taken, at worst; None where a single value is fine."""
@@ -77,7 +77,7 @@ class NormSpec(ABC):
     @property
     def burn_in(self) -> int:
         """Optimizer steps of plain batch norm at the start of training."""
-        return 0
+        return int(getattr(self, "burn_in_steps", 0))
 
     @property
     def remark(self) -> str:

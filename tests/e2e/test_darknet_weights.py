@@ -76,7 +76,7 @@ def test_training_for_other_classes_takes_all_but_the_heads(flags, tmp_path, cap
     start = ["--weights", weights, "--cfg", cfg, "--norm", norm, "--max-steps", "1"]
     train.main([*flags, *start, "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
-    assert f"classes   10 in the data, 3 in {cfg}: the heads are re-sized" in said
+    assert f"          10 classes in the data, 3 in {cfg}: the heads are resized" in said
     assert line_of(said, "weights ").startswith(
         f"weights   {weights}: loaded 3 of 3 convolutions, 0 bytes left; of another size in this network, so "
         f"re-initialized: layers.2.conv{also}"

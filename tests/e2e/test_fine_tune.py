@@ -85,4 +85,5 @@ def test_without_weights_it_is_a_warning_and_all_layers_an_error(
     start = ["--data", str(scenes), "--cfg", toy_cfg, "--norm", "bn", *FLAGS, "--max-steps", "1"]
     with pytest.raises(UserError, match=r"^--freeze 3: none of the network's 4 layers is left to train$"):
         train.main([*start, "--freeze", "3", "--out", str(tmp_path / "run")])
-    assert "warning: without --weights the 3 frozen layers stay as random as they start" in capsys.readouterr().out
+    train.main([*start, "--freeze", "1", "--out", str(tmp_path / "other")])
+    assert "warning: without --weights the 1 frozen layers keep their random weights" in capsys.readouterr().out

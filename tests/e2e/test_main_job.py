@@ -173,7 +173,7 @@ def test_fine_tuning_takes_over_network_and_norm(scenes: Path, toy_cfg: str, tmp
     said = capsys.readouterr().out
     assert "0 re-initialized" in said
     settings = json.loads((tmp_path / "second" / "settings.json").read_text())
-    assert (settings["norm"], settings["norm_groups"], settings["image_size"]) == ("gn", 32, [64, 64])
+    assert (settings["norm"], settings["image_size"]) == ("gn", [64, 64])
 
 
 # --- bad input: one sentence, exit code 2 ----------------------------------------------------------------------

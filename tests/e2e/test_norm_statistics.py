@@ -126,7 +126,7 @@ def test_what_the_norm_sees_is_announced(flags, tmp_path, capsys):
     assert "\nwarning: bn normalizes by the statistics of 2 images, fewer than 8: --norm cmbn pools" in said
     train.main([*flags, "--norm", "cmbn", "--max-steps", "1", "--out", str(tmp_path / "cmbn")])
     said = capsys.readouterr().out
-    assert "\nnorm      cmbn (weights): mini-batches of 2 images, statistics of up to 4\n" in said
+    assert "\nnorm      cmbn: mini-batches of 2 images, statistics of up to 4; " in said
     assert "\nwarning: cmbn normalizes by the statistics of 4 images, fewer than 8: --norm cbn" in said
 
 
@@ -213,7 +213,8 @@ def test_the_norm_report(scenes, trained, tmp_path, capsys):
     assert text in capsys.readouterr().out
     lines = text.splitlines()
     assert lines[2].split()[:6] == ["0", "conv", "3x3/4", "8", "|", lines[2].split()[5]]
-    assert "trained with cmbn (weights): mini-batches of 2 images, statistics of up to 4" in lines
+    (norm,) = [line for line in lines if line.startswith("trained with ")]
+    assert norm.startswith("trained with cmbn: mini-batches of 2 images, statistics of up to 4; ")
     assert [line.partition(":")[0] for line in lines[-3:]] == [
         "mini-batches of 2 images",
         "4 images pooled",
@@ -247,7 +248,9 @@ def test_bad_flags_of_evaluate(scenes, trained, tmp_path, monkeypatch, capsys, e
 
 def test_group_norm_has_no_population(flags, scenes, tmp_path):
     for knob in (["--precise-bn", "4"], ["--norm-eval"], ["--norm-freeze-after", "0.5"]):
-        with pytest.raises(UserError, match=rf"^{knob[0]} is read by bn, .*, not by --norm gn$"):
+        with pytest.raises(
+            UserError, match=rf"^{knob[0]} is for norms with .*statistics.*, which --norm gn does not have$"
+        ):
             train.main([*flags, "--norm", "gn", *knob, "--out", str(tmp_path / "refused")])
     train.main([*flags, "--norm", "gn", "--max-steps", "1", "--out", str(tmp_path / "gn")])
     best = str(tmp_path / "gn" / "best.pt")
