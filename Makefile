@@ -30,7 +30,7 @@ test-slow: venv
 	cd "$(ROOT)" && "$(BIN)/python" -m pytest -q -m slow $(SIDE_BY_SIDE)
 
 lint: venv
-	cd "$(ROOT)" && "$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy" cfg utils
+	cd "$(ROOT)" && "$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
 
 clean:
 	rm -rf "$(VENV)" "$(ROOT)build" "$(ROOT)yolov4_norms.egg-info"

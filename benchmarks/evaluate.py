@@ -1,12 +1,12 @@
-"""What COCO's numbers cost at the size of val2017, and whether both implementations agree on them.
+"""Time of the COCO evaluation at the size of val2017, and whether both implementations agree.
 
-    python benchmarks/evaluate.py [--images 5000] [--detections 500000] [--rounds 2]
+    python -m benchmarks.evaluate [--images 5000] [--detections 500000] [--rounds 2]
 
 Synthetic images of 80 classes, as unevenly spread over them as COCO's, with sizes and crowds like theirs. Half of
-the detections are noisy copies of the objects, scored by how well they lie, some of the wrong class; the others are
-anywhere, scored low: as a network gives them at a low confidence, at most 100 an image. The two take turns in every
-round; a time is that of `evaluate_coco`, from arrays to the table, of this process alone. A ratio is the median over
-rounds of t(pycocotools) / t(faster-coco-eval).
+the detections are noisy copies of the objects, scored by their accuracy, some of the wrong class; the others are
+anywhere, scored low: as from a network at a low confidence, at most 100 per image. Both implementations take turns in
+every round; a time is the process time of `evaluate_coco`, from arrays to the table. A ratio is the median over rounds
+of t(pycocotools) / t(faster-coco-eval).
 """
 
 from __future__ import annotations
@@ -14,21 +14,17 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from benchmarks.measured import RESULTS, circumstances, write  # noqa: E402
-from evaluation.coco_backends import FASTER, PYCOCOTOOLS  # noqa: E402
-from evaluation.coco_map import CocoTable, evaluate_coco  # noqa: E402
-from evaluation.coco_results import CocoResults  # noqa: E402
+from benchmarks.measured import RESULTS, circumstances, write
+from evaluation.coco_backends import FASTER, PYCOCOTOOLS
+from evaluation.coco_map import CocoTable, evaluate_coco
+from evaluation.coco_results import CocoResults
 
 WIDTH_PX, HEIGHT_PX = 640, 480
 BOXES_PER_IMAGE = 7.27  # val2017: 36,335 in 5,000
@@ -37,8 +33,8 @@ CROWD_SHARE = 0.012
 CLASSES = 80
 
 
-def make_truth(images: int, random: np.random.Generator) -> dict[str, Any]:
-    """COCO's instances form; an image's boxes are geometrically distributed, so that some have none."""
+def make_ground_truth(images: int, random: np.random.Generator) -> dict[str, Any]:
+    """Return ground truth in COCO's format; boxes per image are geometrically distributed, so some images have none."""
     counts = np.minimum(random.geometric(1 / (BOXES_PER_IMAGE + 1), images) - 1, 60)
     total = int(counts.sum())
     share = 1 / np.arange(1, CLASSES + 1)  # Zipf's law: a third of COCO's boxes are persons
@@ -61,9 +57,9 @@ def make_truth(images: int, random: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def make_results(truth: dict[str, Any], count: int, random: np.random.Generator) -> CocoResults:
-    """`count` detections, in the order of the images, those of one image best first."""
-    images, rows = len(truth["images"]), truth["annotations"]
+def make_results(gt: dict[str, Any], count: int, random: np.random.Generator) -> CocoResults:
+    """Return `count` detections in the order of the images, those of one image best first."""
+    images, rows = len(gt["images"]), gt["annotations"]
     image = np.repeat(np.arange(images), count // images)
     image = np.append(image, np.arange(count - len(image)))
     objects = np.array([row["bbox"] for row in rows])
@@ -91,28 +87,28 @@ def make_results(truth: dict[str, Any], count: int, random: np.random.Generator)
 
 def same(one: CocoTable, other: CocoTable) -> bool:
     """Return whether all numbers agree to 1e-12, as `evaluation.coco_backends` promises."""
-    numbers = ([*table.stats().values(), *table.precision.flat] for table in (one, other))
-    return np.allclose(*numbers, rtol=0, atol=1e-12)
+    first, second = ([*table.stats().values(), *table.precision.flat] for table in (one, other))
+    return np.allclose(first, second, rtol=0, atol=1e-12)
 
 
-def measure(truth: dict[str, Any], results: CocoResults, rounds: int) -> dict[str, Any]:
+def measure(gt: dict[str, Any], results: CocoResults, rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {PYCOCOTOOLS: [], FASTER: []}
     tables: dict[str, CocoTable] = {}
     for _ in range(rounds):
         for backend, times in seconds.items():
-            begun = time.process_time()
-            tables[backend] = evaluate_coco(truth, results, backend=backend)
-            times.append(time.process_time() - begun)
+            start = time.process_time()
+            tables[backend] = evaluate_coco(gt, results, backend=backend)
+            times.append(time.process_time() - start)
     ratios = [slow / fast for slow, fast in zip(*seconds.values(), strict=True)]
     return {
-        "images": len(truth["images"]),
-        "boxes": len(truth["annotations"]),
+        "images": len(gt["images"]),
+        "boxes": len(gt["annotations"]),
         "detections": len(results),
-        "classes": len(truth["categories"]),
+        "classes": len(gt["categories"]),
         "identical": same(*tables.values()),
         "time_ratio": round(statistics.median(ratios), 2),
         "time_ratios": [round(ratio, 2) for ratio in ratios],
-        "seconds": {backend: [round(each, 2) for each in times] for backend, times in seconds.items()},
+        "seconds": {backend: [round(s, 2) for s in times] for backend, times in seconds.items()},
         "numbers": tables[PYCOCOTOOLS].stats(),
     }
 
@@ -123,20 +119,20 @@ def main() -> None:
     parser.add_argument("--detections", type=int, default=500_000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS / "evaluate.json")
-    asked = parser.parse_args()
-    if asked.detections > MOST_PER_IMAGE * asked.images:
+    args = parser.parse_args()
+    if args.detections > MOST_PER_IMAGE * args.images:
         parser.error(f"COCO counts {MOST_PER_IMAGE} detections an image: ask for fewer or for more images")
     random = np.random.default_rng(0)
-    truth = make_truth(asked.images, random)
-    row = measure(truth, make_results(truth, asked.detections, random), asked.rounds)
+    gt = make_ground_truth(args.images, random)
+    row = measure(gt, make_results(gt, args.detections, random), args.rounds)
     counts = ", ".join(f"{row[name]:,} {name}" for name in ("images", "boxes", "detections", "classes"))
     print(f"{counts}: AP {row['numbers']['AP']:.3f}")
-    print(f"the twelve numbers and the precision array are {'identical' if row['identical'] else 'NOT identical'}")
+    print(f"the twelve numbers and the precision array {'agree' if row['identical'] else 'do NOT agree'} to 1e-12")
     for backend, times in row["seconds"].items():
         print(f"{backend:<18}{statistics.median(times):>8.1f} s")
     print(f"{'ratio':<18}{row['time_ratio']:>8.1f}")
     versions = {name: importlib.metadata.version(name) for name in (PYCOCOTOOLS, FASTER, "numpy")}
-    write(asked.out, row, circumstances(torch.device("cpu"), **versions))
+    write(args.out, row, circumstances(torch.device("cpu"), **versions))
     if not row["identical"]:
         raise SystemExit(1)
 

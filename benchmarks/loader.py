@@ -1,16 +1,16 @@
 """Training samples per second: ours, with images decoded each time or kept, beside a plain baseline.
 
-    python benchmarks/loader.py --bccd PATH --coco PATH [--size 416] [--workers 2] [--rounds 7]
-    python benchmarks/loader.py --memory [--entries 100000] [--epochs 5] [--workers 2] [--cache ram]
+    python -m benchmarks.loader --bccd PATH --coco PATH [--size 416] [--workers 2] [--rounds 7]
+    python -m benchmarks.loader --memory [--entries 100000] [--epochs 5] [--workers 2] [--cache ram]
 
-All make mosaics of four images, with jitter, mirroring and colour. The baseline does what one would write first: a
-torch DataLoader whose dataset reads four whole images by cv2.imread, gives each to an albumentations pipeline
+All make mosaics of four images, with jitter, mirroring and colour. The baseline is what one would write first: a torch
+DataLoader with a dataset that reads four whole images by cv2.imread, gives each to an albumentations pipeline
 (RandomResizedCrop, HorizontalFlip, HueSaturationValue) and pastes quarters. `cold` decodes (--cache off); `ram` and
-`disk` find all images in their cache. All take turns in every round, so that a machine's moods hit them alike; a
-ratio is the median over rounds of (samples/s) / (samples/s of the baseline) in the same round.
+`disk` find all images in their cache. All take turns in every round, because the speed of a machine changes; a ratio is
+the median over rounds of (samples/s) / (samples/s of the baseline) in the same round.
 
---memory: what the workers and the main process hold, in epochs over a synthetic index of many entries that name a few
-small images, by /proc/PID/smaps_rollup: of memory that processes share, each counts its part (PSS).
+--memory: memory of the workers and the main process, in epochs over a synthetic index of many entries that name a few
+small images, by /proc/PID/smaps_rollup: each process counts its part of shared memory (PSS).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections import deque
@@ -26,23 +25,21 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch.utils.data import DataLoader, Dataset  # noqa: E402
-
-from benchmarks.measured import RESULTS, against, circumstances, write  # noqa: E402
-from data.albumentations_import import albumentations as A  # noqa: E402
-from data.augment import AugmentOptions  # noqa: E402
-from data.image_cache import CACHES  # noqa: E402
-from data.image_set import ImageSet, Record, pack  # noqa: E402
-from data.loader import InputSizes, TrainLoader, make_train_loader  # noqa: E402
-from data.problems import Problems  # noqa: E402
-from data.source import open_image_set  # noqa: E402
+from benchmarks.measured import RESULTS, Row, against, circumstances, write
+from data.albumentations_import import albumentations as A
+from data.augment import AugmentOptions
+from data.image_cache import CACHES
+from data.image_set import ImageSet, Record, pack
+from data.loader import InputSizes, TrainLoader, make_train_loader
+from data.problems import Problems
+from data.source import open_image_set
 
 BATCH = 8
 NAMES = ("baseline", "cold", "ram", "disk")
@@ -50,7 +47,7 @@ MOSAICS = AugmentOptions(mosaic=1.0)
 
 
 class Baseline(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """index -> a mosaic (3, S, S) uint8 and its objects (M, 5): box, label."""
+    """Data set of mosaics (3, S, S) uint8 and their objects (M, 5): box, label."""
 
     def __init__(self, image_set: ImageSet, size: int) -> None:
         self.records = [image_set[index] for index in range(len(image_set))]
@@ -76,19 +73,19 @@ class Baseline(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             row, column = divmod(tile, 2)
             left, right = ((0, cut_x), (cut_x, self.size))[column]
             top, bottom = ((0, cut_y), (cut_y, self.size))[row]
-            image = cv2.cvtColor(cv2.imread(record.path), cv2.COLOR_BGR2RGB)
-            made = self.pipeline(image=image, bboxes=record.boxes, labels=record.labels)
-            canvas[top:bottom, left:right] = made["image"][top:bottom, left:right]
-            boxes = np.array(made["bboxes"], np.float32).reshape(-1, 4)
+            image = cv2.cvtColor(np.asarray(cv2.imread(record.path)), cv2.COLOR_BGR2RGB)
+            augmented = self.pipeline(image=image, bboxes=record.boxes, labels=record.labels)
+            canvas[top:bottom, left:right] = augmented["image"][top:bottom, left:right]
+            boxes = np.array(augmented["bboxes"], np.float32).reshape(-1, 4)
             boxes = boxes.clip([left, top, left, top], [right, bottom, right, bottom])
             seen = (boxes[:, 2:] - boxes[:, :2] >= 2).all(axis=1)
-            labels = np.array(made["labels"], np.float32)
+            labels = np.array(augmented["labels"], np.float32)
             objects.append(np.concatenate([boxes, labels[:, None]], axis=1)[seen])
         return torch.from_numpy(canvas.transpose(2, 0, 1).copy()), torch.from_numpy(np.concatenate(objects))
 
 
 def baseline_batches(image_set: ImageSet, size: int, workers: int) -> Generator[object, None, None]:
-    """Without end."""
+    """Yield batches without end."""
     loader = DataLoader(
         Baseline(image_set, size),
         batch_size=BATCH,
@@ -114,7 +111,7 @@ def one_thread(worker: int) -> None:
 def our_batches(
     image_set: ImageSet, size: int, workers: int, cache: str, folder: Path
 ) -> Generator[object, None, None]:
-    """Without end; the cache, if there is one, is filled before the first."""
+    """Yield batches without end; the cache, if any, is filled before the first."""
     loader = make_train_loader(
         image_set,
         InputSizes((size, size)),
@@ -125,7 +122,7 @@ def our_batches(
         cache="off" if cache == "cold" else cache,
         cache_folder=folder,
     )
-    filling = 0 if cache == "cold" else 4  # epochs: each shows all images but the last few, and mosaics draw others
+    filling = 0 if cache == "cold" else 4  # epochs: one alone leaves out the last few images, and mosaics draw others
     for epoch in count():
         loader.set_epoch(epoch)
         if epoch < filling:
@@ -134,17 +131,17 @@ def our_batches(
             yield from loader
 
 
-def measure(image_set: ImageSet, *, size: int, workers: int, rounds: int, batches: int, folder: Path) -> list[dict]:
-    """One row a contestant. Between turns its workers wait, with a few batches made ahead."""
+def measure(image_set: ImageSet, *, size: int, workers: int, rounds: int, batches: int, folder: Path) -> list[Row]:
+    """Return one row per contestant. Between turns its workers wait, with a few batches made ahead."""
     contestants = {"baseline": baseline_batches(image_set, size, workers)}
     for cache in NAMES[1:]:
         contestants[cache] = our_batches(image_set, size, workers, cache, folder)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
-        for name, made in contestants.items():
-            rates[name].append(rate_of(made, batches, ahead=3 * max(1, workers)))
-    for made in contestants.values():
-        made.close()
+        for name, batches_of in contestants.items():
+            rates[name].append(rate_of(batches_of, batches, ahead=3 * max(1, workers)))
+    for batches_of in contestants.values():
+        batches_of.close()
     rows = []
     for name, of_rounds in rates.items():
         rows.append(
@@ -161,26 +158,31 @@ def measure(image_set: ImageSet, *, size: int, workers: int, rounds: int, batche
     return rows
 
 
-def rate_of(made: Iterator[object], batches: int, *, ahead: int) -> float:
-    """Samples per second, once what was made ahead of time is used up."""
-    for _ in islice(made, ahead):
+def rate_of(source: Iterator[object], batches: int, *, ahead: int) -> float:
+    """Return samples per second, once the batches made ahead are used up."""
+    for _ in islice(source, ahead):
         pass
-    begun = time.perf_counter()
-    for _ in islice(made, batches):
+    start = time.perf_counter()
+    for _ in islice(source, batches):
         pass
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     return batches * BATCH / seconds
 
 
 def synthetic_set(folder: Path, entries: int) -> ImageSet:
-    """An index with so many entries, in many names, of 16 small images, with three objects each."""
+    """Return an index of `entries` names of 16 small images, with three objects each."""
     rng = np.random.default_rng(0)
     for number in range(16):
         cv2.imwrite(str(folder / f"{number:02d}.jpg"), rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
     boxes = np.array([[2, 2, 20, 20], [8, 4, 30, 22], [10, 10, 16, 18]], np.float32)
-    fields = {"boxes": boxes, "labels": np.array([0, 1, 2]), "is_crowd": np.zeros(3, bool), "hw": (24, 32)}
+    fields: dict[str, Any] = {
+        "boxes": boxes,
+        "labels": np.array([0, 1, 2]),
+        "is_crowd": np.zeros(3, bool),
+        "hw": (24, 32),
+    }
     records = [
-        # Names as many and as long as a real index has.
+        # As many and as long names as in a real index.
         Record(path=f"{folder}/{'./' * (number % 40)}{number % 16:02d}.jpg", image_id=number, **fields)
         for number in range(entries)
     ]
@@ -196,10 +198,10 @@ def synthetic_set(folder: Path, entries: int) -> ImageSet:
     )
 
 
-def memory_by_epoch(image_set: ImageSet, *, epochs: int, workers: int, cache: str) -> list[dict]:
-    """A row an epoch: MiB of workers and main process, of the workers, and of what no other process shares with them.
+def memory_by_epoch(image_set: ImageSet, *, epochs: int, workers: int, cache: str) -> list[Row]:
+    """Return one row per epoch: MiB of workers and main process, of the workers, and of their private memory.
 
-    The second epoch is the first that maps a cache as a whole.
+    The second epoch is the first that maps a whole cache.
     """
     loader = make_train_loader(
         image_set,
@@ -218,7 +220,7 @@ def memory_by_epoch(image_set: ImageSet, *, epochs: int, workers: int, cache: st
 
 
 def held_after(loader: TrainLoader) -> dict[str, float]:
-    """MiB at the end of the epoch, while its workers still run."""
+    """Return MiB at the end of the epoch, while its workers still run."""
     deque(loader, maxlen=0)
     shared, private = zip(*map(held_mib, [os.getpid(), *loader.worker_pids]), strict=True)
     return {
@@ -229,13 +231,13 @@ def held_after(loader: TrainLoader) -> dict[str, float]:
 
 
 def held_mib(pid: int) -> tuple[float, float]:
-    """PSS and what is written to and unshared; libraries are left out, whose parts depend on who else has them open."""
+    """Return PSS and private memory in MiB, without libraries, which other programs may share."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     return (kib["Pss_Anon"] + kib["Pss_Shmem"]) / 1024, kib["Private_Dirty"] / 1024
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[Row]) -> str:
     lines = []
     for data in dict.fromkeys(row["data"] for row in rows):
         lines.append(f"{data}: mosaics per second, and relative to the baseline (quartiles over rounds)")
@@ -246,7 +248,7 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def memory_table(rows: list[dict]) -> str:
+def memory_table(rows: list[Row]) -> str:
     names = list(rows[0])
     lines = [" ".join(f"{name:>20}" for name in names)]
     lines += [" ".join(f"{row[name]:>20}" for name in names) for row in rows]
@@ -266,30 +268,30 @@ def main() -> None:
     parser.add_argument("--entries", type=int, default=100_000)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--out", type=Path, help="(default: loader.json or loader_memory.json in benchmarks/results)")
-    asked = parser.parse_args()
-    if not asked.memory and not (asked.bccd or asked.coco):
-        parser.error("name a data set, --bccd or --coco, or ask for --memory")
+    args = parser.parse_args()
+    if not args.memory and not (args.bccd or args.coco):
+        parser.error("name a data set, --bccd or --coco, or choose --memory")
     cv2.setNumThreads(0)
-    rows: list[dict] = []
+    rows: list[Row] = []
     found: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        if asked.memory:
-            image_set = synthetic_set(Path(scratch), asked.entries)
-            rows = memory_by_epoch(image_set, epochs=asked.epochs, workers=asked.workers, cache=asked.cache)
-            found["entries"] = asked.entries
+        if args.memory:
+            image_set = synthetic_set(Path(scratch), args.entries)
+            rows = memory_by_epoch(image_set, epochs=args.epochs, workers=args.workers, cache=args.cache)
+            found["entries"] = args.entries
             print(memory_table(rows))
         else:
-            for path in filter(None, (asked.bccd, asked.coco)):
+            for path in filter(None, (args.bccd, args.coco)):
                 rows += measure(
                     open_image_set(path, "train"),
-                    size=asked.size,
-                    workers=asked.workers,
-                    rounds=asked.rounds,
-                    batches=asked.batches,
+                    size=args.size,
+                    workers=args.workers,
+                    rounds=args.rounds,
+                    batches=args.batches,
                     folder=Path(scratch),
                 )
             print(table(rows))
-    path = asked.out or RESULTS / ("loader_memory.json" if asked.memory else "loader.json")
+    path = args.out or RESULTS / ("loader_memory.json" if args.memory else "loader.json")
     write(path, {"rows": rows, **found}, circumstances(torch.device("cpu")))
 
 

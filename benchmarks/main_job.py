@@ -1,6 +1,6 @@
-"""The main job, timed and scored: train, then evaluate on images that training never saw.
+"""Time and score the main job: train, then evaluate on images that training never saw.
 
-    python benchmarks/main_job.py [--data PATH] [--split test] [-- flags for train.py]
+    python -m benchmarks.main_job [--data PATH] [--split test] [-- flags for train.py]
 
 Prints the figures the README quotes and adds them to benchmarks/results/main_job.jsonl, with the machine.
 """
@@ -15,33 +15,30 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.measured import RESULTS, circumstances  # noqa: E402
-from utils.environment import pick_device  # noqa: E402
+from benchmarks.measured import RESULTS, ROOT, circumstances
+from utils.environment import pick_device
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
     parser.add_argument("--split", default="test", help="split to score on (default test)")
-    parser.add_argument("--out", help="folder that keeps the run and the report (default: a temporary one)")
+    parser.add_argument("--out", help="folder to keep the run and the report in (default: a temporary one)")
     parser.add_argument("train_flags", nargs="*", help="after --: flags for train.py (default --norm cmbn)")
-    asked = parser.parse_args()
-    flags = asked.train_flags or ["--norm", "cmbn"]
-    out = Path(asked.out or tempfile.mkdtemp(prefix="main-job-"))
+    args = parser.parse_args()
+    flags = args.train_flags or ["--norm", "cmbn"]
+    out = Path(args.out or tempfile.mkdtemp(prefix="main-job-"))
     run, report = out / "run", out / "report"
-    begun = time.perf_counter()
-    page("train.py", "--data", asked.data, "--out", str(run), *flags)
-    minutes = (time.perf_counter() - begun) / 60
+    start = time.perf_counter()
+    page("train.py", "--data", args.data, "--out", str(run), *flags)
+    minutes = (time.perf_counter() - start) / 60
     weights = str(run / "best.pt")
-    page("evaluate.py", "--weights", weights, "--data", asked.data, "--split", asked.split, "--out", str(report))
+    page("evaluate.py", "--weights", weights, "--data", args.data, "--split", args.split, "--out", str(report))
     metrics = json.loads((report / "metrics.json").read_text())
     steps = json.loads((run / "settings.json").read_text())["total_steps"]
     row = {
-        "data": Path(asked.data).name,
-        "split": asked.split,
+        "data": Path(args.data).name,
+        "split": args.split,
         "flags": " ".join(flags),
         "AP": round(metrics["AP"], 3),
         "AP50": round(metrics["AP50"], 3),
@@ -57,6 +54,7 @@ def main() -> None:
 
 
 def page(name: str, *flags: str) -> None:
+    """Run train.py or evaluate.py with these flags. Raises CalledProcessError if it fails."""
     subprocess.run([sys.executable, str(ROOT / name), *flags], cwd=ROOT, check=True)
 
 

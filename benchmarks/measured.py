@@ -1,4 +1,4 @@
-"""What the benchmarks' answers share: ratios of runs that took turns, and where and when they were measured."""
+"""Common parts of the benchmarks: ratios of runs that take turns, and when and where they were measured."""
 
 from __future__ import annotations
 
@@ -17,32 +17,35 @@ from utils.environment import describe
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
+Row = dict[str, Any]
+
 
 def against(base: Sequence[float], values: Sequence[float], name: str = "time_ratio") -> dict[str, Any]:
-    """Median and quartiles of the turns' ratios: what slows a whole turn down is in both."""
+    """Return median and quartiles of the ratios by turn; what slows a whole turn down slows both."""
     ratios = [value / other for value, other in zip(values, base, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else 3 * ratios
     return {name: round(statistics.median(ratios), 3), f"{name}_quartiles": [round(low, 3), round(high, 3)]}
 
 
 def circumstances(device: torch.device, **more: Any) -> dict[str, Any]:
+    """Return commit, date, versions and device, to be saved with the figures."""
     return {**more, "commit": commit(), "date": datetime.date.today().isoformat(), **describe(device)}
 
 
 def commit() -> str:
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def results_path(name: str, device: torch.device) -> Path:
-    """A GPU's figures do not overwrite the CPU's, nor another GPU's."""
+    """Return a path per kind of GPU, so that its figures do not overwrite those of a CPU or another GPU."""
     if device.type == "cuda":
         name += "-" + torch.cuda.get_device_name(device).replace(" ", "-")
     return RESULTS / f"{name}.json"
 
 
 def write(path: Path, found: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
-    """As json, and the circumstances to the screen."""
+    """Write the figures as JSON and print the circumstances."""
     print("\n" + ", ".join(f"{name} {value}" for name, value in measured.items()))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**found, "measured": measured}, indent=1))

@@ -1,43 +1,39 @@
-"""What suppression costs: our three kinds and a plain Python loop, relative to torchvision.ops.batched_nms.
+"""Time of non-maximum suppression: our three kinds and a plain Python loop, relative to torchvision's batched_nms.
 
-    python benchmarks/nms.py [--device cpu] [--candidates 100 1000 30000] [--rounds 9]
+    python -m benchmarks.nms [--device cpu] [--candidates 100 1000 30000] [--rounds 9]
 
 The candidates are a crowded image's, 608 px, of 80 classes or of one: noisy copies of 20 objects and some boxes of
-the wrong class, as a network gives them at a low confidence. All take turns in every round, so that a machine's moods
-hit them alike; a ratio is the median over rounds of t(kind) / t(batched_nms) of the same round. The loop takes part
-up to 1,000 candidates. `default` suppresses by IoU as batched_nms does, the two others measure distances as well.
+the wrong class, as from a network at a low confidence. All take turns in every round, because the speed of a machine
+changes; a ratio is the median over rounds of t(kind) / t(batched_nms) in the same round. The loop takes part up to
+1,000 candidates. `default` suppresses by IoU as batched_nms does; the two others use distances as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torchvision.ops import batched_nms  # noqa: E402
-
-from benchmarks.measured import against, circumstances, results_path, write  # noqa: E402
-from cfg.yolo import NMS_KINDS  # noqa: E402
-from models.yolo.nms import NmsRule, classwise_nms  # noqa: E402
-from utils.environment import pick_device  # noqa: E402
+from benchmarks.measured import Row, against, circumstances, results_path, write
+from cfg.yolo import NMS_KINDS
+from models.yolo.nms import NmsRule, classwise_nms
+from utils.environment import pick_device
 
 IOU = 0.45
 MAX_LOOP = 1000  # candidates
 OBJECTS, SIDE_PX = 20, 608
-AT_LEAST_S = 0.02  # a turn repeats what is quicker
+AT_LEAST_S = 0.02  # quicker calls are repeated within a turn
 
 
 def crowd(candidates: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """boxes (M, 4) xyxy, scores (M,), labels (M,); the same ones each time."""
+    """Return boxes (M, 4) xyxy, scores (M,) and labels (M,), always the same."""
     generator = torch.Generator().manual_seed(0)
     objects = torch.rand(OBJECTS, 4, generator=generator) * SIDE_PX * torch.tensor([1, 1, 0.4, 0.4])
     sizes = objects[:, 2:] + 20
@@ -52,7 +48,7 @@ def crowd(candidates: int, classes: int, device: torch.device) -> tuple[Tensor, 
 
 
 def loop(boxes: Tensor, scores: Tensor, labels: Tensor) -> list[int]:
-    """One box after the other, in plain Python."""
+    """Return the kept indices, found box by box in plain Python."""
     corners, classes = boxes.tolist(), labels.tolist()
     kept: list[int] = []
     for index in scores.argsort(descending=True).tolist():
@@ -70,18 +66,18 @@ def iou(a: list[float], b: list[float]) -> float:
 
 
 def contestants(boxes: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Callable[[], Tensor | list[int]]]:
-    made: dict[str, Callable[[], Tensor | list[int]]] = {
+    runs: dict[str, Callable[[], Tensor | list[int]]] = {
         "batched_nms": partial(batched_nms, boxes, scores, labels, IOU)
     }
     for kind in NMS_KINDS:
-        made[kind] = partial(classwise_nms, boxes, scores, labels, NmsRule(kind=kind, iou=IOU))
+        runs[kind] = partial(classwise_nms, boxes, scores, labels, NmsRule(kind=kind, iou=IOU))
     if len(boxes) <= MAX_LOOP:
-        made["Python loop"] = partial(loop, boxes, scores, labels)
-    return made
+        runs["Python loop"] = partial(loop, boxes, scores, labels)
+    return runs
 
 
-def measure(candidates: int, classes: int, rounds: int, device: torch.device) -> list[dict]:
-    """One row a contestant."""
+def measure(candidates: int, classes: int, rounds: int, device: torch.device) -> list[Row]:
+    """Return one row per contestant."""
     runs = contestants(*crowd(candidates, classes, device))
     kept = {name: sorted(map(int, run())) for name, run in runs.items()}  # warms up, too
     assert kept["default"] == kept["batched_nms"] == kept.get("Python loop", kept["default"])
@@ -106,11 +102,11 @@ def measure(candidates: int, classes: int, rounds: int, device: torch.device) ->
 
 
 def seconds_of(run: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Of one call: on a CPU this process's own time, whatever else runs there."""
-    begun = _now_s(device)
+    """Return the seconds of one call; on a CPU as process time, which other processes do not change."""
+    start = _now_s(device)
     for _ in range(repeats):
         run()
-    return (_now_s(device) - begun) / repeats
+    return (_now_s(device) - start) / repeats
 
 
 def _now_s(device: torch.device) -> float:
@@ -120,7 +116,7 @@ def _now_s(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[Row]) -> str:
     cases = list(dict.fromkeys((row["classes"], row["candidates"]) for row in rows))
     at = {(row["nms"], row["classes"], row["candidates"]): row for row in rows}
     head = [f"{candidates:,} of {classes}" for classes, candidates in cases]
@@ -130,7 +126,8 @@ def table(rows: list[dict]) -> str:
         found = [at.get((name, *case)) for case in cases]
         cells = [f"{row['time_ratio']:>14.2f}" if row else f"{'-':>14}" for row in found]
         lines.append(f"{name:<14}" + "".join(cells))
-    milliseconds = "".join(f"{at[('batched_nms', *case)]['ms']:>14.2f}" for case in cases)
+    base = [at["batched_nms", classes, candidates] for classes, candidates in cases]
+    milliseconds = "".join(f"{row['ms']:>14.2f}" for row in base)
     lines.append(f"{'in ms, 1.00 is':<14}{milliseconds}")
     return "\n".join(lines)
 
@@ -143,15 +140,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
     parser.add_argument("--out", type=Path, help="(default: in benchmarks/results, with the name of a GPU)")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    device = pick_device(asked.device)
-    rows: list[dict] = []
-    for classes in asked.classes:
-        for candidates in asked.candidates:
-            rows += measure(candidates, classes, asked.rounds, device)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = pick_device(args.device)
+    rows: list[Row] = []
+    for classes in args.classes:
+        for candidates in args.candidates:
+            rows += measure(candidates, classes, args.rounds, device)
     print(table(rows))
-    write(asked.out or results_path("nms", device), {"rows": rows}, circumstances(device))
+    write(args.out or results_path("nms", device), {"rows": rows}, circumstances(device))
 
 
 if __name__ == "__main__":

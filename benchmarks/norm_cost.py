@@ -1,87 +1,72 @@
-"""What each norm costs: time of a training step and memory, relative to stock nn.BatchNorm2d.
+"""Cost of each norm: time of a training step and memory, relative to stock nn.BatchNorm2d.
 
-    python benchmarks/norm_cost.py [--device cpu] [--sizes 160 224] [--minibatches 1 2 4] [--rounds 7] [--only cmbn ...]
+    python -m benchmarks.norm_cost [--device cpu] [--sizes 160 224] [--minibatches 1 2 4] [--rounds 7] [--only cmbn ...]
 
-The network is yolov4-tiny up to its first head (17 normalized convolutions, 4.9 M weights); a step is a batch of
-four mini-batches, forward and backward each, and SGD. All norms take turns in every round, so that a machine's
-moods hit them alike; a ratio is the median over rounds of t(norm) / t(bn) of the same round.
+The network is yolov4-tiny up to its first head (17 normalized convolutions, 4.9 M weights); a step is a batch of four
+mini-batches, forward and backward each, and SGD. There is no burn-in. All norms take turns in every round, because the
+speed of a machine changes; a ratio is the median over rounds of t(norm) / t(bn) in the same round. --only takes what is
+typed after train.py's --norm: --only cmbn 'cbn:window=8'.
 
-Memory: on CUDA the peak of a step beyond what lay there before. On a CPU, where no such counter exists, what
-autograd saves for the backward of one mini-batch. "history": what the norm keeps beside BN's own state.
+Memory: on CUDA the peak of a step above what was allocated before. On a CPU, which has no such counter, what autograd
+saves for the backward of one mini-batch. "history": what the norm keeps beyond BN's own state.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from torch import nn
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-
-from benchmarks.measured import against, circumstances, results_path, write  # noqa: E402
-from benchmarks.tensor_bytes import saved_bytes, state_bytes  # noqa: E402
-from cfg.plan import Plan, load_plan, parse_plan  # noqa: E402
-from models.network import Network  # noqa: E402
-from models.norms.table import NormOptions, norm_factory  # noqa: E402
-from utils.clock import BatchClock  # noqa: E402
-from utils.environment import pick_device  # noqa: E402
+from benchmarks.measured import Row, against, circumstances, results_path, write
+from benchmarks.small_batch.recipes import settings_of, with_burn_in
+from benchmarks.tensor_bytes import saved_bytes, state_bytes
+from cfg.plan import Plan, load_plan, parse_plan
+from models.network import Network
+from models.norms import cmbn
+from models.norms.table import NORMS, NormOptions, norm_factory
+from utils.clock import BatchClock
+from utils.environment import pick_device
+from utils.errors import exit_on_error
 
 PARTS = 4  # mini-batches in a batch
-KINDS = {
-    "bn": {"norm": "bn"},
-    "bn pooled": {"norm": "bn", "norm_running": "pooled"},
-    "cmbn share": {"norm": "cmbn", "norm_gradient": "share"},
-    "cmbn weights": {"norm": "cmbn", "norm_gradient": "weights"},
-    "cmbn weights, carried": {"norm": "cmbn", "norm_gradient": "weights", "norm_carry": True},
-    "cmbn weights, all positions": {"norm": "cmbn", "norm_gradient": "weights", "norm_positions": 0},
-    "cmbn renorm": {"norm": "cmbn", "norm_gradient": "renorm"},
-    "cmbn darknet": {"norm": "cmbn", "norm_gradient": "darknet"},
-    "cbn std": {"norm": "cbn", "norm_gradient": "share"},
-    "cbn std, weights": {"norm": "cbn", "norm_gradient": "weights"},
-    "cbn taylor, all positions": {
-        "norm": "cbn",
-        "norm_gradient": "share",
-        "norm_estimator": "taylor",
-        "norm_positions": 0,
-    },
-    "cbn none": {"norm": "cbn", "norm_estimator": "none"},
-    "cbn-lite": {"norm": "cbn-lite"},
-    "mabn": {"norm": "mabn"},
-    "brn": {"norm": "brn"},
-    "gn": {"norm": "gn"},
-    "ln": {"norm": "ln"},
-    "in": {"norm": "in"},
-    "frozen": {"norm": "frozen"},
-    "none": {"norm": "none"},
-    "bn, centred weights": {"norm": "bn", "weight_centralization": True},
-}
+# Each norm with its defaults, and with the options that change its cost.
+RECIPES = (
+    *(name for name in NORMS if name != "syncbn"),
+    "bn:running=pooled",
+    "bn --weight-centralization",
+    *(f"cmbn:gradient={gradient}" for gradient in cmbn.GRADIENTS[1:]),
+    "cmbn:carry",
+    "cmbn:positions=0",
+    "cbn:gradient=share",
+    "cbn:gradient=share,estimator=none",
+    "cbn:gradient=share,estimator=taylor,positions=0",
+)
 
 
 class Contestant:
     """One network with its norm, optimizer and clock."""
 
-    def __init__(self, kind: str, activation: str, device: torch.device) -> None:
+    def __init__(self, recipe: str, activation: str, device: torch.device) -> None:
         torch.manual_seed(0)
-        settings = dict(KINDS[kind])
-        if settings["norm"] in ("cbn", "cbn-lite", "brn") or settings.get("norm_carry"):
-            settings["norm_burn_in_steps"] = 0
-        self.kind = kind
-        self.network = Network(headless_tiny(activation), norm_factory(NormOptions(**settings))).to(device).train()
+        options = NormOptions(**settings_of(recipe))
+        options = replace(options, norm=str(with_burn_in(options.spec, 0)))
+        self.recipe, self.has_running_statistics = recipe, options.spec.has_running_statistics
+        self.network = Network(headless_tiny(activation), norm_factory(options)).to(device).train()
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.9)
         self.clock = BatchClock(self.network)
-        self.held_bytes = 0  # at most, between two mini-batches
+        self.held_bytes = 0  # the most between two mini-batches
 
     def step(self, images: torch.Tensor, *, weighed: bool = False) -> None:
-        """weighed: see what the norms hold, which takes a while."""
+        """Take one training step. weighed: count what the norms hold, which takes a while."""
         for part in self.clock.minibatches(images.chunk(PARTS)):
-            self.network.last_output(part).square().mean().backward()
+            torch.autograd.backward(self.network.last_output(part).square().mean())
             if weighed:
                 self.held_bytes = max(self.held_bytes, state_bytes(self.network))
         self.optimizer.step()
@@ -89,17 +74,17 @@ class Contestant:
         self.clock.stepped()
 
     def history_bytes(self) -> int:
-        stock = 0 if self.kind in ("gn", "ln", "in", "none") else 2 * 4
+        stock = 2 * 4 if self.has_running_statistics else 0
         channels = sum(m.out_channels for m in self.network.modules() if isinstance(m, nn.Conv2d))
         return max(0, self.held_bytes - stock * channels)
 
     def saved_bytes(self, images: torch.Tensor) -> int:
-        """Of the tensors that autograd keeps for the backward of one mini-batch, weights left out."""
+        """Return the bytes that autograd saves for the backward of one mini-batch, without weights."""
         return saved_bytes(partial(self.network.last_output, images), self.network)
 
 
 def headless_tiny(activation: str) -> Plan:
-    """yolov4-tiny's plan up to the layer before its first head's output."""
+    """Return yolov4-tiny's plan up to the layer before its first head's output."""
     plan = load_plan("yolov4-tiny")
     lines = plan.source_text.replace("activation=leaky", f"activation={activation}").splitlines()
     last = plan.nodes[plan.heads[0] - 1].line
@@ -107,13 +92,13 @@ def headless_tiny(activation: str) -> Plan:
 
 
 def measure(
-    kinds: list[str], activation: str, side_px: int, image_count: int, rounds: int, device: torch.device
-) -> list[dict]:
-    """images: of a mini-batch. One row a norm."""
+    recipes: Sequence[str], activation: str, side_px: int, image_count: int, rounds: int, device: torch.device
+) -> list[Row]:
+    """Return one row per norm. image_count: of a mini-batch."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(PARTS * image_count, 3, side_px, side_px, generator=generator).to(device)
-    contestants = [Contestant(kind, activation, device) for kind in kinds]
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    contestants = [Contestant(recipe, activation, device) for recipe in recipes]
+    seconds: dict[str, list[float]] = {recipe: [] for recipe in recipes}
     peaks: dict[str, int] = {}
     for turn in range(rounds + 1):
         for contestant in contestants:
@@ -121,29 +106,29 @@ def measure(
             if device.type == "cuda":
                 before = torch.cuda.memory_allocated(device)
                 torch.cuda.reset_peak_memory_stats(device)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             contestant.step(images, weighed=turn == 0)
             _wait_for(device)
             if turn:  # the first round warms up
-                seconds[contestant.kind].append(time.perf_counter() - begun)
+                seconds[contestant.recipe].append(time.perf_counter() - start)
                 if device.type == "cuda":
-                    peaks[contestant.kind] = torch.cuda.max_memory_allocated(device) - before
+                    peaks[contestant.recipe] = torch.cuda.max_memory_allocated(device) - before
     if device.type != "cuda":
-        peaks = {c.kind: c.saved_bytes(images[:image_count]) for c in contestants}
+        peaks = {c.recipe: c.saved_bytes(images[:image_count]) for c in contestants}
     weights = sum(p.numel() for p in contestants[0].network.parameters() if p.ndim == 4)
     rows = []
     for contestant in contestants:
-        kind = contestant.kind
+        recipe = contestant.recipe
         rows.append(
             {
-                "norm": kind,
+                "norm": recipe,
                 "activation": activation,
                 "size_px": side_px,
                 "mini_batch": image_count,
-                "step_s": round(statistics.median(seconds[kind]), 4),
-                **against(seconds["bn"], seconds[kind]),
-                "memory_MB": round(peaks[kind] / 2**20, 1),
-                "memory_ratio": round(peaks[kind] / peaks["bn"], 3),
+                "step_s": round(statistics.median(seconds[recipe]), 4),
+                **against(seconds["bn"], seconds[recipe]),
+                "memory_MB": round(peaks[recipe] / 2**20, 1),
+                "memory_ratio": round(peaks[recipe] / peaks["bn"], 3),
                 "history_MB": round(contestant.history_bytes() / 2**20, 2),
                 "history_in_weights": round(contestant.history_bytes() / 4 / weights, 2),
             }
@@ -156,18 +141,19 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def table(rows: list[dict]) -> str:
-    """Time ratios by size and mini-batch, then memory at the largest."""
+def table(rows: Sequence[Row]) -> str:
+    """Return time ratios by size and mini-batch, then memory at the largest."""
     cases = sorted({(row["size_px"], row["mini_batch"]) for row in rows})
     at = {(row["norm"], row["size_px"], row["mini_batch"]): row for row in rows}
-    kinds = list(dict.fromkeys(row["norm"] for row in rows))
+    recipes = list(dict.fromkeys(row["norm"] for row in rows))
+    width = 2 + max(map(len, recipes))
     head = [f"{size} px, {image_count}" for size, image_count in cases]
     lines = ["time of a training step / stock BN's, by size and mini-batch; memory and history at the last"]
-    lines.append(f"{'norm':<28}" + "".join(f"{text:>12}" for text in head) + f"{'memory':>9}{'history':>10}")
-    for kind in kinds:
-        cells = [at[kind, size, image_count] for size, image_count in cases]
+    lines.append(f"{'norm':<{width}}" + "".join(f"{text:>12}" for text in head) + f"{'memory':>9}{'history':>10}")
+    for recipe in recipes:
+        cells = [at[recipe, size, image_count] for size, image_count in cases]
         ratios = "".join(f"{cell['time_ratio']:>12.2f}" for cell in cells)
-        lines.append(f"{kind:<28}{ratios}{cells[-1]['memory_ratio']:>9.2f}{cells[-1]['history_MB']:>7.1f} MB")
+        lines.append(f"{recipe:<{width}}{ratios}{cells[-1]['memory_ratio']:>9.2f}{cells[-1]['history_MB']:>7.1f} MB")
     return "\n".join(lines)
 
 
@@ -176,24 +162,24 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--sizes", type=int, nargs="+", default=[160, 224], help="input side in px")
     parser.add_argument("--minibatches", type=int, nargs="+", default=[1, 2, 4], help="images per forward")
-    parser.add_argument("--activation", default="leaky", help="of every convolution (default leaky; yolov4 has mish)")
+    parser.add_argument("--activation", default="leaky", help="of every convolution (default leaky; yolov4: mish)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
-    parser.add_argument("--only", nargs="+", choices=KINDS, help="these norms and bn")
+    parser.add_argument("--only", nargs="+", metavar="NORM", help="these norms and bn")
     parser.add_argument("--out", type=Path, help="(default: in benchmarks/results, with the name of a GPU)")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    device = pick_device(asked.device)
-    kinds = list(KINDS) if not asked.only else ["bn", *(kind for kind in asked.only if kind != "bn")]
-    rows: list[dict] = []
-    for side_px in asked.sizes:
-        for image_count in asked.minibatches:
-            rows += measure(kinds, asked.activation, side_px, image_count, asked.rounds, device)
-            took_s = rows[-len(kinds)]["step_s"]
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = pick_device(args.device)
+    recipes = tuple(dict.fromkeys(["bn", *(args.only or RECIPES)]))
+    rows: list[Row] = []
+    for side_px in args.sizes:
+        for image_count in args.minibatches:
+            rows += measure(recipes, args.activation, side_px, image_count, args.rounds, device)
+            took_s = rows[-len(recipes)]["step_s"]
             print(f"{side_px} px, mini-batch {image_count}: bn takes {took_s} s a step", flush=True)
     print("\n" + table(rows))
-    write(asked.out or results_path("norm_cost", device), {"rows": rows}, circumstances(device))
+    write(args.out or results_path("norm_cost", device), {"rows": rows}, circumstances(device))
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_error(main)

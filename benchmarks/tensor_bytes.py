@@ -1,4 +1,4 @@
-"""What a training holds besides its weights: memory, where no counter of a GPU tells its peak."""
+"""Memory that a training holds besides its weights, where no GPU counts its peak."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ Storages = dict[int, int]  # address -> bytes: tensors that share one are counte
 
 
 def saved_storages(run: Callable[[], object], network: nn.Module) -> Storages:
-    """Of the tensors that `run`, a forward, saves for its backward; the network's own are left out."""
+    """Return the tensors that `run`, a forward, saves for its backward, without the network's own."""
     known = storages((*network.parameters(), *network.buffers()))
     saved: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        saved.append(tensor.detach())  # so that no other takes its place in memory meanwhile
+        saved.append(tensor.detach())  # kept, so that no other tensor takes its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        made = run()
-    del made
+        outputs = run()
+    del outputs
     return {address: size for address, size in storages(saved).items() if address not in known}
 
 
 def state_storages(network: nn.Module) -> Storages:
-    """Of all tensors that modules hold, buffers or not, their weights left out."""
+    """Return all tensors that modules hold, buffers or not, without parameters."""
     held = (value for module in network.modules() for value in (*module._buffers.values(), *vars(module).values()))
     return storages(value for value in held if isinstance(value, Tensor))
 
 
 def storages(tensors: Iterable[Tensor]) -> Storages:
-    return {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
 def saved_bytes(run: Callable[[], object], network: nn.Module) -> int:

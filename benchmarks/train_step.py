@@ -1,45 +1,40 @@
-"""What a training step takes, by the way it is computed: time and memory, relative to plain eager PyTorch.
+"""Cost of a training step by the way it is computed: time and memory, relative to plain eager PyTorch.
 
-    python benchmarks/train_step.py [--nets yolov4-tiny yolov4] [--device cpu] [--images 1] [--rounds 5] [--only ...]
+    python -m benchmarks.train_step [--nets yolov4-tiny yolov4] [--device cpu] [--images 1] [--rounds 5] [--only ...]
 
 A step is one forward, the loss and backward of a mini-batch, and SGD, at 416 px through the project's own TrainStep.
-"eager" is stock nn.BatchNorm2d with an activation of its own behind it, in float32. All ways take turns in every round,
-so that a machine's moods hit them alike; a ratio is the median over rounds of t(way) / t(eager) of the same round.
+"eager" is stock nn.BatchNorm2d followed by an activation, in float32. All ways take turns in every round, because the
+speed of a machine changes; a ratio is the median over rounds of t(way) / t(eager) in the same round.
 
-Memory: on CUDA the peak of a step beyond what lay there before. On a CPU, where no such counter exists, what autograd
-saves for the backward and what crosses the spans of a network that recomputes; a compiled network is not measured.
+Memory: on CUDA the peak of a step above what was allocated before. On a CPU, which has no such counter, what autograd
+saves for the backward and what crosses the spans of a network with activation checkpointing; a compiled network is not
+measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from torch import Tensor
 
-# Before torch: options checks that torchvision fits it.
-import options  # noqa: E402, F401, I001
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from benchmarks.measured import circumstances, results_path, write, against  # noqa: E402
-from benchmarks.tensor_bytes import saved_bytes  # noqa: E402
-from cfg.plan import load_plan  # noqa: E402
-from models.network import Network, parameter_groups  # noqa: E402
-from models.norms.table import NormOptions, norm_factory  # noqa: E402
-from models.yolo.loss import LossOptions, YoloLoss  # noqa: E402
-from engine.amp import MixedPrecision  # noqa: E402
-from engine.step import TrainStep  # noqa: E402
-from utils.clock import BatchClock  # noqa: E402
-from utils.environment import pick_device  # noqa: E402
-from utils.structures import Batch, Targets  # noqa: E402
+from benchmarks.measured import Row, against, circumstances, results_path, write
+from benchmarks.tensor_bytes import saved_bytes
+from cfg.plan import load_plan
+from engine.amp import MixedPrecision
+from engine.step import TrainStep
+from models.network import Network, parameter_groups
+from models.norms.table import NormOptions, norm_factory
+from models.yolo.loss import LossOptions, YoloLoss
+from utils.clock import BatchClock
+from utils.environment import pick_device
+from utils.structures import Batch, Targets
 
 SIDE_PX = 416
 BOXES = 12  # in each image
@@ -47,7 +42,7 @@ BOXES = 12  # in each image
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Way:
-    fused: bool = False  # batch norm with its activation in one (`--norm-running pooled`)
+    fused: bool = False  # batch norm and activation in one operation, as in bn:running=pooled
     channels_last: bool = False
     bf16: bool = False
     compiled: bool = False
@@ -70,7 +65,7 @@ WAYS = {
 class Contestant:
     def __init__(self, net: str, way: Way, device: torch.device) -> None:
         torch.manual_seed(0)
-        norm = NormOptions(norm="bn", norm_running="pooled" if way.fused else "ema")
+        norm = NormOptions(norm="bn:running=pooled" if way.fused else "bn")
         self.way, self.device = way, device
         self.network = Network(load_plan(net, input_hw=(SIDE_PX, SIDE_PX)), norm_factory(norm)).to(device).train()
         if way.recomputes:
@@ -91,37 +86,42 @@ class Contestant:
         )
 
     def timed(self, batch: Batch) -> tuple[float, int]:
-        """Seconds of a step, and on CUDA its peak of memory in bytes."""
+        """Return the seconds of a step and, on CUDA, its peak of memory in bytes, else 0."""
         on_cuda = self.device.type == "cuda"
         if on_cuda:
-            self.step.optimizer.zero_grad(set_to_none=True)  # those of the step before count to its own memory
+            self.step.optimizer.zero_grad(set_to_none=True)  # the last step's gradients count as this one's memory
             torch.cuda.synchronize(self.device)
             before = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         self.step(batch)
         if on_cuda:
             torch.cuda.synchronize(self.device)
-            return time.perf_counter() - begun, torch.cuda.max_memory_allocated(self.device) - before
-        return time.perf_counter() - begun, 0
+            return time.perf_counter() - start, torch.cuda.max_memory_allocated(self.device) - before
+        return time.perf_counter() - start, 0
 
     def saved_bytes(self, batch: Batch) -> int:
-        """What waits for the backward; where the network recomputes, with the largest span when its turn comes."""
+        """Return what is kept for the backward; with checkpointing, plus what the largest span recomputes."""
         if not self.way.recomputes:
             return self._saved_by(lambda: self.network.forward(batch.pixels()))
-        outputs, within, between = {-1: batch.pixels()}, 0, {}
+        outputs, within = {-1: batch.pixels()}, 0
+        between: dict[int, int] = {}
         for span in self.network._spans:
-            made: list[Tensor] = []
+            tensors: list[Tensor] = []
             run = partial(self.network._run_span, span, tuple(outputs), *outputs.values())
-            within = max(within, self._saved_by(lambda run=run, made=made: made.extend(run())))
-            outputs = dict(zip(self.network._left_after(span), made, strict=True))
+            within = max(within, self._saved_by(partial(_collect, run, tensors)))
+            outputs = dict(zip(self.network._held_after(span), tensors, strict=True))
             between |= {index: output.nbytes for index, output in outputs.items() if index >= 0}
         return within + sum(between.values())
 
     def _saved_by(self, run: Callable[[], object]) -> int:
-        """By autograd, in the precision of the step."""
+        """Return the bytes that autograd saves, in the precision of the step."""
         with self.step.precision.autocast():
             return saved_bytes(run, self.network)
+
+
+def _collect(run: Callable[[], Iterable[Tensor]], into: list[Tensor]) -> None:
+    into.extend(run())
 
 
 def batch_of(image_count: int, device: torch.device) -> Batch:
@@ -146,13 +146,13 @@ def batch_of(image_count: int, device: torch.device) -> Batch:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """In hardware: emulated it is slower than float32."""
+    """Return whether the hardware has bf16; emulated it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported()) or bool(torch.cpu._is_amx_tile_supported())
 
 
-def measure(net: str, ways: list[str], image_count: int, rounds: int, device: torch.device) -> list[dict]:
+def measure(net: str, ways: list[str], image_count: int, rounds: int, device: torch.device) -> list[Row]:
     batch = batch_of(image_count, device)
     contestants = {name: Contestant(net, WAYS[name], device) for name in ways}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -160,7 +160,7 @@ def measure(net: str, ways: list[str], image_count: int, rounds: int, device: to
     for turn in range(rounds + 2):
         for name, contestant in contestants.items():
             took_s, peak = contestant.timed(batch)
-            if turn > 1:  # the first rounds compile, allocate and choose algorithms
+            if turn > 1:  # the first two compile, allocate and choose algorithms
                 seconds[name].append(took_s)
                 peaks[name] = max(peaks[name], peak)
     if device.type != "cuda":
@@ -184,7 +184,7 @@ def measure(net: str, ways: list[str], image_count: int, rounds: int, device: to
     return rows
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[Row]) -> str:
     head = f"{'net':<14}{'way':<32}{'images/s':>11}{'time':>7}{'quartiles':>14}{'memory MB':>11}{'memory':>8}"
     lines = ["time and memory relative to eager", head]
     for row in rows:
@@ -206,19 +206,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
     parser.add_argument("--only", nargs="+", choices=WAYS, help="these ways and eager")
     parser.add_argument("--out", type=Path, help="(default: in benchmarks/results, with the name of a GPU)")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    device = pick_device(asked.device)
-    ways = [name for name in WAYS if not asked.only or name in asked.only or name == "eager"]
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = pick_device(args.device)
+    ways = [name for name in WAYS if not args.only or name in args.only or name == "eager"]
     if not has_bf16(device):
         print("bf16 left out: this device has none in hardware")
         ways = [name for name in ways if not WAYS[name].bf16]
-    image_count = asked.images or (8 if device.type == "cuda" else 1)
-    rows: list[dict] = []
-    for net in asked.nets:
-        rows += measure(net, ways, image_count, asked.rounds, device)
+    image_count = args.images or (8 if device.type == "cuda" else 1)
+    rows: list[Row] = []
+    for net in args.nets:
+        rows += measure(net, ways, image_count, args.rounds, device)
         print(table(rows[-len(ways) :]), flush=True)
-    write(asked.out or results_path("train_step", device), {"rows": rows}, circumstances(device))
+    write(args.out or results_path("train_step", device), {"rows": rows}, circumstances(device))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 import train
 from benchmarks import measured
 from benchmarks.small_batch.grid import BATCH, Cell
-from benchmarks.small_batch.recipes import settings_of, spoken
+from benchmarks.small_batch.recipes import record_of, settings_of
 from benchmarks.small_batch.sources import Source, prepare
 from benchmarks.tensor_bytes import saved_storages, state_storages
 from cfg.plan import Plan
@@ -50,17 +50,21 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def run_cell(
     cell: Cell, folder: Path, *, folders: Mapping[str, str], device: str, workers: int, commit: str
 ) -> dict[str, Any]:
-    """Train and examine; the row. folder: of the run, not there yet; folders: of the data that is not made.
+    """Train and evaluate a cell, and return its row.
 
-    commit: of the code, which may have changed on the disk since it was loaded.
-
-    The test split is opened when the best weights lie on the disk, and not at all where a rate is being tuned.
+    The test split is opened once the best weights are written, and never in tuning. folder: of the run, created here.
+    folders: of the data that is not made here. commit: of the code as loaded; files may have changed since.
     """
-    begun, begun_cpu = time.monotonic(), time.process_time()
+    start, start_cpu = time.monotonic(), time.process_time()
     source = prepare(cell, folders)
     job = job_of_cell(cell, source, device=device, workers=workers)
     options, val_set = job.options, job.val_set
-    row: dict[str, Any] = {**asdict(cell), "shift": source.shift, "settings": spoken(options.norm), "diverged": False}
+    row: dict[str, Any] = {
+        **asdict(cell),
+        "shift": source.shift,
+        "settings": record_of(options.norm),
+        "diverged": False,
+    }
     scores = {"val_AP": 0.0, "val_AP50": 0.0, "test_AP": None, "test_AP50": None}
     is_tested = cell.role == "main" and source.test is not None
     try:
@@ -78,17 +82,17 @@ def run_cell(
             scores |= {"test_AP": table.AP, "test_AP50": table.AP50}
         row |= trained(folder) | gaps(detector, val_set, cell, options.norm, workers=workers)
     except NotFinite:
-        row["diverged"] = True  # a result: it scores nothing
+        row["diverged"] = True  # a result: it scores 0
         scores |= {"test_AP": 0.0, "test_AP50": 0.0} if is_tested else {}
     row |= {name: value if value is None else round(value, 5) for name, value in scores.items()}
     row |= memory(cell, options, job.plan)
-    row |= {"seconds": round(time.monotonic() - begun, 1), "cpu_seconds": round(time.process_time() - begun_cpu, 1)}
+    row |= {"seconds": round(time.monotonic() - start, 1), "cpu_seconds": round(time.process_time() - start_cpu, 1)}
     row |= {"commit": commit, "date": datetime.date.today().isoformat()}
     return {**row, "machine": describe(pick_device(device))}
 
 
 def job_of_cell(cell: Cell, source: Source, *, device: str, workers: int) -> Job:
-    """As train.py's main makes it of typed flags."""
+    """Return the job as train.py makes it from typed flags."""
     given = {
         "data": source.path,
         "cfg": source.cfg,
@@ -96,7 +100,7 @@ def job_of_cell(cell: Cell, source: Source, *, device: str, workers: int) -> Job
         "multi_scale": 1.0,
         "seed": cell.seed,
         "device": device,
-        "amp": "off",  # a GPU's rows are of the same arithmetic
+        "amp": "off",  # the same arithmetic on CPU and GPU
         "workers": workers,
         "evals": EVALS,
         "max_steps": cell.steps,
@@ -107,24 +111,24 @@ def job_of_cell(cell: Cell, source: Source, *, device: str, workers: int) -> Job
         "lr_policy": "cosine",
         "burn_in_steps": cell.steps // 10,
         "mosaic": 0.5 if cell.mosaic else 0.0,
-        **settings_of(cell.recipe, steps=cell.steps),
+        **settings_of(cell.recipe),
     }
     return job_of(given)
 
 
 def check_apart(train_set: ImageSet, val_set: ImageSet, test_set: ImageSet) -> None:
-    """UserError where the test split shares an image with a split that training or selection saw."""
+    """Raise UserError if the test split shares an image with a split used in training or selection."""
     for seen in (train_set, val_set):
         if common := test_set.shares_images_with(seen):
             raise UserError(f"{test_set.name}: '{test_set.split}' shares {common} images with '{seen.split}'")
 
 
 def trained(folder: Path) -> dict[str, Any]:
-    """From the run's own files: speed, loss, curve, first batch.
+    """Return speed, loss, curve and first batch, read from the run's files.
 
-    step_s: of an optimizer step with its loading, in the fastest epoch after the first and before any freeze, since
-    other processes can only slow an epoch down. curve: [training images, AP on val] at each evaluation.
-    first_batch: a hash of its image, which shows that two runs saw the same.
+    step_s: seconds of an optimizer step with its loading, in the fastest epoch after the first and before any freeze,
+    because other processes can only slow an epoch down. curve: [training images, AP on val] at each evaluation.
+    first_batch: a hash of its image, equal in runs on the same images.
     """
     with open(folder / "results.csv", newline="") as file:
         epochs = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
@@ -144,7 +148,7 @@ def trained(folder: Path) -> dict[str, Any]:
 
 
 def gaps(detector: Detector, val_set: ImageSet, cell: Cell, norm: NormOptions, *, workers: int) -> dict[str, Any]:
-    """Per layer, how far statistics of mini-batches of val images are from the running ones that test uses.
+    """Return per layer how far the statistics of mini-batches of val images are from the running ones.
 
     statistics_of: images behind the statistics that the norm trained with in the end, None if not of mini-batches.
     gap: root mean square of sigma_b / sigma - 1 by layer, for mini-batches b of 1, 2, 4, 8 and 16 images.
@@ -161,10 +165,10 @@ def gaps(detector: Detector, val_set: ImageSet, cell: Cell, norm: NormOptions, *
 
 
 def memory(cell: Cell, options: TrainOptions, plan: Plan) -> dict[str, Any]:
-    """In MB, of one batch at the end of the training, when burn-in is over.
+    """Return the memory of one batch in MB, at the end of training, after any burn-in.
 
-    On CUDA what is allocated at most beside what was there before. Elsewhere, where there is no such counter, what
-    autograd saves for the backward of a mini-batch and what the norms hold then beside batch norm's own state.
+    On CUDA the peak of allocations above what was allocated before. On a CPU, which has no such counter, what autograd
+    saves for the backward of a mini-batch, and what the norms hold then beyond batch norm's own state.
     """
     device, parts = pick_device(options.device), BATCH // cell.mini_batch
     images = torch.rand(cell.mini_batch, 3, *plan.net.input_hw, device=device)
@@ -175,21 +179,21 @@ def memory(cell: Cell, options: TrainOptions, plan: Plan) -> dict[str, Any]:
     most = 0
     for pixels in BatchClock(network, step=cell.steps - 1).minibatches([images] * parts):
         if device.type == "cuda":
-            torch.stack([head.logits.square().mean() for head in network(pixels)]).sum().backward()
+            torch.autograd.backward([head.logits.square().mean() for head in network(pixels)])
         else:
             saved = saved_storages(partial(network, pixels), network)
             most = max(most, sum((saved | state_storages(network)).values()))
     if device.type == "cuda":
         most, what = torch.cuda.max_memory_allocated(device) - before, "peak allocated by a batch"
     else:
-        channels = sum(norm.weight.numel() for norm in network.modules() if has_running_statistics(norm))
-        most -= 2 * 4 * channels  # running mean and variance
+        buffers = (norm.get_buffer("running_mean") for norm in network.modules() if has_running_statistics(norm))
+        most -= 2 * 4 * sum(buffer.numel() for buffer in buffers)  # running mean and variance
         what = "saved for a mini-batch's backward, and held by the norms"
     return {"memory_MB": round(most / 2**20, 2), "memory_of": what}
 
 
 def code_version() -> str:
-    """The commit, and whether code was changed since."""
-    asked = ["git", "status", "--porcelain", "--", "*.py", "*.cfg"]
-    changed = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    """Return the commit, with "+changes" if code differs from it."""
+    command = ["git", "status", "--porcelain", "--", "*.py", "*.cfg"]
+    changed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return measured.commit() + ("+changes" if changed else "")

@@ -1,23 +1,26 @@
-"""The grid: which cells there are, in what order, and which learning rate each recipe has earned."""
+"""The grid: its cells in their order, and the learning rate of each recipe."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
-from benchmarks.small_batch.recipes import all_recipes
+from benchmarks.small_batch.recipes import all_recipes, options_of, spelled
+from models.norms.cmbn import CrossMiniBatchNormSpec
 
 BATCH = 16  # images of an optimizer step, at every mini-batch size
-TUNE_SEED = 0  # no main cell's
+TUNE_SEED = 0  # not used by main cells
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class Cell:
     """One training. role: `tune` chooses a learning rate and is never tested, `main` counts.
 
-    scenes: training scenes of the digits, 0 for other data. mini_batch: images per forward.
+    recipe: what is typed after --norm. mini_batch: images per forward. scenes: training scenes of the digits, 0 for
+    other data.
     """
 
     role: str
@@ -41,10 +44,11 @@ def cell_of(row: Mapping[str, Any]) -> Cell:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """tuned_at: mini-batches at which learning rates are tried, () = none: `known_rates` are used, or the middle one.
+    """The cells of a budget.
 
-    rates: by net, ascending. known_rates: by recipe and mini-batch, as a larger budget has found them. scenes: of the
-    digits, to train on.
+    tuned_at: mini-batches at which learning rates are tuned; () for none: `known_rates` are used, or the middle one.
+    rates: by net, ascending. known_rates: by recipe and mini-batch, found by a larger budget. scenes: training scenes
+    of the digits.
     """
 
     data: tuple[str, ...]
@@ -76,8 +80,8 @@ class Grid:
         )
 
     def tune_cells(self) -> list[Cell]:
-        """Without mosaic, and only for the mini-batches of this grid."""
-        tuned_at = {nearest(each, self.tuned_at) for each in self.mini_batches} if self.tuned_at else ()
+        """Return the tuning cells, without mosaic, for the mini-batches of this grid."""
+        tuned_at = {nearest(mini_batch, self.tuned_at) for mini_batch in self.mini_batches} if self.tuned_at else ()
         return _distinct(
             self._cell("tune", data, net, recipe, mini_batch, TUNE_SEED, rate, mosaic=False)
             for net in self.nets
@@ -88,7 +92,7 @@ class Grid:
         )
 
     def main_cells(self, rows: Iterable[Mapping[str, Any]]) -> list[Cell]:
-        """Those whose rate the rows tell. Seed by seed: a grid that is stopped has as many seeds of each recipe."""
+        """Return the cells with a known rate, seed by seed, so that a stopped grid has equally many of each recipe."""
         rates = TunedRates(self, rows)
         return _distinct(
             self._cell("main", data, net, recipe, mini_batch, seed, rate, mosaic)
@@ -114,7 +118,7 @@ class TunedRates:
                 self._val_ap.setdefault(place, {})[row["rate"]] = row["val_AP"]
 
     def of(self, data: str, net: str, recipe: str, mini_batch: int) -> float | None:
-        """None where some of its tuning is missing. Without any tuning, what is known, or the middle of the rates."""
+        """Return the rate, None if its tuning is incomplete. In a grid without tuning, a known or the middle rate."""
         rates, tuned_at = self._grid.rates[net], self._grid.tuned_at
         if not tuned_at:
             return self._grid.known_rates.get((recipe, mini_batch), rates[(len(rates) - 1) // 2])
@@ -125,35 +129,37 @@ class TunedRates:
         return max(rates, key=lambda rate: tried[rate])
 
     def is_at_edge(self, net: str, rate: float) -> bool:
-        """Whether a better rate may lie outside those that were tried."""
+        """Return whether the rate is the smallest or largest that was tried, so that a better one may lie outside."""
         rates = self._grid.rates[net]
         return bool(self._grid.tuned_at) and rate in (rates[0], rates[-1])
 
 
+@cache
 def stand_in(recipe: str, mini_batch: int) -> str:
-    """The recipe that is trained in its place, being the same to the last bit.
+    """Return the recipe that is trained in its place, because it computes the same to the last bit.
 
-    Where a mini-batch is the whole batch, cmbn has nobody to pool with: its gradients that begin at a later mini-batch,
-    what it carries over for those to come, and a burn-in by batch norm change nothing.
+    Where a mini-batch is the whole batch, cmbn has nothing to pool: its options, the gradient `darknet` aside, change
+    nothing.
     """
-    base, *added = recipe.split("+")
-    if mini_batch < BATCH or base not in ("cmbn-weights", "cmbn-share", "cmbn-renorm", "cmbn-carry"):
+    options = options_of(recipe)
+    spec = options.spec
+    if mini_batch < BATCH or not isinstance(spec, CrossMiniBatchNormSpec) or spec.gradient == "darknet":
         return recipe
-    return "+".join(["cmbn-weights", *(name for name in added if name != "burn")])
+    return spelled(replace(options, norm=spec.name))
 
 
 def _distinct(cells: Iterable[Cell]) -> list[Cell]:
-    """In their order, each once: several recipes may have one stand-in."""
+    """Return each cell once, in order: several recipes may have one stand-in."""
     return list(dict.fromkeys(cells))
 
 
 def nearest(mini_batch: int, choices: Sequence[int]) -> int:
-    """By ratio; the smaller of two."""
+    """Return the choice nearest by ratio, the smaller of two."""
     return min(choices, key=lambda choice: (abs(math.log2(choice / mini_batch)), choice))
 
 
 def left(cells: Iterable[Cell], rows: Iterable[Mapping[str, Any]]) -> Iterator[Cell]:
-    """Those that no row is of."""
+    """Yield the cells that have no row."""
     done = {cell_of(row) for row in rows}
     return (cell for cell in cells if cell not in done)
 
@@ -164,12 +170,13 @@ _RATES = {
     "half": (0.0025, 0.005, 0.01),
 }
 
+# Burn-ins are a tenth of the steps, as the learning rate's.
 BUDGETS = {
-    # Proves that it runs, on all kinds of data; its figures mean nothing.
+    # Shows that it runs; its figures mean nothing.
     "smoke": Grid(
         data=("digits-1",),
         nets=("small",),
-        recipes=("bn", "cmbn-weights"),
+        recipes=("bn", "cmbn"),
         mini_batches=(8, 16),
         tuned_at=(),
         rates=_RATES,
@@ -180,31 +187,31 @@ BUDGETS = {
     "quick": Grid(
         data=("digits-1",),
         nets=("small",),
-        recipes=("bn", "cmbn-weights", "cmbn-carry+burn"),
+        recipes=("bn", "cmbn", "cmbn:carry,burn_in_steps=51"),
         mini_batches=(1, 16),
         tuned_at=(),
         rates=_RATES,
         seeds=range(1, 4),
         steps=512,
         scenes=1024,
-        known_rates={("cmbn-weights", 1): 0.02},  # of `standard`, which has the same trainings among others
+        known_rates={("cmbn", 1): 0.02},  # of `standard`, which has the same trainings among others
     ),
     "standard": Grid(
         data=("digits-1", "digits-0.4", "bccd"),
         nets=("small",),
         recipes=(
             "bn",
-            "bn+wc",
-            "bn+freeze",
-            "cmbn-weights",
-            "cmbn-weights+wc",
-            "cmbn-weights+burn",
-            "cmbn-carry+burn",
-            "cmbn-share",
-            "cmbn-renorm",
-            "cmbn-darknet",
-            "cbn-std",
-            "cbn-std-weights",
+            "bn --weight-centralization",
+            "bn --norm-freeze-after 0.7",
+            "cmbn",
+            "cmbn --weight-centralization",
+            "cmbn:burn_in_steps=51",
+            "cmbn:carry,burn_in_steps=51",
+            "cmbn:gradient=share",
+            "cmbn:gradient=renorm",
+            "cmbn:gradient=darknet",
+            "cbn:gradient=share,burn_in_steps=51",
+            "cbn:burn_in_steps=51",
             "mabn",
             "gn",
         ),
@@ -218,7 +225,7 @@ BUDGETS = {
     "full": Grid(
         data=("digits-1", "digits-0.4", "digits-0", "bccd"),
         nets=("tiny", "half"),
-        recipes=all_recipes(),
+        recipes=all_recipes(steps=4096),
         mini_batches=(1, 2, 4, 8, 16),
         tuned_at=(1, 2, 16),
         rates=_RATES,

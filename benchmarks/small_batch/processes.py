@@ -1,4 +1,4 @@
-"""Cells side by side, each in a process of its own, which leaves nothing behind for the next."""
+"""Run cells side by side, each in its own process, which leaves nothing behind for the next."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _LOG_LINES = 15
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """row: None where the cell failed; said: then the end of its log."""
+    """What became of a cell. row: None if it failed; then log_tail is the end of its log."""
 
     cell: Cell
     row: dict[str, Any] | None
-    said: str
+    log_tail: str
 
 
 def run_cells(
@@ -41,32 +41,32 @@ def run_cells(
     deadline: float = float("inf"),
     start_method: str | None = None,
 ) -> Iterator[Outcome]:
-    """Outcomes as they come. deadline: on time.monotonic()'s clock, after which no cell is started.
+    """Yield outcomes as cells finish. After `deadline`, on time.monotonic()'s clock, no cell is started.
 
-    work: (cell, folder that does not exist yet) -> row; it must be importable, since it runs elsewhere. jobs=0 runs
-    it here. Whatever ends this generator ends the processes.
+    work: (cell, folder that does not exist yet) -> row; it must be importable, because another process runs it. jobs=0:
+    this one does. Whatever ends this generator ends the processes.
     """
     waiting = iter(cells)
     with tempfile.TemporaryDirectory(prefix="small-batch-", ignore_cleanup_errors=True) as scratch:
         if jobs == 0:
             for number, cell in enumerate(_before(waiting, deadline)):
-                yield Outcome(cell=cell, row=work(cell, Path(scratch) / str(number)), said="")
+                yield Outcome(cell=cell, row=work(cell, Path(scratch) / str(number)), log_tail="")
             return
-        crew = _Crew(work, Path(scratch), start_method or best_start_method())
+        pool = _Pool(work, Path(scratch), start_method or best_start_method())
         try:
             started = _before(waiting, deadline)
             while True:
-                while len(crew) < jobs and (cell := next(started, None)) is not None:
-                    crew.start(cell)
-                if not len(crew):
+                while len(pool) < jobs and (following := next(started, None)) is not None:
+                    pool.start(following)
+                if not len(pool):
                     return
-                yield from crew.finished()
+                yield from pool.finished()
         finally:
-            crew.stop()
+            pool.stop()
 
 
 def best_start_method() -> str:
-    """A server that has imported everything forks a fresh process in no time, and has not touched a GPU."""
+    """Return forkserver where it exists: its server has imported everything and never uses a GPU."""
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
@@ -77,9 +77,9 @@ def _before(cells: Iterator[Cell], deadline: float) -> Iterator[Cell]:
         yield cell
 
 
-class _Crew:
+class _Pool:
     def __init__(self, work: Work, scratch: Path, start_method: str) -> None:
-        self._context = multiprocessing.get_context(start_method)
+        self._context: Any = multiprocessing.get_context(start_method)  # the base class has no Process
         if start_method == "forkserver":
             root = str(Path(__file__).resolve().parent.parent.parent)
             os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -101,15 +101,15 @@ class _Crew:
         self._at_work[process.sentinel] = (process, cell, folder)
 
     def finished(self) -> Iterator[Outcome]:
-        """At least one."""
+        """Wait for at least one process to end, and yield the outcomes."""
         for sentinel in wait(list(self._at_work)):
             process, cell, folder = self._at_work.pop(int(sentinel))  # type: ignore[arg-type]
             process.join()
             written = folder / "row.json"
             row = json.loads(written.read_text()) if written.is_file() else None
-            said = "" if row else f"exit code {process.exitcode}\n{_end_of(folder / 'log.txt')}"
+            log_tail = "" if row else f"exit code {process.exitcode}\n{_end_of(folder / 'log.txt')}"
             shutil.rmtree(folder, ignore_errors=True)
-            yield Outcome(cell=cell, row=row, said=said)
+            yield Outcome(cell=cell, row=row, log_tail=log_tail)
 
     def stop(self) -> None:
         for process, _, _ in self._at_work.values():
@@ -141,12 +141,12 @@ def _keep_to_one_thread() -> None:
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
-    """When told to stop: through the exit handlers, which give back what other processes would miss."""
+    """Leave through the exit handlers, which release what processes share."""
     raise SystemExit(143)
 
 
 def _die_with_parent(scratch: Path) -> None:
-    """A grid that is killed outright can neither stop its cells nor clear up after them."""
+    """End this process with its parent, which, killed by SIGKILL, can neither stop its cells nor clear up."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -1,121 +1,129 @@
-"""Recipes: named sets of norm settings, spelled as a base and what is added to it: `cmbn-weights+wc+freeze`.
+"""Recipes: what is typed after `--norm`, such as `cmbn:carry,burn_in_steps=51` or `bn --weight-centralization`.
 
-`frozen` is no recipe: its running statistics are those of a checkpoint, and a training from scratch has none.
+A norm with its options and, where needed, flags that are common to all norms. Rows, tables and plots show this string.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, fields, replace
+from functools import cache
+from itertools import product
 from typing import Any
 
-from models.norms.cbn import ESTIMATORS
-from models.norms.table import CMBN_GRADIENTS, NormOptions, resolve_norm
+from models.norms.spec import NormSpec
+from models.norms.table import NORMS, NormOptions, parse_norm, resolve_norm
+from options import TrainOptions
 from utils.errors import UserError
+from utils.flags import parse_flags
 
-_WINDOWS = {"w8": 8, "w16": 16, "wbatch": 0}  # mini-batches; cbn's own is 4, and 0 means as many as a batch has
+BN, CENTRALIZED_BN = "bn", "bn --weight-centralization"
 
-
-def _cbn(estimator: str, gradient: str, window: int | None = None) -> dict[str, Any]:
-    settings = {"norm": "cbn", "norm_estimator": estimator, "norm_gradient": gradient}
-    return settings if window is None else {**settings, "norm_window": window}
-
-
-BASES: dict[str, dict[str, Any]] = {
-    "bn": {"norm": "bn"},
-    "bn-pooled": {"norm": "bn", "norm_running": "pooled"},
-    **{f"cmbn-{gradient}": {"norm": "cmbn", "norm_gradient": gradient} for gradient in CMBN_GRADIENTS},
-    "cmbn-carry": {"norm": "cmbn", "norm_carry": True, "norm_burn_in_steps": 0},
-    **{f"cbn-{estimator}": _cbn(estimator, "share") for estimator in ESTIMATORS},
-    **{f"cbn-{estimator}-weights": _cbn(estimator, "weights") for estimator in ("std", "taylor")},
-    **{f"cbn-std-{name}": _cbn("std", "share", window) for name, window in _WINDOWS.items()},
-    **{f"cbn-std-weights-{name}": _cbn("std", "weights", window) for name, window in _WINDOWS.items()},
-    "cbn-std-renorm": _cbn("std", "renorm"),
-    "cbn-lite": {"norm": "cbn-lite"},
-    "mabn": {"norm": "mabn", "norm_average_images": 16.0},
-    "mabn-8": {"norm": "mabn", "norm_average_images": 8.0},
-    "mabn-64": {"norm": "mabn", "norm_average_images": 64.0},
-    "brn": {"norm": "brn"},
-    "gn": {"norm": "gn"},
-    "gn-8": {"norm": "gn", "norm_groups": 8},  # with 32, as in the paper, a narrow layer's groups are single channels
-}
-
-ADDITIONS: dict[str, dict[str, Any]] = {
-    "wc": {"weight_centralization": True},
-    "precise": {"precise_bn": 512},
-    "freeze": {"norm_freeze_after": 0.7},
-    "burn": {},  # a tenth of the training by batch norm first, which these do anyway: _WITH_BURN_IN
-}
-
-# Recipes run before their own rates were tuned -> the recipe whose rate they had; the tables mark them by ~.
+# Recipes run before their own rate was tuned -> the recipe that lends its rate. Tables mark borrowed rates by ~.
 BORROWED = dict.fromkeys(
-    ("cmbn-carry", "cmbn-carry+burn", "cmbn-weights+burn", "cbn-std-weights-wbatch"), "cmbn-weights"
+    (
+        "cmbn:carry,burn_in_steps=0",
+        "cmbn:carry,burn_in_steps=51",
+        "cmbn:burn_in_steps=51",
+        "cbn:window=0,burn_in_steps=51",
+    ),
+    "cmbn",
 )
 
-# Norms whose burn-in has a default in optimizer steps: here it is a tenth of the training, as the learning rate's.
-_WITH_BURN_IN = ("cbn", "cbn-lite", "brn")
+# all_recipes omits: syncbn, which takes several processes; frozen, which takes trained weights; none, which is no norm.
+_OMITTED = ("syncbn", "frozen", "none")
+_SWEPT: dict[str, tuple[float, ...]] = {"window": (8, 16, 0), "average_images": (8.0, 64.0), "groups": (8,)}
 
-_PLAIN = ("bn-pooled", "gn-8", "mabn-8", "mabn-64", "cbn-std-renorm")  # and the windows: sweeps, without additions
 
-
-def settings_of(recipe: str, *, steps: int) -> dict[str, Any]:
-    """The norm's flags by field name, for a training of so many optimizer steps. UserError for what is no recipe."""
-    base, *added = recipe.split("+")
-    if base not in BASES or len(set(added)) < len(added) or not set(added) <= set(ADDITIONS):
-        raise UserError(
-            f"'{recipe}' is no recipe: BASE+ADDITION+..., BASE one of {', '.join(BASES)}; "
-            f"ADDITION one of {', '.join(ADDITIONS)}"
-        )
-    settings = dict(BASES[base])
-    if settings["norm"] == "mabn" and "wc" in added:
-        raise UserError(f"'{recipe}': mabn centralizes its weights as it is")
-    if settings["norm"] in _WITH_BURN_IN and "burn" in added:
-        raise UserError(f"'{recipe}': {settings['norm']} has a burn-in as it is")
-    if settings["norm"] in _WITH_BURN_IN or "burn" in added:
-        settings["norm_burn_in_steps"] = steps // 10
-    if settings["norm"] == "brn":
-        settings["norm_ramp_steps"] = 3 * steps // 10
-    for name in added:
-        settings |= ADDITIONS[name]
+def settings_of(recipe: str) -> dict[str, Any]:
+    """Return the settings that the recipe types, by field name. Raises UserError for what is no recipe."""
+    norm, *flags = recipe.split() or [""]
+    parse_norm(norm)
+    settings = parse_flags(TrainOptions, ["--norm", norm, *flags])
+    if foreign := settings.keys() - {f.name for f in fields(NormOptions)}:
+        raise UserError(f"'{recipe}': {', '.join(sorted(foreign))} is not about the norm")
     return settings
 
 
-def options_of(recipe: str, *, steps: int) -> NormOptions:
-    """Resolved. UserError also where the norm does not read what is added."""
-    return resolve_norm(NormOptions(**settings_of(recipe, steps=steps)))
+@cache
+def options_of(recipe: str) -> NormOptions:
+    """Return the resolved options. Raises UserError, also for a norm without statistics in a training from scratch."""
+    options = resolve_norm(NormOptions(**settings_of(recipe)))
+    if options.never_measures:
+        raise UserError(f"'{recipe}': a training from scratch has no running statistics to freeze from the start")
+    return options
+
+
+def spelled(options: NormOptions) -> str:
+    """Return the recipe of resolved options: in the order of the fields, without what is at its default."""
+    default = asdict(resolve_norm(NormOptions(norm=options.norm)))
+    changed = {name: value for name, value in asdict(options).items() if value != default[name]}
+    return " ".join([options.norm, *(_flag(name, value) for name, value in changed.items())])
+
+
+def _flag(name: str, value: Any) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
+
+
+def canonical(recipe: str) -> str:
+    """Return the one spelling of the recipe that rows use. Raises as `options_of`."""
+    return spelled(options_of(recipe))
+
+
+def record_of(options: NormOptions) -> dict[str, Any]:
+    """Return the resolved options by name, for a row; without those that the norm does not use."""
+    return {name: value for name, value in asdict(options).items() if value is not None}
 
 
 def reference_of(recipe: str) -> str:
-    """The recipe that a recipe is measured against: BN, with weight centralization where the recipe has it."""
-    return "bn+wc" if options_of(recipe, steps=100).weight_centralization else "bn"
-
-
-def typed(recipe: str, *, steps: int) -> str:
-    """The flags of train.py that it stands for in a training of so many optimizer steps."""
-    settings = settings_of(recipe, steps=steps).items()
-    return " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in settings)
+    """Return the recipe that a recipe is compared with: BN, with centralized weights where the recipe has them."""
+    return CENTRALIZED_BN if options_of(recipe).weight_centralization else BN
 
 
 def with_references(recipes: tuple[str, ...]) -> tuple[str, ...]:
-    """Each once, BN first, and every reference that they need."""
-    references = {reference_of(recipe) for recipe in recipes} | {"bn"}
+    """Return the recipes, each once, behind the references that they need, BN first."""
+    references = {reference_of(recipe) for recipe in recipes} | {BN}
     return tuple(dict.fromkeys([*sorted(references), *recipes]))
 
 
-def all_recipes() -> tuple[str, ...]:
-    """Every base, and what can be added to those that are no sweep: wc or not, times nothing, precise, freeze, burn."""
-    swept = {base for base in BASES if base.endswith(tuple(_WINDOWS))} | set(_PLAIN)
-    found = []
-    for base in BASES:
-        for wc in ("", "+wc") if base not in swept else ("",):
-            for late in ("", "+precise", "+freeze", "+burn") if base not in swept else ("",):
-                try:
-                    options_of(base + wc + late, steps=100)
-                except UserError:
-                    continue  # gn has no statistics to freeze, mabn is centralized already, bn's burn-in is bn itself
-                found.append(base + wc + late)
-    return tuple(found)
+def with_burn_in(spec: NormSpec, steps: int) -> NormSpec:
+    """Return the norm with a burn-in of `steps` optimizer steps, if it has any, and a ramp three times as long."""
+    changed = {"burn_in_steps": steps, "ramp_steps": 3 * steps} if spec.burn_in else {}
+    return replace(spec, **{option: value for option, value in changed.items() if hasattr(spec, option)})
 
 
-def spoken(options: NormOptions) -> dict[str, Any]:
-    """What the norm was told, for a record: settings it does not read are left out."""
-    return {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
+def all_recipes(steps: int) -> tuple[str, ...]:
+    """Return every norm with all combinations of its choices and switches, for trainings of `steps` optimizer steps.
+
+    Each also with centralized weights, and with precise statistics in the end or frozen ones in the last 30 %. A norm
+    at its defaults is also varied by the numbers in `_SWEPT`, and by its burn-in: with if it has none, else without.
+    """
+    found: list[str] = []
+    late: tuple[dict[str, Any], ...] = ({}, {"precise_bn": 512}, {"norm_freeze_after": 0.7})
+    for kind in (spec for name, spec in NORMS.items() if name not in _OMITTED):
+        specs = [with_burn_in(spec, steps // 10) for spec in _variants(kind)]
+        for spec, centralizes, flags in product(specs, (None, True), late):
+            with suppress(UserError):  # gn has no statistics to freeze
+                options = NormOptions(norm=str(spec), weight_centralization=centralizes, **flags)
+                found.append(spelled(resolve_norm(options)))
+        for option, values in {**_SWEPT, "burn_in_steps": (0 if specs[0].burn_in else steps // 10,)}.items():
+            if hasattr(specs[0], option):
+                found += [str(replace(specs[0], **{option: value})) for value in values]
+    return tuple(dict.fromkeys(found))
+
+
+def _variants(kind: type[NormSpec]) -> Iterator[NormSpec]:
+    """Yield the norm with all combinations of its choices and switches; `sync` takes several processes."""
+    choices: dict[str, tuple[Any, ...]] = {}
+    for f in fields(kind):
+        if isinstance(f.default, bool) and f.name != "sync":
+            choices[f.name] = (False, True)
+        elif f.metadata["choices"]:
+            choices[f.name] = f.metadata["choices"]
+    for values in product(*choices.values()):
+        with suppress(UserError):  # options that contradict each other
+            yield kind(**dict(zip(choices, values, strict=True)))

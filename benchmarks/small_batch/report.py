@@ -1,4 +1,4 @@
-"""From rows to the table: what each recipe reaches, gains over BN and costs."""
+"""From rows to the table: each recipe's AP, its gain over BN, and its cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks.small_batch.grid import BATCH, Grid, TunedRates, stand_in
-from benchmarks.small_batch.recipes import BORROWED, reference_of, typed
+from benchmarks.small_batch.recipes import BORROWED, CENTRALIZED_BN, reference_of
 from benchmarks.small_batch.statistics import Estimate, Gain, estimate, gain, holm, won_back
 
 Row = Mapping[str, Any]
@@ -23,8 +23,8 @@ class Line:
     """A recipe at a mini-batch on a data set; AP in 0..1 on the test split.
 
     gain: over the reference at the same mini-batch, None for the reference itself. share: of the gap from the
-    reference here to the reference at 16, None where there is no gap to speak of. holds: whether the gain is
-    significant also among all recipes of its block (Holm). time_ratio, memory_ratio: to plain BN's.
+    reference here to the reference at 16, None where that gap is not significant. holds: whether the gain is
+    significant among all recipes of its block, too (Holm). time_ratio, memory_ratio: to plain BN's.
     """
 
     data: str
@@ -49,8 +49,11 @@ class Line:
 
 
 class Results:
-    """Main rows by place and seed: those of the grid's length, made with the rate that the tuning chose, or before a
-    recipe's tuning with a `BORROWED` one."""
+    """Main rows by data, net, mini-batch and recipe, then by seed.
+
+    Only rows with the grid's number of steps count, at the rate that tuning chose; before a recipe's tuning, at a
+    `BORROWED` one.
+    """
 
     def __init__(self, rows: Iterable[Row], grid: Grid) -> None:
         self._grid, self._rates = grid, TunedRates(grid, rows := list(rows))
@@ -64,17 +67,17 @@ class Results:
                 self._rows.setdefault(place, {})[row["seed"]] = row
 
     def _rates_of(self, data: str, net: str, recipe: str, mini_batch: int) -> tuple[float | None, float | None]:
-        """Its own, and the one it borrows until then."""
+        """Return the tuned rate and the borrowed one, each None where there is none."""
         own, lender = self._rates.of(data, net, recipe, mini_batch), BORROWED.get(recipe)
         return own, None if lender is None else self._rates.of(data, net, lender, mini_batch)
 
     def scenes(self) -> list[tuple[str, str, bool]]:
-        """(data, net, mosaic); data and nets in the grid's order, and behind them what it does not ask for."""
+        """Return (data, net, mosaic) tuples in the grid's order; data and nets that the grid lacks come last."""
         order = (*self._grid.data, *self._grid.nets)
         return sorted({place[:3] for place in self._rows}, key=lambda scene: [*_ranks(scene[:2], order), scene])
 
     def at(self, scene: tuple[str, str, bool], mini_batch: int, recipe: str) -> BySeed:
-        """Its stand-in's, where it has one."""
+        """Return the rows of the recipe, or of its stand-in, by seed."""
         return self._rows.get((*scene, mini_batch, stand_in(recipe, mini_batch)), {})
 
     def mini_batches(self, scene: tuple[str, str, bool]) -> list[int]:
@@ -128,7 +131,7 @@ class Results:
 
 
 def _ranks(names: Iterable[str], order: Sequence[str]) -> list[int]:
-    """Where each stands in the order; those that are not in it are last."""
+    """Return each name's index in `order`; a name that is not in it comes last."""
     return [order.index(name) if name in order else len(order) for name in names]
 
 
@@ -137,7 +140,7 @@ def _column(rows: BySeed, name: str) -> dict[int, float]:
 
 
 def _ratio(rows: BySeed, reference: BySeed, name: str) -> float | None:
-    """The median over seeds of ratios on one machine."""
+    """Return the median over seeds of the ratios of rows from one machine."""
     ratios = [
         row[name] / other[name]
         for seed, row in rows.items()
@@ -147,8 +150,10 @@ def _ratio(rows: BySeed, reference: BySeed, name: str) -> float | None:
 
 
 def leading(lines: Sequence[Line], most: int = 14) -> set[str]:
-    """The recipes that a plot can show: all, or of many the references and the best, each by its AP at the smallest
-    mini-batch that it was trained at; and who stands in for them."""
+    """Return the recipes that a plot can show: the references and the best, and their stand-ins.
+
+    A recipe is ranked by its AP at the smallest mini-batch that it was trained at.
+    """
     smallest: dict[str, int] = {}
     for line in lines:
         smallest[line.recipe] = min(line.mini_batch, smallest.get(line.recipe, BATCH))
@@ -165,29 +170,29 @@ def leading(lines: Sequence[Line], most: int = 14) -> set[str]:
 HEAD = ("recipe", "rate", "n", "AP", "AP50", "gain over BN", "p", "gap won back", "step", "memory")
 
 
-def cells_of(line: Line, *, bold: bool) -> tuple[str, ...]:
-    """The line's texts under HEAD. bold: mark a significant gain as markdown does, else by a star."""
-    said_gain, p = "", ""
+def cells_of(line: Line, *, markdown: bool) -> tuple[str, ...]:
+    """Return the texts of a line, in the order of HEAD. markdown: mark a significant gain in bold, else by a star."""
+    gain_text, p = "", ""
     if line.gain is not None:
-        said_gain, p = _said(line.gain, sign="+"), f"{line.gain.p:.3f}" + (" †" if line.holds else "")
+        gain_text, p = _percent(line.gain, sign="+"), f"{line.gain.p:.3f}" + (" †" if line.holds else "")
         if line.gain.is_significant:
-            said_gain = f"**{said_gain}**" if bold else f"{said_gain} *"
+            gain_text = f"**{gain_text}**" if markdown else f"{gain_text} *"
     return (
-        line.recipe + (f" ({line.diverged} diverged)" if line.diverged else ""),
+        (f"`{line.recipe}`" if markdown else line.recipe) + (f" ({line.diverged} diverged)" if line.diverged else ""),
         f"{line.rate:g}" + ("~" if line.rate_is_borrowed else "") + ("!" if line.rate_at_edge else ""),
         str(line.ap.seeds),
-        _said(line.ap),
+        _percent(line.ap),
         f"{100 * line.ap50.value:.1f}",
-        said_gain,
+        gain_text,
         p,
-        "" if line.share is None else _said(line.share, digits=0) + " %",
+        "" if line.share is None else _percent(line.share, digits=0) + " %",
         "" if line.time_ratio is None else f"{line.time_ratio:.2f}",
         "" if line.memory_ratio is None else f"{line.memory_ratio:.2f}",
     )
 
 
-def _said(value: Estimate, *, digits: int = 1, sign: str = "") -> str:
-    """In per cent: 41.2 [40.1, 42.0]"""
+def _percent(value: Estimate, *, digits: int = 1, sign: str = "") -> str:
+    """Format in per cent: 41.2 [40.1, 42.0]"""
     shown = f"{100 * value.value:{sign}.{digits}f}"
     if value.seeds < 2:
         return shown
@@ -195,41 +200,36 @@ def _said(value: Estimate, *, digits: int = 1, sign: str = "") -> str:
 
 
 NOTES = (
+    "recipe: what is typed after `train.py --norm`.",
     "AP (COCO, 50:95) and AP50 in per cent on the test split: mean over n seeds [95 % interval: expanded percentile "
     "bootstrap over seeds; of 2 or 3 seeds it is their range, which covers only 50 or 75 %].",
-    "gain over BN: paired by seed, at the same mini-batch; recipes with weight centralization (mabn, +wc) against "
-    "bn+wc. p: exact sign-flip permutation, one-sided (larger than 0), per comparison.",
+    "gain over BN: paired by seed, at the same mini-batch; recipes with centralized weights (mabn's, too) "
+    f"against {CENTRALIZED_BN}. p: exact sign-flip permutation, one-sided (larger than 0), per comparison.",
     "{mark}: p <= .05 and the interval excludes 0; †: also after Holm's correction over the recipes of the block, for "
     "which 5 seeds (p >= .031) do not suffice where there are two or more.",
     "gap won back: of that from BN at the mini-batch to BN at 16, where the gap's own interval excludes 0.",
-    "At 16 images a batch is one mini-batch: cmbn-share, cmbn-renorm, cmbn-carry and +burn are cmbn-weights, to the "
-    "last bit.",
+    "At 16 images a batch is one mini-batch: cmbn's gradients share and renorm, carry and burn-in change nothing, to "
+    "the last bit.",
     "step, memory: relative to bn at the same mini-batch and seed. rate: learning rate, ! at the edge of those tried, "
-    "~ not tuned but that of cmbn-weights.",
+    "~ not tuned but that of cmbn.",
 )
 
 
-def text_report(lines: Sequence[Line], rows: Sequence[Row], *, steps: int) -> str:
-    """steps: of a training."""
+def text_report(lines: Sequence[Line], rows: Sequence[Row]) -> str:
     parts = []
     for title, block in _blocks(lines):
-        table = [HEAD, *(cells_of(line, bold=False) for line in block)]
+        table = [HEAD, *(cells_of(line, markdown=False) for line in block)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        said = [
+        printed = (
             "  ".join(f"{text:<{width}}" for text, width in zip(texts, widths, strict=True)).rstrip() for texts in table
-        ]
-        parts.append("\n".join([title, *said]))
+        )
+        parts.append("\n".join([title, *printed]))
     parts.append("\n".join(note.format(mark="*") for note in NOTES))
-    recipes = _typed(lines, steps)
-    parts.append("\n".join(f"{recipe:<{max(map(len, recipes))}}  {flags}" for recipe, flags in recipes.items()))
     parts.append("\n".join(provenance(rows)))
     return "\n\n".join(parts)
 
 
-def markdown_report(
-    lines: Sequence[Line], rows: Sequence[Row], *, steps: int, title: str, images: Sequence[str]
-) -> str:
-    """steps: of a training."""
+def markdown_report(lines: Sequence[Line], rows: Sequence[Row], *, title: str, images: Sequence[str]) -> str:
     parts = [f"# {title}"]
     for heading, table in _overviews(lines):
         parts += [f"## {heading}", "\n".join(f"| {' | '.join(texts)} |" for texts in table)]
@@ -238,23 +238,17 @@ def markdown_report(
         "of the gain over BN at the same mini-batch; bold: a significant gain. All of it in the tables that follow."
     )
     for heading, block in _blocks(lines):
-        table = [HEAD, ("---",) * len(HEAD), *(cells_of(line, bold=True) for line in block)]
+        table = [HEAD, ("---",) * len(HEAD), *(cells_of(line, markdown=True) for line in block)]
         parts.append(f"## {heading}")
         parts.append("\n".join(f"| {' | '.join(texts)} |" for texts in table))
     parts += [f"![{name}]({name})" for name in images]
     parts.append("\n".join(f"- {note.format(mark='bold')}" for note in NOTES))
-    parts.append("\n".join(f"- {recipe}: `{flags}`" for recipe, flags in _typed(lines, steps).items()))
     parts.append("\n".join(f"- {line}" for line in provenance(rows)))
     return "\n\n".join(parts) + "\n"
 
 
-def _typed(lines: Sequence[Line], steps: int) -> dict[str, str]:
-    """Recipe -> what to type for it."""
-    return {line.recipe: f"train.py {typed(line.recipe, steps=steps)}" for line in lines}
-
-
 def _overviews(lines: Sequence[Line]) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
-    """(heading, rows of texts): a row a recipe, a column a mini-batch."""
+    """Yield (heading, rows of texts) by data set: a row per recipe, a column per mini-batch."""
     scenes = dict.fromkeys((line.data, line.net, line.mosaic) for line in lines)
     for scene in scenes:
         here = [line for line in lines if (line.data, line.net, line.mosaic) == scene]
@@ -264,19 +258,19 @@ def _overviews(lines: Sequence[Line]) -> Iterator[tuple[str, list[tuple[str, ...
         for recipe in dict.fromkeys(line.recipe for line in here):
             others = {size: stand_in(recipe, size) for size in sizes}
             texts = (
-                cells.get((recipe, size), "") if others[size] == recipe else f"as {others[size]}" for size in sizes
+                cells.get((recipe, size), "") if others[size] == recipe else f"as `{others[size]}`" for size in sizes
             )
-            table.append((recipe, *texts))
+            table.append((f"`{recipe}`", *texts))
         yield _heading(*scene), table
 
 
 def _overview(line: Line, most_seeds: int) -> str:
-    """42.3 (5) [-0.3, +5.9]"""
-    said = f"{100 * line.ap.value:.1f}" + (f" ({line.ap.seeds})" if line.ap.seeds < most_seeds else "")
+    """Format AP and the interval of the gain: 42.3 (5) [-0.3, +5.9]"""
+    text = f"{100 * line.ap.value:.1f}" + (f" ({line.ap.seeds})" if line.ap.seeds < most_seeds else "")
     if line.gain is None:
-        return said
-    said = f"**{said}**" if line.gain.is_significant else said
-    return said if line.gain.seeds < 2 else f"{said} [{100 * line.gain.low:+.1f}, {100 * line.gain.high:+.1f}]"
+        return text
+    text = f"**{text}**" if line.gain.is_significant else text
+    return text if line.gain.seeds < 2 else f"{text} [{100 * line.gain.low:+.1f}, {100 * line.gain.high:+.1f}]"
 
 
 def _heading(data: str, net: str, mosaic: bool) -> str:
@@ -288,7 +282,7 @@ def json_report(lines: Sequence[Line]) -> str:
 
 
 def _without_nan(value: Any) -> Any:
-    """null for what is no number, such as the interval of one seed: json has no NaN."""
+    """Replace NaN, such as the interval of one seed, by None: JSON has no NaN."""
     if isinstance(value, dict):
         return {name: _without_nan(each) for name, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -303,7 +297,7 @@ def _blocks(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
 
 
 def provenance(rows: Sequence[Row]) -> list[str]:
-    """Lines: when, with which code, on what."""
+    """Return lines on when, with which code and on which machines the rows were measured."""
     dates = sorted({row["date"] for row in rows})
     machines = Counter(tuple(row["machine"].items()) for row in rows)
     pairs = _unpaired(rows)
@@ -319,7 +313,7 @@ def provenance(rows: Sequence[Row]) -> list[str]:
 
 
 def _unpaired(rows: Iterable[Row]) -> list[str]:
-    """Groups of rows that should have seen the same images, and did not."""
+    """Return the groups of rows that should have seen the same images, and did not."""
     seen: dict[tuple[Any, ...], set[str]] = {}
     for row in rows:
         if "first_batch" in row:

@@ -1,4 +1,4 @@
-"""Results as json lines, one cell a line, so that a killed grid goes on where it stopped."""
+"""Results as JSON lines, one per cell, so that a killed grid goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ except ImportError:  # not on Windows: two grids at once are then not noticed
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; one that a killed grid began is left out. UserError for a whole line that is no json."""
+    """Return all complete lines. Raises UserError for one that is not JSON; a line without an end does not count."""
     if not path.is_file():
         return []
     return _parsed(path, path.read_bytes())
 
 
 class RowFile:
-    """Open for a grid: its rows so far, and `append`. Another grid on the same file is refused (UserError)."""
+    """The file of a grid: its rows so far, and `append`. Raises UserError if another grid has it open."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,9 +33,9 @@ class RowFile:
         self._file, self.rows = _opened(path)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """One write, then to the disk: a reader sees the whole line, or one without an end, which does not count.
+        """Append a line by a single write, and sync it: a reader sees all of it, or a line without an end.
 
-        UserError with the row in it where another file has the name by now, and cannot be written either.
+        Raises UserError, with the row in its message, if another file has taken the name and cannot be written either.
         """
         missing = [json.loads(json.dumps(row))]  # as it will be read again
         if self._is_replaced():
@@ -43,15 +43,15 @@ class RowFile:
                 file, rows = _opened(self.path)
             except UserError as error:
                 raise UserError(f"{error}; this row is not in it: {json.dumps(row)}") from error
-            missing = [each for each in (*self.rows, *missing) if each not in rows]
+            missing = [old for old in (*self.rows, *missing) if old not in rows]
             os.close(self._file)
             self._file, self.rows = file, rows
-        os.write(self._file, b"".join(json.dumps(each).encode() + b"\n" for each in missing))
+        os.write(self._file, b"".join(json.dumps(line).encode() + b"\n" for line in missing))
         os.fsync(self._file)
         self.rows += missing
 
     def _is_replaced(self) -> bool:
-        """Whether another file has its name by now: `git stash` and `git pull` do that to files they know."""
+        """Return whether another file has taken the name, as `git stash` and `git pull` do with tracked files."""
         try:
             return not os.path.samestat(os.stat(self.path), os.fstat(self._file))
         except FileNotFoundError:
@@ -67,14 +67,14 @@ class RowFile:
 
 
 def _opened(path: Path) -> tuple[int, list[dict[str, Any]]]:
-    """Locked, with its rows. UserError where another grid has it, or a line is damaged."""
+    """Return the locked file and its rows. Raises UserError if another grid has it or a line is damaged."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         content = path.read_bytes()
         rows = _parsed(path, content)
-        # The beginning of a line that was never finished would run into the next one.
+        # An unfinished line would run into the next one.
         os.ftruncate(file, content.rfind(b"\n") + 1)
     except BlockingIOError as error:
         os.close(file)
@@ -91,5 +91,5 @@ def _parsed(path: Path, content: bytes) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise UserError(f"{path}:{number}: is not a row of json; mend or delete that line") from error
+            raise UserError(f"{path}:{number}: is not a row of JSON; correct or delete that line") from error
     return rows

@@ -1,4 +1,4 @@
-"""The data sets and networks of the study, by name, with what each asks of the other."""
+"""The data sets and networks of the study, by name."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ MADE = HERE.parent.parent / "datasets" / "small_batch"  # ignored by git
 DATA = ("digits-0", "digits-0.4", "digits-1", "bccd", "coco-tiny")
 NETS = ("small", "tiny", "half")
 
-
-_HW = {"bccd": (96, 128), "coco-tiny": (96, 96)}  # of the small net's input; digits have 80 x 80
+_HW = {"bccd": (96, 128), "coco-tiny": (96, 96)}  # input of the small net, px; 80 x 80 for digits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """path: for --data, with splits train and val. test: None where there is no third split, so that nothing is tested
-    there. shift: of the digits."""
+    """Data and network of a cell. path: for --data. test: the test split, None if there is none. shift: of digits."""
 
     path: str
     test: str | None
@@ -35,11 +33,11 @@ class Source:
 
 
 def prepare(cell: Cell, folders: Mapping[str, str]) -> Source:
-    """What a cell trains on and with, made unless it is there. folders: of the data that is not made, by name."""
+    """Return the data and network of a cell, made if necessary. folders: of the data that is not made here, by name."""
     hw = _HW.get(cell.data, (80, 80)) if cell.net == "small" else (416, 416)
     shift = float(cell.data.removeprefix("digits-")) if cell.data.startswith("digits-") else None
     if shift is None and cell.data not in folders:
-        raise UserError(f"{cell.data} is not made here: give its folder with --{cell.data.partition('-')[0]}")
+        raise UserError(f"{cell.data} is not made here: name its folder by --{cell.data.partition('-')[0]}")
     return Source(
         path=folders[cell.data] if shift is None else str(_digits(shift, hw[0], cell.scenes)),
         test=None if cell.data == "coco-tiny" else "test",
@@ -56,7 +54,7 @@ def _digits(shift: float, side: int, scenes: int) -> Path:
 
 
 def _cfg(net: str) -> str:
-    """A name or path for --cfg."""
+    """Return a name or path for --cfg."""
     if net == "small":
         return str(HERE / "small.cfg")
     if net == "tiny":
@@ -68,7 +66,7 @@ def _cfg(net: str) -> str:
 
 
 def half_width(cfg_text: str) -> str:
-    """Half the filters everywhere but before the heads, whose number follows from classes and anchors."""
+    """Halve the filters of all layers, but those before the heads, which follow from classes and anchors."""
     sections = re.split(r"(?m)^(?=\[)", cfg_text)
     return "".join(_narrowed(sections))
 

@@ -1,4 +1,4 @@
-"""What few paired seeds can say: intervals, paired differences, exact permutation p-values."""
+"""Statistics of few paired seeds: intervals, paired differences, exact permutation p-values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """A value with its 95 % interval, which one seed alone has not."""
+    """A value with its 95 % interval; NaN for a single seed."""
 
     value: float
     low: float
@@ -37,13 +37,13 @@ class Gain(Estimate):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of one value a seed."""
+    """Return the mean of one value per seed."""
     columns = np.asarray(values, float)[:, None]
     return _bootstrapped(columns, lambda means: means[..., 0])
 
 
 def gain(values: Mapping[int, float], reference: Mapping[int, float]) -> Gain | None:
-    """By seed; None without a common one."""
+    """Return the difference paired by seed; None without a common seed."""
     seeds = sorted(values.keys() & reference.keys())
     if not seeds:
         return None
@@ -53,9 +53,9 @@ def gain(values: Mapping[int, float], reference: Mapping[int, float]) -> Gain | 
 
 
 def won_back(values: Mapping[int, float], small: Mapping[int, float], large: Mapping[int, float]) -> Estimate | None:
-    """Share of the gap from the reference at a small mini-batch to the one at 16: a ratio of mean differences.
+    """Return the share of the gap between the reference at a small mini-batch and at 16, a ratio of mean differences.
 
-    None where the gap itself cannot be told from 0: a share of nothing is noise.
+    None if the gap's own interval includes 0: a share of nothing is noise.
     """
     gap = gain(large, small)
     seeds = sorted(values.keys() & small.keys() & large.keys())
@@ -66,9 +66,9 @@ def won_back(values: Mapping[int, float], small: Mapping[int, float], large: Map
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
-    """Of a mean difference this large or larger, were each as likely to have the other sign (Fisher 1935).
+    """Return the probability of a mean difference at least this large if each sign were random (Fisher 1935).
 
-    All 2^n sign patterns, so with 5 seeds p is 1/32 = .031 at least; beyond 16 seeds a random part of them.
+    Over all 2^n sign patterns, so that p is at least 1/32 = .031 with 5 seeds; beyond 16 seeds over a random sample.
     """
     n = len(differences)
     if n <= _EXACT_UP_TO:
@@ -81,7 +81,7 @@ def sign_flip_p(differences: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which of a family of tests hold together at `level` (Holm 1979)."""
+    """Return which tests of a family are significant together at `level` (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
     held = [False] * len(p_values)
     for rank, index in enumerate(order):
@@ -92,11 +92,11 @@ def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
 
 
 def _bootstrapped(columns: np.ndarray, of_means: Callable[[np.ndarray], np.ndarray]) -> Estimate:
-    """columns (n, k): k paired values of each of n seeds; of_means: (..., k) means -> (...) values.
+    """Return the expanded percentile interval (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", 5.3).
 
-    The expanded percentile interval (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section
-    5.3): with n seeds the plain one is too narrow by sqrt((n - 1) / n) and by the normal's quantile in place of
-    Student's. Up to three seeds it becomes the range of all that resampling can give.
+    With n seeds the plain interval is too narrow by sqrt((n - 1) / n) and by the normal's quantile in place of
+    Student's. Up to three seeds it becomes the range of what resampling can give.
+    columns: (n, k), k paired values for each of n seeds. of_means: (..., k) means -> (...) values.
     """
     n = len(columns)
     value = float(of_means(columns.mean(0)))

@@ -74,7 +74,7 @@ class FrozenBatchNormSpec(NormSpec):
 
     name = "frozen"
     summary = "running statistics, which never move"
-    source = "He et al. Deep Residual Learning (released code), 2015; detectron2's FrozenBatchNorm2d"
+    source = "He et al. Deep Residual Learning. CVPR 2016, arXiv:1512.03385, appendix A; detectron2's FrozenBatchNorm2d"
     has_batch_statistics = False
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:

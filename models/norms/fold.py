@@ -21,20 +21,19 @@ from utils.errors import UserError
 
 
 def can_fold(network: Network) -> bool:
-    """Whether no norm looks at the image at hand."""
+    """Return whether no norm depends on the image at hand."""
     return not _unfoldable(network)
 
 
 @torch.no_grad()
 def fold(network: Network) -> Network:
-    """A copy in eval mode with plain convolutions in place of convolution and norm; the same outputs to rounding.
+    """Return a copy in eval mode with plain convolutions in place of convolution and norm: equal outputs to rounding.
 
-    UserError for group, layer and instance norm: they take the statistics of the image at hand.
+    Raises UserError for norms without running statistics, such as group norm: they use those of the image at hand.
     """
     if stuck := _unfoldable(network):
         raise UserError(
-            f"{type(stuck[0]).__name__} cannot be merged into a convolution: it takes the statistics of each image "
-            "itself, which gn, ln and in do"
+            f"{type(stuck[0]).__name__} cannot be merged into a convolution: it uses the statistics of each image"
         )
     folded = copy.deepcopy(network).eval()
     for index, block in enumerate(folded.layers):

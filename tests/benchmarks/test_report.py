@@ -10,7 +10,7 @@ import pytest
 from benchmarks.small_batch.grid import BUDGETS, Cell
 from benchmarks.small_batch.report import Results, Row, leading, markdown_report, text_report
 
-GRID = replace(BUDGETS["standard"], data=("digits-1",), recipes=("bn", "cmbn-weights", "cmbn-share"), steps=8)
+GRID = replace(BUDGETS["standard"], data=("digits-1",), recipes=("bn", "cmbn", "cmbn:gradient=share"), steps=8)
 MACHINES = [{"device": "cpu", "cpu": name} for name in ("one", "another")]
 
 
@@ -47,13 +47,13 @@ def several(recipe: str, mini_batch: int, *aps: float, **values: Any) -> list[Ro
     return [row(recipe, mini_batch, seed, ap, **values) for seed, ap in enumerate(aps, start=1)]
 
 
-TUNED = tuning("bn", "cmbn-weights", "cmbn-share")
+TUNED = tuning("bn", "cmbn", "cmbn:gradient=share")
 STUDY = [
-    *several("cmbn-share", 1, 0.10, 0.12),
-    *several("cmbn-weights", 1, 0.40, 0.41, 0.42, 0.43, 0.44),
+    *several("cmbn:gradient=share", 1, 0.10, 0.12),
+    *several("cmbn", 1, 0.40, 0.41, 0.42, 0.43, 0.44),
     *several("bn", 1, 0.20, 0.21, 0.22, 0.23, 0.24, 0.90),
     *several("bn", 16, 0.50, 0.51, 0.52, 0.53, 0.54),
-    *several("cmbn-weights", 16, 0.50, 0.51, 0.52, 0.53, 0.54),
+    *several("cmbn", 16, 0.50, 0.51, 0.52, 0.53, 0.54),
 ]
 
 
@@ -62,7 +62,7 @@ def lines_of(rows: list[Row]) -> dict[tuple[str, int], Any]:
 
 
 def test_gains_are_paired_by_seed_and_shares_are_of_the_gap() -> None:
-    line = lines_of(STUDY)["cmbn-weights", 1]
+    line = lines_of(STUDY)["cmbn", 1]
     assert (line.gain.seeds, line.gain.value, line.gain.p) == (5, pytest.approx(0.2), 1 / 32)
     assert line.gain.is_significant and line.share.value == pytest.approx(2 / 3)
     assert lines_of(STUDY)["bn", 1].gain is None and lines_of(STUDY)["bn", 1].ap.seeds == 6
@@ -70,37 +70,36 @@ def test_gains_are_paired_by_seed_and_shares_are_of_the_gap() -> None:
 
 def test_rows_at_another_rate_or_of_another_length_do_not_count() -> None:
     strange = [
-        *several("cmbn-weights", 1, *[0.9] * 5, rate=0.02),
-        *several("cmbn-weights", 1, *[0.9] * 5, steps=512),
-        *several("cmbn-weights", 1, *[0.9] * 5, role="tune"),
+        *several("cmbn", 1, *[0.9] * 5, rate=0.02),
+        *several("cmbn", 1, *[0.9] * 5, steps=512),
+        *several("cmbn", 1, *[0.9] * 5, role="tune"),
     ]
     assert lines_of([*STUDY, *strange]) == lines_of(STUDY)
 
 
 def test_costs_are_compared_on_one_machine_only() -> None:
-    elsewhere = [{**each, "machine": MACHINES[1]} for each in several("cmbn-share", 1, 0.1, 0.1, step_s=9.0)]
-    here = several("cmbn-share", 1, 0.1, 0.1, step_s=3.0)
+    elsewhere = [{**each, "machine": MACHINES[1]} for each in several("cmbn:gradient=share", 1, 0.1, 0.1, step_s=9.0)]
+    here = several("cmbn:gradient=share", 1, 0.1, 0.1, step_s=3.0)
     bn = several("bn", 1, 0.2, 0.2)
-    assert lines_of([*bn, *elsewhere])["cmbn-share", 1].time_ratio is None
-    assert lines_of([*bn, *elsewhere[:1], *here[1:]])["cmbn-share", 1].time_ratio == 3
+    assert lines_of([*bn, *elsewhere])["cmbn:gradient=share", 1].time_ratio is None
+    assert lines_of([*bn, *elsewhere[:1], *here[1:]])["cmbn:gradient=share", 1].time_ratio == 3
 
 
 def test_the_overview_shows_recipes_in_the_grids_order_and_who_stands_in() -> None:
     lines = list(lines_of(STUDY).values())
-    text = markdown_report(lines, STUDY, steps=8, title="Some", images=["a.png"])
+    text = markdown_report(lines, STUDY, title="Some", images=["a.png"])
     overview = text.partition("\n\nAP on the test split")[0].splitlines()
     assert overview[-4:] == [
         "| --- | --- | --- |",
-        "| bn | 33.3 | 52.0 (5) |",
-        "| cmbn-weights | **42.0 (5)** [+20.0, +20.0] | 52.0 (5) [+0.0, +0.0] |",
-        "| cmbn-share | 11.0 (2) [-10.0, -9.0] | as cmbn-weights |",
+        "| `bn` | 33.3 | 52.0 (5) |",
+        "| `cmbn` | **42.0 (5)** [+20.0, +20.0] | 52.0 (5) [+0.0, +0.0] |",
+        "| `cmbn:gradient=share` | 11.0 (2) [-10.0, -9.0] | as `cmbn` |",
     ]
-    assert "- cmbn-share: `train.py --norm cmbn --norm-gradient share`" in text
-    assert "cmbn-share    train.py --norm cmbn --norm-gradient share" in text_report(lines, STUDY, steps=8)
+    assert "\ncmbn:gradient=share  0.01" in text_report(lines, STUDY)
 
 
 def test_plots_show_recipes_that_only_larger_mini_batches_have_and_who_stands_in() -> None:
-    rows = [each for each in STUDY if (each["recipe"], each["mini_batch"]) != ("cmbn-weights", 1)]
-    assert leading(list(lines_of(rows).values())) == {"bn", "cmbn-weights", "cmbn-share"}
-    better = several("cmbn-share", 1, 0.8)
-    assert leading(list(lines_of([*STUDY, *better]).values()), most=2) == {"bn", "cmbn-share", "cmbn-weights"}
+    rows = [each for each in STUDY if (each["recipe"], each["mini_batch"]) != ("cmbn", 1)]
+    assert leading(list(lines_of(rows).values())) == {"bn", "cmbn", "cmbn:gradient=share"}
+    better = several("cmbn:gradient=share", 1, 0.8)
+    assert leading(list(lines_of([*STUDY, *better]).values()), most=2) == {"bn", "cmbn:gradient=share", "cmbn"}

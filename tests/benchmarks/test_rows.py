@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.small_batch.grid import BUDGETS, CELL_FIELDS, Cell, cell_of, left
+from benchmarks.small_batch.grid import BUDGETS, cell_of, left
 from benchmarks.small_batch.processes import run_cells
 from benchmarks.small_batch.rows import RowFile, read_rows
 from utils.errors import UserError
@@ -41,13 +41,7 @@ def test_a_killed_grid_neither_repeats_nor_loses_a_cell(tmp_path: Path) -> None:
     assert sorted(map(cell_of, read_rows(path))) == sorted(cells)
 
 
-def test_a_cell_is_known_again_from_its_row() -> None:
-    cells = BUDGETS["standard"].tune_cells()
-    row = json.loads(json.dumps({name: getattr(cells[7], name) for name in CELL_FIELDS} | {"val_AP": 0.1}))
-    assert list(left(cells, [row])) == cells[:7] + cells[8:]
-
-
-def test_a_line_that_was_begun_is_dropped(tmp_path: Path) -> None:
+def test_an_unfinished_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a":')
     assert read_rows(path) == [{"a": 1}, {"a": 2}]
@@ -82,7 +76,7 @@ def test_a_file_that_was_replaced_gets_the_rows_that_it_lacks(new: str | None, t
         assert read_rows(path) == [*rows, {"a": 4}]
 
 
-def test_a_row_for_a_file_that_was_spoilt_is_not_lost(tmp_path: Path) -> None:
+def test_a_row_for_a_damaged_file_is_not_lost(tmp_path: Path) -> None:
     """As by conflict markers of `git stash pop`."""
     path = tmp_path / "rows.jsonl"
     with RowFile(path) as file:
@@ -101,22 +95,3 @@ def test_two_grids_do_not_share_a_file(tmp_path: Path) -> None:
         RowFile(tmp_path / "rows.jsonl")
     with RowFile(tmp_path / "rows.jsonl") as file:
         assert file.rows == []
-
-
-def test_another_seed_is_another_cell() -> None:
-    first, second = (
-        Cell(
-            role="main",
-            data="bccd",
-            net="small",
-            recipe="bn",
-            mini_batch=1,
-            seed=seed,
-            rate=0.01,
-            mosaic=False,
-            steps=1,
-            scenes=0,
-        )
-        for seed in (1, 2)
-    )
-    assert first != second

@@ -74,7 +74,7 @@ def test_ap_is_darknets(facts: dict[str, Any], flags: dict[str, str], detector: 
     assert made == pytest.approx(expected | correction, abs=0.005001)
     assert table.mAP == pytest.approx(mean, abs=5.01e-7)
     assert f"detections_count = {sum(row.detections for row in table.classes)}," in printed
-    assert f"unique_truth_count = {sum(row.truths for row in table.classes)}" in printed
+    assert f"unique_truth_count = {sum(row.objects for row in table.classes)}" in printed
 
 
 def test_results_are_darknets(facts: dict[str, Any], flags: dict[str, str], tmp_path: Path, capsys) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from models.norms.table import NORMS
+
 SHAPELESS = {"misc", "general", "common", "helpers", "helper"}
 
 
@@ -85,6 +87,18 @@ def test_citations_point_at_files_that_exist(root: Path) -> None:
     cited = {path for row in rows[2:] for path in re.findall(r"`([^`]+)`", row.split("|")[-2])}
     assert len(cited) > 10
     assert sorted(path for path in cited if not (root / path).exists()) == []
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_publication_of_a_norm_is_cited(root: Path, name: str) -> None:
+    """With the file that the norm is in."""
+    published = re.search(r"arXiv:[0-9.]+", NORMS[name].source)
+    if published is None:
+        assert re.match("ours|baseline", NORMS[name].source)
+        return
+    file = NORMS[name].__module__.replace(".", "/") + ".py"
+    rows = (root / "CITATIONS.md").read_text().splitlines()
+    assert any(published[0] in row and file in row for row in rows)
 
 
 def test_every_test_can_fail(root: Path) -> None:

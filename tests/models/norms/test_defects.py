@@ -1,6 +1,5 @@
-"""The defects of the published CBN code (Howal/Cross-iterationBatchNorm), none of which any norm here has.
-
-Numbers as in section 1 of the notes the norms were designed from; each was reproduced with that code unmodified.
+"""Eleven defects of the published CBN code (Howal/Cross-iterationBatchNorm, mmdet/models/utils/CBN.py), none of which
+any norm here has. Each was reproduced with that code unmodified.
 """
 
 from __future__ import annotations
