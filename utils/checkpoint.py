@@ -122,7 +122,7 @@ class Checkpoint:
 
     def to_file(self, path: Path) -> None:
         """Write atomically: the old file stays until the new one has been read back. OSError if the disk refuses."""
-        content = _plain(self) | {"training": None if self.training is None else _plain(self.training)}
+        content = _plain(self) | {"format": FORMAT, "training": self.training and _plain(self.training)}
         with atomic_write(path, verify=_verify) as file:
             try:
                 torch.save(content, file)
@@ -137,7 +137,8 @@ class Checkpoint:
         What is not a tensor goes into the header: as json under `checkpoint`, with a checksum of all under `sha256`.
         """
         weights = {name: tensor.contiguous() for name, tensor in self.weights.items()}
-        text = json.dumps({name: value for name, value in _plain(self).items() if name not in ("weights", "training")})
+        content = _plain(self) | {"format": FORMAT}
+        text = json.dumps({name: value for name, value in content.items() if name not in ("weights", "training")})
         header = {"format": "pt", "checkpoint": text, "sha256": _checksum(text, weights)}
         with atomic_write(path) as file:
             file.write(safetensors.torch.save(weights, header))
@@ -155,9 +156,8 @@ def _check_types(record: object) -> None:
 
 
 def _plain(record: Checkpoint | ResumeState) -> dict[str, Any]:
-    """Return the fields by name, of the current format, without copying tensors."""
-    values = {each.name: getattr(record, each.name) for each in fields(record)}
-    return values | {"format": FORMAT} if isinstance(record, Checkpoint) else values
+    """Return the fields by name, without copying tensors."""
+    return {each.name: getattr(record, each.name) for each in fields(record)}
 
 
 def _read_torch(path: Path) -> Any:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from models.yolo.darknet_loss import DarknetLoss
 from models.yolo.head import RawHead
 from models.yolo.loss import LossOptions, LossTerms, YoloLoss
 from utils.structures import Targets
 
-
-class Criterion(Protocol):
-    """Computes the loss of a mini-batch, summed over its images."""
-
-    def __call__(self, heads: Sequence[RawHead], targets: Targets, /) -> LossTerms: ...
-
-
+Criterion = Callable[[Sequence[RawHead], Targets], LossTerms]  # of a mini-batch, summed over its images
 CRITERIA: dict[str, Callable[[LossOptions], Criterion]] = {"autograd": YoloLoss, "darknet": DarknetLoss}
 
 
