@@ -251,7 +251,7 @@ def build_layer(plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
     """Build the module of one layer of the plan. A new layer type is one more case."""
     match spec := node.spec:
         case ConvSpec():
-            return _conv(spec, plan, node, norm)
+            return _conv_block(spec, plan, node, norm)
         case PoolSpec():
             pool, blur = DarknetPool(spec.size, spec.pool_strides, spec.padding), _blur(spec)
             return pool if blur is None else nn.Sequential(pool, blur)
@@ -282,7 +282,7 @@ def build_layer(plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
     raise NotImplementedError(f"no module is known for [{spec.kind}]")
 
 
-def _conv(spec: ConvSpec, plan: Plan, node: Node, norm: NormFactory) -> ConvNormAct:
+def _conv_block(spec: ConvSpec, plan: Plan, node: Node, norm: NormFactory) -> ConvNormAct:
     following = plan.nodes[node.index + 1].spec if node.index + 1 < len(plan.nodes) else None
     # RawHead holds logits for either decoder; with new_coords the coder and the loss apply the logistic.
     holds_logits = isinstance(following, YoloSpec) and following.new_coords

@@ -54,7 +54,7 @@ class StoredLayer:
 
     @property
     def loaded(self) -> tuple[StoredArray, ...]:
-        """Those that darknet reads for this cfg."""
+        """The arrays that darknet reads for this cfg."""
         spec = self.node.spec
         if not isinstance(spec, ConvSpec):
             return self.arrays
