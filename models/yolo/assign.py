@@ -71,30 +71,15 @@ def assign(targets: Targets, spec: YoloSpec, grid_hw: tuple[int, int], stride_px
     return Assignment(index=(targets.image_index[target], anchor, row, column), target=target)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Positives:
-    """P pairs of a positive anchor and a ground-truth box, on the host. An anchor may be in several pairs.
-
-    anchors: (2, U) image and index into the anchor grid of each positive anchor. Per pair: which (P,), the index into
-    those; target (P,), the index into the Targets.
-    """
-
-    anchors: Tensor
-    which: Tensor
-    target: Tensor
-
-
-def find_positives(heads: Sequence[RawHead], targets: Targets) -> Positives:
-    """Assign the targets to the concatenated heads, in the order of `anchor_grid`."""
+def positive_pairs(heads: Sequence[RawHead], targets: Targets) -> Tensor:
+    """Return the positives of all heads, (3, P) int64 on the host: image, index into their `anchor_grid`, target."""
     pairs, offset = [], 0
     for head in heads:
         assignment = assign(targets, head.spec, head.grid_hw, head.stride_px)
         (image, anchor, row, column), (height, width) = assignment.index, head.grid_hw
         pairs.append(torch.stack((image, offset + (anchor * height + row) * width + column, assignment.target)))
         offset += len(head.spec.mask) * height * width
-    *anchors, target = torch.cat(pairs, dim=1)
-    unique, which = torch.unique(torch.stack(anchors), dim=1, return_inverse=True)
-    return Positives(anchors=unique, which=which, target=target)
+    return torch.cat(pairs, dim=1)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from cfg.yolo import YoloSpec
 from models.transfer import constant_like, to_device_async
-from models.yolo.assign import assign, best_overlap, best_target
+from models.yolo.assign import best_overlap, best_target, positive_pairs
 from models.yolo.coder import anchor_grid, at_least_float32, grid_parts
 from models.yolo.darknet_iou_grad import iou_grad
 from models.yolo.head import RawHead
@@ -72,11 +72,9 @@ def head_deltas(head: RawHead, targets: Targets, *, label_smooth_eps: float) -> 
     """Return darknet's delta of each logit (N, A, H, W, 5 + C), float32 at least, and the cost (3,) of DarknetLoss."""
     layer = _DarknetLayer(head, targets, label_smooth_eps)
     layer.set_negatives()
-    assignment = assign(targets, head.spec, head.grid_hw, head.stride_px)
-    _, anchors, height, width = head.logits.shape[:4]
-    image, anchor, row, column = assignment.index
-    rows = ((image * anchors + anchor) * height + row) * width + column
-    pairs = torch.stack((rows, assignment.target))
+    image, index, target = positive_pairs([head], targets)
+    rows = image * len(layer.anchors) + index
+    pairs = torch.stack((rows, target))
     for turn in _turns(rows):
         layer.add_positives(*to_device_async(pairs[:, turn], like=layer.output))
     layer.average()

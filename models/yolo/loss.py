@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cfg.yolo import YoloSpec
 from models.transfer import to_device_async
-from models.yolo.assign import Positives, best_overlap, find_positives
+from models.yolo.assign import best_overlap, positive_pairs
 from models.yolo.coder import anchor_grid, at_least_float32, decode, encode
 from models.yolo.head import RawHead
 from models.yolo.iou_loss import iou_loss
@@ -96,19 +96,21 @@ class YoloLoss:
         spec = heads[0].spec
         logits = at_least_float32(torch.cat([head.logits.flatten(1, 3) for head in heads], dim=1))  # (N, S, 5 + C)
         grid = anchor_grid(heads, logits.dtype)
-        positives = find_positives(heads, targets)
-        index = tuple(to_device_async(positives.anchors, like=logits))
+        # P pairs of a positive anchor and a ground-truth box; U anchors, each of which may be in several pairs.
+        pairs = positive_pairs(heads, targets)
+        anchors, which = torch.unique(pairs[:2], dim=1, return_inverse=True)
+        index, target = tuple(to_device_async(anchors, like=logits)), pairs[2]
         objectness = self._objectness(logits, grid, index, targets, spec)
-        if len(positives.target) == 0:
+        if len(target) == 0:
             # Keeps every logit in the graph: a parameter without a gradient stalls DDP.
             zero = logits.sum() * 0
             return LossTerms(box=zero, objectness=objectness, classes=zero)
-        positive_logits, which = logits[index], to_device_async(positives.which, like=logits)
-        target_boxes = to_device_async(targets.boxes[positives.target], like=logits).to(logits.dtype)
+        positive_logits, row = logits[index], to_device_async(which, like=logits)
+        target_boxes = to_device_async(targets.boxes[target], like=logits).to(logits.dtype)
         return LossTerms(
-            box=self._box(positive_logits[which, :4], grid[index[1][which]], target_boxes, heads[0]),
+            box=self._box(positive_logits[row, :4], grid[index[1][row]], target_boxes, heads[0]),
             objectness=objectness,
-            classes=self._classes(positive_logits[:, 5:], positives, targets, spec),
+            classes=self._classes(positive_logits[:, 5:], which, targets.labels[target], spec),
         )
 
     def _box(self, logits: Tensor, grid: Tensor, target: Tensor, head: RawHead) -> Tensor:
@@ -147,10 +149,10 @@ class YoloLoss:
             target[index] = weight[index] = target.new_ones(())
         return spec.obj_normalizer * F.binary_cross_entropy_with_logits(objectness, target, weight, reduction="sum")
 
-    def _classes(self, logits: Tensor, positives: Positives, targets: Targets, spec: YoloSpec) -> Tensor:
-        """logits: (U, C). The targets of an anchor with several ground-truth boxes are all their classes."""
+    def _classes(self, logits: Tensor, rows: Tensor, labels: Tensor, spec: YoloSpec) -> Tensor:
+        """logits: (U, C). rows, labels: (P,) on the host, row and class of each pair. A row may have several classes."""
         target = torch.zeros(logits.shape)
-        target[positives.which, targets.labels[positives.target]] = 1
+        target[rows, labels] = 1
         smoothing = self.options.label_smoothing
         smoothing = spec.label_smooth_eps if smoothing is None else smoothing
         target = to_device_async(target, like=logits).to(logits.dtype) * (1 - smoothing) + smoothing / 2
