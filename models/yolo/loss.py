@@ -150,7 +150,7 @@ class YoloLoss:
         return spec.obj_normalizer * F.binary_cross_entropy_with_logits(objectness, target, weight, reduction="sum")
 
     def _classes(self, logits: Tensor, rows: Tensor, labels: Tensor, spec: YoloSpec) -> Tensor:
-        """logits: (U, C). rows, labels: (P,) on the host, row and class of each pair. A row may have several classes."""
+        """logits: (U, C). rows, labels: (P,) on the host, one per pair; a row may have several classes."""
         target = torch.zeros(logits.shape)
         target[rows, labels] = 1
         smoothing = self.options.label_smoothing
