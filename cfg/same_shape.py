@@ -29,10 +29,6 @@ class ActivationSpec(SameShapeSpec):
 
     activation: str = key("linear", choices=ACTIVATIONS)
 
-    @classmethod
-    def read(cls, section: Section) -> ActivationSpec:
-        return cls(**read_keys(cls, section))
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DropoutSpec(SameShapeSpec):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 from cfg.parse import Section
@@ -41,9 +41,9 @@ class LayerSpec(ABC):
     kind: ClassVar[str]
 
     @classmethod
-    @abstractmethod
     def read(cls, section: Section) -> LayerSpec:
         """Read the section. Raises CfgError."""
+        return cls(**read_keys(cls, section))
 
     @abstractmethod
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
@@ -58,13 +58,15 @@ class LayerSpec(ABC):
         return 0
 
 
-def key(default: Any, name: str = "", **limits: Any) -> Any:
+def key(default: Any, name: str = "", *, fallback: str = "", **limits: Any) -> Any:
     """Return a dataclass field that is read from the cfg key `name` (default: the field's name).
 
     The default's type is the value's type: bool, int, float, or str with `choices=` (and `unknown=`, see
     `Section.word`). `int` itself in place of a default makes the key required. `low=` and `high=` are inclusive limits.
+    `fallback` is the key with the default of an int.
     """
-    metadata = {"key": name, "kind": default if default is int else type(default), "limits": limits}
+    kind = default if default is int else type(default)
+    metadata = {"key": name, "kind": kind, "fallback": fallback, "limits": limits}
     return field(metadata=metadata) if default is int else field(default=default, metadata=metadata)
 
 
@@ -79,6 +81,8 @@ def read_keys(spec_type: type[Any], section: Section) -> dict[str, Any]:
         if kind is bool:
             values[f.name] = section.integer(name, int(default)) != 0
         elif kind is int:
+            if fallback := f.metadata["fallback"]:
+                default = section.integer(fallback, default, **limits)
             values[f.name] = section.integer(name, default, **limits)
         elif kind is float:
             values[f.name] = section.number(name, default, **limits)
@@ -87,33 +91,45 @@ def read_keys(spec_type: type[Any], section: Section) -> dict[str, Any]:
     return values
 
 
-def window_count(size_px: int, window_px: int, stride_px: int) -> int:
-    """Return how many windows fit into a padded side. Raises ShapeError if none does."""
-    if size_px < window_px:
-        raise ShapeError(f"a window of {window_px} does not fit into a padded side of {size_px}")
-    return (size_px - window_px) // stride_px + 1
-
-
-def read_strides(section: Section) -> dict[str, int]:
-    """Return stride_x and stride_y, each with `stride` as its default. Raises CfgError."""
-    stride = section.integer("stride", 1, low=1, high=MAX_WINDOW)
-    return {axis: section.integer(axis, stride, low=1, high=MAX_WINDOW) for axis in ("stride_x", "stride_y")}
-
-
-def blurred(sharp: Shape, antialiasing: int, *, stride_x: int, stride_y: int) -> Shape:
-    """Return the shape after the blur of antialiasing, which applies the strides to an output of stride 1."""
-    if not antialiasing:
-        return sharp
-    size, padding = BLUR_WINDOWS[antialiasing]
-    return Shape(
-        channels=sharp.channels,
-        height=window_count(sharp.height + 2 * padding, size, stride_y),
-        width=window_count(sharp.width + 2 * padding, size, stride_x),
-    )
-
-
 def check_extent(shape: Shape) -> None:
     """Raise ShapeError for a shape too large to allocate."""
     channels, height, width = shape
     if channels > MAX_CHANNELS or max(height, width) > MAX_SIDE_PX or channels * height * width > MAX_CELLS:
         raise ShapeError(f"{shape} is too large")
+
+
+def slide(shape: Shape, window: int, strides: tuple[int, int], padding: int) -> Shape:
+    """Return the shape after a window with `strides` (y, x); padding: in total per axis. Raises ShapeError."""
+    padded = shape._replace(height=shape.height + padding, width=shape.width + padding)
+    check_extent(padded)
+    side = min(padded.height, padded.width)
+    if side < window:
+        raise ShapeError(f"a window of {window} does not fit into a padded side of {side}")
+    height, width = (padded.height - window) // strides[0] + 1, (padded.width - window) // strides[1] + 1
+    return padded._replace(height=height, width=width)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowSpec(LayerSpec):
+    """Base of the layers with a moving window.
+
+    antialiasing: 1 blurs the output with the 3x3 binomial filter, 2 with the mean of 2x2 cells; the window then has
+    stride 1 and the blur has the strides.
+    """
+
+    stride_x: int = key(1, fallback="stride", low=1, high=MAX_WINDOW)
+    stride_y: int = key(1, fallback="stride", low=1, high=MAX_WINDOW)
+    antialiasing: int = key(0, high=2)
+
+    @property
+    def window_strides(self) -> tuple[int, int]:
+        """Strides (y, x) of the window itself, without the blur."""
+        return (1, 1) if self.antialiasing else (self.stride_y, self.stride_x)
+
+    def window_shape(self, shape: Shape, window: int, padding: int) -> Shape:
+        """Return the shape after window and blur; padding: in total per axis. Raises ShapeError."""
+        output = slide(shape, window, self.window_strides, padding)
+        if not self.antialiasing:
+            return output
+        size, border = BLUR_WINDOWS[self.antialiasing]
+        return slide(output, size, (self.stride_y, self.stride_x), 2 * border)
