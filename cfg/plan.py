@@ -233,19 +233,17 @@ def _check_heads(specs: list[LayerSpec], sections: list[Section]) -> None:
 
 def _check_new_coords(plan: Plan) -> None:
     """Check that a [yolo] with new_coords=1, which has no logistic of its own, follows a logistic convolution."""
-    for index in plan.heads:
-        head = plan.nodes[index]
-        if not (isinstance(head.spec, YoloSpec) and head.spec.new_coords):
+    for index, head in zip(plan.heads, plan.head_specs, strict=True):
+        if not head.new_coords:
             continue
-        feeder = plan.nodes[index - 1] if index else None
-        spec = feeder.spec if feeder else None
+        feeder = plan.nodes[max(0, index - 1)]  # the [yolo] itself if it is the first layer
+        spec = feeder.spec
         if not isinstance(spec, ConvSpec) or spec.activation != "logistic" or spec.antialiasing:
-            line, need = (feeder or head).line, "a [convolutional] with activation=logistic before it"
-            raise CfgError(f"{plan.path}:{line}: layer {index}, a [yolo] with new_coords=1, needs {need}")
+            need = "a [convolutional] with activation=logistic before it"
+            raise CfgError(f"{plan.path}:{feeder.line}: layer {index}, a [yolo] with new_coords=1, needs {need}")
         if len(plan.consumers[index - 1]) > 1:
-            raise CfgError(
-                f"{plan.path}:{head.line}: layer {index - 1} has another reader than its [yolo] with new_coords=1"
-            )
+            where, found = f"{plan.path}:{plan.nodes[index].line}", f"layer {index - 1} has another reader"
+            raise CfgError(f"{where}: {found} than its [yolo] with new_coords=1")
 
 
 def _norm_warnings(path: str, nodes: tuple[Node, ...]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,6 +18,12 @@ MAX_CELLS = 2**30  # of one layer's output for one image: 4 GiB in float32
 MAX_CHANNELS = 65_536
 MAX_SIDE_PX = 32_768
 MAX_WINDOW = 1024
+READERS: dict[type, Callable[..., Any]] = {
+    bool: Section.flag,
+    int: Section.integer,
+    float: Section.number,
+    str: Section.word,
+}
 
 
 class Shape(NamedTuple):
@@ -58,15 +65,13 @@ class LayerSpec(ABC):
         return 0
 
 
-def key(default: Any, name: str = "", *, fallback: str = "", **limits: Any) -> Any:
+def key(default: Any, name: str = "", **limits: Any) -> Any:
     """Return a dataclass field that is read from the cfg key `name` (default: the field's name).
 
-    The default's type is the value's type: bool, int, float, or str with `choices=` (and `unknown=`, see
-    `Section.word`). `int` itself in place of a default makes the key required. `low=` and `high=` are inclusive limits.
-    `fallback` is the key with the default of an int.
+    The default's type is the value's type: bool, int, float or str. `int` itself in place of a default makes the key
+    required. `limits` are the keyword arguments of the reader in `READERS`.
     """
-    kind = default if default is int else type(default)
-    metadata = {"key": name, "kind": kind, "fallback": fallback, "limits": limits}
+    metadata = {"key": name, "kind": default if default is int else type(default), "limits": limits}
     return field(metadata=metadata) if default is int else field(default=default, metadata=metadata)
 
 
@@ -76,18 +81,8 @@ def read_keys(spec_type: type[Any], section: Section) -> dict[str, Any]:
     for f in fields(spec_type):
         if "kind" not in f.metadata:
             continue
-        name, kind, limits = f.metadata["key"] or f.name, f.metadata["kind"], f.metadata["limits"]
-        default: Any = None if f.default is MISSING else f.default
-        if kind is bool:
-            values[f.name] = section.integer(name, int(default)) != 0
-        elif kind is int:
-            if fallback := f.metadata["fallback"]:
-                default = section.integer(fallback, default, **limits)
-            values[f.name] = section.integer(name, default, **limits)
-        elif kind is float:
-            values[f.name] = section.number(name, default, **limits)
-        else:
-            values[f.name] = section.word(name, default, **limits)
+        read, name = READERS[f.metadata["kind"]], f.metadata["key"] or f.name
+        values[f.name] = read(section, name, None if f.default is MISSING else f.default, **f.metadata["limits"])
     return values
 
 
