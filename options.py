@@ -43,7 +43,7 @@ class OptimOptions:
     lr_policy: str = knob(
         "cosine",
         "schedule after burn-in (cfg: policy, with step, scale, gamma, power, sgdr_cycle, sgdr_mult)",
-        choices=tuple(POLICIES),
+        choices=POLICIES,
     )
     lr_steps: tuple[int, ...] | None = knob(
         None,
