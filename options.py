@@ -270,38 +270,25 @@ class DetectOptions:
     detection: DetectionOptions = field(default_factory=DrawnDetectionOptions, metadata={"title": "detections"})
 
 
-_ELSEWHERE = {
-    **dict.fromkeys(("--imgsz", "--img", "--img-size"), "write --image-size"),
-    **dict.fromkeys(("--project", "--name"), "--out DIR is the folder of everything this run writes"),
-    "--exist-ok": "a folder that holds files is never written into, name another one with --out",
-}
-_OF_A_DETECTOR = {
-    **dict.fromkeys(("--conf", "--conf-thres"), "write --confidence"),
-    **dict.fromkeys(("--iou", "--iou-thres"), "write --nms-iou"),
-    "--max-det": "write --max-detections",
-    "--model": "--weights is the checkpoint, --cfg the network of a darknet .weights file",
-}
-
-# page -> flags of other detectors and of earlier versions -> what to write here
-FOREIGN_FLAGS: dict[type, dict[str, str]] = {
-    TrainOptions: {
-        **removed_flags(),
-        **_ELSEWHERE,
-        "--batch": "--batch-size is the images of one optimizer step, --subdivisions the forwards they are split into",
-        **dict.fromkeys(("--lr0", "--lr"), "write --learning-rate"),
-        "--lrf": "write --final-learning-rate, which is a rate and not a share of the first one",
-        "--cos-lr": "write --lr-policy cosine",
-        "--warmup-epochs": "write --burn-in-steps, in optimizer steps",
-        "--model": "--cfg is the network, --weights what it starts from",
-        "--hyp": "its settings are flags here, or keys of the cfg file",
-        "--optimizer": "SGD is the only one",
-        "--source": "write --data",
-        **dict.fromkeys(("--conf", "--conf-thres", "--iou", "--iou-thres"), "only evaluate.py and detect.py have it"),
-    },
-    EvaluateOptions: {**_ELSEWHERE, **_OF_A_DETECTOR, "--batch": "write --batch-size", "--source": "write --data"},
-    DetectOptions: {
-        **_ELSEWHERE,
-        **_OF_A_DETECTOR,
-        "--source": "sources are given without a flag: python detect.py --weights FILE SOURCE ...",
-    },
-}
+# Flags of other detectors and of earlier versions, and what to write here (see `parse_flags`).
+FOREIGN_FLAGS = (
+    ("--imgsz --img --img-size", "write --image-size"),
+    ("--project --name", "--out DIR is the folder of everything this run writes"),
+    ("--exist-ok", "a folder that holds files is never written into, name another one with --out"),
+    ("--conf --conf-thres", "write --confidence"),
+    ("--iou --iou-thres", "write --nms-iou"),
+    ("--conf --conf-thres --iou --iou-thres", "only evaluate.py and detect.py have it"),
+    ("--max-det", "write --max-detections"),
+    ("--source", "write --data"),
+    ("--source", "sources are given without a flag: python detect.py --weights FILE SOURCE ..."),
+    ("--batch", "--batch-size is the images of one optimizer step, --subdivisions the forwards they are split into"),
+    ("--batch", "write --batch-size"),
+    ("--model", "--weights is the checkpoint, --cfg the network (to train, or of a darknet .weights file)"),
+    ("--lr0 --lr", "write --learning-rate"),
+    ("--lrf", "write --final-learning-rate, which is a rate and not a share of the first one"),
+    ("--cos-lr", "write --lr-policy cosine"),
+    ("--warmup-epochs", "write --burn-in-steps, in optimizer steps"),
+    ("--hyp", "its settings are flags of train.py, or keys of the cfg file"),
+    ("--optimizer", "SGD is the only one"),
+    *removed_flags().items(),
+)
