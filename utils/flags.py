@@ -23,6 +23,7 @@ from utils.knob import outside_limits
 
 Options = TypeVar("Options")
 Foreign = Sequence[tuple[str, str]]
+METAVARS = {int: "N", float: "FLOAT", str: "STR"}
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -117,7 +118,7 @@ def _add_flags(parser: FlagParser, title: str, kind: type) -> dict[str, bool]:
             arguments = {
                 "type": _value_parser(f, plain),
                 "choices": metadata["choices"],
-                "metavar": None if metadata["choices"] else metadata["unit"] or plain.__name__.upper(),
+                "metavar": None if metadata["choices"] else metadata["unit"] or METAVARS[plain],
                 "nargs": "?" if metadata["alone"] is not None else "+" if is_tuple and not metadata["parse"] else None,
                 "const": metadata["alone"],
             }
