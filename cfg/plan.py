@@ -138,9 +138,7 @@ def parse_plan(text: str, *, path: str, classes: int | None = None, input_hw: tu
     _check_heads(specs, sections)
     layers = [(section.line, spec) for section, spec in zip(sections, specs, strict=True)]
     nodes = _wire(path, net, layers)
-    warnings = first.warnings(set())
-    for section in sections:
-        warnings += section.warnings(first.used)
+    warnings = [line for section in (first, *sections) for line in section.warnings(first.used)]
     warnings += _norm_warnings(path, nodes)
     plan = Plan(
         name=Path(path).stem,
@@ -255,16 +253,12 @@ def _norm_warnings(path: str, nodes: tuple[Node, ...]) -> list[str]:
 
 
 def _find(name_or_path: str) -> Path:
-    is_bare = Path(name_or_path).name == name_or_path
-    places = [Path(name_or_path)]
-    if is_bare:
-        places = [HERE / f"{name_or_path}.cfg", *places]
-        if name_or_path.endswith(".cfg"):
-            places.append(HERE / name_or_path)
-    for path in places:
+    own, is_cfg = Path(name_or_path), name_or_path.endswith(".cfg")
+    shipped = [HERE / f"{name_or_path.removesuffix('.cfg')}.cfg"] if own.name == name_or_path else []
+    for path in [own, *shipped] if is_cfg else [*shipped, own]:
         if path.is_file():
             return path
-    if not is_bare or name_or_path.endswith(".cfg"):
+    if is_cfg or not shipped:
         raise CfgError(f"{name_or_path}:1: no such file")
     names = cfg_names()
     raise CfgError(f"{name_or_path}:1: no such cfg among {', '.join(names)}{did_you_mean(name_or_path, names)}")

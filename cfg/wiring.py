@@ -38,8 +38,8 @@ class RouteSpec(LayerSpec):
         return tuple(_absolute(layer, index) for layer in self.layers)
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
+        _check_same_sides(inputs)
         for shape in inputs:
-            _check_same_sides(inputs[0], shape)
             if shape.channels % self.groups:
                 raise ShapeError(f"groups={self.groups} does not divide {shape.channels} channels")
         return inputs[0]._replace(channels=sum(shape.channels // self.groups for shape in inputs))
@@ -75,8 +75,7 @@ class ShortcutSpec(LayerSpec):
         return (index - 1, *(_absolute(layer, index) for layer in self.layers))
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
-        for shape in inputs:
-            _check_same_sides(inputs[0], shape)
+        _check_same_sides(inputs)
         return inputs[0]
 
     def parameter_count(self, inputs: tuple[Shape, ...]) -> int:
@@ -138,9 +137,10 @@ def _absolute(layer: int, index: int) -> int:
     return layer if layer >= 0 else index + layer if index + layer >= 0 else -2
 
 
-def _check_same_sides(first: Shape, other: Shape) -> None:
-    if first[1:] != other[1:]:
-        raise ShapeError(f"inputs differ in height or width: {first} and {other}")
+def _check_same_sides(inputs: tuple[Shape, ...]) -> None:
+    for other in inputs:
+        if other[1:] != inputs[0][1:]:
+            raise ShapeError(f"inputs differ in height or width: {inputs[0]} and {other}")
 
 
 SPECS = (RouteSpec, ShortcutSpec, SamSpec, ScaleChannelsSpec)
