@@ -17,12 +17,11 @@ from models.detector import DetectionOptions
 from models.norms.old_spelling import removed_flags
 from models.norms.table import NormOptions
 from models.yolo.loss import LossOptions
-from utils.flags import parse_image_hw, parse_subdivisions
+from utils.flags import image_size_knob, parse_subdivisions
 from utils.knob import knob
 from utils.schedule import POLICIES
 
 AMP_KINDS = ("auto", "off", "bf16", "fp16")
-METRICS = ("coco", "darknet")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,9 +89,7 @@ class TrainOptions:
         "do not fit are re-initialized",
         unit="FILE",
     )
-    image_size: tuple[int, int] | None = knob(
-        None, "network input: 416, or HEIGHTxWIDTH (default: the cfg's)", unit="PX", parse=parse_image_hw
-    )
+    image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: the cfg's)")
     multi_scale: float = knob(
         1.0, "vary the input size by up to this factor every 10 batches, 1 = off (cfg: random)", low=1, high=4
     )
@@ -137,9 +134,7 @@ class EvaluateOptions:
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
     data: str = knob("digits", "data set: COCO or VOC folder, COCO json, darknet .data file, or 'digits'", unit="PATH")
     split: str = knob("val", "split to evaluate on", unit="NAME")
-    image_size: tuple[int, int] | None = knob(
-        None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
-    )
+    image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: as trained)")
     batch_size: int = knob(16, "images per forward", unit="IMAGES", low=1)
     rect: bool = knob(False, "batch letterboxed images of similar shape, to pad less: faster, slightly other AP")
     norm_stats: str = knob(
@@ -157,7 +152,7 @@ class EvaluateOptions:
     eval_backend: str = knob(
         "auto", "library of COCO's metrics, with equal results; auto = faster-coco-eval if there", choices=BACKENDS
     )
-    metric: str = knob("coco", "coco: COCO's AP; darknet: darknet's mAP as well", choices=METRICS)
+    metric: str = knob("coco", "coco: COCO's AP; darknet: darknet's mAP as well", choices=("coco", "darknet"))
     map_points: str = knob(
         "0", "with metric darknet: recall points; 0 is the area under the curve", choices=tuple(map(str, POINTS))
     )
@@ -195,9 +190,7 @@ class DetectOptions:
     weights: str = knob(MISSING, "checkpoint to detect with, or darknet's .weights (with --cfg)", unit="FILE")
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
-    image_size: tuple[int, int] | None = knob(
-        None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
-    )
+    image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: as trained)")
     out: str | None = knob(None, "folder for annotated copies (default: runs/detect)", unit="DIR", formerly="run")
     save_json: bool = knob(False, "write detections.json: one entry per image, boxes as x, y, width, height in px")
     save_txt: bool = knob(False, "write a darknet label file per image: class x y w h score, in relative coordinates")

@@ -19,7 +19,7 @@ from itertools import takewhile
 from typing import Any, NoReturn, TypeVar
 
 from utils.errors import UserError
-from utils.knob import outside_limits
+from utils.knob import knob, outside_limits
 
 Options = TypeVar("Options")
 Foreign = Sequence[tuple[str, str]]
@@ -91,6 +91,11 @@ def parse_image_hw(text: str) -> tuple[int, int]:
     if len(sides) > 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
         raise argparse.ArgumentTypeError(f"'{text}' is not a size: write 416, or HEIGHTxWIDTH as in 96x128")
     return int(sides[0]), int(sides[-1])
+
+
+def image_size_knob(text: str) -> Any:
+    """Return a knob for a network's input (height, width); None without the flag."""
+    return knob(None, text, unit="PX", parse=parse_image_hw)
 
 
 def parse_subdivisions(text: str) -> int | str:
