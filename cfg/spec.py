@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
@@ -41,7 +40,7 @@ class ShapeError(ValueError):
     """A layer that does not fit its inputs. The plan, which knows file and line, turns it into a CfgError."""
 
 
-class LayerSpec(ABC):
+class LayerSpec:
     """One section of a cfg as plain values. Subclasses are frozen dataclasses."""
 
     __slots__ = ()
@@ -52,9 +51,9 @@ class LayerSpec(ABC):
         """Read the section. Raises CfgError."""
         return cls(**read_keys(cls, section))
 
-    @abstractmethod
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
-        """Return the output's shape for `inputs`, in the order of `sources`. Raises ShapeError."""
+        """Return the output's shape for `inputs`, in the order of `sources`; by default the first. Raises ShapeError."""
+        return inputs[0]
 
     def sources(self, index: int) -> tuple[int, ...]:
         """Return absolute indices of the layers that the layer at `index` reads; -1 is the network's input."""
