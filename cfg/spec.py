@@ -52,7 +52,7 @@ class LayerSpec:
         return cls(**read_keys(cls, section))
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
-        """Return the output's shape for `inputs`, in the order of `sources`; by default the first. Raises ShapeError."""
+        """Return the output's shape, by default the first of `inputs` (in `sources` order). Raises ShapeError."""
         return inputs[0]
 
     def sources(self, index: int) -> tuple[int, ...]:
