@@ -100,7 +100,7 @@ def _(spec: ConvSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
         node.input_shapes[0].channels,
         spec.filters,
         spec.size,
-        stride=spec.conv_strides,
+        stride=spec.window_strides,
         padding=spec.padding,
         dilation=spec.dilation,
         groups=spec.groups,
@@ -163,7 +163,7 @@ class DarknetPool(nn.Module):
 
 @build_layer.register
 def _(spec: PoolSpec, plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
-    pool, blur = DarknetPool(spec.size, spec.pool_strides, spec.padding), _blur(spec)
+    pool, blur = DarknetPool(spec.size, spec.window_strides, spec.padding), _blur(spec)
     return pool if blur is None else nn.Sequential(pool, blur)
 
 
