@@ -49,7 +49,7 @@ def describe_frame(frame: Frame, found: Detections, class_names: Sequence[str], 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = resolve(DetectOptions, parse_flags(DetectOptions, argv, foreign=FOREIGN_FLAGS[DetectOptions]))
+    options = resolve(DetectOptions, parse_flags(DetectOptions, argv, foreign=FOREIGN_FLAGS))
     device = pick_device(options.device)
     sources = find_sources(options.sources)
     checkpoint, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)

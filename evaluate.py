@@ -31,7 +31,7 @@ from utils.run_folder import free_folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    given = parse_flags(EvaluateOptions, argv, foreign=FOREIGN_FLAGS[EvaluateOptions])
+    given = parse_flags(EvaluateOptions, argv, foreign=FOREIGN_FLAGS)
     options = resolve(EvaluateOptions, given)
     checkpoint, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
     detector = Detector.from_checkpoint(

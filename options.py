@@ -17,12 +17,11 @@ from models.norms.old_spelling import removed_flags
 from models.norms.table import NormOptions
 from models.yolo.loss import LossOptions
 from models.yolo.postprocess import DetectionOptions
-from utils.flags import parse_image_hw, parse_subdivisions
+from utils.flags import image_size_knob, parse_subdivisions
 from utils.knob import knob
 from utils.schedule import POLICIES
 
 AMP_KINDS = ("auto", "off", "bf16", "fp16")
-METRICS = ("coco", "darknet")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,72 +32,40 @@ class OptimOptions:
     max_steps: int = knob(2000, "optimizer steps, unless epochs is given (cfg: max_batches)", unit="STEPS", low=1)
     batch_size: int = knob(16, "images per optimizer step (cfg: batch)", unit="IMAGES", low=1)
     subdivisions: int | str = knob(
-        1,
-        "mini-batches that a batch is split into, one forward each; auto: as few as fit into the GPU's memory (cfg)",
-        unit="N",
-        parse=parse_subdivisions,
+        1, "mini-batches of a batch, one forward each; auto: as few as fit into memory (cfg)", parse=parse_subdivisions
     )
     learning_rate: float = knob(0.01, "learning rate after burn-in (cfg)", low=1e-12)
     final_learning_rate: float = knob(1e-5, "rate at which cosine and sgdr end (cfg: learning_rate_min)", low=0)
     lr_policy: str = knob(
-        "cosine",
-        "schedule after burn-in (cfg: policy, with step, scale, gamma, power, sgdr_cycle, sgdr_mult)",
-        choices=tuple(POLICIES),
+        "cosine", "schedule after burn-in (cfg: policy, step, scale, gamma, power, sgdr_cycle/_mult)", choices=POLICIES
     )
     lr_steps: tuple[int, ...] | None = knob(
-        None,
-        "with lr_policy steps: optimizer steps at which the rate is scaled (default: the cfg's steps, in proportion)",
-        unit="STEP",
-        low=1,
+        None, "lr_policy steps: when to scale the rate (default: the cfg's steps, in proportion)", unit="STEP", low=1
     )
     lr_scales: tuple[float, ...] = knob((), "with lr_policy steps: the factors (cfg: scales)", unit="FACTOR", low=0)
     burn_in_steps: int | None = knob(
-        None,
-        "optimizer steps of warm-up (default: the cfg's burn_in, in proportion, or a tenth of a short run)",
-        unit="STEPS",
-        low=0,
+        None, "steps of warm-up (default: the cfg's, in proportion, or a tenth of a short run)", unit="STEPS", low=0
     )
     momentum: float = knob(0.9, "momentum of SGD (cfg)", low=0, high=0.9999)
     weight_decay: float = knob(5e-4, "weight decay, on convolution weights only (cfg: decay)", low=0, high=1)
     freeze: int = knob(
-        0,
-        "freeze the first N layers of the cfg, including their norm statistics (cfg: those before the last "
-        "stopbackward=1)",
-        unit="N",
-        low=0,
+        0, "freeze the first N layers and their norm statistics (cfg: those before the last stopbackward=1)", low=0
     )
     backbone_rate: float = knob(
-        1.0,
-        "multiply the learning rate of all layers but those that feed the [yolo] layers: 0.1 keeps more of the "
-        "weights given by --weights",
-        unit="FACTOR",
-        low=0,
+        1.0, "factor on the rate of all layers but those that feed [yolo]; 0.1 keeps more of --weights", low=0
     )
     clip_norm: float | None = knob(None, "clip the whole gradient to this norm", unit="NORM", low=1e-12)
     ema_decay: float | None = knob(
-        None,
-        "decay of the averaged weights (default: an average of about the last twentieth of the training; 0 = off)",
-        low=0,
-        high=0.99999,
+        None, "EMA decay of the weights, 0 = off (default: about the last twentieth of a run)", low=0, high=0.99999
     )
     amp: str = knob("auto", "mixed precision; auto = bf16 or fp16 on CUDA, off elsewhere", choices=AMP_KINDS)
-
-
-def eval_backend_knob() -> Any:
-    return knob(
-        "auto",
-        "library that computes COCO's metrics, with equal results; auto = faster-coco-eval if installed",
-        choices=BACKENDS,
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeedOptions:
     """Settings of memory and speed, which change results by rounding only."""
 
-    checkpoint_activations: bool = knob(
-        False, "activation checkpointing: recompute most activations in the backward; less memory, more time"
-    )
+    checkpoint_activations: bool = knob(False, "recompute most activations in the backward: less memory, more time")
     channels_last: bool = knob(False, "use the channels-last memory format; often faster, especially with amp")
     compile: bool = knob(False, "compile the network with torch.compile, once per input size")
     profile: bool = knob(False, "profile the first steps: profile.json for a trace viewer, and a table")
@@ -112,15 +79,8 @@ class TrainOptions:
     given comes from the cfg file, else from the default.
     """
 
-    data: str = knob(
-        "digits",
-        "data set: COCO or VOC folder, COCO json, darknet .data file; 'digits' is built in and made on first use",
-        unit="PATH",
-    )
-    cfg: str | None = knob(
-        None,
-        "network: a darknet .cfg, or the name of one in cfg/ (default: yolov4-pico, made for CPUs)",
-    )
+    data: str = knob("digits", "data set: COCO or VOC folder, COCO json, darknet .data file, or 'digits'", unit="PATH")
+    cfg: str | None = knob(None, "network: a darknet .cfg, or the name of one in cfg/ (default: yolov4-pico, for CPUs)")
     train_split: str = knob("train", "split to train on", unit="NAME")
     val_split: str = knob("val", "split to evaluate on, which selects the best weights", unit="NAME")
     weights: str | None = knob(
@@ -129,33 +89,21 @@ class TrainOptions:
         "do not fit are re-initialized",
         unit="FILE",
     )
-    image_size: tuple[int, int] | None = knob(
-        None, "network input: 416, or HEIGHTxWIDTH (default: the cfg's)", unit="PX", parse=parse_image_hw
-    )
+    image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: the cfg's)")
     multi_scale: float = knob(
-        1.0,
-        "vary the input size by up to this factor every 10 batches, 1 = off (cfg: random)",
-        unit="FACTOR",
-        low=1,
-        high=4,
+        1.0, "vary the input size by up to this factor every 10 batches, 1 = off (cfg: random)", low=1, high=4
     )
     out: str | None = knob(
         None, "folder for everything this run writes (default: runs/DATA-CFG-NORM)", unit="DIR", formerly="run"
     )
     resume: str | None = knob(
-        None,
-        "resume the training of a run's folder or last.pt, with its settings; without RUN the newest one",
-        unit="RUN",
-        alone="",
+        None, "resume a run, its folder or last.pt, with its settings; without RUN the newest", unit="RUN", alone=""
     )
     save_minutes: float = knob(
-        10,
-        "write last.pt at least this often, and after each epoch unless that takes more than 5 % of the time",
-        unit="MINUTES",
-        low=0,
+        10, "write last.pt this often, and after each epoch if that takes under 5 % of the time", unit="MINUTES", low=0
     )
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
-    workers: int = knob(2, "worker processes that load images; 0 = load in the main process", unit="N", low=0)
+    workers: int = knob(2, "worker processes that load images; 0 = load in the main process", low=0)
     cache: str = knob(
         "ram",
         "where to keep decoded training images: in up to a quarter of the free memory, shared by the workers, or on "
@@ -163,13 +111,13 @@ class TrainOptions:
         choices=CACHES,
     )
     seed: int = knob(0, "seed of initial weights, image order and augmentation", low=0, high=2**32 - 1)
-    evals: int = knob(10, "number of evaluations over the run; the last epoch always has one", unit="N", low=1)
-    eval_backend: str = eval_backend_knob()
+    evals: int = knob(10, "number of evaluations over the run; the last epoch always has one", low=1)
+    eval_backend: str = knob(
+        "auto", "library of COCO's metrics, with equal results; auto = faster-coco-eval if there", choices=BACKENDS
+    )
     optim: OptimOptions = field(default_factory=OptimOptions, metadata={"title": "optimization"})
     norm: NormOptions = field(default_factory=NormOptions, metadata={"title": "normalization"})
-    augment: AugmentOptions = field(
-        default_factory=AugmentOptions, metadata={"title": "augmentation (training images)"}
-    )
+    augment: AugmentOptions = field(default_factory=AugmentOptions, metadata={"title": "augmentation"})
     loss: LossOptions = field(default_factory=LossOptions, metadata={"title": "loss"})
     speed: SpeedOptions = field(default_factory=SpeedOptions, metadata={"title": "memory and speed"})
 
@@ -183,42 +131,28 @@ class EvaluateOptions:
 
     weights: str = knob(MISSING, "checkpoint to evaluate, or darknet's .weights (with --cfg)", unit="FILE")
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
-    names: str | None = knob(
-        None, "class names of a .weights file, one per line (default: COCO's, for 80 classes)", unit="FILE"
-    )
+    names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
     data: str = knob("digits", "data set: COCO or VOC folder, COCO json, darknet .data file, or 'digits'", unit="PATH")
     split: str = knob("val", "split to evaluate on", unit="NAME")
-    image_size: tuple[int, int] | None = knob(
-        None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
-    )
+    image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: as trained)")
     batch_size: int = knob(16, "images per forward", unit="IMAGES", low=1)
-    rect: bool = knob(
-        False,
-        "batch letterboxed images of similar shape and pad less: faster, and AP may differ a little",
-    )
+    rect: bool = knob(False, "batch letterboxed images of similar shape, to pad less: faster, slightly other AP")
     norm_stats: str = knob(
-        "population",
-        "statistics that norms use: population statistics, or those of each batch",
-        choices=("population", "batch"),
+        "population", "statistics that norms use: the population's or each batch's", choices=("population", "batch")
     )
     recalibrate_on: str | None = knob(
-        None,
-        "recompute the norms' statistics on images of this data set's 'train' split, print AP before and after and "
-        "write recalibrated.pt",
-        unit="PATH",
+        None, "recompute norm statistics on PATH's train split; AP before and after, and recalibrated.pt", unit="PATH"
     )
     norm_report: bool = knob(
         False, "report per layer how far mini-batch statistics are from population statistics: norm_report.txt, .png"
     )
     recalibrate_images: int = knob(
-        200,
-        "number of images for recalibrate_on and norm_report",
-        unit="IMAGES",
-        low=1,
-        formerly="recalibrate_pictures",
+        200, "images for recalibrate_on and norm_report", unit="IMAGES", low=1, formerly="recalibrate_pictures"
     )
-    eval_backend: str = eval_backend_knob()
-    metric: str = knob("coco", "coco: COCO's AP; darknet: darknet's mAP as well", choices=METRICS)
+    eval_backend: str = knob(
+        "auto", "library of COCO's metrics, with equal results; auto = faster-coco-eval if there", choices=BACKENDS
+    )
+    metric: str = knob("coco", "coco: COCO's AP; darknet: darknet's mAP as well", choices=("coco", "darknet"))
     map_points: str = knob(
         "0", "with metric darknet: recall points; 0 is the area under the curve", choices=tuple(map(str, POINTS))
     )
@@ -227,22 +161,22 @@ class EvaluateOptions:
         None, "folder for tables and images (default: runs/eval-DATA-SPLIT)", unit="DIR", formerly="run"
     )
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
-    workers: int = knob(2, "worker processes that load images; 0 = load in the main process", unit="N", low=0)
+    workers: int = knob(2, "worker processes that load images; 0 = load in the main process", low=0)
     detection: DetectionOptions = field(default_factory=DetectionOptions, metadata={"title": "detections"})
+
+
+def _default(name: str, value: Any) -> Any:
+    """Return a knob of DetectionOptions with another default."""
+    return field(default=value, metadata=DetectionOptions.__dataclass_fields__[name].metadata)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DrawnDetectionOptions(DetectionOptions):
     """DetectionOptions with defaults for people to look at."""
 
-    confidence: float = knob(0.25, "drop detections below this score", low=0, high=1)
-    nms_iou: float = knob(
-        0.45,
-        "of two boxes of a class that overlap more than this, suppress the one with the lower score",
-        low=0,
-        high=1,
-    )
-    max_detections: int | None = knob(300, "keep this many per image, best first", unit="N", low=1)
+    confidence: float = _default("confidence", 0.25)
+    nms_iou: float = _default("nms_iou", 0.45)
+    max_detections: int | None = _default("max_detections", 300)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,53 +189,36 @@ class DetectOptions:
     sources: tuple[str, ...] = knob(MISSING, "images, folders, globs, videos, or the number of a webcam", unit="SOURCE")
     weights: str = knob(MISSING, "checkpoint to detect with, or darknet's .weights (with --cfg)", unit="FILE")
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
-    names: str | None = knob(
-        None, "class names of a .weights file, one per line (default: COCO's, for 80 classes)", unit="FILE"
-    )
-    image_size: tuple[int, int] | None = knob(
-        None, "network input: 416, or HEIGHTxWIDTH (default: as trained)", unit="PX", parse=parse_image_hw
-    )
+    names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
+    image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: as trained)")
     out: str | None = knob(None, "folder for annotated copies (default: runs/detect)", unit="DIR", formerly="run")
     save_json: bool = knob(False, "write detections.json: one entry per image, boxes as x, y, width, height in px")
     save_txt: bool = knob(False, "write a darknet label file per image: class x y w h score, in relative coordinates")
     save_crops: bool = knob(False, "write a crop of each detected object")
-    max_frames: int | None = knob(None, "stop a video or webcam after this many frames", unit="N", low=1)
+    max_frames: int | None = knob(None, "stop a video or webcam after this many frames", low=1)
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
     detection: DetectionOptions = field(default_factory=DrawnDetectionOptions, metadata={"title": "detections"})
 
 
-_ELSEWHERE = {
-    **dict.fromkeys(("--imgsz", "--img", "--img-size"), "write --image-size"),
-    **dict.fromkeys(("--project", "--name"), "--out DIR is the folder of everything this run writes"),
-    "--exist-ok": "a folder that holds files is never written into, name another one with --out",
-}
-_OF_A_DETECTOR = {
-    **dict.fromkeys(("--conf", "--conf-thres"), "write --confidence"),
-    **dict.fromkeys(("--iou", "--iou-thres"), "write --nms-iou"),
-    "--max-det": "write --max-detections",
-    "--model": "--weights is the checkpoint, --cfg the network of a darknet .weights file",
-}
-
-# page -> flags of other detectors and of earlier versions -> what to write here
-FOREIGN_FLAGS: dict[type, dict[str, str]] = {
-    TrainOptions: {
-        **removed_flags(),
-        **_ELSEWHERE,
-        "--batch": "--batch-size is the images of one optimizer step, --subdivisions the forwards they are split into",
-        **dict.fromkeys(("--lr0", "--lr"), "write --learning-rate"),
-        "--lrf": "write --final-learning-rate, which is a rate and not a share of the first one",
-        "--cos-lr": "write --lr-policy cosine",
-        "--warmup-epochs": "write --burn-in-steps, in optimizer steps",
-        "--model": "--cfg is the network, --weights what it starts from",
-        "--hyp": "its settings are flags here, or keys of the cfg file",
-        "--optimizer": "SGD is the only one",
-        "--source": "write --data",
-        **dict.fromkeys(("--conf", "--conf-thres", "--iou", "--iou-thres"), "only evaluate.py and detect.py have it"),
-    },
-    EvaluateOptions: {**_ELSEWHERE, **_OF_A_DETECTOR, "--batch": "write --batch-size", "--source": "write --data"},
-    DetectOptions: {
-        **_ELSEWHERE,
-        **_OF_A_DETECTOR,
-        "--source": "sources are given without a flag: python detect.py --weights FILE SOURCE ...",
-    },
-}
+# Flags of other detectors and of earlier versions, and what to write here (see `parse_flags`).
+FOREIGN_FLAGS = (
+    ("--imgsz --img --img-size", "write --image-size"),
+    ("--project --name", "--out DIR is the folder of everything this run writes"),
+    ("--exist-ok", "a folder that holds files is never written into, name another one with --out"),
+    ("--conf --conf-thres", "write --confidence"),
+    ("--iou --iou-thres", "write --nms-iou"),
+    ("--conf --conf-thres --iou --iou-thres", "only evaluate.py and detect.py have it"),
+    ("--max-det", "write --max-detections"),
+    ("--source", "write --data"),
+    ("--source", "sources are given without a flag: python detect.py --weights FILE SOURCE ..."),
+    ("--batch", "--batch-size is the images of one optimizer step, --subdivisions the forwards they are split into"),
+    ("--batch", "write --batch-size"),
+    ("--model", "--weights is the checkpoint, --cfg the network (to train, or of a darknet .weights file)"),
+    ("--lr0 --lr", "write --learning-rate"),
+    ("--lrf", "write --final-learning-rate, which is a rate and not a share of the first one"),
+    ("--cos-lr", "write --lr-policy cosine"),
+    ("--warmup-epochs", "write --burn-in-steps, in optimizer steps"),
+    ("--hyp", "its settings are flags of train.py, or keys of the cfg file"),
+    ("--optimizer", "SGD is the only one"),
+    *removed_flags().items(),
+)

@@ -9,44 +9,27 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cfg.parse import Section
-from cfg.spec import (
-    ACTIVATIONS,
-    MAX_CHANNELS,
-    MAX_WINDOW,
-    LayerSpec,
-    Shape,
-    ShapeError,
-    blurred,
-    check_extent,
-    key,
-    read_keys,
-    read_strides,
-    window_count,
-)
+from cfg.spec import ACTIVATIONS, MAX_CHANNELS, MAX_WINDOW, Shape, ShapeError, WindowSpec, key, read_keys
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ConvSpec(LayerSpec):
+class ConvSpec(WindowSpec):
     """Convolution with a bias or a norm, then an activation.
 
-    padding: cells added on each side, dilation included. batch_normalize: 0 bias only, 1 BN, 2 CmBN.
-    antialiasing: 1 blurs after the activation with the 3x3 binomial filter, 2 with the mean of 2x2 cells; the
-    convolution then has stride 1 and the blur has the strides. dontload, dontloadscales: a .weights file has nothing
-    for this layer, or neither gammas nor statistics. learning_rate: a factor on the network's.
+    padding: cells added on each side, dilation included. batch_normalize: 0 bias only, 1 BN, 2 CmBN. antialiasing:
+    blurs after the activation. dontload, dontloadscales: a .weights file has nothing for this layer, or neither gammas
+    nor statistics. learning_rate: a factor on the network's.
     """
 
     kind: ClassVar[str] = "convolutional"
 
     filters: int = key(1, low=1, high=MAX_CHANNELS)
     size: int = key(1, low=1, high=MAX_WINDOW)
-    stride_x: int = 1
-    stride_y: int = 1
     padding: int = 0
     dilation: int = key(1, low=1, high=MAX_WINDOW)
     groups: int = key(1, low=1, high=MAX_CHANNELS)
     batch_normalize: int = key(0, high=2)
     activation: str = key("logistic", choices=ACTIVATIONS)
-    antialiasing: int = key(0, high=2)
     dontload: bool = key(False)
     dontloadscales: bool = key(False)
     learning_rate: float = key(1.0, low=0)
@@ -54,7 +37,6 @@ class ConvSpec(LayerSpec):
     @classmethod
     def read(cls, section: Section) -> ConvSpec:
         values = read_keys(cls, section)
-        values.update(read_strides(section))
         padding = section.integer("padding", 0, high=MAX_WINDOW)
         padding = values["size"] // 2 if section.integer("pad", 0) else padding
         if values["size"] == 1:
@@ -71,26 +53,14 @@ class ConvSpec(LayerSpec):
         section.ignore("angle", "stream", "wait_stream")
         return cls(**values)
 
-    @property
-    def conv_strides(self) -> tuple[int, int]:
-        """Strides (y, x) of the convolution itself, without the blur."""
-        return (1, 1) if self.antialiasing else (self.stride_y, self.stride_x)
-
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
-        channels, height, width = inputs[0]
+        channels = inputs[0].channels
         if channels % self.groups or self.filters % self.groups:
             raise ShapeError(
                 f"groups={self.groups} does not divide both {channels} channels and {self.filters} filters"
             )
-        padded = Shape(channels, height + 2 * self.padding, width + 2 * self.padding)
-        check_extent(padded)
         window = self.dilation * (self.size - 1) + 1
-        sharp = Shape(
-            channels=self.filters,
-            height=window_count(padded.height, window, self.conv_strides[0]),
-            width=window_count(padded.width, window, self.conv_strides[1]),
-        )
-        return blurred(sharp, self.antialiasing, stride_x=self.stride_x, stride_y=self.stride_y)
+        return self.window_shape(inputs[0], window, 2 * self.padding)._replace(channels=self.filters)
 
     def parameter_count(self, inputs: tuple[Shape, ...]) -> int:
         kernel = inputs[0].channels // self.groups * self.size**2

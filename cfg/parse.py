@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -72,12 +73,15 @@ class Section:
         line = self.entries[key].line if key in self.entries else self.line
         return f"{self.path}:{line}: {message}"
 
-    def __contains__(self, key: str) -> bool:
-        self.used.add(key)
-        return key in self.entries
+    def flag(self, key: str, default: bool) -> bool:
+        return self.integer(key, int(default)) != 0
 
-    def integer(self, key: str, default: int | None = None, *, low: float = 0, high: float = 2**31) -> int:
-        """Return a whole number; without a default the key is required."""
+    def integer(
+        self, key: str, default: int | None = None, *, fallback: str = "", low: float = 0, high: float = 2**31
+    ) -> int:
+        """Return a whole number; without a default the key is required. fallback: the key with the default."""
+        if fallback:
+            default = self.integer(fallback, default, low=low, high=high)
         value = self._value(key, required=default is None)
         if value is None:
             assert default is not None
@@ -125,14 +129,12 @@ class Section:
 
     def warn_unless(self, **defaults: float | str) -> None:
         """Warn of keys that change training and are not implemented, unless they have these values."""
-        for key in self._deviating(defaults):
-            value = _short(self.entries[key].value, 80)
+        for key, value in self._deviating(defaults):
             self.note(f"{key}={value} is not supported and is ignored", key)
 
     def refuse_unless(self, **defaults: float | str) -> None:
         """Raise CfgError for keys that change the output and are not implemented, unless they have these values."""
-        for key in self._deviating(defaults):
-            value = _short(self.entries[key].value, 80)
+        for key, value in self._deviating(defaults):
             raise self.error(f"{key}={value} in [{self.name}] is not supported", key)
 
     def warnings(self, net_keys: set[str]) -> list[str]:
@@ -177,10 +179,13 @@ class Section:
             raise self.error(f"{key}={value} is {limit}", key)
         return number
 
-    def _deviating(self, defaults: dict[str, float | str]) -> list[str]:
+    def _deviating(self, defaults: dict[str, float | str]) -> Iterator[tuple[str, str]]:
+        """Yield keys with other values than `defaults`, and these values."""
         self.used.update(defaults)
-        present = [key for key in defaults if key in self.entries]
-        return [key for key in present if not _equal(self.entries[key].value, defaults[key])]
+        for key in filter(self.entries.__contains__, defaults):
+            value, default = self.entries[key].value, defaults[key]
+            if value != default if isinstance(default, str) else _to_number(_scalar(value)) != default:
+                yield key, _short(value, 80)
 
 
 def parse_sections(text: str, *, path: str) -> list[Section]:
@@ -195,7 +200,10 @@ def parse_sections(text: str, *, path: str) -> list[Section]:
         if not line or line[0] in "#;":
             continue
         if line.startswith("["):
-            sections.append(Section(path=path, name=_section_name(line, where), line=number))
+            name = line[1:-1]
+            if not line.endswith("]") or not name:
+                raise CfgError(f"{where}: '{_short(line)}' is not a [section]")
+            sections.append(Section(path=path, name=ALIASES.get(name, name), line=number))
             if len(sections) > MAX_SECTIONS:
                 raise CfgError(f"{where}: more than {MAX_SECTIONS} sections")
             continue
@@ -221,13 +229,6 @@ def did_you_mean(word: str, known: tuple[str, ...] | set[str]) -> str:
     return f", did you mean '{close[0]}'?" if close else ""
 
 
-def _section_name(line: str, where: str) -> str:
-    name = line[1:-1]
-    if not line.endswith("]") or not name:
-        raise CfgError(f"{where}: '{_short(line)}' is not a [section]")
-    return ALIASES.get(name, name)
-
-
 def _scalar(value: str) -> str:
     """Cut a trailing comment, at which darknet's atoi and atof stop."""
     return _COMMENT.split(value, maxsplit=1)[0]
@@ -244,10 +245,6 @@ def _to_number(text: str) -> float | None:
         return None
     number = float(text)
     return number if math.isfinite(number) else None
-
-
-def _equal(value: str, default: float | str) -> bool:
-    return value == default if isinstance(default, str) else _to_number(_scalar(value)) == default
 
 
 def _short(text: str, length: int = 40) -> str:

@@ -138,9 +138,7 @@ def parse_plan(text: str, *, path: str, classes: int | None = None, input_hw: tu
     _check_heads(specs, sections)
     layers = [(section.line, spec) for section, spec in zip(sections, specs, strict=True)]
     nodes = _wire(path, net, layers)
-    warnings = first.warnings(set())
-    for section in sections:
-        warnings += section.warnings(first.used)
+    warnings = [line for section in (first, *sections) for line in section.warnings(first.used)]
     warnings += _norm_warnings(path, nodes)
     plan = Plan(
         name=Path(path).stem,
@@ -233,19 +231,17 @@ def _check_heads(specs: list[LayerSpec], sections: list[Section]) -> None:
 
 def _check_new_coords(plan: Plan) -> None:
     """Check that a [yolo] with new_coords=1, which has no logistic of its own, follows a logistic convolution."""
-    for index in plan.heads:
-        head = plan.nodes[index]
-        if not (isinstance(head.spec, YoloSpec) and head.spec.new_coords):
+    for index, head in zip(plan.heads, plan.head_specs, strict=True):
+        if not head.new_coords:
             continue
-        feeder = plan.nodes[index - 1] if index else None
-        spec = feeder.spec if feeder else None
+        feeder = plan.nodes[max(0, index - 1)]  # the [yolo] itself if it is the first layer
+        spec = feeder.spec
         if not isinstance(spec, ConvSpec) or spec.activation != "logistic" or spec.antialiasing:
-            line, need = (feeder or head).line, "a [convolutional] with activation=logistic before it"
-            raise CfgError(f"{plan.path}:{line}: layer {index}, a [yolo] with new_coords=1, needs {need}")
+            need = "a [convolutional] with activation=logistic before it"
+            raise CfgError(f"{plan.path}:{feeder.line}: layer {index}, a [yolo] with new_coords=1, needs {need}")
         if len(plan.consumers[index - 1]) > 1:
-            raise CfgError(
-                f"{plan.path}:{head.line}: layer {index - 1} has another reader than its [yolo] with new_coords=1"
-            )
+            where, found = f"{plan.path}:{plan.nodes[index].line}", f"layer {index - 1} has another reader"
+            raise CfgError(f"{where}: {found} than its [yolo] with new_coords=1")
 
 
 def _norm_warnings(path: str, nodes: tuple[Node, ...]) -> list[str]:
@@ -257,16 +253,12 @@ def _norm_warnings(path: str, nodes: tuple[Node, ...]) -> list[str]:
 
 
 def _find(name_or_path: str) -> Path:
-    is_bare = Path(name_or_path).name == name_or_path
-    places = [Path(name_or_path)]
-    if is_bare:
-        places = [HERE / f"{name_or_path}.cfg", *places]
-        if name_or_path.endswith(".cfg"):
-            places.append(HERE / name_or_path)
-    for path in places:
+    own, is_cfg = Path(name_or_path), name_or_path.endswith(".cfg")
+    shipped = [HERE / f"{name_or_path.removesuffix('.cfg')}.cfg"] if own.name == name_or_path else []
+    for path in [own, *shipped] if is_cfg else [*shipped, own]:
         if path.is_file():
             return path
-    if not is_bare or name_or_path.endswith(".cfg"):
+    if is_cfg or not shipped:
         raise CfgError(f"{name_or_path}:1: no such file")
     names = cfg_names()
     raise CfgError(f"{name_or_path}:1: no such cfg among {', '.join(names)}{did_you_mean(name_or_path, names)}")

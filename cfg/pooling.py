@@ -9,60 +9,33 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cfg.parse import Section
-from cfg.spec import (
-    MAX_WINDOW,
-    LayerSpec,
-    Shape,
-    blurred,
-    check_extent,
-    key,
-    read_keys,
-    read_strides,
-    window_count,
-)
+from cfg.spec import MAX_WINDOW, LayerSpec, Shape, WindowSpec, key, read_keys
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PoolSpec(LayerSpec):
+class PoolSpec(WindowSpec):
     """Max pooling.
 
     padding: total number of cells per axis, padding // 2 of them left and above, the rest right and below; they are
-    never the maximum. antialiasing: see ConvSpec.
+    never the maximum.
     """
 
     kind: ClassVar[str] = "maxpool"
 
-    size: int
-    stride_x: int
-    stride_y: int
+    size: int = key(1, fallback="stride", low=1, high=MAX_WINDOW)
     padding: int
-    antialiasing: int = key(0, high=2)
 
     @classmethod
     def read(cls, section: Section) -> PoolSpec:
-        strides = read_strides(section)
-        size = section.integer("size", section.integer("stride", 1), low=1, high=MAX_WINDOW)
-        # With more padding some window would hold nothing else.
-        padding = section.integer("padding", size - 1, high=2 * (size - 1))
+        values = read_keys(cls, section)
+        margin = values["size"] - 1
+        padding = section.integer("padding", margin, high=2 * margin)  # more would leave a window with padding only
         section.refuse_unless(maxpool_depth=0)
         section.ignore("out_channels")
-        return cls(**read_keys(cls, section), **strides, size=size, padding=padding)
-
-    @property
-    def pool_strides(self) -> tuple[int, int]:
-        """Strides (y, x) of the pooling itself, without the blur."""
-        return (1, 1) if self.antialiasing else (self.stride_y, self.stride_x)
+        return cls(padding=padding, **values)
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
-        channels, height, width = inputs[0]
-        padded = Shape(channels, height + self.padding, width + self.padding)
-        check_extent(padded)
-        sharp = Shape(
-            channels=channels,
-            height=window_count(padded.height, self.size, self.pool_strides[0]),
-            width=window_count(padded.width, self.size, self.pool_strides[1]),
-        )
-        return blurred(sharp, self.antialiasing, stride_x=self.stride_x, stride_y=self.stride_y)
+        return self.window_shape(inputs[0], self.size, self.padding)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,10 +43,6 @@ class AvgPoolSpec(LayerSpec):
     """Global average pooling."""
 
     kind: ClassVar[str] = "avgpool"
-
-    @classmethod
-    def read(cls, section: Section) -> AvgPoolSpec:
-        return cls()
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
         return Shape(inputs[0].channels, 1, 1)

@@ -12,30 +12,17 @@ from cfg.parse import Section
 from cfg.spec import ACTIVATIONS, LayerSpec, Shape, ShapeError, key, read_keys
 
 
-class SameShapeSpec(LayerSpec):
-    """Base of these layers."""
-
-    __slots__ = ()
-
-    def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
-        return inputs[0]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ActivationSpec(SameShapeSpec):
+class ActivationSpec(LayerSpec):
     """Separate activation."""
 
     kind: ClassVar[str] = "activation"
 
     activation: str = key("linear", choices=ACTIVATIONS)
 
-    @classmethod
-    def read(cls, section: Section) -> ActivationSpec:
-        return cls(**read_keys(cls, section))
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DropoutSpec(SameShapeSpec):
+class DropoutSpec(LayerSpec):
     """Dropout of single cells with `probability`, in training only."""
 
     kind: ClassVar[str] = "dropout"
@@ -49,7 +36,7 @@ class DropoutSpec(SameShapeSpec):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SoftmaxSpec(SameShapeSpec):
+class SoftmaxSpec(LayerSpec):
     """Softmax over each of `groups` equal slices of an image's values, flattened from (C, H, W)."""
 
     kind: ClassVar[str] = "softmax"

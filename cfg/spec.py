@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import MISSING, field, fields
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 from cfg.parse import Section
@@ -17,6 +17,12 @@ MAX_CELLS = 2**30  # of one layer's output for one image: 4 GiB in float32
 MAX_CHANNELS = 65_536
 MAX_SIDE_PX = 32_768
 MAX_WINDOW = 1024
+READERS: dict[type, Callable[..., Any]] = {
+    bool: Section.flag,
+    int: Section.integer,
+    float: Section.number,
+    str: Section.word,
+}
 
 
 class Shape(NamedTuple):
@@ -34,20 +40,20 @@ class ShapeError(ValueError):
     """A layer that does not fit its inputs. The plan, which knows file and line, turns it into a CfgError."""
 
 
-class LayerSpec(ABC):
+class LayerSpec:
     """One section of a cfg as plain values. Subclasses are frozen dataclasses."""
 
     __slots__ = ()
     kind: ClassVar[str]
 
     @classmethod
-    @abstractmethod
     def read(cls, section: Section) -> LayerSpec:
         """Read the section. Raises CfgError."""
+        return cls(**read_keys(cls, section))
 
-    @abstractmethod
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
-        """Return the output's shape for `inputs`, in the order of `sources`. Raises ShapeError."""
+        """Return the output's shape, by default the first of `inputs` (in `sources` order). Raises ShapeError."""
+        return inputs[0]
 
     def sources(self, index: int) -> tuple[int, ...]:
         """Return absolute indices of the layers that the layer at `index` reads; -1 is the network's input."""
@@ -61,8 +67,8 @@ class LayerSpec(ABC):
 def key(default: Any, name: str = "", **limits: Any) -> Any:
     """Return a dataclass field that is read from the cfg key `name` (default: the field's name).
 
-    The default's type is the value's type: bool, int, float, or str with `choices=` (and `unknown=`, see
-    `Section.word`). `int` itself in place of a default makes the key required. `low=` and `high=` are inclusive limits.
+    The default's type is the value's type: bool, int, float or str. `int` itself in place of a default makes the key
+    required. `limits` are the keyword arguments of the reader in `READERS`.
     """
     metadata = {"key": name, "kind": default if default is int else type(default), "limits": limits}
     return field(metadata=metadata) if default is int else field(default=default, metadata=metadata)
@@ -74,42 +80,9 @@ def read_keys(spec_type: type[Any], section: Section) -> dict[str, Any]:
     for f in fields(spec_type):
         if "kind" not in f.metadata:
             continue
-        name, kind, limits = f.metadata["key"] or f.name, f.metadata["kind"], f.metadata["limits"]
-        default: Any = None if f.default is MISSING else f.default
-        if kind is bool:
-            values[f.name] = section.integer(name, int(default)) != 0
-        elif kind is int:
-            values[f.name] = section.integer(name, default, **limits)
-        elif kind is float:
-            values[f.name] = section.number(name, default, **limits)
-        else:
-            values[f.name] = section.word(name, default, **limits)
+        read, name = READERS[f.metadata["kind"]], f.metadata["key"] or f.name
+        values[f.name] = read(section, name, None if f.default is MISSING else f.default, **f.metadata["limits"])
     return values
-
-
-def window_count(size_px: int, window_px: int, stride_px: int) -> int:
-    """Return how many windows fit into a padded side. Raises ShapeError if none does."""
-    if size_px < window_px:
-        raise ShapeError(f"a window of {window_px} does not fit into a padded side of {size_px}")
-    return (size_px - window_px) // stride_px + 1
-
-
-def read_strides(section: Section) -> dict[str, int]:
-    """Return stride_x and stride_y, each with `stride` as its default. Raises CfgError."""
-    stride = section.integer("stride", 1, low=1, high=MAX_WINDOW)
-    return {axis: section.integer(axis, stride, low=1, high=MAX_WINDOW) for axis in ("stride_x", "stride_y")}
-
-
-def blurred(sharp: Shape, antialiasing: int, *, stride_x: int, stride_y: int) -> Shape:
-    """Return the shape after the blur of antialiasing, which applies the strides to an output of stride 1."""
-    if not antialiasing:
-        return sharp
-    size, padding = BLUR_WINDOWS[antialiasing]
-    return Shape(
-        channels=sharp.channels,
-        height=window_count(sharp.height + 2 * padding, size, stride_y),
-        width=window_count(sharp.width + 2 * padding, size, stride_x),
-    )
 
 
 def check_extent(shape: Shape) -> None:
@@ -117,3 +90,40 @@ def check_extent(shape: Shape) -> None:
     channels, height, width = shape
     if channels > MAX_CHANNELS or max(height, width) > MAX_SIDE_PX or channels * height * width > MAX_CELLS:
         raise ShapeError(f"{shape} is too large")
+
+
+def slide(shape: Shape, window: int, strides: tuple[int, int], padding: int) -> Shape:
+    """Return the shape after a window with `strides` (y, x); padding: in total per axis. Raises ShapeError."""
+    padded = shape._replace(height=shape.height + padding, width=shape.width + padding)
+    check_extent(padded)
+    side = min(padded.height, padded.width)
+    if side < window:
+        raise ShapeError(f"a window of {window} does not fit into a padded side of {side}")
+    height, width = (padded.height - window) // strides[0] + 1, (padded.width - window) // strides[1] + 1
+    return padded._replace(height=height, width=width)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowSpec(LayerSpec):
+    """Base of the layers with a moving window.
+
+    antialiasing: 1 blurs the output with the 3x3 binomial filter, 2 with the mean of 2x2 cells; the window then has
+    stride 1 and the blur has the strides.
+    """
+
+    stride_x: int = key(1, fallback="stride", low=1, high=MAX_WINDOW)
+    stride_y: int = key(1, fallback="stride", low=1, high=MAX_WINDOW)
+    antialiasing: int = key(0, high=2)
+
+    @property
+    def window_strides(self) -> tuple[int, int]:
+        """Strides (y, x) of the window itself, without the blur."""
+        return (1, 1) if self.antialiasing else (self.stride_y, self.stride_x)
+
+    def window_shape(self, shape: Shape, window: int, padding: int) -> Shape:
+        """Return the shape after window and blur; padding: in total per axis. Raises ShapeError."""
+        output = slide(shape, window, self.window_strides, padding)
+        if not self.antialiasing:
+            return output
+        size, border = BLUR_WINDOWS[self.antialiasing]
+        return slide(output, size, (self.stride_y, self.stride_x), 2 * border)

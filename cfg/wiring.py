@@ -38,8 +38,8 @@ class RouteSpec(LayerSpec):
         return tuple(_absolute(layer, index) for layer in self.layers)
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
+        _check_same_sides(inputs)
         for shape in inputs:
-            _check_same_sides(inputs[0], shape)
             if shape.channels % self.groups:
                 raise ShapeError(f"groups={self.groups} does not divide {shape.channels} channels")
         return inputs[0]._replace(channels=sum(shape.channels // self.groups for shape in inputs))
@@ -75,8 +75,7 @@ class ShortcutSpec(LayerSpec):
         return (index - 1, *(_absolute(layer, index) for layer in self.layers))
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
-        for shape in inputs:
-            _check_same_sides(inputs[0], shape)
+        _check_same_sides(inputs)
         return inputs[0]
 
     def parameter_count(self, inputs: tuple[Shape, ...]) -> int:
@@ -85,20 +84,28 @@ class ShortcutSpec(LayerSpec):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SamSpec(LayerSpec):
-    """Spatial attention: the previous layer times `layer` (cfg key `from`), elementwise, then an activation."""
-
-    kind: ClassVar[str] = "sam"
+class PairSpec(LayerSpec):
+    """Base of the layers that combine the previous layer with `layer` (cfg key `from`)."""
 
     layer: int
     activation: str = key("linear", choices=ACTIVATIONS)
 
     @classmethod
-    def read(cls, section: Section) -> SamSpec:
-        return cls(layer=_read_from(section), **read_keys(cls, section))
+    def read(cls, section: Section) -> PairSpec:
+        layers = section.integers("from", required=True)
+        if len(layers) != 1:
+            raise section.error(f"[{section.name}] takes one layer in 'from'", "from")
+        return cls(layer=layers[0], **read_keys(cls, section))
 
     def sources(self, index: int) -> tuple[int, ...]:
         return (index - 1, _absolute(self.layer, index))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamSpec(PairSpec):
+    """Spatial attention: the previous layer times `layer`, elementwise, then an activation."""
+
+    kind: ClassVar[str] = "sam"
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
         if inputs[0] != inputs[1]:
@@ -107,24 +114,15 @@ class SamSpec(LayerSpec):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScaleChannelsSpec(LayerSpec):
-    """Squeeze and excitation: `layer` (cfg key `from`) times the previous layer, then an activation.
+class ScaleChannelsSpec(PairSpec):
+    """Squeeze and excitation: `layer` times the previous layer, then an activation.
 
     The previous layer is (C, 1, 1), or (1, H, W) with scale_wh, and is broadcast.
     """
 
     kind: ClassVar[str] = "scale_channels"
 
-    layer: int
     scale_wh: bool = key(False)
-    activation: str = key("linear", choices=ACTIVATIONS)
-
-    @classmethod
-    def read(cls, section: Section) -> ScaleChannelsSpec:
-        return cls(layer=_read_from(section), **read_keys(cls, section))
-
-    def sources(self, index: int) -> tuple[int, ...]:
-        return (index - 1, _absolute(self.layer, index))
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
         factor, scaled = inputs
@@ -139,16 +137,10 @@ def _absolute(layer: int, index: int) -> int:
     return layer if layer >= 0 else index + layer if index + layer >= 0 else -2
 
 
-def _check_same_sides(first: Shape, other: Shape) -> None:
-    if first[1:] != other[1:]:
-        raise ShapeError(f"inputs differ in height or width: {first} and {other}")
-
-
-def _read_from(section: Section) -> int:
-    layers = section.integers("from", required=True)
-    if len(layers) != 1:
-        raise section.error(f"[{section.name}] takes one layer in 'from'", "from")
-    return layers[0]
+def _check_same_sides(inputs: tuple[Shape, ...]) -> None:
+    for other in inputs:
+        if other[1:] != inputs[0][1:]:
+            raise ShapeError(f"inputs differ in height or width: {inputs[0]} and {other}")
 
 
 SPECS = (RouteSpec, ShortcutSpec, SamSpec, ScaleChannelsSpec)

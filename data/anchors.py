@@ -25,7 +25,7 @@ from data.image_set import ImageSet
 from data.source import open_image_set
 from utils.console import say
 from utils.errors import UserError
-from utils.flags import parse_flags, parse_image_hw, resolve
+from utils.flags import image_size_knob, parse_flags, resolve
 from utils.knob import knob
 from utils.page import run_page
 
@@ -45,9 +45,7 @@ class AnchorOptions:
     data: str = knob("digits", "data set, as in train.py", unit="PATH")
     split: str = knob("train", "split with the boxes to cluster", unit="NAME")
     cfg: str = knob("yolov4-pico", "network, as in train.py")
-    image_size: tuple[int, int] | None = knob(
-        None, "input size to train at, as in train.py (default: the cfg's)", unit="PX", parse=parse_image_hw
-    )
+    image_size: tuple[int, int] | None = image_size_knob("input size to train at, as in train.py (default: the cfg's)")
     letterbox: bool | None = knob(None, "keep the images' aspect ratio (default: the cfg's letter_box)")
     clusters: int | None = knob(
         None, "number of anchors to make (default: as many as the cfg's heads have)", unit="N", low=1

@@ -58,7 +58,7 @@ class Job:
 
 def parse_job(argv: Sequence[str] | None = None) -> Job:
     """Parse `sys.argv`, or `argv`. Raises UserError or CfgError for what is wrong."""
-    return job_of(parse_flags(TrainOptions, argv, foreign=FOREIGN_FLAGS[TrainOptions]))
+    return job_of(parse_flags(TrainOptions, argv, foreign=FOREIGN_FLAGS))
 
 
 def job_of(given: dict[str, Any]) -> Job:

@@ -53,9 +53,10 @@ class Evaluator:
 
         Raises UserError if the backend is not installed or the classes do not match (`category_of_label`).
         """
-        batches = image_batches(detector, image_set, batch_size=batch_size, workers=workers, is_sharded=True, rect=rect)
-        self.detector, self.image_set, self.backend = detector, image_set, choose_backend(backend)
-        self.batches = batches if stop is None else stop.interruptible(batches)
+        self.detector, self.image_set, self.backend, self.stop = detector, image_set, choose_backend(backend), stop
+        self.batches = image_batches(
+            detector, image_set, batch_size=batch_size, workers=workers, is_sharded=True, rect=rect
+        )
         self.ground_truth = image_set.ground_truth()
         self.categories = category_of_label(detector.class_names, image_set.class_names, image_set.category_ids)
 
@@ -87,7 +88,8 @@ class Evaluator:
         detector = self.detector.with_options(max_detections=None)  # it may know more classes than the image set
         progress, show = progress and ranks.is_rank_zero(), show if ranks.is_rank_zero() else None
         parts: list[CocoResults] = []
-        for batch, found in detect_batches(detector, self.batches, progress=progress):
+        batches = self.batches if self.stop is None else self.stop.interruptible(self.batches)
+        for batch, found in detect_batches(detector, batches, progress=progress):
             if show is not None and not parts:
                 show(self._drawn(batch, found))
             for detections, placement, image_id in zip(found, batch.placements, batch.image_ids, strict=True):

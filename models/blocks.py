@@ -253,7 +253,7 @@ def build_layer(plan: Plan, node: Node, norm: NormFactory) -> nn.Module:
         case ConvSpec():
             return _conv_block(spec, plan, node, norm)
         case PoolSpec():
-            pool, blur = DarknetPool(spec.size, spec.pool_strides, spec.padding), _blur(spec)
+            pool, blur = DarknetPool(spec.size, spec.window_strides, spec.padding), _blur(spec)
             return pool if blur is None else nn.Sequential(pool, blur)
         case AvgPoolSpec():
             return nn.AdaptiveAvgPool2d(1)
@@ -290,7 +290,7 @@ def _conv_block(spec: ConvSpec, plan: Plan, node: Node, norm: NormFactory) -> Co
         node.input_shapes[0].channels,
         spec.filters,
         spec.size,
-        stride=spec.conv_strides,
+        stride=spec.window_strides,
         padding=spec.padding,
         dilation=spec.dilation,
         groups=spec.groups,

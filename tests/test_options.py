@@ -116,25 +116,40 @@ def test_what_is_no_flag_is_not_taken_for_one(argv):
     assert parse_flags(DetectOptions, ["--weights", "x", *argv])["sources"] == (argv[-1],)
 
 
-@pytest.mark.parametrize(("kind", "foreign"), FOREIGN_FLAGS.items())
-def test_flags_of_other_programs_are_translated_into_ones_that_exist(kind, foreign, capsys):
+def recommended(flag: str, own: list[str]) -> str:
+    """The first recommendation for `flag` that a page with the flags `own` can follow, or ""."""
+    sentences = (sentence for names, sentence in FOREIGN_FLAGS if flag in names.split())
+    return next((text for text in sentences if set(re.findall(r"--[a-z0-9-]+", text)) <= set(own)), "")
+
+
+@pytest.mark.parametrize("kind", PAGES.values())
+def test_flags_of_other_programs_are_translated_into_ones_that_exist(kind, capsys):
     own = flags_in(help_of(kind, capsys))
-    for flag, sentence in foreign.items():
+    for flag in (flag for names, _ in FOREIGN_FLAGS for flag in names.split()):
         assert flag not in own
-        assert set(re.findall(r"--[a-z0-9-]+", sentence)) <= set(own)
+        sentence = recommended(flag, own)
         for argv in ([flag, "1"], [f"{flag}=1"], [flag.replace("-", "_").replace("__", "--", 1)]):
-            assert refused(capsys, kind, argv, foreign=foreign).endswith(f": {sentence}")
+            message = refused(capsys, kind, argv, foreign=FOREIGN_FLAGS)
+            assert message.endswith(f": {sentence}" if sentence else "--help lists all)")
 
 
-@pytest.mark.parametrize("flag", ["--imgsz", "--batch", "--lr0", "--source", "--project", "--name", "--exist-ok"])
-def test_train_knows_the_usual_names(flag):
-    assert flag in FOREIGN_FLAGS[TrainOptions]
+def test_each_recommendation_is_one_of_some_page(capsys):
+    pages = [flags_in(help_of(kind, capsys)) for kind in PAGES.values()]
+    for names, sentence in FOREIGN_FLAGS:
+        assert any(recommended(names.split()[0], own) == sentence for own in pages)
 
 
-@pytest.mark.parametrize("flag", ["--imgsz", "--conf", "--iou", "--source", "--project", "--name", "--exist-ok"])
-@pytest.mark.parametrize("kind", [EvaluateOptions, DetectOptions])
-def test_evaluate_and_detect_know_the_usual_names(kind, flag):
-    assert flag in FOREIGN_FLAGS[kind]
+@pytest.mark.parametrize(
+    ("page", "flags"),
+    [
+        ("train.py", "--imgsz --batch --lr0 --source --project --name --exist-ok --conf --model --optimizer --hyp"),
+        ("evaluate.py", "--imgsz --batch --conf --iou --source --project --name --exist-ok --max-det --model"),
+        ("detect.py", "--imgsz --conf --iou --source --project --name --exist-ok --max-det --model"),
+    ],
+)
+def test_each_page_knows_the_usual_names(page, flags, capsys):
+    own = flags_in(help_of(PAGES[page], capsys))
+    assert all(recommended(flag, own) for flag in flags.split())
 
 
 def test_a_knobs_own_parser_may_refuse_and_may_print_and_leave(capsys):

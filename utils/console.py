@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from utils import ranks
 
-_LABEL_COLUMNS = 10
-
 
 def line(label: str, text: str) -> str:
     """Return "label     text" with the text from the eleventh column on; an empty label continues the line above."""
-    return f"{label:<{_LABEL_COLUMNS}}{text}"
+    return f"{label:<10}{text}"
 
 
 def say(label: str, text: str) -> None:

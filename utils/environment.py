@@ -6,7 +6,9 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -91,9 +93,8 @@ def leave_a_core_to_loaders(device: torch.device, workers: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
 
 
-def describe(device: torch.device | None = None) -> dict[str, str]:
-    """Return hardware and versions for a record of a measurement on `device`, or on the one that 'auto' picks."""
-    device = pick_device("auto") if device is None else device
+def describe(device: torch.device) -> dict[str, str]:
+    """Return hardware and versions for a record of a measurement on `device`."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -113,9 +114,7 @@ def _version_of(distribution: str) -> str:
 
 
 def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    with suppress(OSError):
+        if found := re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE):
+            return found[1].strip()
     return platform.processor() or platform.machine()

@@ -20,24 +20,18 @@ def exit_on_error(page: Callable[[], None], kinds: tuple[type[Exception], ...] =
         page()
     except BrokenPipeError:
         raise SystemExit(141) from None
-    except kinds as error:
-        _end_on(error)
-    except OSError as error:
-        if error.errno is None or error.filename is None:
+    except Exception as error:
+        message = str(error)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+            message = f"{error.filename}: {error.strerror}"
+        elif not isinstance(error, kinds):
             raise
-        _end_on(error)
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     finally:
         _ignore_broken_pipe()
-
-
-def _end_on(error: Exception) -> None:
-    message = str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        message = f"{error.filename}: {error.strerror}"
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2) from None
 
 
 def _ignore_broken_pipe() -> None:

@@ -12,17 +12,18 @@ import difflib
 import inspect
 import re
 import sys
-import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from itertools import takewhile
 from typing import Any, NoReturn, TypeVar
 
 from utils.errors import UserError
-from utils.knob import outside_limits
+from utils.knob import knob, outside_limits
 
 Options = TypeVar("Options")
+Foreign = Sequence[tuple[str, str]]
+METAVARS = {int: "N", float: "FLOAT", str: "STR"}
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -32,12 +33,13 @@ class FlagParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def parse_flags(kind: type, argv: Sequence[str] | None, *, foreign: Mapping[str, str] | None = None) -> dict[str, Any]:
+def parse_flags(kind: type, argv: Sequence[str] | None, *, foreign: Foreign = ()) -> dict[str, Any]:
     """Return what was typed, by field name. Exits with 0 after --help, with 2 and one line on a bad flag.
 
     The first line of `kind`'s docstring is the command, the rest describes it. A field that holds a dataclass of knobs
-    is a group of flags with the title in its metadata. `foreign` maps flags that the page does not have (removed ones,
-    and those of other programs) to what the error message recommends.
+    is a group of flags with the title in its metadata. `foreign`: flags that a page does not have (removed ones, and
+    those of other programs), separated by blanks, and what the error message recommends. The first recommendation
+    counts that names no flag which the page lacks.
     """
     command, _, description = inspect.cleandoc(kind.__doc__ or "").partition("\n")
     parser = FlagParser(
@@ -47,28 +49,22 @@ def parse_flags(kind: type, argv: Sequence[str] | None, *, foreign: Mapping[str,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    flags = {"--help": True, "-h": True} | _add_flags(parser.add_argument_group("main"), kind)
-    for f in dataclasses.fields(kind):
-        if group := _nested(f):
-            flags |= _add_flags(parser.add_argument_group(f.metadata["title"]), group)
+    flags = {"--help": True, "-h": True} | _add_flags(parser, "main", kind)
     argv = sys.argv[1:] if argv is None else argv
     if unknown := _first_unknown(argv, flags):
-        shown = [flag for flag, is_shown in flags.items() if is_shown]
-        parser.error(_no_such_flag(command, unknown, shown, foreign or {}))
+        parser.error(_no_such_flag(command, unknown, flags, foreign))
     typed = vars(parser.parse_args(argv))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
 
 
 def resolve(kind: type[Options], given: Mapping[str, Any], files: Mapping[str, Any] | None = None) -> Options:
     """Return the settings; precedence: what was typed, the files (cfg, data set), the default."""
-    values: dict[str, Any] = {}
+    given, values = {**(files or {}), **given}, dict[str, Any]()
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
         if group := _nested(f):
-            values[f.name] = resolve(group, given, files)
+            values[f.name] = resolve(group, given)
         elif f.name in given:
             values[f.name] = given[f.name]
-        elif files and f.name in files:
-            values[f.name] = files[f.name]
     return kind(**values)
 
 
@@ -97,42 +93,47 @@ def parse_image_hw(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
+def image_size_knob(text: str) -> Any:
+    """Return a knob for a network's input (height, width); None without the flag."""
+    return knob(None, text, unit="PX", parse=parse_image_hw)
+
+
 def parse_subdivisions(text: str) -> int | str:
     if text != "auto" and not (text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text} must be a number of at least 1, or auto")
     return text if text == "auto" else int(text)
 
 
-def _add_flags(group: Any, kind: type) -> dict[str, bool]:
-    """Add the flags of `kind`'s own knobs. Returns for each whether --help shows it."""
-    hints = typing.get_type_hints(kind)
+def _add_flags(parser: FlagParser, title: str, kind: type) -> dict[str, bool]:
+    """Add the flags of `kind`'s knobs, and of the groups in it. Returns for each flag whether --help shows it."""
+    group, hints = parser.add_argument_group(title), typing.get_type_hints(kind)
     flags: dict[str, bool] = {}
     for f in dataclasses.fields(kind):
-        if _nested(f) or "text" not in f.metadata:
+        if nested := _nested(f):
+            flags |= _add_flags(parser, f.metadata["title"], nested)
             continue
-        arguments: dict[str, Any] = {"help": _help(f)}
-        required = f.default is MISSING
+        if "text" not in f.metadata:
+            continue
+        metadata, required = f.metadata, f.default is MISSING
         plain, is_tuple = _plain_type(hints[f.name])
         if plain is bool:
             # Both ways, because a file may set either: --no-letterbox overrides letter_box=1.
-            arguments["action"] = argparse.BooleanOptionalAction
+            arguments: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         else:
-            arguments["type"] = _value_parser(f, plain)
-            if choices := f.metadata["choices"]:
-                arguments["choices"] = tuple(choices)
-            else:
-                arguments["metavar"] = f.metadata["unit"] or plain.__name__.upper()
-            if is_tuple and not f.metadata["parse"]:
-                arguments["nargs"] = "+"
-            if f.metadata["alone"] is not None:
-                arguments |= {"nargs": "?", "const": f.metadata["alone"]}
-        if required and (is_tuple or f.metadata["positional"]):
-            group.add_argument(f.name, **arguments)
+            arguments = {
+                "type": _value_parser(f, plain),
+                "choices": metadata["choices"],
+                "metavar": None if metadata["choices"] else metadata["unit"] or METAVARS[plain],
+                "nargs": "?" if metadata["alone"] is not None else "+" if is_tuple and not metadata["parse"] else None,
+                "const": metadata["alone"],
+            }
+        if required and (is_tuple or metadata["positional"]):
+            group.add_argument(f.name, help=_help(f), **arguments)
             continue
-        action = group.add_argument(_flag(f.name), required=required, dest=f.name, **arguments)
+        action = group.add_argument(_flag(f.name), required=required, dest=f.name, help=_help(f), **arguments)
         flags |= dict.fromkeys(action.option_strings, True)
-        if former := f.metadata["formerly"]:
-            action = group.add_argument(_flag(former), dest=f.name, **arguments | {"help": argparse.SUPPRESS})
+        if former := metadata["formerly"]:
+            action = group.add_argument(_flag(former), dest=f.name, help=argparse.SUPPRESS, **arguments)
             flags |= dict.fromkeys(action.option_strings, False)
     return flags
 
@@ -141,22 +142,23 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _first_unknown(argv: Sequence[str], known: Collection[str]) -> str:
+def _first_unknown(argv: Sequence[str], known: Mapping[str, bool]) -> str:
     """Return the first flag that is not among `known`, or "". argparse would report missing arguments first."""
     for argument in takewhile(lambda argument: argument not in ("--", "-h", "--help"), argv):
-        match = re.fullmatch(r"(--?[A-Za-z][\w-]*)(=.*)?", argument, re.DOTALL)
-        if match and match[1] not in known:
-            return match[1]
+        flag = argument.partition("=")[0]
+        if re.fullmatch(r"--?[A-Za-z][\w-]*", flag) and flag not in known:
+            return flag
     return ""
 
 
-def _no_such_flag(command: str, flag: str, own: Sequence[str], foreign: Mapping[str, str]) -> str:
+def _no_such_flag(command: str, flag: str, own: Mapping[str, bool], foreign: Foreign) -> str:
     page = command.split()[-1]
-    if instead := foreign.get(flag.replace("_", "-")):
-        return f"{page} has no {flag}: {instead}"
-    names = {name.lstrip("-"): name for name in own}
-    nearest = difflib.get_close_matches(flag.lstrip("-"), names, n=1)
-    hint = f"; did you mean {names[nearest[0]]}?" if nearest else ""
+    for names, instead in foreign:
+        if flag.replace("_", "-") in names.split() and set(re.findall(r"--[a-z-]+", instead)) <= own.keys():
+            return f"{page} has no {flag}: {instead}"
+    shown = {name.lstrip("-"): name for name, is_shown in own.items() if is_shown}
+    nearest = difflib.get_close_matches(flag.lstrip("-"), shown, n=1)
+    hint = f"; did you mean {shown[nearest[0]]}?" if nearest else ""
     return f"{page} has no {flag}{hint} ({command} --help lists all)"
 
 
@@ -188,9 +190,8 @@ def _nested(f: dataclasses.Field[Any]) -> type | None:
 
 
 def _plain_type(hint: Any) -> tuple[type, bool]:
-    """int | None -> (int, False); tuple[float, ...] -> (float, True)."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next(h for h in typing.get_args(hint) if h is not type(None))
-    if typing.get_origin(hint) is tuple:
-        return typing.get_args(hint)[0], True
-    return hint, False
+    """int | None -> (int, False); tuple[float, ...] | None -> (float, True)."""
+    if not typing.get_args(hint):
+        return hint, False
+    plain, is_tuple = _plain_type(typing.get_args(hint)[0])
+    return plain, is_tuple or typing.get_origin(hint) is tuple

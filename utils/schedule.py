@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from utils.errors import UserError
+
+POLICIES = ("constant", "steps", "step", "exp", "poly", "sig", "sgdr", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,8 +17,8 @@ class Schedule:
     Steps count from 1, as in darknet: the first update of a burn-in of B steps has rate base * (1 / B)^power, not 0.
 
     step, gamma and cycle_steps are meant for a training of cfg_steps (0: of total_steps) and keep their proportion in
-    one of another length. Each policy below documents what it reads. Raises UserError for a value that its policy
-    cannot use, such as the defaults of step, exp and sig in darknet.
+    one of another length. Raises UserError for a value that its policy cannot use, such as darknet's defaults of step,
+    exp and sig.
     """
 
     policy: str
@@ -54,7 +55,41 @@ class Schedule:
         number = step + 1
         if number < self.burn_in_steps:
             return self.base_rate * (number / self.burn_in_steps) ** self.power
-        return POLICIES[self.policy](self, number)
+        base, now = self.base_rate, self._in_cfg_steps(number)
+        match self.policy:
+            case "steps":
+                return base * math.prod(s for at, s in zip(self.steps, self.scales, strict=True) if at <= number)
+            case "step":
+                return base * self.scale ** (now // self.step)
+            case "exp":
+                return base * self.gamma**now
+            case "poly":
+                return base * max(0.0, 1 - number / self.total_steps) ** self.power
+            case "sig":  # through half the rate at `step`, with slope `gamma`
+                return base / (1 + math.exp(min(self.gamma * (now - self.step), 700.0)))
+            case "sgdr":
+                return self._on_cosine(self._share_of_cycle(now))
+            case "cosine":
+                return self._on_cosine(min(1.0, number / max(1, self.total_steps)))
+        return base
+
+    def _in_cfg_steps(self, number: int) -> float:
+        # Product first: the last step is then exactly the cfg's last one, and no new cycle begins.
+        return number * self.cfg_steps / self.total_steps if self.cfg_steps else float(number)
+
+    def _share_of_cycle(self, now: float) -> float:
+        """Return which share of its cycle has passed (SGDR: Loshchilov & Hutter 2017, eq. 5).
+
+        The first cycle has cycle_steps (0: the whole training), each later one `cycle_mult` times the one before.
+        """
+        start, cycle = 0.0, float(self.cycle_steps or self.cfg_steps or self.total_steps)
+        while start + cycle < now:
+            start, cycle = start + cycle, cycle * self.cycle_mult
+        return (now - start) / cycle
+
+    def _on_cosine(self, done: float) -> float:
+        """Return the rate after this share of a half period that ends at final_rate."""
+        return self.final_rate + (self.base_rate - self.final_rate) * (1 + math.cos(math.pi * done)) / 2
 
     def words(self) -> str:
         """Return a summary: "2000 steps: 200 of burn-in, then steps at 1600, 1800 from 0.01"."""
@@ -65,72 +100,3 @@ class Schedule:
     def average_decay(self) -> float:
         """Return the EMA decay with a memory of about the last twentieth of the training."""
         return min(0.9999, max(0.9, 1 - 20 / max(1, self.total_steps)))
-
-
-def _in_cfg_steps(schedule: Schedule, number: int) -> float:
-    # Product first: the last step is then exactly the cfg's last one, and no new cycle begins.
-    return number * schedule.cfg_steps / schedule.total_steps if schedule.cfg_steps else float(number)
-
-
-def _constant(schedule: Schedule, number: int) -> float:
-    return schedule.base_rate
-
-
-def _steps(schedule: Schedule, number: int) -> float:
-    """Multiply by each of `scales` at its step."""
-    passed = (scale for at, scale in zip(schedule.steps, schedule.scales, strict=True) if at <= number)
-    return schedule.base_rate * math.prod(passed)
-
-
-def _step(schedule: Schedule, number: int) -> float:
-    """Multiply by `scale` every `step` steps."""
-    return schedule.base_rate * schedule.scale ** (_in_cfg_steps(schedule, number) // schedule.step)
-
-
-def _exp(schedule: Schedule, number: int) -> float:
-    """Multiply by `gamma` each step."""
-    return schedule.base_rate * schedule.gamma ** _in_cfg_steps(schedule, number)
-
-
-def _poly(schedule: Schedule, number: int) -> float:
-    """Decay to 0 as the remaining share of the training to the `power`."""
-    return schedule.base_rate * max(0.0, 1 - number / schedule.total_steps) ** schedule.power
-
-
-def _sig(schedule: Schedule, number: int) -> float:
-    """Decay as a sigmoid, through half the rate at `step`, with slope `gamma`."""
-    beyond = schedule.gamma * (_in_cfg_steps(schedule, number) - schedule.step)
-    return schedule.base_rate / (1 + math.exp(min(beyond, 700.0)))
-
-
-def _sgdr(schedule: Schedule, number: int) -> float:
-    """Decay as cosines to final_rate with warm restarts (Loshchilov & Hutter 2017, eq. 5).
-
-    The first cycle has cycle_steps (0: the whole training), each later one `cycle_mult` times the one before.
-    """
-    now, start = _in_cfg_steps(schedule, number), 0.0
-    cycle = float(schedule.cycle_steps or schedule.cfg_steps or schedule.total_steps)
-    while start + cycle < now:
-        start, cycle = start + cycle, cycle * schedule.cycle_mult
-    return _on_cosine(schedule, (now - start) / cycle)
-
-
-def _cosine(schedule: Schedule, number: int) -> float:
-    """Decay as one cosine to final_rate over the whole training."""
-    return _on_cosine(schedule, min(1.0, number / max(1, schedule.total_steps)))
-
-
-def _on_cosine(schedule: Schedule, done: float) -> float:
-    return schedule.final_rate + (schedule.base_rate - schedule.final_rate) * (1 + math.cos(math.pi * done)) / 2
-
-
-POLICIES: dict[str, Callable[[Schedule, int], float]] = {
-    "constant": _constant,
-    "steps": _steps,
-    "step": _step,
-    "exp": _exp,
-    "poly": _poly,
-    "sig": _sig,
-    "sgdr": _sgdr,
-    "cosine": _cosine,
-}

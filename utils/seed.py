@@ -9,16 +9,10 @@ import numpy as np
 import torch
 
 from utils.environment import cuda_is_in_use
-from utils.errors import UserError
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch on every device; loader workers derive theirs from torch's.
-
-    Raises UserError unless 0 <= seed < 2**32, numpy's range.
-    """
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed} must be at least 0 and less than 2**32")
+    """Seed Python, numpy and torch on every device; loader workers derive theirs from torch's. seed: 0..2**32-1."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

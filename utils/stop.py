@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -31,19 +32,20 @@ class Stop:
         self._handlers_before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
-        try:
+        with suppress(ValueError):  # another thread
             self._handlers_before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
-        except ValueError:
-            self._handlers_before = {}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
 
-    def interruptible(self, items: Iterable[Item]) -> Iterable[Item]:
-        """Return the items, for any number of iterations; the next one after a request raises Stopped instead."""
-        return _Interruptible(self, items)
+    def interruptible(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items; the next one after a request raises Stopped instead."""
+        for item in items:
+            if self.requested:
+                raise Stopped
+            yield item
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.requested:
@@ -51,14 +53,3 @@ class Stop:
         self.requested = True
         # Not print: the signal may arrive in the middle of one.
         os.write(2, b"\nstopping after this step; press again to end at once\n")
-
-
-class _Interruptible(Iterable[Item]):
-    def __init__(self, stop: Stop, items: Iterable[Item]) -> None:
-        self._stop, self._items = stop, items
-
-    def __iter__(self) -> Iterator[Item]:
-        for item in self._items:
-            if self._stop.requested:
-                raise Stopped
-            yield item

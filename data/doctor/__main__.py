@@ -24,7 +24,7 @@ from data.doctor.report import anchor_line, overview, verdict
 from data.image_set import ImageSet
 from data.source import open_image_set, splits_of
 from utils.console import line
-from utils.flags import parse_flags, parse_image_hw, resolve
+from utils.flags import image_size_knob, parse_flags, resolve
 from utils.knob import knob
 from utils.page import run_page
 from utils.run_folder import free_folder
@@ -55,9 +55,7 @@ class DoctorOptions:
         (), "splits to check, the training split first (default: train, val and test, where present)", unit="NAME"
     )
     cfg: str = knob("yolov4-pico", "network, as in train.py")
-    image_size: tuple[int, int] | None = knob(
-        None, "its input size, as in train.py (default: the cfg's)", unit="PX", parse=parse_image_hw
-    )
+    image_size: tuple[int, int] | None = image_size_knob("its input size, as in train.py (default: the cfg's)")
     letterbox: bool | None = knob(None, "keep the images' aspect ratio (default: the cfg's letter_box)")
     quick: bool = knob(False, "decode no image: only what train.py checks by itself")
     all: bool = knob(False, "print every place, not only the first of each kind")

@@ -73,7 +73,7 @@ def test_the_output_counts_windows(side):
 @pytest.mark.parametrize(("antialiasing", "before", "window"), [(1, 1, 3), (2, 0, 2)])
 def test_antialiasing_gives_the_strides_to_the_blur(side, antialiasing, before, window):
     spec = conv(f"filters=4\nsize=3\npad=1\nstride=2\nstride_x=3\nantialiasing={antialiasing}")
-    assert spec.conv_strides == (1, 1)
+    assert spec.window_strides == (1, 1)
     rows, columns = (window_starts(side, before, before, window, stride) for stride in (2, 3))
     assert spec.output_shape((Shape(2, side, side),)) == Shape(4, rows, columns)
     assert spec.parameter_count((Shape(2, side, side),)) == 4 * 2 * 9 + 4

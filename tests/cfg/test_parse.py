@@ -193,7 +193,7 @@ def test_many_unknown_keys_are_counted():
 
 def test_a_pasted_net_block_is_one_warning():
     parsed = section("batch=1\nwidth=8\nclasses=2")
-    assert "classes" in parsed
+    assert parsed.integer("classes") == 2
     assert parsed.warnings({"batch", "width"}) == ["a.cfg:2: [net] keys in [net] are ignored: batch, width"]
 
 

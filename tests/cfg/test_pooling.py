@@ -33,7 +33,7 @@ def test_strides_by_axis():
 
 def test_antialiasing_gives_the_strides_to_the_blur():
     spec = read("[maxpool]\nsize=2\nstride=2\nantialiasing=2")
-    assert spec.pool_strides == (1, 1)
+    assert spec.window_strides == (1, 1)
     assert spec.output_shape((Shape(3, 9, 8),)) == Shape(3, 4, 4)
 
 

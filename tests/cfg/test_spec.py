@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from cfg.parse import CfgError, parse_sections
-from cfg.spec import LayerSpec, Shape, ShapeError, key, read_keys, window_count
+from cfg.spec import LayerSpec, Shape, ShapeError, key, slide
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,10 +17,6 @@ class ExampleSpec(LayerSpec):
     word: str = key("a", choices=("a", "b"))
     limit: float = math.inf
     pairs: tuple[tuple[float, float], ...] = ()
-
-    @classmethod
-    def read(cls, section):
-        return cls(**read_keys(cls, section))
 
     def output_shape(self, inputs):
         return inputs[0]
@@ -57,7 +53,9 @@ def test_a_shape_prints_as_channels_height_width():
     assert str(Shape(channels=64, height=13, width=26)) == "64x13x26"
 
 
-def test_window_count():
-    assert [window_count(side, 3, 2) for side in (3, 4, 5, 6, 7)] == [1, 1, 2, 2, 3]
+def test_slide():
+    assert [slide(Shape(1, side - 2, 7), 3, (2, 1), padding=2) for side in (3, 4, 5, 6, 7)] == [
+        Shape(1, count, 7) for count in (1, 1, 2, 2, 3)
+    ]
     with pytest.raises(ShapeError, match="a window of 3 does not fit into a padded side of 2"):
-        window_count(2, 3, 2)
+        slide(Shape(1, 5, 2), 3, (2, 2), padding=0)
