@@ -100,7 +100,7 @@ def _names_file(file: Path, settings: dict[str, str]) -> Path | None:
 
 
 def _class_names(file: Path, settings: dict[str, str], names_file: Path | None) -> list[str]:
-    """Read the `names` file; without one, name classes as for .weights without names (`models.weights.class_names`)."""
+    """Read the `names` file; without one, name classes as for .weights without names (`models.weights.trained`)."""
     names = None if names_file is None else read_lines(names_file)
     if "classes" not in settings and names:
         return names
