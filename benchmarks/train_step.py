@@ -36,6 +36,7 @@ from models.network import Network, parameter_groups  # noqa: E402
 from models.norms.table import NormOptions, norm_factory  # noqa: E402
 from models.yolo.loss import LossOptions, YoloLoss  # noqa: E402
 from engine.amp import MixedPrecision  # noqa: E402
+from engine.oom_recovery import OutOfMemoryRecovery  # noqa: E402
 from engine.step import TrainStep  # noqa: E402
 from utils.clock import BatchClock  # noqa: E402
 from utils.environment import pick_device  # noqa: E402
@@ -86,7 +87,7 @@ class Contestant:
             optimizer=torch.optim.SGD(parameter_groups(self.network, weight_decay=5e-4), lr=1e-4, momentum=0.9),
             precision=MixedPrecision("bf16" if way.bf16 else "off", device),
             clock=BatchClock(self.network),
-            subdivisions=1,
+            recovery=OutOfMemoryRecovery(self.network, subdivisions=1, is_parallel=False, say=print),
             clip_norm=None,
         )
 

@@ -8,30 +8,27 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Generic, TypeVar
 
 import torch
-from torch import nn
 
+from models.network import Network
 from utils import ranks
 
-Model = TypeVar("Model", bound=nn.Module)
 
-
-class WeightAverage(Generic[Model]):
+class WeightAverage:
     """`model` is the averaged copy, in eval mode, without gradients.
 
     The decay grows as decay * (1 - exp(-step / warm_up_steps)), so that the random start is soon forgotten. Integer
     buffers (counters) are copied. Build it before the first mini-batch is announced, while norms hold no history.
     """
 
-    def __init__(self, model: Model, *, decay: float, warm_up_steps: int) -> None:
+    def __init__(self, model: Network, *, decay: float, warm_up_steps: int = 100) -> None:
         self.model = copy.deepcopy(model)
         self.model.eval().requires_grad_(False)
         self.decay, self.warm_up_steps = decay, warm_up_steps
 
     @torch.no_grad()
-    def update(self, model: nn.Module, *, step: int) -> None:
+    def update(self, model: Network, *, step: int) -> None:
         """Average in the weights after optimizer step number `step` (from 1)."""
         decay = self.decay * (1 - math.exp(-step / max(1, self.warm_up_steps)))
         current = model.state_dict()

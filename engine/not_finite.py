@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from engine.amp import MixedPrecision
 from models.network import Network
 from models.yolo.criterion import Criterion
 from utils import ranks
 from utils.errors import UserError
 from utils.structures import Batch
-
-Autocast = Callable[[], AbstractContextManager[None]]
 
 
 class NotFinite(UserError):
@@ -23,7 +21,7 @@ class NotFinite(UserError):
 
 
 def find_not_finite(
-    network: Network, criterion: Criterion, parts: Sequence[Batch], *, is_loss_finite: bool, autocast: Autocast
+    network: Network, criterion: Criterion, parts: Sequence[Batch], *, is_loss_finite: bool, precision: MixedPrecision
 ) -> str:
     """Return what is not finite, on any rank, in words.
 
@@ -34,7 +32,7 @@ def find_not_finite(
         return _on_any_rank(_in_gradients(network)) or "the norm of the gradient is not finite"
     return (
         _on_any_rank(_in_inputs(network, parts))
-        or _on_any_rank(_in_layers(network, criterion, parts, autocast))
+        or _on_any_rank(_in_layers(network, criterion, parts, precision))
         or "the loss is not finite"
     )
 
@@ -51,9 +49,9 @@ def _in_inputs(network: Network, parts: Sequence[Batch]) -> str:
 
 
 @torch.no_grad()
-def _in_layers(network: Network, criterion: Criterion, parts: Sequence[Batch], autocast: Autocast) -> str:
+def _in_layers(network: Network, criterion: Criterion, parts: Sequence[Batch], precision: MixedPrecision) -> str:
     # All of them, also after one was found: another rank's forward may wait for this one's.
-    found = [_in_forward(network, part, criterion, autocast) for part in parts]
+    found = [_in_forward(network, part, criterion, precision) for part in parts]
     return next(filter(None, found), "")
 
 
@@ -76,7 +74,7 @@ def _in_pixels(part: Batch) -> str:
     return f"a pixel of {part.paths[bad[0]]} is not finite" if bad else ""
 
 
-def _in_forward(network: Network, part: Batch, criterion: Criterion, autocast: Autocast) -> str:
+def _in_forward(network: Network, part: Batch, criterion: Criterion, precision: MixedPrecision) -> str:
     found: list[str] = []
 
     def hook_of(name: str) -> Callable[[nn.Module, object, object], None]:
@@ -93,7 +91,7 @@ def _in_forward(network: Network, part: Batch, criterion: Criterion, autocast: A
         if not any(True for _ in module.children())
     ]
     try:
-        with autocast():
+        with precision.autocast():
             heads = network.forward(part.pixels())  # not the compiled __call__, which skips hooks
     finally:
         for handle in handles:

@@ -9,25 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from engine import build
-from engine.amp import MixedPrecision
 from engine.ema import WeightAverage
 from engine.job import Job
 from engine.profiling import profiled
 from engine.runlog import RunLog
-from engine.step import TrainStep
-from engine.training_state import TrainingState
+from engine.training_state import restore, training_state
 from evaluation.coco_map import CocoTable
 from evaluation.evaluator import Evaluator
-from models.detector import make_checkpoint
+from models.detector import DetectionOptions, Detector, make_checkpoint
 from models.freeze import freeze
 from models.network import Network
 from models.norms.effective_batch import check_values
 from models.norms.freeze_stats import StatisticsFreeze
 from models.weights.start import start_from
-from models.yolo.criterion import make_criterion
 from utils import ranks
 from utils.checkpoint import Checkpoint, ResumeState
-from utils.clock import BatchClock
 from utils.console import warn
 from utils.draw import draw_batch
 from utils.environment import describe, leave_a_core_to_loaders, pick_device
@@ -54,7 +50,6 @@ class Trainer:
         self.weights_loaded = ""
         if options.weights is not None and job.checkpoint is None:
             self.weights_loaded = start_from(options.weights, options.cfg, self.network, job.train_set.class_names)
-        self.optimizer = build.make_optimizer(options, self.network)
         self.loader = build.make_loader(options, plan, job.train_set)
         check_values(plan.with_input_hw(self.loader.smallest_hw), options.norm, mini_batch=job.mini_batch)
         optim = options.optim
@@ -62,7 +57,7 @@ class Trainer:
         self.epochs = -(-self.total_steps // len(self.loader))
         self.schedule = build.make_schedule(options, plan, total_steps=self.total_steps)
         decay = self.schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
-        self.average = WeightAverage(self.network, decay=decay, warm_up_steps=100)
+        self.average = WeightAverage(self.network, decay=decay)
         self.evaluator = make_val_evaluator(job, self.average.model, stop)
         self.statistics_freeze = StatisticsFreeze(self.network, options.norm, self.total_steps)
         first_step, self.epochs_done = place_of(
@@ -77,7 +72,14 @@ class Trainer:
         )
         if options.speed.compile:
             build.compile_for_all_sizes(self.network)
-        self.step = self._make_step()
+        self.step = build.make_step(
+            options,
+            self.network,
+            ranks.data_parallel(self.network),
+            self.device,
+            subdivisions=int(optim.subdivisions),
+            say=self.log.say,
+        )
         self.best_ap = float("-inf")
         self._saved_step: int | None = None
         if job.checkpoint is not None:
@@ -155,27 +157,13 @@ class Trainer:
     def save_last(self) -> bool:
         """Write last.pt, from which training resumes as if it had never stopped. Between batches, by all ranks."""
         training = ResumeState(
-            state=self._state().state_dict(),
+            state=training_state(self.step, self.average),
             log=self.log.state_dict(),
             subdivisions=self.step.recovery.subdivisions,
         )
         is_written = self.log.save("last.pt", replace(self._checkpoint(), training=training))
         self._saved_step = self.steps_done if is_written else None
         return is_written
-
-    def _make_step(self) -> TrainStep:
-        options = self.job.options
-        return TrainStep(
-            network=self.network,
-            forward=ranks.data_parallel(self.network),
-            criterion=make_criterion(options.loss),
-            optimizer=self.optimizer,
-            precision=MixedPrecision(options.optim.amp, self.device),
-            clock=BatchClock(self.network),
-            subdivisions=int(options.optim.subdivisions),
-            clip_norm=options.optim.clip_norm,
-            say=self.log.say,
-        )
 
     def _resolved_settings(self) -> dict[str, Any]:
         """Return all settings, with those that were left to the cfg or to this machine filled in."""
@@ -190,15 +178,6 @@ class Trainer:
             "total_steps": self.total_steps,
             "environment": describe(self.device),
         }
-
-    def _state(self) -> TrainingState:
-        return TrainingState(
-            network=self.network,
-            average=self.average,
-            optimizer=self.optimizer,
-            precision=self.step.precision,
-            clock=self.step.clock,
-        )
 
     def _checkpoint(self) -> Checkpoint:
         options = self.job.options
@@ -221,7 +200,7 @@ class Trainer:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         assert checkpoint.training is not None
-        self._state().load_state_dict(checkpoint.training.state, weights=checkpoint.weights)
+        restore(self.step, self.average, checkpoint.training.state, checkpoint.weights)
         self.log.load_state_dict(checkpoint.training.log)
         best = self.folder / "best.pt"
         if ranks.broadcast(best.exists()):
@@ -232,8 +211,9 @@ class Trainer:
 
 def make_val_evaluator(job: Job, network: Network, stop: Stop | None) -> Evaluator:
     """Return the evaluator of a network on the job's validation split. Raises Stopped between batches on request."""
+    letterbox, names = job.options.augment.letterbox, job.train_set.class_names
     return Evaluator(
-        build.make_detector(job.options, network, job.train_set.class_names),
+        Detector(network=network, class_names=names, letterbox=letterbox, options=DetectionOptions()),
         job.val_set,
         batch_size=job.mini_batch,  # what fits in training fits here
         workers=job.options.workers,

@@ -12,13 +12,12 @@ import torch
 import evaluate
 from cfg.plan import parse_plan
 from data.source import open_image_set
-from engine import build
 from evaluation.darknet_map import measure_as_darknet
 from models.detector import DetectionOptions, Detector, make_checkpoint
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory
 from models.weights.writer import write_weights
-from options import EvaluateOptions, TrainOptions
+from options import EvaluateOptions
 from tests.data.sets import CLASSES, write_darknet
 from tests.e2e.conftest import TOY_CFG
 from utils.checkpoint import Checkpoint
@@ -32,9 +31,8 @@ def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"evaluation.evaluator.{name}", lambda *_: None)
 
 
-def test_the_trainer_suppresses_as_evaluate_does() -> None:
-    detector = build.make_detector(TrainOptions(), None, CLASSES)  # type: ignore[arg-type]
-    assert detector.options == EvaluateOptions(weights="").detection
+def test_evaluate_suppresses_as_the_trainer_does() -> None:
+    assert EvaluateOptions(weights="").detection == DetectionOptions()
 
 
 def official_weights(folder: Path, cfg_name: str) -> list[str]:
