@@ -91,7 +91,7 @@ def make_results(truth: dict[str, Any], count: int, random: np.random.Generator)
 
 def same(one: CocoTable, other: CocoTable) -> bool:
     """Return whether all numbers agree to 1e-12, as `evaluation.coco_backends` promises."""
-    numbers = ([*table.stats().values(), *table.precision.flat] for table in (one, other))
+    numbers = ([*table.stats.values(), *table.precision.flat] for table in (one, other))
     return np.allclose(*numbers, rtol=0, atol=1e-12)
 
 
@@ -113,7 +113,7 @@ def measure(truth: dict[str, Any], results: CocoResults, rounds: int) -> dict[st
         "time_ratio": round(statistics.median(ratios), 2),
         "time_ratios": [round(ratio, 2) for ratio in ratios],
         "seconds": {backend: [round(each, 2) for each in times] for backend, times in seconds.items()},
-        "numbers": tables[PYCOCOTOOLS].stats(),
+        "numbers": tables[PYCOCOTOOLS].stats,
     }
 
 

@@ -47,11 +47,12 @@ def subdivisions_that_fit(options: TrainOptions, plan: Plan, device: torch.devic
     image does not fit.
     """
     # `--norm auto` depends on the answer: measured is what it chooses for the smallest mini-batch, which needs most.
-    options = replace(options, norm=choose_norm(options.norm, mini_batch=1)[0])
+    norm, _ = choose_norm(options.norm, mini_batch=1)
+    options = replace(options, norm=norm, optim=replace(options.optim, subdivisions=1))
     network = make_network(options, plan, device)
     if options.optim.freeze:
         freeze(network, options.optim.freeze)
-    step = make_step(options, network, network, device, subdivisions=1, say=lambda line: None)
+    step = make_step(options, network, network, say=lambda line: None)
     _momentum = [torch.zeros_like(p) for group in step.optimizer.param_groups for p in group["params"]]
     _average = WeightAverage(network, decay=0.0)
     largest_hw = plan.net.input_hw if options.multi_scale == 1 else input_sizes(options, plan).largest

@@ -33,17 +33,10 @@ def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Net
     return network
 
 
-def make_step(
-    options: TrainOptions,
-    network: Network,
-    forward: nn.Module,
-    device: torch.device,
-    *,
-    subdivisions: int,
-    say: Callable[[str], None],
-) -> TrainStep:
+def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: Callable[[str], None]) -> TrainStep:
     """Return the training step. forward: see `TrainStep`. say: prints a line for the user."""
-    optim, is_parallel = options.optim, forward is not network
+    optim, device = options.optim, next(network.parameters()).device
+    parts, is_parallel = int(optim.subdivisions), forward is not network
     groups = parameter_groups(network, weight_decay=optim.weight_decay, backbone_rate=optim.backbone_rate)
     return TrainStep(
         network=network,
@@ -52,7 +45,7 @@ def make_step(
         optimizer=torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum),  # the loop sets lr before each step
         precision=MixedPrecision(optim.amp, device),
         clock=BatchClock(network),
-        recovery=OutOfMemoryRecovery(network, subdivisions=subdivisions, is_parallel=is_parallel, say=say),
+        recovery=OutOfMemoryRecovery(network, subdivisions=parts, is_parallel=is_parallel, say=say),
         clip_norm=optim.clip_norm,
     )
 

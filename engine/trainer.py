@@ -72,14 +72,7 @@ class Trainer:
         )
         if options.speed.compile:
             build.compile_for_all_sizes(self.network)
-        self.step = build.make_step(
-            options,
-            self.network,
-            ranks.data_parallel(self.network),
-            self.device,
-            subdivisions=int(optim.subdivisions),
-            say=self.log.say,
-        )
+        self.step = build.make_step(options, self.network, ranks.data_parallel(self.network), self.log.say)
         self.best_ap = float("-inf")
         self._saved_step: int | None = None
         if job.checkpoint is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch
 from data.image_set import ImageSet
 from evaluation.coco_backends import choose_backend
 from evaluation.coco_map import CocoTable, evaluate_coco
-from evaluation.coco_results import CocoResults, joined, merged, results_of
+from evaluation.coco_results import CocoResults, merged, results_of
 from evaluation.confusion import confusion_matrix
 from evaluation.inference import detect_batches, image_batches
 from evaluation.plots import plot_confusion, plot_pr_curves
@@ -64,18 +64,23 @@ class Evaluator:
         return self._table(self.detect(show=show))
 
     def report(self, folder: Path) -> CocoTable:
-        """Compute COCO's AP, and write tables, curves, detections and some annotated images into `folder`."""
+        """Compute COCO's AP, and write tables, curves, detections and some annotated images into `folder`.
+
+        Write ground_truth.json, too, if the data set is not COCO: pycocotools can be run on it and detections.json.
+        """
         results = self.detect(progress=True, show=partial(_write_image, folder / "predictions.png"))
         table = self._table(results)
         if ranks.is_rank_zero():
-            write_report(
-                folder,
-                table,
-                results,
-                self.ground_truth,
-                image_ids=self.image_set.image_ids,
-                save_ground_truth=self.image_set.coco_json is None,
-            )
+            confusion = confusion_matrix(self.ground_truth, results, image_ids=self.image_set.image_ids)
+            with warn_on_disk_error(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "detections.json").write_text(json.dumps(results.rows()))
+                if self.image_set.coco_json is None:
+                    (folder / "ground_truth.json").write_text(json.dumps(self.ground_truth))
+                (folder / "metrics.json").write_text(json.dumps(table.stats, indent=2))
+                (folder / "metrics.txt").write_text(f"{table.summary()}\n\n{table.class_table()}\n")
+                plot_pr_curves(table, folder / "pr_curves.png")
+                plot_confusion(confusion, [row.name for row in table.classes], folder / "confusion.png")
         return table
 
     def detect(self, *, progress: bool = False, show: Show | None = None) -> CocoResults:
@@ -94,7 +99,7 @@ class Evaluator:
                 assert placement is not None
                 best = torch.isin(detections.labels, labels).nonzero()[:most, 0]
                 parts.append(results_of(detections.where(best), placement, image_id, self.categories))
-        return merged(ranks.all_gather(joined(parts)), self.image_set.image_ids)
+        return merged(list(chain.from_iterable(ranks.all_gather(parts))), self.image_set.image_ids)
 
     def _table(self, results: CocoResults) -> CocoTable:
         """Measure on rank 0, for all ranks."""
@@ -129,33 +134,6 @@ def category_of_label(
             " .weights, --names FILE gives them"
         )
     return {label: category[name] for label, name in enumerate(model_names) if name in category}
-
-
-def write_report(
-    folder: Path,
-    table: CocoTable,
-    results: CocoResults,
-    ground_truth: Mapping[str, Any],
-    *,
-    image_ids: Sequence[int],
-    save_ground_truth: bool,
-) -> None:
-    """Write detections.json (COCO results form), metrics.json and .txt, pr_curves.png, confusion.png.
-
-    A disk error is reported and not raised. With save_ground_truth also ground_truth.json, for a data set that is not
-    COCO: pycocotools can be run on it and detections.json.
-    """
-    names = [category["name"] for category in sorted(ground_truth["categories"], key=lambda c: c["id"])]
-    confusion = confusion_matrix(ground_truth, results, image_ids=image_ids)
-    with warn_on_disk_error(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "detections.json").write_text(json.dumps(results.rows()))
-        if save_ground_truth:
-            (folder / "ground_truth.json").write_text(json.dumps(ground_truth))
-        (folder / "metrics.json").write_text(json.dumps(table.stats(), indent=2))
-        (folder / "metrics.txt").write_text(f"{table.summary()}\n\n{table.class_table()}\n")
-        plot_pr_curves(table, names, folder / "pr_curves.png")
-        plot_confusion(confusion, names, folder / "confusion.png")
 
 
 def _write_image(path: Path, rgb: np.ndarray) -> None:
