@@ -10,6 +10,7 @@ import copy
 import math
 
 import torch
+from torch import Tensor
 
 from models.network import Network
 from utils import ranks
@@ -43,6 +44,10 @@ class WeightAverage:
 
     def agree(self) -> None:
         """Replace running statistics by their mean over ranks (the weights are equal already). A collective."""
-        parameters = {id(parameter) for parameter in self.model.parameters()}
-        buffers = [t for t in self.model.state_dict(keep_vars=True).values() if id(t) not in parameters]
-        ranks.all_reduce_mean([buffer for buffer in buffers if buffer.is_floating_point()])
+        ranks.all_reduce_mean([t for t in persistent_buffers(self.model).values() if t.is_floating_point()])
+
+
+def persistent_buffers(model: Network) -> dict[str, Tensor]:
+    """Return what a state dict holds beside the parameters, by name."""
+    parameters = dict(model.named_parameters())
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -92,7 +92,7 @@ class Trainer:
         """Yield the batches of the epoch that were not trained on yet, on the device."""
         self.network.train()
         self.loader.set_epoch(epoch, self.steps_done - epoch * len(self.loader))
-        batches: Iterable[Batch] = islice(self.loader, self.total_steps - self.steps_done)
+        batches: Iterator[Batch] = islice(self.loader, self.total_steps - self.steps_done)
         if self.job.options.speed.profile and epoch == self.epochs_done and ranks.is_rank_zero():
             batches = profiled(batches, self.folder / "profile.json", say=self.log.say)
         for batch in self.log.watch(batches):

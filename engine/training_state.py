@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.ema import WeightAverage
+from engine.ema import WeightAverage, persistent_buffers
 from engine.step import TrainStep
 from utils import ranks
 from utils.clock import BatchAware
@@ -20,9 +20,9 @@ def training_state(step: TrainStep, average: WeightAverage) -> dict[str, Any]:
 
     Call it between batches, on all ranks. The averaged weights are not in it: the checkpoint has them.
     """
-    own = {
-        "buffers": buffers_of(step.network),
-        "averaged_buffers": buffers_of(average.model),
+    own = {  # ranks have equal parameters, but statistics of their own
+        "buffers": {name: buffer.cpu() for name, buffer in persistent_buffers(step.network).items()},
+        "averaged_buffers": {name: buffer.cpu() for name, buffer in persistent_buffers(average.model).items()},
         "norm_histories": norm_histories(step.network),
         "random": random_state(),
     }
@@ -54,12 +54,6 @@ def restore(step: TrainStep, average: WeightAverage, state: Mapping[str, Any], w
                 module.loss_rescaled(change)
     step.clock.step = state["step"]
     set_random_state(own["random"])
-
-
-def buffers_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return the persistent buffers, on the CPU: ranks have equal parameters, but statistics of their own."""
-    parameters = {name for name, _ in model.named_parameters()}
-    return {name: tensor.cpu() for name, tensor in model.state_dict().items() if name not in parameters}
 
 
 def norm_histories(model: nn.Module) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ COCO's results form (`CocoResults`), so every data set format is measured by the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,15 +95,10 @@ def evaluate_coco(
     """Compute the AP of results on all images of the ground truth or on `image_ids`; mutates neither.
 
     An annotation may lack `area` (then width x height) and `iscrowd` (then 0). Results outside `image_ids` are left
-    out. backend: of `coco_backends.BACKENDS`. Raises ValueError for an image id, or the category id of a result, that
-    the ground truth does not have.
+    out. backend: of `coco_backends.BACKENDS`.
     """
-    known = [image["id"] for image in ground_truth["images"]]
-    measured = known if image_ids is None else list(image_ids)
+    measured = [image["id"] for image in ground_truth["images"]] if image_ids is None else list(image_ids)
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    _require_known("image", known, [*np.unique(results.image_ids).tolist(), *measured])
-    _require_known("category", names, np.unique(results.category_ids).tolist())
-
     truth = _dataset(ground_truth, ground_truth["annotations"])
     stats, precision = run_coco_eval(truth, _dataset(ground_truth, results.rows()), measured, backend=backend)
     precision = precision[:, :, :, 0, 2]  # (IoU, recall, class): all areas, 100 detections
@@ -112,12 +107,6 @@ def evaluate_coco(
         classes=_class_rows(truth["annotations"], set(measured), dict(sorted(names.items())), precision),
         precision=precision[0],
     )
-
-
-def _require_known(what: str, known: Iterable[int], ids: Sequence[int]) -> None:
-    unknown = sorted(set(ids).difference(known))
-    if unknown:
-        raise ValueError(f"{what} id {unknown[0]} is not in the ground truth ({len(unknown)} unknown)")
 
 
 def _dataset(ground_truth: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -37,11 +38,11 @@ def plot_pr_curves(table: CocoTable, path: Path) -> None:
     if len(shown) > _LEGEND_CLASSES:
         named = shown[: _LEGEND_CLASSES // 2] + shown[-_LEGEND_CLASSES // 2 :]
     for column in shown:
-        row = table.classes[column]
-        label = f"{literal(row.name)}  {row.AP50:.3f}" if column in named else None
-        colour = _unit_colour(column if named is shown else named.index(column)) if label else "0.85"
-        order = 2 if label else 1
-        axes[0].plot(recall, table.precision[:, column], color=colour, label=label, zorder=order)
+        row, style = table.classes[column], dict[str, Any](color="0.85", zorder=1)
+        if column in named:
+            colour = np.divide(class_colour(column if named is shown else named.index(column)), 255)
+            style = {"color": colour, "zorder": 2, "label": f"{literal(row.name)}  {row.AP50:.3f}"}
+        axes[0].plot(recall, table.precision[:, column], **style)
     if shown:
         mean = table.precision[:, shown].mean(axis=1)
         axes[0].plot(recall, mean, color="black", linewidth=2.5, label=f"mean  {table.AP50:.3f}", zorder=3)
@@ -160,11 +161,6 @@ def _figure(panels: int, *, width_inches: float, height_inches: float) -> tuple[
     layout = "constrained" if panels > 1 else None
     figure = new_figure(width_inches * columns, height_inches * rows, layout=layout)
     return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
-
-
-def _unit_colour(label: int) -> tuple[float, float, float]:
-    red, green, blue = class_colour(label)
-    return red / 255, green / 255, blue / 255
 
 
 def _save(figure: Figure, path: Path) -> None:

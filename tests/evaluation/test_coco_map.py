@@ -184,14 +184,3 @@ def test_a_class_without_boxes_is_minus_one_and_not_in_the_table() -> None:
     lines = table.class_table().splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [line[:8] for line in lines[1:]] == ["class 10", "class 20"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"), [({"image_id": 99}, "image id 99"), ({"category_id": 3}, "category id 3")]
-)
-def test_strangers_are_refused(change: dict[str, int], message: str) -> None:
-    ground_truth, results = images(4, 2)
-    with pytest.raises(ValueError, match=message):
-        evaluate(ground_truth, [{**results[0], **change}])
-    with pytest.raises(ValueError, match="image id 77"):
-        evaluate(ground_truth, results, image_ids=[0, 77])
