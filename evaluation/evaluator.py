@@ -24,9 +24,6 @@ from utils.atomic_file import warn_on_disk_error
 from utils.draw import draw_batch, write_png
 from utils.errors import UserError
 from utils.stop import Stop
-from utils.structures import Batch, Detections
-
-Show = Callable[[np.ndarray], None]  # (H, W, 3) uint8
 
 _SHOWN_SCORE = 0.25  # of the detections that are drawn
 
@@ -59,7 +56,7 @@ class Evaluator:
         self.ground_truth = image_set.ground_truth()
         self.categories = category_of_label(detector.class_names, image_set.class_names, image_set.category_ids)
 
-    def measure(self, *, show: Show | None = None) -> CocoTable:
+    def measure(self, *, show: Callable[[np.ndarray], None] | None = None) -> CocoTable:
         """Compute COCO's AP. show: see `detect`."""
         return self._table(self.detect(show=show))
 
@@ -83,10 +80,10 @@ class Evaluator:
                 plot_confusion(confusion, [row.name for row in table.classes], folder / "confusion.png")
         return table
 
-    def detect(self, *, progress: bool = False, show: Show | None = None) -> CocoResults:
+    def detect(self, *, progress: bool = False, show: Callable[[np.ndarray], None] | None = None) -> CocoResults:
         """Return the best `max_detections` of each image, among those of classes that the image set has.
 
-        show: is called on rank 0 with the first batch and its detections, drawn.
+        show: is called on rank 0 with a drawing, (H, W, 3) uint8, of the first batch and its detections.
         """
         most, labels = self.detector.options.max_detections, torch.tensor(list(self.categories))
         detector = self.detector.with_options(max_detections=None)  # it may know more classes than the image set
@@ -94,7 +91,8 @@ class Evaluator:
         parts: list[CocoResults] = []
         for batch, found in detect_batches(detector, self.batches, progress=progress):
             if show is not None and not parts:
-                show(self._drawn(batch, found))
+                confident = [each.where((each.scores > _SHOWN_SCORE).nonzero()[:most, 0]) for each in found]
+                show(draw_batch(batch, detector.class_names, confident))
             for detections, placement, image_id in zip(found, batch.placements, batch.image_ids, strict=True):
                 assert placement is not None
                 best = torch.isin(detections.labels, labels).nonzero()[:most, 0]
@@ -110,11 +108,6 @@ class Evaluator:
         table = ranks.broadcast(table)
         assert table is not None
         return table
-
-    def _drawn(self, batch: Batch, found: list[Detections]) -> np.ndarray:
-        most = self.detector.options.max_detections
-        confident = [each.where((each.scores > _SHOWN_SCORE).nonzero()[:most, 0]) for each in found]
-        return draw_batch(batch, self.detector.class_names, confident)
 
 
 def category_of_label(

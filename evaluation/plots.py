@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -38,11 +37,15 @@ def plot_pr_curves(table: CocoTable, path: Path) -> None:
     if len(shown) > _LEGEND_CLASSES:
         named = shown[: _LEGEND_CLASSES // 2] + shown[-_LEGEND_CLASSES // 2 :]
     for column in shown:
-        row, style = table.classes[column], dict[str, Any](color="0.85", zorder=1)
-        if column in named:
-            colour = np.divide(class_colour(column if named is shown else named.index(column)), 255)
-            style = {"color": colour, "zorder": 2, "label": f"{literal(row.name)}  {row.AP50:.3f}"}
-        axes[0].plot(recall, table.precision[:, column], **style)
+        row, is_named = table.classes[column], column in named
+        colour = class_colour(named.index(column) if is_named and named is not shown else column)
+        axes[0].plot(
+            recall,
+            table.precision[:, column],
+            color=np.divide(colour, 255) if is_named else "0.85",
+            label=f"{literal(row.name)}  {row.AP50:.3f}" if is_named else None,
+            zorder=1 + is_named,
+        )
     if shown:
         mean = table.precision[:, shown].mean(axis=1)
         axes[0].plot(recall, mean, color="black", linewidth=2.5, label=f"mean  {table.AP50:.3f}", zorder=3)
