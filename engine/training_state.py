@@ -57,15 +57,9 @@ def restore(step: TrainStep, average: WeightAverage, state: Mapping[str, Any], w
 
 
 def norm_histories(model: nn.Module) -> dict[str, Tensor]:
-    """Return the buffers of BatchAware modules that state dicts leave out, by name, on the CPU."""
-    state = {}
-    for name, module in model.named_modules():
-        if isinstance(module, BatchAware) and isinstance(module, nn.Module):
-            persistent = set(module.state_dict())
-            for key, buffer in module.named_buffers():
-                if key not in persistent and buffer.numel():
-                    state[f"{name}.{key}"] = buffer.cpu()
-    return state
+    """Return the buffers that state dicts leave out, by name, on the CPU."""
+    persistent = model.state_dict()
+    return {name: t.cpu() for name, t in model.named_buffers() if name not in persistent and t.numel()}
 
 
 @torch.no_grad()
