@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from cfg.parse import CfgError
 from data.image_set import ImageSet
 from data.source import open_image_set
-from evaluation.coco_map import CocoTable
 from evaluation.darknet_map import WHY_NOT_COCO, measure_as_darknet
 from evaluation.evaluator import Evaluator
-from evaluation.leakage import leakage_warning
 from evaluation.norm_report import write_norm_report
 from evaluation.recalibration import recalibrate_on, sample_images
 from models.detector import Detector
@@ -30,6 +28,11 @@ from utils.page import run_page
 from utils.run_folder import free_folder
 
 
+class _Loading(TypedDict):
+    batch_size: int
+    workers: int
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     given = parse_flags(EvaluateOptions, argv, foreign=FOREIGN_FLAGS)
     options = resolve(EvaluateOptions, given)
@@ -43,35 +46,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     check_flags(options, given, detector)
     image_set = open_image_set(options.data, options.split)
-    evaluator = Evaluator(
-        detector,
-        image_set,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        rect=options.rect,
-        backend=options.eval_backend,
-    )
+    loading: _Loading = {"batch_size": options.batch_size, "workers": options.workers}
+    evaluator = Evaluator(detector, image_set, **loading, rect=options.rect, backend=options.eval_backend)
     population = open_image_set(options.recalibrate_on, "train") if options.recalibrate_on else None
     folder = free_folder(options.out, default=f"eval-{image_set.name}-{image_set.split}")
     announce(checkpoint, origin, image_set)
     if options.norm_report:
-        images = sample_images(
-            image_set,
-            detector,
-            image_count=options.recalibrate_images,
-            batch_size=options.batch_size,
-            workers=options.workers,
-        )
+        images = sample_images(image_set, detector, image_count=options.recalibrate_images, **loading)
         print(write_norm_report(folder, checkpoint, detector, images))
     if options.norm_stats == "batch":
         use_batch_statistics(detector.network)
     if population is not None:
         before = evaluator.measure()
-        source = recalibrate(options, checkpoint, detector, population, folder / "recalibrated.pt")
+        source = recalibrate_on(population, detector, image_count=options.recalibrate_images, **loading)
+        weights = detector.network.state_dict()  # statistics depend on the input size
+        recalibrated = replace(checkpoint, input_hw=detector.input_hw, weights=weights, training=None)
+        recalibrated.to_file(folder / "recalibrated.pt")
     table = evaluator.report(folder)
-    show(table, image_set, folder)
+    print(table.summary(), table.class_table(), sep="\n\n")
+    json = image_set.coco_json or folder / "ground_truth.json"
+    print(f"\nthese are COCOeval's numbers for {json} and {folder / 'detections.json'}; curves are in {folder}")
     if options.metric == "darknet":
-        print(write_darknet_map(folder, options, detector, image_set))
+        points = int(options.map_points)
+        darknet = measure_as_darknet(detector, image_set, iou=options.map_iou, points=points, **loading)
+        text = f"{darknet.summary()}\n\n{WHY_NOT_COCO}\n"
+        (folder / "darknet_map.txt").write_text(text)
+        print(f"\n{text}")
     if population is not None:
         change = f"AP {before.AP:.3f} with the statistics of {options.weights}, {table.AP:.3f} with {source}"
         print(f"{change}: {folder / 'recalibrated.pt'}")
@@ -100,48 +100,13 @@ def announce(checkpoint: Checkpoint, origin: Sequence[str], image_set: ImageSet)
     say("data", f"{image_set.name} {image_set.split}: {len(image_set)} images")
     for text in image_set.problems.summary():
         say("", text)
-    if warning := leakage_warning(checkpoint, image_set):
-        warn(warning)
-
-
-def recalibrate(
-    options: EvaluateOptions, checkpoint: Checkpoint, detector: Detector, population: ImageSet, path: Path
-) -> str:
-    """Give the detector's norms the population's statistics, and write the checkpoint with them to `path`.
-
-    Returns a description of the statistics.
-    """
-    source = recalibrate_on(
-        population,
-        detector,
-        image_count=options.recalibrate_images,
-        batch_size=options.batch_size,
-        workers=options.workers,
-    )
-    weights = detector.network.state_dict()  # statistics depend on the input size
-    replace(checkpoint, input_hw=detector.input_hw, weights=weights, training=None).to_file(path)
-    return source
-
-
-def show(table: CocoTable, image_set: ImageSet, folder: Path) -> None:
-    print(table.summary(), table.class_table(), sep="\n\n")
-    ground_truth = image_set.coco_json or folder / "ground_truth.json"
-    print(f"\nthese are COCOeval's numbers for {ground_truth} and {folder / 'detections.json'}; curves are in {folder}")
-
-
-def write_darknet_map(folder: Path, options: EvaluateOptions, detector: Detector, image_set: ImageSet) -> str:
-    """Compute darknet's AP and write darknet_map.txt. Returns the text."""
-    table = measure_as_darknet(
-        detector,
-        image_set,
-        iou=options.map_iou,
-        points=int(options.map_points),
-        batch_size=options.batch_size,
-        workers=options.workers,
-    )
-    text = f"\n{table.summary()}\n\n{WHY_NOT_COCO}\n"
-    (folder / "darknet_map.txt").write_text(text.lstrip())
-    return text
+    is_official = checkpoint.is_darknet and "yolov4" in checkpoint.cfg_name and len(checkpoint.class_names) == 80
+    places = (image_set.name, image_set.coco_json or "", os.path.dirname(image_set[0].path))
+    if is_official and any("val2017" in place for place in places):
+        warn(
+            "official YOLOv4 weights were trained on a part of val2017 (darknet's trainvalno5k holds 35,000 of the "
+            "validation images of 2014): AP is too high here"
+        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from cfg.parse import CfgError
 from engine.announce import announce
-from engine.build import make_detector
 from engine.job import Job, open_run, parse_job
 from engine.trainer import Trainer, make_val_evaluator
 from evaluation.evaluator import Evaluator
@@ -41,7 +40,7 @@ def train(job: Job, folder: Path, stop: Stop | None = None) -> None:
         for epoch in range(run.epochs_done, run.epochs):
             for batch in run.batches(epoch):
                 rate = run.schedule.rate(run.steps_done)
-                for group in run.optimizer.param_groups:
+                for group in run.step.optimizer.param_groups:
                     group["lr"] = rate * group["lr_scale"]
                 run.statistics_freeze.prepare(run.steps_done)
                 losses = run.step(batch)
@@ -72,7 +71,7 @@ def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator:
     if options.norm.precise_bn and not best.is_precise:
         source = recalibrate_on(
             job.train_set,
-            make_detector(options, network, job.train_set.class_names),
+            evaluator.detector,
             image_count=options.norm.precise_bn,
             batch_size=job.mini_batch,
             workers=options.workers,

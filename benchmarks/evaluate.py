@@ -87,7 +87,7 @@ def make_results(gt: dict[str, Any], count: int, random: np.random.Generator) ->
 
 def same(one: CocoTable, other: CocoTable) -> bool:
     """Return whether all numbers agree to 1e-12, as `evaluation.coco_backends` promises."""
-    first, second = ([*table.stats().values(), *table.precision.flat] for table in (one, other))
+    first, second = ([*table.stats.values(), *table.precision.flat] for table in (one, other))
     return np.allclose(first, second, rtol=0, atol=1e-12)
 
 
@@ -109,7 +109,7 @@ def measure(gt: dict[str, Any], results: CocoResults, rounds: int) -> dict[str, 
         "time_ratio": round(statistics.median(ratios), 2),
         "time_ratios": [round(ratio, 2) for ratio in ratios],
         "seconds": {backend: [round(s, 2) for s in times] for backend, times in seconds.items()},
-        "numbers": tables[PYCOCOTOOLS].stats(),
+        "numbers": tables[PYCOCOTOOLS].stats,
     }
 
 

@@ -28,6 +28,7 @@ from benchmarks.measured import Row, against, circumstances, results_path, write
 from benchmarks.tensor_bytes import saved_bytes
 from cfg.plan import load_plan
 from engine.amp import MixedPrecision
+from engine.oom_recovery import OutOfMemoryRecovery
 from engine.step import TrainStep
 from models.network import Network, parameter_groups
 from models.norms.table import NormOptions, norm_factory
@@ -81,7 +82,7 @@ class Contestant:
             optimizer=torch.optim.SGD(parameter_groups(self.network, weight_decay=5e-4), lr=1e-4, momentum=0.9),
             precision=MixedPrecision("bf16" if way.bf16 else "off", device),
             clock=BatchClock(self.network),
-            subdivisions=1,
+            recovery=OutOfMemoryRecovery(self.network, subdivisions=1, is_parallel=False, say=print),
             clip_norm=None,
         )
 

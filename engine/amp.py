@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
 
 from utils.errors import UserError
 
@@ -27,19 +26,9 @@ class MixedPrecision:
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self._device, dtype=self._dtype, enabled=self.kind != "off")
 
-    def loss_scale(self) -> float:
-        return self.scaler.get_scale()
-
     def may_overflow(self) -> bool:
         """Return whether a gradient that is not finite may be due to the loss scale, which `step` then lowers."""
-        return self.scaler.is_enabled() and self.loss_scale() >= 1
-
-    def scale(self, loss: Tensor) -> Tensor:
-        return self.scaler.scale(loss)
-
-    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradients by the loss scale, before they are clipped."""
-        self.scaler.unscale_(optimizer)
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the weights; a float16 overflow skips the update and lowers the loss scale."""

@@ -19,8 +19,6 @@ from utils.console import say, warn
 from utils.environment import describe
 from utils.flags import flatten
 
-_ORIGINS = ("typed", "cfg", "data", "weights", "run")
-
 
 def announce(run: Trainer) -> None:
     """Print data, network, norm, weights, optimizer, device, folder, and the settings that are not defaults.
@@ -64,12 +62,13 @@ def optimizer_in_words(job: Job) -> str:
 
 def settings_lines(job: Job) -> list[str]:
     """Return the settings that differ from the defaults, as flags one could type, in a line for each origin."""
-    default, flags = flatten(TrainOptions()), dict[str, list[str]]()
+    default = flatten(TrainOptions())
+    flags: dict[str, list[str]] = {origin: [] for origin in ("typed", "cfg", "data", "weights", "run")}
     for name, value in flatten(job.options).items():
         if value is not None and value != default[name] and name in job.origins:
-            flags.setdefault(job.origins[name], []).append(flag(name, value))
-    prefixes = {origin: "" if origin == "typed" else f"from the {origin}: " for origin in _ORIGINS if origin in flags}
-    return [prefix + "  ".join(flags[origin]) for origin, prefix in prefixes.items()]
+            flags[job.origins[name]].append(flag(name, value))
+    lines = {origin: "  ".join(shown) for origin, shown in flags.items() if shown}
+    return [line if origin == "typed" else f"from the {origin}: {line}" for origin, line in lines.items()]
 
 
 def flag(name: str, value: Any) -> str:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from cfg.plan import Plan
-from engine.amp import MixedPrecision
-from engine.build import input_sizes, make_network, make_optimizer
+from data.batch import collate
+from engine.build import input_sizes, make_network, make_step
 from engine.ema import WeightAverage
-from engine.oom_recovery import OutOfMemoryRecovery
 from models.freeze import freeze
 from models.norms.auto import choose_norm
-from models.yolo.criterion import make_criterion
 from options import TrainOptions
 from utils import ranks
-from utils.clock import BatchClock
 from utils.console import say
 from utils.environment import pick_device
 from utils.memory import empty_cache
-from utils.structures import Batch, Targets
+from utils.structures import Batch, Sample
 
 _BOXES = 32  # in each image of the dry run: more than most have, because the loss allocates a little for each
 
@@ -49,46 +47,30 @@ def subdivisions_that_fit(options: TrainOptions, plan: Plan, device: torch.devic
     image does not fit.
     """
     # `--norm auto` depends on the answer: measured is what it chooses for the smallest mini-batch, which needs most.
-    options = replace(options, norm=choose_norm(options.norm, mini_batch=1)[0])
+    norm, _ = choose_norm(options.norm, mini_batch=1)
+    options = replace(options, norm=norm, optim=replace(options.optim, subdivisions=1))
     network = make_network(options, plan, device)
     if options.optim.freeze:
         freeze(network, options.optim.freeze)
-    optimizer = make_optimizer(options, network)
-    _momentum = [torch.zeros_like(p) for group in optimizer.param_groups for p in group["params"]]
-    _average = WeightAverage(network, decay=0.0, warm_up_steps=1)
-    criterion, precision = make_criterion(options.loss), MixedPrecision(options.optim.amp, device)
+    step = make_step(options, network, network, say=lambda line: None)
+    _momentum = [torch.zeros_like(p) for group in step.optimizer.param_groups for p in group["params"]]
+    _average = WeightAverage(network, decay=0.0)
     largest_hw = plan.net.input_hw if options.multi_scale == 1 else input_sizes(options, plan).largest
-    batch = noise_batch(options.optim.batch_size // ranks.world_size(), largest_hw).to(device)
-
-    def backward(part: Batch) -> None:  # in a function, so that an error leaves no activations in a variable
-        with precision.autocast():
-            heads = network(part.pixels())
-        torch.autograd.backward(precision.scale(criterion(heads, part.targets).total))
-
-    clock = BatchClock(network)
-    recovery = OutOfMemoryRecovery(network, subdivisions=1, is_parallel=False, say=lambda line: None)
-    for attempt in recovery.attempts(len(batch)):
-        with attempt:
-            optimizer.zero_grad(set_to_none=True)
-            for part in clock.minibatches(batch.split(recovery.subdivisions)):
-                backward(part)
-    return recovery.subdivisions
+    step(noise_batch(options.optim.batch_size // ranks.world_size(), largest_hw).to(device))
+    return step.recovery.subdivisions
 
 
 def noise_batch(images: int, input_hw: tuple[int, int]) -> Batch:
-    """Return images of noise, with many boxes each."""
-    height, width = input_hw
-    corner = torch.rand(images * _BOXES, 2) * torch.tensor([width / 2, height / 2])
-    targets = Targets(
-        boxes=torch.cat((corner, corner + torch.tensor([width / 8, height / 8])), 1),
-        labels=torch.zeros(images * _BOXES, dtype=torch.long),
-        image_index=torch.arange(images).repeat_interleave(_BOXES),
-        is_crowd=torch.zeros(images * _BOXES, dtype=torch.bool),
+    """Return equal images of noise, with many boxes each."""
+    random, (height, width) = np.random.default_rng(0), input_hw
+    corners = random.random((_BOXES, 2)) * [width / 2, height / 2]
+    sides = np.full((_BOXES, 2), [width / 8, height / 8])
+    sample = Sample(
+        image=random.integers(256, size=(height, width, 3), dtype=np.uint8),
+        boxes=np.hstack((corners, corners + sides)),
+        labels=np.zeros(_BOXES),
+        is_crowd=np.zeros(_BOXES),
+        image_id=0,
+        path="",
     )
-    return Batch(
-        images=torch.randint(256, (images, 3, height, width), dtype=torch.uint8),
-        targets=targets,
-        image_ids=(0,) * images,
-        paths=("",) * images,
-        placements=(None,) * images,
-    )
+    return collate([sample] * images)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import nn
 
 from cfg.plan import Plan
 from data.image_set import ImageSet
 from data.loader import InputSizes, TrainLoader, make_train_loader
-from models.detector import Detector
+from engine.amp import MixedPrecision
+from engine.oom_recovery import OutOfMemoryRecovery
+from engine.step import TrainStep
 from models.network import Network, parameter_groups
 from models.norms.table import norm_factory
-from models.yolo.postprocess import DetectionOptions
+from models.yolo.criterion import make_criterion
 from options import TrainOptions
 from utils import ranks
+from utils.clock import BatchClock
 from utils.errors import UserError
 from utils.schedule import Schedule
 
@@ -27,11 +33,21 @@ def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Net
     return network
 
 
-def make_optimizer(options: TrainOptions, network: Network) -> torch.optim.Optimizer:
-    """Return SGD with a learning rate of 0: the loop sets it before each step, to `lr_scale` times the schedule's."""
-    optim = options.optim
+def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: Callable[[str], None]) -> TrainStep:
+    """Return the training step. forward: see `TrainStep`. say: prints a line for the user."""
+    optim, device = options.optim, next(network.parameters()).device
+    parts, is_parallel = int(optim.subdivisions), forward is not network
     groups = parameter_groups(network, weight_decay=optim.weight_decay, backbone_rate=optim.backbone_rate)
-    return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum)
+    return TrainStep(
+        network=network,
+        forward=forward,
+        criterion=make_criterion(options.loss),
+        optimizer=torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum),  # the loop sets lr before each step
+        precision=MixedPrecision(optim.amp, device),
+        clock=BatchClock(network),
+        recovery=OutOfMemoryRecovery(network, subdivisions=parts, is_parallel=is_parallel, say=say),
+        clip_norm=optim.clip_norm,
+    )
 
 
 def input_sizes(options: TrainOptions, plan: Plan) -> InputSizes:
@@ -87,12 +103,6 @@ def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Sch
         )
     except UserError as error:
         raise UserError(f"{plan.path}: {error}") from error
-
-
-def make_detector(options: TrainOptions, network: Network, class_names: tuple[str, ...]) -> Detector:
-    """Return the network as evaluate.py uses it by default."""
-    letterbox = options.augment.letterbox
-    return Detector(network=network, class_names=class_names, letterbox=letterbox, options=DetectionOptions())
 
 
 def compile_for_all_sizes(network: Network) -> None:

@@ -8,30 +8,28 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from models.network import Network
 from utils import ranks
 
-Model = TypeVar("Model", bound=nn.Module)
 
-
-class WeightAverage(Generic[Model]):
+class WeightAverage:
     """`model` is the averaged copy, in eval mode, without gradients.
 
     The decay grows as decay * (1 - exp(-step / warm_up_steps)), so that the random start is soon forgotten. Integer
     buffers (counters) are copied. Build it before the first mini-batch is announced, while norms hold no history.
     """
 
-    def __init__(self, model: Model, *, decay: float, warm_up_steps: int) -> None:
+    def __init__(self, model: Network, *, decay: float, warm_up_steps: int = 100) -> None:
         self.model = copy.deepcopy(model)
         self.model.eval().requires_grad_(False)
         self.decay, self.warm_up_steps = decay, warm_up_steps
 
     @torch.no_grad()
-    def update(self, model: nn.Module, *, step: int) -> None:
+    def update(self, model: Network, *, step: int) -> None:
         """Average in the weights after optimizer step number `step` (from 1)."""
         decay = self.decay * (1 - math.exp(-step / max(1, self.warm_up_steps)))
         current = model.state_dict()
@@ -46,6 +44,10 @@ class WeightAverage(Generic[Model]):
 
     def agree(self) -> None:
         """Replace running statistics by their mean over ranks (the weights are equal already). A collective."""
-        parameters = {id(parameter) for parameter in self.model.parameters()}
-        buffers = [t for t in self.model.state_dict(keep_vars=True).values() if id(t) not in parameters]
-        ranks.all_reduce_mean([buffer for buffer in buffers if buffer.is_floating_point()])
+        ranks.all_reduce_mean([t for t in persistent_buffers(self.model).values() if t.is_floating_point()])
+
+
+def persistent_buffers(model: Network) -> dict[str, Tensor]:
+    """Return what a state dict holds beside the parameters, by name."""
+    parameters = dict(model.named_parameters())
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}

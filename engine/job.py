@@ -146,6 +146,8 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
         )
     if checkpoint.training is None:
         raise UserError(f"{path}: holds weights only; a run is resumed from its last.pt")
+    if checkpoint.settings.get("norm_growth_steps"):
+        raise UserError(f"{path}: --norm-growth-steps does not exist any more; start a new run with --weights")
     # Memory may have run out since the settings were made.
     settings = respelled(current_names(TrainOptions, checkpoint.settings))
     settings["subdivisions"] = checkpoint.training.subdivisions

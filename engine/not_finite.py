@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from engine.amp import MixedPrecision
 from models.network import Network
 from models.yolo.criterion import Criterion
 from utils import ranks
 from utils.errors import UserError
 from utils.structures import Batch
-
-Autocast = Callable[[], AbstractContextManager[None]]
 
 
 class NotFinite(UserError):
@@ -23,7 +21,7 @@ class NotFinite(UserError):
 
 
 def find_not_finite(
-    network: Network, criterion: Criterion, parts: Sequence[Batch], *, is_loss_finite: bool, autocast: Autocast
+    network: Network, criterion: Criterion, parts: Sequence[Batch], *, is_loss_finite: bool, precision: MixedPrecision
 ) -> str:
     """Return what is not finite, on any rank, in words.
 
@@ -32,29 +30,15 @@ def find_not_finite(
     """
     if is_loss_finite:
         return _on_any_rank(_in_gradients(network)) or "the norm of the gradient is not finite"
-    return (
-        _on_any_rank(_in_inputs(network, parts))
-        or _on_any_rank(_in_layers(network, criterion, parts, autocast))
-        or "the loss is not finite"
-    )
+    if found := _on_any_rank(next(_in_inputs(network, parts), "")):
+        return found
+    # All of them, also after one was found: another rank's forward may wait for this one's.
+    in_layers = [_in_forward(network, part, criterion, precision) for part in parts]
+    return _on_any_rank(next(filter(None, in_layers), "")) or "the loss is not finite"
 
 
 def _on_any_rank(found: str) -> str:
     return "; ".join(dict.fromkeys(filter(None, ranks.all_gather(found))))
-
-
-def _in_inputs(network: Network, parts: Sequence[Batch]) -> str:
-    for name, parameter in network.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"the weights {name} are not finite"
-    return next((found for part in parts if (found := _in_labels(part) or _in_pixels(part))), "")
-
-
-@torch.no_grad()
-def _in_layers(network: Network, criterion: Criterion, parts: Sequence[Batch], autocast: Autocast) -> str:
-    # All of them, also after one was found: another rank's forward may wait for this one's.
-    found = [_in_forward(network, part, criterion, autocast) for part in parts]
-    return next(filter(None, found), "")
 
 
 def _in_gradients(network: Network) -> str:
@@ -65,35 +49,34 @@ def _in_gradients(network: Network) -> str:
     return ""
 
 
-def _in_labels(part: Batch) -> str:
-    bad = ~torch.isfinite(part.targets.boxes).all(1)
-    paths = {part.paths[image] for image in part.targets.image_index[bad].tolist()}
-    return f"a box of {' and of '.join(sorted(paths))} is not finite" if paths else ""
+def _in_inputs(network: Network, parts: Sequence[Batch]) -> Iterator[str]:
+    for name, parameter in network.named_parameters():
+        if not torch.isfinite(parameter).all():
+            yield f"the weights {name} are not finite"
+    for part in parts:
+        bad_boxes = ~torch.isfinite(part.targets.boxes).all(1)
+        if paths := {part.paths[image] for image in part.targets.image_index[bad_boxes].tolist()}:
+            yield f"a box of {' and of '.join(sorted(paths))} is not finite"
+        if bad := _images_not_finite(part.pixels()):
+            yield f"a pixel of {part.paths[bad[0]]} is not finite"
 
 
-def _in_pixels(part: Batch) -> str:
-    bad = _images_not_finite(part.pixels())
-    return f"a pixel of {part.paths[bad[0]]} is not finite" if bad else ""
-
-
-def _in_forward(network: Network, part: Batch, criterion: Criterion, autocast: Autocast) -> str:
+@torch.no_grad()
+def _in_forward(network: Network, part: Batch, criterion: Criterion, precision: MixedPrecision) -> str:
     found: list[str] = []
 
-    def hook_of(name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if not found and isinstance(output, Tensor) and output.ndim > 1 and (bad := _images_not_finite(output)):
-                images = "any image" if len(bad) == len(part) > 1 else ", ".join(part.paths[i] for i in bad)
-                found.append(f"the output of {name} ({type(module).__name__}) is not finite for {images}")
+    def check(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        if not found and isinstance(output, Tensor) and output.ndim > 1 and (bad := _images_not_finite(output)):
+            images = "any image" if len(bad) == len(part) > 1 else ", ".join(part.paths[i] for i in bad)
+            found.append(f"the output of {name} ({type(module).__name__}) is not finite for {images}")
 
-        return hook
-
-    handles: list[RemovableHandle] = [
-        module.register_forward_hook(hook_of(name))
+    handles = [
+        module.register_forward_hook(partial(check, name))
         for name, module in network.named_modules()
         if not any(True for _ in module.children())
     ]
     try:
-        with autocast():
+        with precision.autocast():
             heads = network.forward(part.pixels())  # not the compiled __call__, which skips hooks
     finally:
         for handle in handles:

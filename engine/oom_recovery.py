@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import TracebackType
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from utils import ranks
-from utils.environment import cuda_is_in_use
 from utils.errors import UserError
 from utils.memory import empty_cache, is_out_of_memory
+from utils.seed import random_state, set_random_state
 
 REMEDIES = "set --checkpoint-activations, --amp bf16 on a GPU, or in a new run a smaller --image-size"
 
@@ -29,23 +29,31 @@ class OutOfMemoryRecovery:
     a line for the user.
     """
 
-    def __init__(
-        self, network: nn.Module, *, subdivisions: int, is_parallel: bool, say: Callable[[str], None] = print
-    ) -> None:
+    def __init__(self, network: nn.Module, *, subdivisions: int, is_parallel: bool, say: Callable[[str], None]) -> None:
         self.subdivisions = subdivisions
         self._is_parallel, self._say = is_parallel, say
         self._snapshot = Snapshot(network)
 
-    def attempts(self, images: int) -> Iterator[Attempt]:
+    def attempts(self, images: int) -> Iterator[AbstractContextManager[None]]:
         """Yield attempts until one succeeds. Raises UserError if a single image does not fit."""
         self._snapshot.take()
         while True:
-            attempt = Attempt()
-            yield attempt
-            if not attempt.ran_out_of_memory:
+            yield self._attempt()
+            if not self._ran_out:
                 return
             self._snapshot.restore()
             self._cut_finer(images)
+
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """Note an out-of-memory error without storing it: its traceback would keep the activations alive."""
+        self._ran_out = False
+        try:
+            yield
+        except RuntimeError as error:  # torch.OutOfMemoryError is one, and not all libraries raise it
+            if not is_out_of_memory(error):
+                raise
+            self._ran_out = True
 
     def _cut_finer(self, images: int) -> None:
         """Raise `subdivisions` to the next number that divides the batch."""
@@ -64,24 +72,6 @@ class OutOfMemoryRecovery:
             f"out of memory with {before} images per forward: going on with --subdivisions {finer}, "
             f"{now} image{'s' * (now != 1)} each"
         )
-
-
-class Attempt:
-    """A context that an out-of-memory error ends without being raised.
-
-    The error is not stored: its traceback would keep the activations of the failed forward alive.
-    """
-
-    ran_out_of_memory = False
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
-        # torch.OutOfMemoryError is a RuntimeError, and not all libraries raise it.
-        self.ran_out_of_memory = isinstance(error, RuntimeError) and is_out_of_memory(error)
-        return self.ran_out_of_memory
 
 
 class Snapshot:
@@ -109,16 +99,13 @@ class Snapshot:
             torch._foreach_copy_([self._kept[name] for name in here], [now[name] for name in here])
         for name in now.keys() - here:
             self._kept[name].copy_(now[name], non_blocking=True)
-        self._random = torch.get_rng_state()
-        self._random_on_gpu = torch.cuda.get_rng_state() if cuda_is_in_use() else None
+        self._random = random_state()
 
     @torch.no_grad()
     def restore(self) -> None:
         for name, buffer in self._network.named_buffers():
             buffer.resize_(self._kept[name].shape).copy_(self._kept[name])
-        torch.set_rng_state(self._random)
-        if self._random_on_gpu is not None:
-            torch.cuda.set_rng_state(self._random_on_gpu)
+        set_random_state(self._random)
 
     def _allocate(self, buffer: Tensor) -> Tensor:
         if buffer.device.type != "cuda" or buffer.numel() <= self.LARGE:

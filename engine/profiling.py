@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from utils.structures import Batch
 _SKIPPED, _WARM_UP, _TIMED = 2, 2, 8  # steps
 
 
-def profiled(batches: Iterable[Batch], path: Path, *, say: Callable[[str], None]) -> Iterator[Batch]:
+def profiled(batches: Iterator[Batch], path: Path, *, say: Callable[[str], None]) -> Iterator[Batch]:
     """Yield the batches; after the first dozen, write the trace of their last steps to `path` and print a table.
 
     An epoch with fewer steps has a shorter trace; one with almost none prints a line only.
@@ -23,15 +24,11 @@ def profiled(batches: Iterable[Batch], path: Path, *, say: Callable[[str], None]
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     timed = schedule(wait=_SKIPPED, warmup=_WARM_UP, active=_TIMED, repeat=1)
     pace = Throughput()
-    steps = 0
     with profile(activities=activities, schedule=timed, profile_memory=True) as profiler:
-        for batch in pace.watch(batches):
+        for batch in pace.watch(islice(batches, _SKIPPED + _WARM_UP + _TIMED)):
             yield batch
             profiler.step()
-            steps += 1
-            if steps == _SKIPPED + _WARM_UP + _TIMED:
-                break
-    if steps <= _SKIPPED + _WARM_UP:
+    if pace.steps <= _SKIPPED + _WARM_UP:
         say(line("profile", f"needs more than {_SKIPPED + _WARM_UP} steps in an epoch"))
     else:
         by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +77,9 @@ class RunLog:
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches of an epoch; after the first few of the run, print how long it will take."""
         self._throughput.clear()
-        return self._printing_speed(self._throughput.watch(batches))
-
-    def _printing_speed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Leave out the first steps: they allocate, start workers, compile and choose algorithms."""
         speed = self._first_throughput
-        for batch in speed.watch(batches):
-            if self._watched == _WARM_UP_STEPS:
+        for batch in speed.watch(self._throughput.watch(batches)):
+            if self._watched == _WARM_UP_STEPS:  # they allocate, start workers, compile and choose algorithms
                 speed.clear()
             if self._watched == _WARM_UP_STEPS + _TIMED_STEPS:
                 left = speed.hours_for(self.total_steps - self._bar.n)
@@ -97,12 +92,11 @@ class RunLog:
         named = _named(terms)
         self._sum += terms.double()
         self._count += 1
-        with self._on_board():
-            for name, value in (*named.items(), ("lr", rate)):
-                self._scalar(f"train/{name}", value, step)
-            if self._throughput.steps:
-                self._scalar("speed/images_per_s", self._throughput.images_per_s, step)
-                self._scalar("speed/share_waiting_for_data", self._throughput.share_waiting, step)
+        scalars = {f"train/{name}": value for name, value in (*named.items(), ("lr", rate))}
+        if self._throughput.steps:
+            scalars["speed/images_per_s"] = self._throughput.images_per_s
+            scalars["speed/share_waiting_for_data"] = self._throughput.share_waiting
+        self._add_scalars(scalars, step)
         self._bar.set_description(f"epoch {epoch}", refresh=False)
         parts = " ".join(f"{name} {value:.3f}" for name, value in named.items())
         self._bar.set_postfix_str(f"{parts}, {self._throughput}", refresh=False)
@@ -118,10 +112,7 @@ class RunLog:
             return
         with warn_on_disk_error(self.folder / "results.csv"):
             add_row(self.folder / "results.csv", row)
-        with self._on_board():
-            for name in ("AP", "AP50"):
-                if name in row:
-                    self._scalar(f"val/{name}", row[name], int(row["step"]))
+        self._add_scalars({f"val/{name}": row[name] for name in ("AP", "AP50") if name in row}, int(row["step"]))
 
     def image(self, name: str, rgb: np.ndarray, step: int = 0) -> None:
         """Write (H, W, 3) uint8 as NAME.png and to TensorBoard."""
@@ -166,22 +157,20 @@ class RunLog:
 
     def close(self) -> None:
         self._bar.close()
-        with self._on_board():
+        with warn_on_disk_error(self.folder / "tensorboard"):
             if self._board is not None:
                 self._board.close()
 
-    @contextmanager
-    def _on_board(self) -> Iterator[None]:
-        """Give up TensorBoard after an OSError: its writer does not recover."""
+    def _add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
+        """Write to TensorBoard. Give it up after an OSError: its writer does not recover."""
+        if self._board is None:
+            return
         try:
-            yield
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
         except OSError as error:
             self._board = None
             print(f"error: nothing more is written to TensorBoard ({error.strerror or error})", file=sys.stderr)
-
-    def _scalar(self, name: str, value: float, step: int) -> None:
-        if self._board is not None:
-            self._board.add_scalar(name, value, step)
 
 
 def _named(terms: Tensor) -> dict[str, float]:

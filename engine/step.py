@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,34 +19,25 @@ from utils.clock import BatchClock
 from utils.structures import Batch
 
 
+@dataclass(kw_only=True, eq=False)
 class TrainStep:
     """One optimizer step. Call it with a Batch that has its images on the network's device.
 
     Returns, on the host, the (3,) losses box, objectness, class per image. Every rank calls it with its own share of
     the batch; the gradient and the losses are those of all.
 
-    forward: the network, or its DistributedDataParallel wrapper. say: prints a line for the user. Raises NotFinite,
-    before anything is updated, if a loss or a gradient is NaN or Inf, and UserError if a single image does not fit
-    into memory.
+    forward: the network, or its DistributedDataParallel wrapper. Raises NotFinite, before anything is updated, if a
+    loss or a gradient is NaN or Inf, and UserError if a single image does not fit into memory.
     """
 
-    def __init__(
-        self,
-        *,
-        network: Network,
-        forward: nn.Module,
-        criterion: Criterion,
-        optimizer: torch.optim.Optimizer,
-        precision: MixedPrecision,
-        clock: BatchClock,
-        subdivisions: int,
-        clip_norm: float | None,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        self.network, self.forward, self.criterion = network, forward, criterion
-        self.optimizer, self.precision, self.clock, self.clip_norm = optimizer, precision, clock, clip_norm
-        is_parallel = forward is not network and ranks.world_size() > 1
-        self.recovery = OutOfMemoryRecovery(network, subdivisions=subdivisions, is_parallel=is_parallel, say=say)
+    network: Network
+    forward: nn.Module
+    criterion: Criterion
+    optimizer: torch.optim.Optimizer
+    precision: MixedPrecision
+    clock: BatchClock
+    recovery: OutOfMemoryRecovery
+    clip_norm: float | None
 
     def __call__(self, batch: Batch) -> Tensor:
         images = len(batch) * ranks.world_size()
@@ -62,7 +54,7 @@ class TrainStep:
                     terms = self.criterion(heads, part.targets)
                     # Divided by the images of the whole batch: the gradient does not depend on how it was cut. Times
                     # the world size, because DistributedDataParallel averages gradients that have to be added.
-                    torch.autograd.backward(self.precision.scale(terms.total * (ranks.world_size() / images)))
+                    torch.autograd.backward(self.precision.scaler.scale(terms.total * (ranks.world_size() / images)))
                     losses += terms.detached() / images
             heads = terms = None  # and what a failed attempt holds, before the next one starts
 
@@ -76,7 +68,7 @@ class TrainStep:
             raise self._not_finite(batch, losses)
 
         if self.clip_norm is not None:
-            self.precision.unscale(self.optimizer)
+            self.precision.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
         self.precision.step(self.optimizer)
         self.clock.stepped()
@@ -88,7 +80,7 @@ class TrainStep:
             self.criterion,
             list(batch.split(self.recovery.subdivisions)),
             is_loss_finite=bool(losses.isfinite().all()),
-            autocast=self.precision.autocast,
+            precision=self.precision,
         )
         return NotFinite(
             f"step {self.clock.step + 1}: {found} (images of this batch: {_names(batch.paths)}): correct those, or go "

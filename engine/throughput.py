@@ -13,13 +13,11 @@ from utils.structures import Batch
 class Throughput:
     """Counts the batches watched since the last `clear`: images of all ranks, waiting time of this one."""
 
-    waited_s: float
-    took_s: float
-    images: int
-    steps: int
-
     def __init__(self) -> None:
         self.clear()
+
+    def clear(self) -> None:
+        self.waited_s, self.took_s, self.images, self.steps = 0.0, 0.0, 0, 0
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches; the time that `batches` takes for the next one counts as waiting."""
@@ -32,9 +30,6 @@ class Throughput:
             self.took_s, asked_at = self.took_s + now - asked_at, now
             self.images += len(batch) * ranks.world_size()
             self.steps += 1
-
-    def clear(self) -> None:
-        self.waited_s, self.took_s, self.images, self.steps = 0.0, 0.0, 0, 0
 
     @property
     def images_per_s(self) -> float:

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from engine import build
-from engine.amp import MixedPrecision
 from engine.ema import WeightAverage
 from engine.job import Job
 from engine.profiling import profiled
 from engine.runlog import RunLog
-from engine.step import TrainStep
-from engine.training_state import TrainingState
+from engine.training_state import restore, training_state
 from evaluation.coco_map import CocoTable
 from evaluation.evaluator import Evaluator
-from models.detector import make_checkpoint
+from models.detector import Detector, make_checkpoint
 from models.freeze import freeze
 from models.network import Network
 from models.norms.effective_batch import check_values
 from models.norms.freeze_stats import StatisticsFreeze
 from models.weights.start import start_from
-from models.yolo.criterion import make_criterion
+from models.yolo.postprocess import DetectionOptions
 from utils import ranks
 from utils.checkpoint import Checkpoint, ResumeState
-from utils.clock import BatchClock
 from utils.console import warn
 from utils.draw import draw_batch
 from utils.environment import describe, leave_a_core_to_loaders, pick_device
@@ -54,7 +51,6 @@ class Trainer:
         self.weights_loaded = ""
         if options.weights is not None and job.checkpoint is None:
             self.weights_loaded = start_from(options.weights, options.cfg, self.network, job.train_set.class_names)
-        self.optimizer = build.make_optimizer(options, self.network)
         self.loader = build.make_loader(options, plan, job.train_set)
         check_values(plan.with_input_hw(self.loader.smallest_hw), options.norm, mini_batch=job.mini_batch)
         optim = options.optim
@@ -62,7 +58,7 @@ class Trainer:
         self.epochs = -(-self.total_steps // len(self.loader))
         self.schedule = build.make_schedule(options, plan, total_steps=self.total_steps)
         decay = self.schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
-        self.average = WeightAverage(self.network, decay=decay, warm_up_steps=100)
+        self.average = WeightAverage(self.network, decay=decay)
         self.evaluator = make_val_evaluator(job, self.average.model, stop)
         self.statistics_freeze = StatisticsFreeze(self.network, options.norm, self.total_steps)
         first_step, self.epochs_done = place_of(
@@ -77,7 +73,7 @@ class Trainer:
         )
         if options.speed.compile:
             build.compile_for_all_sizes(self.network)
-        self.step = self._make_step()
+        self.step = build.make_step(options, self.network, ranks.data_parallel(self.network), self.log.say)
         self.best_ap = float("-inf")
         self._saved_step: int | None = None
         if job.checkpoint is not None:
@@ -97,7 +93,7 @@ class Trainer:
         """Yield the batches of the epoch that were not trained on yet, on the device."""
         self.network.train()
         self.loader.set_epoch(epoch, self.steps_done - epoch * len(self.loader))
-        batches: Iterable[Batch] = islice(self.loader, self.total_steps - self.steps_done)
+        batches: Iterator[Batch] = islice(self.loader, self.total_steps - self.steps_done)
         if self.job.options.speed.profile and epoch == self.epochs_done and ranks.is_rank_zero():
             batches = profiled(batches, self.folder / "profile.json", say=self.log.say)
         for batch in self.log.watch(batches):
@@ -113,6 +109,7 @@ class Trainer:
     def evaluate(self) -> CocoTable:
         """Measure the averaged weights on the validation split, and draw what they find in its first images."""
         self.save_last()  # an evaluation can take long, and run out of memory
+        self.step.optimizer.zero_grad(set_to_none=True)  # it needs the memory more than the old gradients do
         self.average.agree()
         return self.evaluator.measure(show=lambda rgb: self.log.image("predictions", rgb, self.steps_done))
 
@@ -155,27 +152,13 @@ class Trainer:
     def save_last(self) -> bool:
         """Write last.pt, from which training resumes as if it had never stopped. Between batches, by all ranks."""
         training = ResumeState(
-            state=self._state().state_dict(),
+            state=training_state(self.step, self.average),
             log=self.log.state_dict(),
             subdivisions=self.step.recovery.subdivisions,
         )
         is_written = self.log.save("last.pt", replace(self._checkpoint(), training=training))
         self._saved_step = self.steps_done if is_written else None
         return is_written
-
-    def _make_step(self) -> TrainStep:
-        options = self.job.options
-        return TrainStep(
-            network=self.network,
-            forward=ranks.data_parallel(self.network),
-            criterion=make_criterion(options.loss),
-            optimizer=self.optimizer,
-            precision=MixedPrecision(options.optim.amp, self.device),
-            clock=BatchClock(self.network),
-            subdivisions=int(options.optim.subdivisions),
-            clip_norm=options.optim.clip_norm,
-            say=self.log.say,
-        )
 
     def _resolved_settings(self) -> dict[str, Any]:
         """Return all settings, with those that were left to the cfg or to this machine filled in."""
@@ -190,15 +173,6 @@ class Trainer:
             "total_steps": self.total_steps,
             "environment": describe(self.device),
         }
-
-    def _state(self) -> TrainingState:
-        return TrainingState(
-            network=self.network,
-            average=self.average,
-            optimizer=self.optimizer,
-            precision=self.step.precision,
-            clock=self.step.clock,
-        )
 
     def _checkpoint(self) -> Checkpoint:
         options = self.job.options
@@ -221,7 +195,7 @@ class Trainer:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         assert checkpoint.training is not None
-        self._state().load_state_dict(checkpoint.training.state, weights=checkpoint.weights)
+        restore(self.step, self.average, checkpoint.training.state, checkpoint.weights)
         self.log.load_state_dict(checkpoint.training.log)
         best = self.folder / "best.pt"
         if ranks.broadcast(best.exists()):
@@ -232,8 +206,9 @@ class Trainer:
 
 def make_val_evaluator(job: Job, network: Network, stop: Stop | None) -> Evaluator:
     """Return the evaluator of a network on the job's validation split. Raises Stopped between batches on request."""
+    letterbox, names = job.options.augment.letterbox, job.train_set.class_names
     return Evaluator(
-        build.make_detector(job.options, network, job.train_set.class_names),
+        Detector(network=network, class_names=names, letterbox=letterbox, options=DetectionOptions()),
         job.val_set,
         batch_size=job.mini_batch,  # what fits in training fits here
         workers=job.options.workers,

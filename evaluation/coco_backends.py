@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,15 +25,6 @@ BACKENDS = ("auto", PYCOCOTOOLS, FASTER)
 Dataset = Mapping[str, Any]  # COCO's images, annotations (with id, area and iscrowd), categories
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Measured:
-    """Output of COCOeval. stats: (12,), COCO's twelve numbers. precision: (T, R, C, A, M) by IoU, recall, category
-    (ascending id), area and number of detections; -1 without ground truth."""
-
-    stats: np.ndarray
-    precision: np.ndarray
-
-
 def choose_backend(name: str) -> str:
     """Resolve one of BACKENDS to PYCOCOTOOLS or FASTER; auto takes the latter if it is installed.
 
@@ -46,10 +36,13 @@ def choose_backend(name: str) -> str:
     return FASTER if installed and name != PYCOCOTOOLS else PYCOCOTOOLS
 
 
-def run_coco_eval(truth: Dataset, found: Dataset, image_ids: Sequence[int], *, backend: str) -> Measured:
-    """Match the boxes of `found`, whose annotations have a score, with `truth`; COCOeval writes into both.
+def run_coco_eval(
+    truth: Dataset, found: Dataset, image_ids: Sequence[int], *, backend: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match the boxes of `found`, which have a score, with `truth`; COCOeval writes into both. backend: of BACKENDS.
 
-    backend: of BACKENDS.
+    Returns COCO's twelve numbers, (12,), and the precision, (T, R, C, A, M) by IoU, recall, category (ascending id),
+    area and number of detections; -1 without ground truth.
     """
     coco, evaluator = COCO, COCOeval
     if choose_backend(backend) == FASTER:
@@ -61,7 +54,7 @@ def run_coco_eval(truth: Dataset, found: Dataset, image_ids: Sequence[int], *, b
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return Measured(stats=np.array(evaluation.stats), precision=evaluation.eval["precision"])
+    return np.array(evaluation.stats), evaluation.eval["precision"]
 
 
 def _index(coco: Any, dataset: Dataset) -> Any:

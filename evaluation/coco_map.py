@@ -6,7 +6,7 @@ COCO's results form (`CocoResults`), so every data set format is measured by the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ _CONDITIONS = {  # the twelve numbers in COCO's order, with the IoU, area and de
     "AR_M": ("0.50:0.95", "medium", 100),
     "AR_L": ("0.50:0.95", "large", 100),
 }
+_READ_KEYS = ("image_id", "category_id", "bbox", "area", "iscrowd", "score")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,30 +46,24 @@ class ClassRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CocoTable:
-    """COCO's twelve numbers in 0..1, each -1 without ground truth for it; and rows and curves by class.
+    """COCO's numbers, and rows and curves by class.
 
-    classes: one row per category, by ascending id. precision: (101, C) at IoU 0.5, all areas, 100 detections
-    per image, at the recalls 0, 0.01 ... 1; -1 throughout the column of a class without boxes.
+    stats: the twelve numbers in 0..1 by name, in COCO's order; -1 without ground truth. classes: by ascending id.
+    precision: (101, C) at IoU 0.5, all areas, 100 detections per image, at the recalls 0, 0.01 ... 1; -1 throughout
+    the column of a class without boxes.
     """
 
-    AP: float
-    AP50: float
-    AP75: float
-    AP_S: float
-    AP_M: float
-    AP_L: float
-    AR_1: float
-    AR_10: float
-    AR_100: float
-    AR_S: float
-    AR_M: float
-    AR_L: float
+    stats: dict[str, float]
     classes: tuple[ClassRow, ...]
     precision: np.ndarray
 
-    def stats(self) -> dict[str, float]:
-        """Return the twelve numbers by name, in COCO's order."""
-        return {name: getattr(self, name) for name in _CONDITIONS}
+    @property
+    def AP(self) -> float:
+        return self.stats["AP"]
+
+    @property
+    def AP50(self) -> float:
+        return self.stats["AP50"]
 
     def summary(self) -> str:
         """Return twelve lines, exactly as `COCOeval.summarize` prints them."""
@@ -76,7 +71,7 @@ class CocoTable:
         for name, (iou, area, detections) in _CONDITIONS.items():
             title = "Average Precision" if name.startswith("AP") else "Average Recall"
             where = f"IoU={iou:<9} | area={area:>6} | maxDets={detections:>3}"
-            lines.append(f" {title:<18} ({name[:2]}) @[ {where} ] = {getattr(self, name):0.3f}")
+            lines.append(f" {title:<18} ({name[:2]}) @[ {where} ] = {self.stats[name]:0.3f}")
         return "\n".join(lines)
 
     def class_table(self) -> str:
@@ -100,60 +95,32 @@ def evaluate_coco(
     """Compute the AP of results on all images of the ground truth or on `image_ids`; mutates neither.
 
     An annotation may lack `area` (then width x height) and `iscrowd` (then 0). Results outside `image_ids` are left
-    out. backend: of `coco_backends.BACKENDS`. Raises ValueError for an image id, or the category id of a result, that
-    the ground truth does not have.
+    out. backend: of `coco_backends.BACKENDS`.
     """
-    known = [image["id"] for image in ground_truth["images"]]
-    measured = known if image_ids is None else list(image_ids)
+    measured = [image["id"] for image in ground_truth["images"]] if image_ids is None else list(image_ids)
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    _require_known("image", known, [*np.unique(results.image_ids).tolist(), *measured])
-    _require_known("category", names, np.unique(results.category_ids).tolist())
-
-    truth = _dataset(ground_truth, _annotations(ground_truth["annotations"]))
-    run = run_coco_eval(truth, _dataset(ground_truth, _found(results)), measured, backend=backend)
-    precision = run.precision[:, :, :, 0, 2]  # (IoU, recall, class): all areas, 100 detections
+    truth = _dataset(ground_truth, ground_truth["annotations"])
+    stats, precision = run_coco_eval(truth, _dataset(ground_truth, results.rows()), measured, backend=backend)
+    precision = precision[:, :, :, 0, 2]  # (IoU, recall, class): all areas, 100 detections
     return CocoTable(
-        **{name: float(value) for name, value in zip(_CONDITIONS, run.stats, strict=True)},
+        stats=dict(zip(_CONDITIONS, stats.tolist(), strict=True)),
         classes=_class_rows(truth["annotations"], set(measured), dict(sorted(names.items())), precision),
         precision=precision[0],
     )
 
 
-def _require_known(what: str, known: Iterable[int], ids: Sequence[int]) -> None:
-    unknown = sorted(set(ids).difference(known))
-    if unknown:
-        raise ValueError(f"{what} id {unknown[0]} is not in the ground truth ({len(unknown)} unknown)")
-
-
-def _dataset(ground_truth: Mapping[str, Any], annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what COCOeval takes, and may write into."""
+def _dataset(ground_truth: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a copy that COCOeval may write into. Ids count from 1: COCOeval takes a match with id 0 for no match."""
     return {
         "images": [{"id": image["id"]} for image in ground_truth["images"]],
         "categories": [dict(category) for category in ground_truth["categories"]],
-        "annotations": annotations,
+        "annotations": [
+            {"area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
+            | {key: row[key] for key in _READ_KEYS if key in row}
+            | {"id": number}
+            for number, row in enumerate(rows, start=1)
+        ],
     }
-
-
-def _annotations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return annotations with ids from 1, because COCOeval takes a match with id 0 for no match."""
-    return [
-        {
-            "id": number,
-            "image_id": row["image_id"],
-            "category_id": row["category_id"],
-            "bbox": list(row["bbox"]),
-            "area": row.get("area", row["bbox"][2] * row["bbox"][3]),
-            "iscrowd": row.get("iscrowd", 0),
-        }
-        for number, row in enumerate(rows, start=1)
-    ]
-
-
-def _found(results: CocoResults) -> list[dict[str, Any]]:
-    """Return annotations as pycocotools' `loadRes` makes them from the saved file."""
-    areas = (results.bboxes[:, 2] * results.bboxes[:, 3]).tolist()
-    numbered = enumerate(zip(results.rows(), areas, strict=True), start=1)
-    return [row | {"id": number, "area": area, "iscrowd": 0} for number, (row, area) in numbered]
 
 
 def _class_rows(

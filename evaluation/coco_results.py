@@ -71,8 +71,8 @@ def results_of(
     return results.where((bboxes[:, 2:] > 0).all(axis=1))
 
 
-def joined(parts: Sequence[CocoResults]) -> CocoResults:
-    """Concatenate results."""
+def merged(parts: Sequence[CocoResults], image_ids: Sequence[int]) -> CocoResults:
+    """Concatenate results of different images, found by any rank, in the order of `image_ids`."""
     nothing = CocoResults(
         image_ids=np.zeros(0, np.int64),
         category_ids=np.zeros(0, np.int64),
@@ -80,19 +80,11 @@ def joined(parts: Sequence[CocoResults]) -> CocoResults:
         scores=np.zeros(0),
     )
     columns = CocoResults.__dataclass_fields__
-    together = {name: np.concatenate([getattr(part, name) for part in (nothing, *parts)]) for name in columns}
-    return CocoResults(**together)
-
-
-def merged(parts: Sequence[CocoResults], image_ids: Sequence[int]) -> CocoResults:
-    """Concatenate the results of several ranks, each of different images, and sort them in the order of `image_ids`.
-
-    The result does not depend on the order of the parts, or on which rank had which image.
-    """
-    found, images = joined(parts), np.asarray(image_ids, np.int64)
+    found = CocoResults(
+        **{name: np.concatenate([getattr(part, name) for part in (nothing, *parts)]) for name in columns}
+    )
+    images = np.asarray(image_ids, np.int64)
     assert np.isin(found.image_ids, images).all(), "a part has an image that is not in image_ids"
-    owners = sum(len(np.unique(part.image_ids)) for part in parts)
-    assert owners == len(np.unique(found.image_ids)), "two parts have the same image"
     by_id = np.argsort(images)
     position = by_id[np.searchsorted(images, found.image_ids, sorter=by_id)]
     return found.where(np.argsort(position, kind="stable"))

@@ -49,7 +49,7 @@ def confusion_matrix(
         same_class = classes[detections][:, None] == gt_classes[objects]
         matched = _match(box_iou(boxes, gt_boxes[objects]).numpy(), same_class, min_iou)
         true = np.append(gt_classes[objects], background)[matched]  # -1 is the last one
-        counted = (matched >= 0) | ~_lie_within(boxes, gt_boxes[crowds], min_iou)
+        counted = (matched >= 0) | ~(share_inside(boxes, gt_boxes[crowds]) >= min_iou).any(1).numpy()
         np.add.at(matrix, (classes[detections][counted], true[counted]), 1)
         missed = np.delete(gt_classes[objects], matched[matched >= 0])
         matrix[background] += np.bincount(missed, minlength=background + 1)
@@ -74,11 +74,6 @@ def _by_image(image_ids: np.ndarray) -> dict[int, np.ndarray]:
     order = np.argsort(image_ids, kind="stable")
     ids, starts = np.unique(image_ids[order], return_index=True)
     return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=False))
-
-
-def _lie_within(boxes: Tensor, crowds: Tensor, min_share: float) -> np.ndarray:
-    """Return (D,) bool: whether at least that share of a box's area lies within one of the crowds."""
-    return (share_inside(boxes, crowds) >= min_share).any(1).numpy()
 
 
 def _corners(xywh: np.ndarray) -> Tensor:

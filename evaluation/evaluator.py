@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch
 from data.image_set import ImageSet
 from evaluation.coco_backends import choose_backend
 from evaluation.coco_map import CocoTable, evaluate_coco
-from evaluation.coco_results import CocoResults, joined, merged, results_of
+from evaluation.coco_results import CocoResults, merged, results_of
 from evaluation.confusion import confusion_matrix
 from evaluation.inference import detect_batches, image_batches
 from evaluation.plots import plot_confusion, plot_pr_curves
@@ -24,9 +24,6 @@ from utils.atomic_file import warn_on_disk_error
 from utils.draw import draw_batch, write_png
 from utils.errors import UserError
 from utils.stop import Stop
-from utils.structures import Batch, Detections
-
-Show = Callable[[np.ndarray], None]  # (H, W, 3) uint8
 
 _SHOWN_SCORE = 0.25  # of the detections that are drawn
 
@@ -60,29 +57,34 @@ class Evaluator:
         self.ground_truth = image_set.ground_truth()
         self.categories = category_of_label(detector.class_names, image_set.class_names, image_set.category_ids)
 
-    def measure(self, *, show: Show | None = None) -> CocoTable:
+    def measure(self, *, show: Callable[[np.ndarray], None] | None = None) -> CocoTable:
         """Compute COCO's AP. show: see `detect`."""
         return self._table(self.detect(show=show))
 
     def report(self, folder: Path) -> CocoTable:
-        """Compute COCO's AP, and write tables, curves, detections and some annotated images into `folder`."""
+        """Compute COCO's AP, and write tables, curves, detections and some annotated images into `folder`.
+
+        Write ground_truth.json, too, if the data set is not COCO: pycocotools can be run on it and detections.json.
+        """
         results = self.detect(progress=True, show=partial(_write_image, folder / "predictions.png"))
         table = self._table(results)
         if ranks.is_rank_zero():
-            write_report(
-                folder,
-                table,
-                results,
-                self.ground_truth,
-                image_ids=self.image_set.image_ids,
-                save_ground_truth=self.image_set.coco_json is None,
-            )
+            confusion = confusion_matrix(self.ground_truth, results, image_ids=self.image_set.image_ids)
+            with warn_on_disk_error(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "detections.json").write_text(json.dumps(results.rows()))
+                if self.image_set.coco_json is None:
+                    (folder / "ground_truth.json").write_text(json.dumps(self.ground_truth))
+                (folder / "metrics.json").write_text(json.dumps(table.stats, indent=2))
+                (folder / "metrics.txt").write_text(f"{table.summary()}\n\n{table.class_table()}\n")
+                plot_pr_curves(table, folder / "pr_curves.png")
+                plot_confusion(confusion, [row.name for row in table.classes], folder / "confusion.png")
         return table
 
-    def detect(self, *, progress: bool = False, show: Show | None = None) -> CocoResults:
+    def detect(self, *, progress: bool = False, show: Callable[[np.ndarray], None] | None = None) -> CocoResults:
         """Return the best `max_detections` of each image, among those of classes that the image set has.
 
-        show: is called on rank 0 with the first batch and its detections, drawn.
+        show: is called on rank 0 with a drawing, (H, W, 3) uint8, of the first batch and its detections.
         """
         most, labels = self.detector.options.max_detections, torch.tensor(list(self.categories))
         detector = self.detector.with_options(max_detections=None)  # it may know more classes than the image set
@@ -91,12 +93,13 @@ class Evaluator:
         batches = self.batches if self.stop is None else self.stop.interruptible(self.batches)
         for batch, found in detect_batches(detector, batches, progress=progress):
             if show is not None and not parts:
-                show(self._drawn(batch, found))
+                confident = [each.where((each.scores > _SHOWN_SCORE).nonzero()[:most, 0]) for each in found]
+                show(draw_batch(batch, detector.class_names, confident))
             for detections, placement, image_id in zip(found, batch.placements, batch.image_ids, strict=True):
                 assert placement is not None
                 best = torch.isin(detections.labels, labels).nonzero()[:most, 0]
                 parts.append(results_of(detections.where(best), placement, image_id, self.categories))
-        return merged(ranks.all_gather(joined(parts)), self.image_set.image_ids)
+        return merged(list(chain.from_iterable(ranks.all_gather(parts))), self.image_set.image_ids)
 
     def _table(self, results: CocoResults) -> CocoTable:
         """Measure on rank 0, for all ranks."""
@@ -107,11 +110,6 @@ class Evaluator:
         table = ranks.broadcast(table)
         assert table is not None
         return table
-
-    def _drawn(self, batch: Batch, found: list[Detections]) -> np.ndarray:
-        most = self.detector.options.max_detections
-        confident = [each.where((each.scores > _SHOWN_SCORE).nonzero()[:most, 0]) for each in found]
-        return draw_batch(batch, self.detector.class_names, confident)
 
 
 def category_of_label(
@@ -131,33 +129,6 @@ def category_of_label(
             " .weights, --names FILE gives them"
         )
     return {label: category[name] for label, name in enumerate(model_names) if name in category}
-
-
-def write_report(
-    folder: Path,
-    table: CocoTable,
-    results: CocoResults,
-    ground_truth: Mapping[str, Any],
-    *,
-    image_ids: Sequence[int],
-    save_ground_truth: bool,
-) -> None:
-    """Write detections.json (COCO results form), metrics.json and .txt, pr_curves.png, confusion.png.
-
-    A disk error is reported and not raised. With save_ground_truth also ground_truth.json, for a data set that is not
-    COCO: pycocotools can be run on it and detections.json.
-    """
-    names = [category["name"] for category in sorted(ground_truth["categories"], key=lambda c: c["id"])]
-    confusion = confusion_matrix(ground_truth, results, image_ids=image_ids)
-    with warn_on_disk_error(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "detections.json").write_text(json.dumps(results.rows()))
-        if save_ground_truth:
-            (folder / "ground_truth.json").write_text(json.dumps(ground_truth))
-        (folder / "metrics.json").write_text(json.dumps(table.stats(), indent=2))
-        (folder / "metrics.txt").write_text(f"{table.summary()}\n\n{table.class_table()}\n")
-        plot_pr_curves(table, names, folder / "pr_curves.png")
-        plot_confusion(confusion, names, folder / "confusion.png")
 
 
 def _write_image(path: Path, rgb: np.ndarray) -> None:

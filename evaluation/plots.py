@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,25 +12,23 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from evaluation.coco_map import CocoTable
 from utils.draw import class_colour
-from utils.errors import UserError
 from utils.figure import label_axes, literal, new_figure
 
 _DOTS_PER_INCH = 120
 _LEGEND_CLASSES = 10  # more colours could not be told apart
-_PANELS = (  # columns of results.csv that share a unit share a panel; every other column has its own
-    ("loss", ("loss", "box", "objectness", "class")),
-    ("average precision", ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")),
-    ("average recall", ("AR_1", "AR_10", "AR_100", "AR_S", "AR_M", "AR_L")),
-    ("learning rate", ("lr",)),
-)
+_PANELS = {  # columns of results.csv that share a unit share a panel
+    "loss": ("loss", "box", "objectness", "class"),
+    "average precision": ("AP", "AP50"),
+    "learning rate": ("lr",),
+    "seconds": ("seconds",),
+}
 
 
-def plot_pr_curves(table: CocoTable, class_names: Sequence[str], path: str | Path) -> None:
+def plot_pr_curves(table: CocoTable, path: Path) -> None:
     """Plot precision over recall at IoU 0.5: the mean in bold, and each class that has boxes.
 
-    class_names: in the order of the table's classes. Of more than ten, the best and the worst five are named.
+    Of more than ten classes, the best and the worst five are named.
     """
-    assert len(class_names) == len(table.classes), "a name for each class of the table"
     figure, axes = _figure(1, width_inches=7.5, height_inches=5.0)
     recall = np.linspace(0, 1, len(table.precision))
     shown = [column for column, row in enumerate(table.classes) if row.boxes]
@@ -40,10 +37,15 @@ def plot_pr_curves(table: CocoTable, class_names: Sequence[str], path: str | Pat
     if len(shown) > _LEGEND_CLASSES:
         named = shown[: _LEGEND_CLASSES // 2] + shown[-_LEGEND_CLASSES // 2 :]
     for column in shown:
-        label = f"{literal(class_names[column])}  {table.classes[column].AP50:.3f}" if column in named else None
-        colour = _unit_colour(column if named is shown else named.index(column)) if label else "0.85"
-        order = 2 if label else 1
-        axes[0].plot(recall, table.precision[:, column], color=colour, label=label, zorder=order)
+        row, is_named = table.classes[column], column in named
+        colour = class_colour(named.index(column) if is_named and named is not shown else column)
+        axes[0].plot(
+            recall,
+            table.precision[:, column],
+            color=np.divide(colour, 255) if is_named else "0.85",
+            label=f"{literal(row.name)}  {row.AP50:.3f}" if is_named else None,
+            zorder=1 + is_named,
+        )
     if shown:
         mean = table.precision[:, shown].mean(axis=1)
         axes[0].plot(recall, mean, color="black", linewidth=2.5, label=f"mean  {table.AP50:.3f}", zorder=3)
@@ -53,14 +55,13 @@ def plot_pr_curves(table: CocoTable, class_names: Sequence[str], path: str | Pat
     _save(figure, path)
 
 
-def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | Path) -> None:
+def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
     """Plot `confusion_matrix`'s counts, each true class (column) as fractions of its objects.
 
     The background column has the fractions of all detections on background. With few classes, cells show fraction
     and count.
     """
     classes = len(class_names)
-    assert matrix.shape == (classes + 1, classes + 1), "a name for each class, and the background"
     share = matrix / np.maximum(matrix.sum(axis=0, keepdims=True), 1)
     side = float(np.clip(3.2 + 0.55 * classes, 4.5, 14))
     figure, (axes,) = _figure(1, width_inches=side * 1.08, height_inches=side)
@@ -88,7 +89,7 @@ def _write_cells(axes: Axes, share: np.ndarray, matrix: np.ndarray, size: float)
 
 
 def plot_layer_gaps(
-    panels: Mapping[str, np.ndarray], layer_names: Sequence[str], column_names: Sequence[str], path: str | Path
+    panels: Mapping[str, np.ndarray], layer_names: Sequence[str], column_names: Sequence[str], path: Path
 ) -> None:
     """Plot a heat map for each panel: title -> (layers, columns), relative gaps. Colours saturate at 100 %."""
     rows, columns = len(layer_names), len(column_names)
@@ -111,33 +112,24 @@ def plot_layer_gaps(
     _save(figure, path)
 
 
-def plot_results(csv_path: str | Path, png_path: str | Path) -> None:
-    """Plot the columns of a run's `results.csv` over its `step` column (or its rows), one panel for each unit.
+def plot_results(csv_path: Path, png_path: Path) -> None:
+    """Plot the columns of a run's `results.csv` over its steps, one panel for each unit; nothing if all are empty.
 
-    Columns may be missing, and cells empty. Raises UserError if the file is missing or holds no numbers.
+    Raises OSError if the file is missing.
     """
-    columns = _read_columns(Path(csv_path))
-    steps = columns.pop("step", None)
-    columns.pop("epoch", None)
-    panels = [(title, [name for name in names if name in columns]) for title, names in _PANELS]
-    in_panels = {name for _, names in panels for name in names}
-    panels = [panel for panel in panels if panel[1]]
-    panels += [(name, [name]) for name in columns if name not in in_panels]
+    rows = np.genfromtxt(csv_path, delimiter=",", names=True, ndmin=1)  # an empty cell is NaN
+    panels = {title: [name for name in names if np.isfinite(rows[name]).any()] for title, names in _PANELS.items()}
+    panels = {title: names for title, names in panels.items() if names}
     if not panels:
-        raise UserError(f"{csv_path}: no row holds a number to plot")
-
+        return
     figure, axes = _figure(len(panels), width_inches=5.0, height_inches=3.4)
-    for axis, (title, names) in zip(axes, panels, strict=True):
+    for axis, (title, names) in zip(axes, panels.items(), strict=True):
         for position, name in enumerate(names):
-            values = columns[name]
-            places = np.arange(len(values), dtype=float) if steps is None else steps
-            known = ~np.isnan(values) & ~np.isnan(places)
-            order = np.argsort(places[known], kind="stable")  # a resumed run may have written a step twice
-            curve = places[known][order], values[known][order]
-            _draw_curve(axis, *curve, f"C{position}", name, noisy=title == "loss")
+            known = np.isfinite(rows[name])
+            _draw_curve(axis, rows["step"][known], rows[name][known], f"C{position}", name, noisy=title == "loss")
         if title == "loss":
             _choose_scale(axis)
-        label_axes(axis, title, "row" if steps is None else "step", "")
+        label_axes(axis, title, "step", "")
         if len(names) > 1:
             axis.legend(frameon=False)
     _save(figure, png_path)
@@ -165,26 +157,6 @@ def _choose_scale(axis: Axes) -> None:
         axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def _read_columns(path: Path) -> dict[str, np.ndarray]:
-    """Return the columns with at least one finite number; every other cell is NaN."""
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    names = [name for name in (rows[0] if rows else ()) if name]
-    columns = {name.strip(): np.array([_number(row[name]) for row in rows]) for name in names}
-    return {name: values for name, values in columns.items() if not np.isnan(values).all()}
-
-
-def _number(cell: str | None) -> float:
-    try:
-        value = float(cell or "nan")
-    except ValueError:
-        return np.nan
-    return value if np.isfinite(value) else np.nan
-
-
 def _figure(panels: int, *, width_inches: float, height_inches: float) -> tuple[Figure, list[Axes]]:
     """Return a figure of `panels` axes in at most three columns; without pyplot: no window and no global state."""
     columns = min(panels, 3 if panels != 4 else 2)
@@ -194,13 +166,8 @@ def _figure(panels: int, *, width_inches: float, height_inches: float) -> tuple[
     return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
 
 
-def _unit_colour(label: int) -> tuple[float, float, float]:
-    red, green, blue = class_colour(label)
-    return red / 255, green / 255, blue / 255
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Either makes room for all labels. Only the constrained layout makes room between panels.
     bbox = "tight" if figure.get_layout_engine() is None else None
     figure.savefig(path, dpi=_DOTS_PER_INCH, bbox_inches=bbox)

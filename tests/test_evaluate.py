@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,17 @@ import torch
 import evaluate
 from cfg.plan import parse_plan
 from data.source import open_image_set
-from engine import build
 from evaluation.darknet_map import measure_as_darknet
 from models.detector import Detector, make_checkpoint
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory
 from models.weights.writer import write_weights
 from models.yolo.postprocess import DetectionOptions
-from options import EvaluateOptions, TrainOptions
+from options import EvaluateOptions
 from tests.data.sets import CLASSES, write_darknet
 from tests.e2e.conftest import TOY_CFG
+from tests.evaluation.fakes import known_images
+from tests.toy_checkpoint import toy_checkpoint
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 
@@ -33,9 +35,29 @@ def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"evaluation.evaluator.{name}", lambda *_: None)
 
 
-def test_the_trainer_suppresses_as_evaluate_does() -> None:
-    detector = build.make_detector(TrainOptions(), None, CLASSES)  # type: ignore[arg-type]
-    assert detector.options == EvaluateOptions(weights="").detection
+def test_evaluate_suppresses_as_the_trainer_does() -> None:
+    assert EvaluateOptions(weights="").detection == DetectionOptions()
+
+
+OFFICIAL = {"cfg_name": "yolov4", "class_names": tuple(map(str, range(80))), "seen": 32_000_000}
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "coco_json", "folder", "expected"),
+    [
+        ({}, "coco", "/coco/annotations/instances_val2017.json", "images", True),
+        ({}, "coco", None, "val2017", True),
+        ({"cfg_name": "my-yolov4-tiny"}, "val2017", None, "images", True),
+        ({}, "coco", "/coco/annotations/instances_val2014.json", "val2014", False),
+        ({"class_names": ("a",)}, "val2017", None, "images", False),
+        ({"cfg_name": "yolov3"}, "val2017", None, "images", False),
+        ({"seen": None}, "val2017", None, "images", False),
+    ],
+)
+def test_official_weights_on_val2017_are_warned_of(tmp_path: Path, fields, name, coco_json, folder, expected, capsys):
+    images = replace(known_images(tmp_path / folder), name=name, coco_json=coco_json)
+    evaluate.announce(toy_checkpoint(**{**OFFICIAL, **fields}), (), images)
+    assert ("trained on a part of val2017" in capsys.readouterr().out) == expected
 
 
 def official_weights(folder: Path, cfg_name: str) -> list[str]:

@@ -30,7 +30,7 @@ RESUMABLE_FROM = 3  # earlier formats hold weights that can be used, but no trai
 class ResumeState:
     """What training needs to continue as if it had never stopped; only last.pt has it."""
 
-    state: Mapping[str, Any]  # engine.training_state.TrainingState.state_dict(), with the optimizer and all ranks
+    state: Mapping[str, Any]  # engine.training_state.training_state(), with the optimizer and all ranks
     log: Mapping[str, Any]  # engine.runlog.RunLog.state_dict(): the epoch that is not over
     subdivisions: int  # more than in the settings if memory ran out since
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.structures import Batch, Detections
+from utils.structures import Batch, Detections, Targets
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _READABLE_PX = 480  # longer side from which captions of several objects fit
+_GAP_PX = 4  # between the images of a contact sheet
 _GOLDEN = 0.6180339887  # steps by the golden ratio stay far from all earlier hues
 
 
@@ -80,43 +81,26 @@ def _write_caption(
     cv2.putText(canvas, caption, origin, _FONT, scale, ink, thick_px, cv2.LINE_AA)
 
 
-def contact_sheet(images: Sequence[np.ndarray], columns: int, pad: int = 4) -> np.ndarray:
-    """Arrange images in rows of `columns`, each centred in a cell of the largest height and width, `pad` px apart.
-
-    Raises ValueError without images or columns.
-    """
-    if not images or columns < 1:
-        raise ValueError(f"a contact sheet of {len(images)} images in {columns} columns")
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    cell_height = max(image.shape[0] for image in images)
-    cell_width = max(image.shape[1] for image in images)
-    shape = (rows * (cell_height + pad) + pad, columns * (cell_width + pad) + pad, 3)
-    sheet = np.full(shape, 255, np.uint8)
-    for position, image in enumerate(images):
-        row, column = divmod(position, columns)
-        top = pad + row * (cell_height + pad) + (cell_height - image.shape[0]) // 2
-        left = pad + column * (cell_width + pad) + (cell_width - image.shape[1]) // 2
-        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return sheet
+def contact_sheet(images: np.ndarray) -> np.ndarray:
+    """Arrange images (N, H, W, 3) in rows of four, with white between and around them."""
+    count, height, width = images.shape[:3]
+    columns = min(4, count)
+    absent = -count % columns
+    cells = np.pad(images, ((0, absent), (0, _GAP_PX), (0, _GAP_PX), (0, 0)), constant_values=255)
+    rows = cells.reshape(-1, columns, height + _GAP_PX, width + _GAP_PX, 3).swapaxes(1, 2)
+    sheet = rows.reshape(-1, columns * (width + _GAP_PX), 3)
+    return np.pad(sheet, ((_GAP_PX, 0), (_GAP_PX, 0), (0, 0)), constant_values=255)
 
 
-def write_png(path: str | Path, rgb: np.ndarray) -> None:
+def write_png(path: Path, rgb: np.ndarray) -> None:
     """Write an RGB image, creating its folder. Raises OSError."""
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     done, encoded = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
     assert done, "any uint8 image can be encoded"
     path.write_bytes(encoded.tobytes())  # cv2.imwrite returns False on a bad path, without an error
 
 
-def draw_batch(
-    batch: Batch,
-    class_names: Sequence[str],
-    detections: Sequence[Detections] | None = None,
-    *,
-    columns: int = 4,
-) -> np.ndarray:
+def draw_batch(batch: Batch, class_names: Sequence[str], detections: Sequence[Detections] | None = None) -> np.ndarray:
     """Draw the network's input images with their targets, or with `detections`, on a contact sheet.
 
     Small images are enlarged by a whole number, so that captions do not cover the objects.
@@ -126,12 +110,8 @@ def draw_batch(
     images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
     drawn = []
     for index, image in enumerate(images):
-        if detections is None:
-            here = batch.targets.of_images(index, index + 1)
-            boxes = here.boxes.cpu().numpy() * zoom
-            drawn.append(draw_boxes(image, boxes, here.labels.cpu().numpy(), class_names))
-        else:
-            found = detections[index].cpu()
-            boxes, labels, scores = (part.numpy() for part in (found.boxes, found.labels, found.scores))
-            drawn.append(draw_boxes(image, boxes * zoom, labels, class_names, scores))
-    return contact_sheet(drawn, columns)
+        targets = batch.targets.of_images(index, index + 1)
+        here: Detections | Targets = targets if detections is None else detections[index]
+        scores = here.scores.numpy() if isinstance(here, Detections) else None
+        drawn.append(draw_boxes(image, here.boxes.numpy() * zoom, here.labels.numpy(), class_names, scores))
+    return contact_sheet(np.stack(drawn))

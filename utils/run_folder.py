@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from utils.atomic_file import warn_on_disk_error
@@ -24,9 +22,14 @@ def free_folder(name: str | None, *, default: str, may_hold_files: bool = False)
         if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not may_hold_files)):
             raise UserError(f"{folder}: already exists; name another folder with --out (--resume continues a training)")
         return writable_folder(folder)
-    runs = writable_folder(RUNS)
-    folders = (runs / (f"{default}-{number}" if number > 1 else default) for number in itertools.count(1))
-    return writable_folder(next(folder for folder in folders if _is_new(folder)))
+    folder, number = writable_folder(RUNS) / default, 1
+    while True:
+        try:
+            folder.mkdir()  # of two runs that start together only one succeeds
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = RUNS / f"{default}-{number}"
 
 
 def folder_of_job(job: str, name: str | None) -> Path | None:
@@ -45,28 +48,19 @@ def mark_folder(folder: Path, job: str) -> None:
 
 def newest_run() -> Path:
     """Return the folder under runs/ with the newest last.pt. Raises UserError if there is none."""
-    saved = sorted(RUNS.glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
-    if not saved:
+    newest = max(RUNS.glob("*/last.pt"), key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
         raise UserError(f"{RUNS.absolute()}: no run to resume; name its folder after --resume")
-    return saved[-1].parent
+    return newest.parent
 
 
 def writable_folder(folder: Path) -> Path:
     """Return the folder, created if needed. Raises UserError if it cannot be created or written to."""
+    attempt = "created"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be created, {error.strerror}") from error
-    try:
+        attempt = "written to"
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written to, {error.strerror}") from error
+        raise UserError(f"{folder}: cannot be {attempt}, {error.strerror}") from error
     return folder
-
-
-def _is_new(folder: Path) -> bool:
-    """Create the folder and return True, or return False if it exists: of two runs that start together one gets it."""
-    with suppress(FileExistsError):
-        folder.mkdir()
-        return True
-    return False

@@ -14,8 +14,6 @@ from utils.draw import draw_boxes, write_png
 from utils.errors import UserError
 from utils.structures import Detections
 
-Object = tuple[list[float], float, int]  # box xyxy in pixels, score, label
-
 
 class DetectionFiles:
     """A folder with an annotated copy of each image or video added; a context manager.
@@ -44,7 +42,7 @@ class DetectionFiles:
 
     def add(self, path: Path, image: np.ndarray, found: Detections, *, number: int, video_fps: float | None) -> None:
         """Write the files of one image, (H, W, 3) uint8 RGB, or of frame `number` of a video; boxes in its pixels."""
-        boxes, labels, scores = found.boxes.numpy(), found.labels.numpy(), found.scores.numpy()
+        boxes, labels, scores = found.boxes.double().numpy(), found.labels.numpy(), found.scores.numpy()
         drawn = draw_boxes(image, boxes, labels, self.class_names, scores)
         name = self._name_of(path)
         if video_fps is None:
@@ -53,13 +51,16 @@ class DetectionFiles:
             self._write_frame(path, name, drawn, video_fps)
             name = f"{name}-{number:06d}"
         self.written += 1
-        objects = list(zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True))
         if self.save_json:
-            self._rows.append(self._row(path, image, objects, number))
-        if self.save_txt:
-            self._write_labels(name, image, objects)
+            self._add_row(path, image, found, number)
+        if self.save_txt:  # darknet's label lines, with the score as a sixth number
+            size = image.shape[1::-1]
+            centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2 / size, (boxes[:, 2:] - boxes[:, :2]) / size
+            (self.folder / "labels").mkdir(exist_ok=True)
+            lines = np.column_stack((labels, centres, sides, scores))
+            np.savetxt(self.folder / "labels" / f"{name}.txt", lines, fmt=["%d"] + ["%.6f"] * 5)
         if self.save_crops:
-            self._write_crops(name, image, objects)
+            self._write_crops(name, image, found)
 
     def _name_of(self, path: Path) -> str:
         if path not in self._names:
@@ -82,8 +83,9 @@ class DetectionFiles:
             self._video[1].release()
             self._video = None
 
-    def _row(self, path: Path, image: np.ndarray, objects: list[Object], number: int) -> dict[str, Any]:
-        """Return the image's entry in detections.json; bbox is x, y, width, height in pixels."""
+    def _add_row(self, path: Path, image: np.ndarray, found: Detections, number: int) -> None:
+        """Add the image's entry in detections.json; bbox is x, y, width, height in pixels."""
+        objects = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
         rows = [
             {
                 "class": self.class_names[label],
@@ -93,23 +95,11 @@ class DetectionFiles:
             for (left, top, right, bottom), score, label in objects
         ]
         height, width = image.shape[:2]
-        return {"file": str(path), "frame": number, "width": width, "height": height, "objects": rows}
+        self._rows.append({"file": str(path), "frame": number, "width": width, "height": height, "objects": rows})
 
-    def _write_labels(self, name: str, image: np.ndarray, objects: list[Object]) -> None:
-        """Write darknet's label lines with the score as a sixth number."""
-        height, width = image.shape[:2]
-        lines = []
-        for (left, top, right, bottom), score, label in objects:
-            centre_x, centre_y = (left + right) / 2 / width, (top + bottom) / 2 / height
-            size_x, size_y = (right - left) / width, (bottom - top) / height
-            lines.append(f"{label} {centre_x:.6f} {centre_y:.6f} {size_x:.6f} {size_y:.6f} {score:.6f}\n")
-        labels = self.folder / "labels"
-        labels.mkdir(exist_ok=True)
-        (labels / f"{name}.txt").write_text("".join(lines))
-
-    def _write_crops(self, name: str, image: np.ndarray, objects: list[Object]) -> None:
-        for k, (box, _, label) in enumerate(objects):
-            left, top, right, bottom = (round(v) for v in box)
+    def _write_crops(self, name: str, image: np.ndarray, found: Detections) -> None:
+        for k, (box, label) in enumerate(zip(found.boxes.tolist(), found.labels.tolist(), strict=True)):
+            left, top, right, bottom = map(round, box)
             crop = image[top : max(bottom, top + 1), left : max(right, left + 1)]
             if crop.size:
                 # The class name may contain a slash.

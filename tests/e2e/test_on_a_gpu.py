@@ -18,7 +18,7 @@ import evaluate
 import train
 from cfg.plan import parse_plan
 from engine.amp import MixedPrecision
-from engine.oom_recovery import Snapshot
+from engine.oom_recovery import OutOfMemoryRecovery, Snapshot
 from engine.step import TrainStep
 from models.network import Network, parameter_groups
 from models.norms.table import norm_factory
@@ -72,7 +72,7 @@ def trained(
         optimizer=torch.optim.SGD(parameter_groups(network, weight_decay=5e-4), lr=0.001, momentum=0.9),
         precision=MixedPrecision("off", CPU),
         clock=BatchClock(network),
-        subdivisions=2,
+        recovery=OutOfMemoryRecovery(network, subdivisions=2, is_parallel=False, say=print),
         clip_norm=None,
     )
     losses: list[float] = []

@@ -40,7 +40,7 @@ def test_a_step_is_the_optimizers(kind):
     weight, optimizer = one_weight()
     precision = MixedPrecision(kind, CPU)
     for _ in range(2):  # two mini-batches of one batch
-        precision.scale(weight.square().sum() / 2).backward()
+        precision.scaler.scale(weight.square().sum() / 2).backward()
     precision.step(optimizer)
     assert weight.tolist() == pytest.approx([3 - 0.2 * 3, 4 - 0.2 * 4])
 
@@ -49,21 +49,21 @@ def test_a_step_is_the_optimizers(kind):
 def test_an_overflow_skips_the_update_and_lowers_the_scale(is_unscaled):
     weight, optimizer = one_weight()
     precision = scaled(1024.0)
-    precision.scale(weight.sum() * float("inf")).backward()
+    precision.scaler.scale(weight.sum() * float("inf")).backward()
     if is_unscaled:  # as for clipping
-        precision.unscale(optimizer)
+        precision.scaler.unscale_(optimizer)
     precision.step(optimizer)
     assert weight.tolist() == [3, 4]
-    assert precision.loss_scale() == 512
+    assert precision.scaler.get_scale() == 512
 
 
 @pytest.mark.parametrize("is_unscaled", [False, True])
 def test_loss_scaling_does_not_change_the_update(is_unscaled):
     weight, optimizer = one_weight()
     precision = scaled(1024.0)
-    precision.scale(weight.square().sum() / 2).backward()
+    precision.scaler.scale(weight.square().sum() / 2).backward()
     if is_unscaled:
-        precision.unscale(optimizer)
+        precision.scaler.unscale_(optimizer)
         assert weight.grad.tolist() == [3, 4]
     precision.step(optimizer)
     assert weight.tolist() == pytest.approx([3 - 0.1 * 3, 4 - 0.1 * 4])

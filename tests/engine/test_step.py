@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cfg.plan import parse_plan
 from engine.amp import MixedPrecision
 from engine.not_finite import NotFinite
+from engine.oom_recovery import OutOfMemoryRecovery
 from engine.step import TrainStep
 from engine.training_state import norm_histories
 from models.network import Network, parameter_groups
@@ -57,6 +58,7 @@ def batch_of(images: int, seed: int = 0) -> Batch:
 def step_of(norm: str, *, subdivisions: int, lines: list[str] | None = None) -> TrainStep:
     torch.manual_seed(0)
     network = Network(parse_plan(WITH_DROPOUT, path="toy.cfg"), NORMS[norm]).train()
+    say = (lines if lines is not None else []).append
     return TrainStep(
         network=network,
         forward=network,
@@ -64,9 +66,8 @@ def step_of(norm: str, *, subdivisions: int, lines: list[str] | None = None) -> 
         optimizer=torch.optim.SGD(parameter_groups(network, weight_decay=5e-4), lr=0.01, momentum=0.9),
         precision=MixedPrecision("off", torch.device("cpu")),
         clock=BatchClock(network),
-        subdivisions=subdivisions,
+        recovery=OutOfMemoryRecovery(network, subdivisions=subdivisions, is_parallel=False, say=say),
         clip_norm=None,
-        say=(lines if lines is not None else []).append,
     )
 
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from engine.amp import MixedPrecision
 from engine.ema import WeightAverage
-from engine.training_state import TrainingState, load_norm_histories, norm_histories
+from engine.step import TrainStep
+from engine.training_state import load_norm_histories, norm_histories, restore, training_state
 from models.blocks import ConvNormAct
 from models.norms.table import NormOptions, norm_factory
 from tests.toy_checkpoint import toy_checkpoint
@@ -38,47 +39,54 @@ NORMS = {
 }
 
 
-def state_of(norm: str) -> TrainingState:
-    network = model_with(NORMS[norm])
-    return TrainingState(
-        network=network,
-        average=WeightAverage(network, decay=0.9, warm_up_steps=2),
-        optimizer=torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9),
-        precision=MixedPrecision("off", torch.device("cpu")),
-        clock=BatchClock(network),
-    )
+class Training:
+    """A training step and its average, without what the tests do not use."""
+
+    def __init__(self, norm: str) -> None:
+        network = model_with(NORMS[norm])
+        self.average = WeightAverage(network, decay=0.9, warm_up_steps=2)
+        self.step = TrainStep(
+            network=network,
+            forward=network,
+            criterion=None,
+            recovery=None,
+            clip_norm=None,
+            optimizer=torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9),
+            precision=MixedPrecision("off", torch.device("cpu")),
+            clock=BatchClock(network),
+        )
 
 
-def train(state: TrainingState, batches: list[torch.Tensor]) -> list[float]:
+def train(state: Training, batches: list[torch.Tensor]) -> list[float]:
     losses = []
     for batch in batches:
-        for part in state.clock.minibatches(batch.split(2)):
-            loss = (state.network(part) - 1).square().mean()
+        for part in state.step.clock.minibatches(batch.split(2)):
+            loss = (state.step.network(part) - 1).square().mean()
             losses.append(loss.item())
-            state.precision.scale(loss).backward()
-        state.precision.step(state.optimizer)
-        state.optimizer.zero_grad()
-        state.clock.stepped()
-        state.average.update(state.network, step=state.clock.step)
+            state.step.precision.scaler.scale(loss).backward()
+        state.step.precision.step(state.step.optimizer)
+        state.step.optimizer.zero_grad()
+        state.step.clock.stepped()
+        state.average.update(state.step.network, step=state.step.clock.step)
     return losses
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_training_goes_on_as_if_never_stopped(tmp_path: Path, norm):
     batches = list(torch.randn(8, 4, 3, 5, 5))
-    straight = state_of(norm)
+    straight = Training(norm)
     expected = train(straight, batches)
 
-    first = state_of(norm)
+    first = Training(norm)
     train(first, batches[:5])
     path = tmp_path / "last.pt"
-    training = ResumeState(state=first.state_dict(), log={}, subdivisions=1)
+    training = ResumeState(state=training_state(first.step, first.average), log={}, subdivisions=1)
     toy_checkpoint(weights=first.average.model.state_dict(), training=training).to_file(path)
 
-    second = state_of(norm)
+    second = Training(norm)
     read = Checkpoint.from_file(path)
-    second.load_state_dict(read.training.state, weights=read.weights)
-    assert second.clock.step == 5
+    restore(second.step, second.average, read.training.state, read.weights)
+    assert second.step.clock.step == 5
     assert train(second, batches[5:]) == expected[10:]  # bit for bit
     for a, b in zip(second.average.model.parameters(), straight.average.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -88,18 +96,18 @@ def test_training_goes_on_as_if_never_stopped(tmp_path: Path, norm):
 def test_averaged_gradients_follow_the_loss_scale(scales: tuple[float, float]):
     """--resume may be told another --amp; what mabn remembers of its gradients is as large as the losses were."""
 
-    def state_at(scale: float) -> TrainingState:
-        state = state_of("mabn")
-        state.precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale != 1)
+    def state_at(scale: float) -> Training:
+        state = Training("mabn")
+        state.step.precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale != 1)
         return state
 
     batches = list(torch.randn(6, 4, 3, 5, 5))
     straight, before, after = state_at(1.0), state_at(scales[0]), state_at(scales[1])
     expected = train(straight, batches)
     train(before, batches[:4])
-    after.load_state_dict(before.state_dict(), weights=before.average.model.state_dict())
+    restore(after.step, after.average, training_state(before.step, before.average), before.average.model.state_dict())
     assert train(after, batches[4:]) == pytest.approx(expected[8:], rel=1e-6)
-    for a, b in zip(after.network.parameters(), straight.network.parameters(), strict=True):
+    for a, b in zip(after.step.network.parameters(), straight.step.network.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
@@ -115,25 +123,25 @@ def test_random_numbers_go_on_too(tmp_path: Path):
 def test_without_its_histories_cbn_would_go_on_differently():
     """Else the test above would see nothing."""
     batches = list(torch.randn(6, 4, 3, 5, 5))
-    first = state_of("cbn")
+    first = Training("cbn")
     train(first, batches[:5])
-    whole = first.state_dict()
+    whole = training_state(first.step, first.average)
     (own,) = whole["ranks"]
     partial = {**whole, "ranks": [{**own, "norm_histories": {}}]}
     goes_on = []
     for saved in (whole, partial):
-        state = state_of("cbn")
-        state.load_state_dict(saved, weights=first.average.model.state_dict())
+        state = Training("cbn")
+        restore(state.step, state.average, saved, first.average.model.state_dict())
         goes_on.append(train(state, batches[5:]))
     assert goes_on[0] != goes_on[1]
 
 
 def test_histories_are_what_state_dicts_leave_out():
-    state = state_of("cbn")
+    state = Training("cbn")
     train(state, list(torch.randn(3, 4, 3, 5, 5)))
-    histories = norm_histories(state.network)
+    histories = norm_histories(state.step.network)
     assert {"0.norm.ring_cov", "1.norm.ring_patch", "0.norm.slot"} <= set(histories)
-    assert not set(histories) & set(state.network.state_dict())
+    assert not set(histories) & set(state.step.network.state_dict())
     assert histories["0.norm.ring_cov"].shape == (3, 4, 27) and histories["0.norm.ring_cov"].abs().sum() > 0
 
     fresh = model_with(NORMS["cbn"])

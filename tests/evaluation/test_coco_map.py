@@ -88,7 +88,7 @@ def test_equals_pycocotools_by_hand(image_ids: list[int] | None, backend: str) -
     table = evaluate(ground_truth, results, image_ids=image_ids, backend=backend)
     oracle, printed = by_hand(ground_truth, results, image_ids)
 
-    assert list(table.stats().values()) == pytest.approx(oracle.stats.tolist(), abs=1e-12)
+    assert list(table.stats.values()) == pytest.approx(oracle.stats.tolist(), abs=1e-12)
     assert table.summary() == printed.rstrip("\n")
     assert table.precision.shape == (101, 4)
     np.testing.assert_allclose(table.precision, oracle.eval["precision"][0, :, :, 0, 2], rtol=0, atol=1e-12)
@@ -100,7 +100,7 @@ def test_equals_pycocotools_by_hand(image_ids: list[int] | None, backend: str) -
 
 def test_the_twelve_numbers_stand_in_cocos_order() -> None:
     ground_truth, results = images(20, 2)
-    stats = evaluate(ground_truth, results).stats()
+    stats = evaluate(ground_truth, results).stats
     assert " ".join(stats) == "AP AP50 AP75 AP_S AP_M AP_L AR_1 AR_10 AR_100 AR_S AR_M AR_L"
     assert stats["AP50"] > stats["AP"] > stats["AP75"] * 0.5 > 0
     assert stats["AR_1"] < stats["AR_10"] <= stats["AR_100"]
@@ -124,7 +124,7 @@ def test_perfect_detections_score_one() -> None:
         for row in ground_truth["annotations"]
     ]
     table = evaluate(ground_truth, results)
-    assert pytest.approx((1, 1, 1)) == (table.AP, table.AP50, table.AP75)
+    assert pytest.approx((1, 1, 1)) == (table.AP, table.AP50, table.stats["AP75"])
     assert all(pytest.approx(1) == row.AP for row in table.classes)
 
 
@@ -148,7 +148,7 @@ def test_nothing_is_printed_and_nothing_is_changed(capsys: pytest.CaptureFixture
 
 
 def all_stats(table: CocoTable) -> set[float]:
-    return set(table.stats().values())
+    return set(table.stats.values())
 
 
 def test_no_results_score_zero() -> None:
@@ -184,14 +184,3 @@ def test_a_class_without_boxes_is_minus_one_and_not_in_the_table() -> None:
     lines = table.class_table().splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [line[:8] for line in lines[1:]] == ["class 10", "class 20"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"), [({"image_id": 99}, "image id 99"), ({"category_id": 3}, "category id 3")]
-)
-def test_strangers_are_refused(change: dict[str, int], message: str) -> None:
-    ground_truth, results = images(4, 2)
-    with pytest.raises(ValueError, match=message):
-        evaluate(ground_truth, [{**results[0], **change}])
-    with pytest.raises(ValueError, match="image id 77"):
-        evaluate(ground_truth, results, image_ids=[0, 77])
