@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
-
 from data.image_file import image_hw
-from data.image_set import ImageSet, Record, pack, usable_record
+from data.image_set import FoundObject, ImageSet, Record, pack
 from data.problems import BROKEN_IMAGE, BROKEN_LABEL, MISSING_IMAGE, UNKNOWN_CLASS, Problems
 from utils.errors import UserError
 from utils.listing import read_lines
@@ -121,7 +119,7 @@ def _find_file(value: str, file: Path, folders: list[Path]) -> Path:
 
 
 def _record(image: Path, image_id: int, hw: tuple[int, int], classes: int, problems: Problems) -> Record:
-    rows, places = [], []
+    (height, width), objects = hw, []
     labels = label_file(image)
     text = labels.read_text(encoding="utf-8-sig", errors="replace") if labels else ""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -134,21 +132,10 @@ def _record(image: Path, image_id: int, hw: tuple[int, int], classes: int, probl
         elif not 0 <= row[0] < classes:
             problems.add(UNKNOWN_CLASS, f"{place} names class {row[0]:.0f} of {classes}")
         else:
-            rows.append(row)
-            places.append(place)
-    table = np.array(rows, np.float64).reshape(-1, 5)
-    centre, half = table[:, 1:3], table[:, 3:5] / 2
-    pixels = np.concatenate([centre - half, centre + half], axis=1) * (hw[1], hw[0], hw[1], hw[0])
-    return usable_record(
-        path=str(image),
-        image_id=image_id,
-        boxes=pixels.astype(np.float32),
-        labels=table[:, 0].astype(np.int64),
-        is_crowd=np.zeros(len(table), bool),
-        hw=hw,
-        places=places,
-        problems=problems,
-    )
+            label, x, y, w, h = row
+            box = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
+            objects.append(FoundObject(box, int(label), False, place))
+    return Record.of_objects(image, image_id, hw, objects)
 
 
 def _row(line: str) -> list[float] | None:

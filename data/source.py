@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data import coco, darknet, voc
-from data.digits import ensure_digits
+from data.digits import make_digits
 from data.image_set import ImageSet
 from utils.errors import UserError
 
@@ -83,7 +83,7 @@ def _without_collection() -> Iterator[None]:
 def _recognized(path: str | Path) -> tuple[Path, AnnotationFormat]:
     """Return the data set's path and the reader of its format."""
     # os.path's expanduser, unlike Path's, leaves the ~ of an unknown user as it is.
-    path = ensure_digits(_BUILT_IN_FOLDER) if str(path) == BUILT_IN else Path(os.path.expanduser(path))
+    path = make_digits(_BUILT_IN_FOLDER) if str(path) == BUILT_IN else Path(os.path.expanduser(path))
     *most, last = (each.EXPECTED for each in _FORMATS)
     expected = f"expected {', '.join(most)} or {last}"
     if not path.exists():

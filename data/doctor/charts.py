@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from data.box_sizes import owners, relative_sides
+from data.box_sizes import relative_sides
 from data.doctor.classes import all_class_names, class_counts
 from data.doctor.report import COCO_LIMITS_PX
 from data.image_set import ImageSet
@@ -76,7 +76,7 @@ def _draw_classes(axes: Axes, image_sets: Sequence[ImageSet]) -> None:
 
 
 def _draw_crowding(axes: Axes, image_sets: Sequence[ImageSet]) -> None:
-    counts = [np.bincount(owners(image_set)[~image_set.is_crowd], minlength=len(image_set)) for image_set in image_sets]
+    counts = [np.bincount(image_set.owners[~image_set.is_crowd], minlength=len(image_set)) for image_set in image_sets]
     most = max(int(count.max()) for count in counts)
     step = most // _BINS + 1
     names = [f"{image_set.split}: {len(image_set):,} images" for image_set in image_sets]

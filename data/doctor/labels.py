@@ -7,7 +7,6 @@ import torch
 
 from data import problems
 from data.augment import AugmentOptions
-from data.box_sizes import owners
 from data.doctor.finding import Finding, described
 from data.image_set import ImageSet
 from utils.boxes import elementwise_iou
@@ -85,7 +84,7 @@ def repeated_boxes(image_set: ImageSet) -> np.ndarray:
     with an IoU of t their left sides differ by at most (1 - t) / t of a width.
     """
     single = np.flatnonzero(~image_set.is_crowd)
-    boxes, labels, images = image_set.boxes[single], image_set.labels[single], owners(image_set)[single]
+    boxes, labels, images = image_set.boxes[single], image_set.labels[single], image_set.owners[single]
     order = np.lexsort((boxes[:, 0], labels, images))
     boxes, labels, images = boxes[order].astype(np.float64), labels[order], images[order]
     reach = boxes[:, 0] + (boxes[:, 2] - boxes[:, 0]) * (1 - REPEATED_IOU) / REPEATED_IOU

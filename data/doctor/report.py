@@ -55,10 +55,7 @@ def verdict(findings: Sequence[Finding], *, every_place: bool) -> Iterator[str]:
 def _amounts(image_sets: Sequence[ImageSet]) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     for image_set in image_sets:
-        counts = np.bincount(
-            np.repeat(np.arange(len(image_set)), np.diff(image_set.starts))[~image_set.is_crowd],
-            minlength=len(image_set),
-        )
+        counts = np.bincount(image_set.owners[~image_set.is_crowd], minlength=len(image_set))
         by_area = image_set.hws[np.argsort(image_set.hws.prod(axis=1, dtype=np.int64), kind="stable")]
         aspects = image_set.hws[:, 1] / image_set.hws[:, 0]
         cells = {
