@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import numpy as np
 
 from data.albumentations_import import albumentations as A
-from data.crop import JitteredCrop, LazyCrop
+from data.crop import JitteredCrop, Warped
 from data.geometry import clip_boxes, visible
-from data.lazy_warp import Warped
 from data.mosaic import darknet_mosaic, draw_cut, mosaic
-from data.photometric import PixelTransform, photometric_transforms
+from data.photometric import HsvJitter, photometric_transforms
 from utils.errors import UserError
 from utils.knob import check_limits, knob
 from utils.structures import Sample
@@ -72,18 +72,13 @@ class Augmenter:
         self.load = load
         self.images = images
         self._pipelines: dict[tuple[tuple[int, int], tuple[int, int] | None], A.Compose] = {}
-        colour = photometric_transforms(
+        self._colour = photometric_transforms(
             saturation=options.saturation,
             exposure=options.exposure,
             hue=options.hue,
             blur=options.blur,
             noise=options.noise,
         )
-        # If no transform needs neighbouring pixels (as blur does), only the pixels that a mosaic shows are computed.
-        pixel_transforms = [each for each in colour if isinstance(each, PixelTransform)]
-        self._is_lazy = len(pixel_transforms) == len(colour)
-        self._lazy_colour = pixel_transforms if self._is_lazy else []
-        self._eager_colour = [] if self._is_lazy else colour
 
     def __call__(self, index: int, input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
         if rng.random() >= self.options.mosaic:
@@ -91,33 +86,25 @@ class Augmenter:
             sample = _within_input(replace(sample, image=sample.image[:, :]), **self._limits)
         else:
             indices = [index, *rng.integers(self.images, size=3).tolist()]
-            make = self._darknet_mosaic if self.options.mosaic_geometry == "darknet" else self._mosaic
-            sample = make(indices, input_hw, rng)
-        return _at_most(self.options.max_boxes, sample, rng)
+            sample = self._mosaic(indices, input_hw, rng)
+        if self.options.max_boxes is None or len(sample.labels) <= self.options.max_boxes:
+            return sample
+        return sample.where(np.sort(rng.permutation(len(sample.labels))[: self.options.max_boxes]))
 
     def _mosaic(self, indices: list[int], input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
-        tiles = [self._jittered(each, input_hw, rng) for each in indices]
-        return mosaic(
-            [sample for sample, _ in tiles],
-            cut_xy=draw_cut(rng, input_hw),
-            contents=np.stack([content for _, content in tiles]),
-            **self._limits,
-        )
-
-    def _darknet_mosaic(self, indices: list[int], input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
-        """Push half of the crops into the corner of their image that is the mosaic's, and join four of them."""
-        tiles = []
-        for tile, each in enumerate(indices):
+        """Join four crops. In darknet's geometry half of them come from the image's corner that is the mosaic's."""
+        is_darknet = self.options.mosaic_geometry == "darknet"
+        samples, contents = [], []
+        for tile, index in enumerate(indices):
             row, column = divmod(tile, 2)
-            corner = (column, row) if rng.random() < 0.5 else None
-            tiles.append(self._jittered(each, input_hw, rng, corner))
-        return darknet_mosaic(
-            [_within_input(sample, **self._limits) for sample, _ in tiles],
-            cut_xy=draw_cut(rng, input_hw),
-            contents=np.stack([content for _, content in tiles]),
-            bound=self.options.mosaic_bound,
-            **self._limits,
-        )
+            corner = (column, row) if is_darknet and rng.random() < 0.5 else None
+            sample, content = self._jittered(index, input_hw, rng, corner)
+            samples.append(_within_input(sample, **self._limits) if is_darknet else sample)
+            contents.append(content)
+        join: Callable[..., Sample] = mosaic
+        if is_darknet:
+            join = partial(darknet_mosaic, bound=self.options.mosaic_bound)
+        return join(samples, cut_xy=draw_cut(rng, input_hw), contents=np.stack(contents), **self._limits)
 
     @property
     def _limits(self) -> dict[str, float]:
@@ -139,41 +126,38 @@ class Augmenter:
         source = self.load(index)
         height, width = source.image.shape[:2]
         boxes = np.concatenate([np.array([[0, 0, width, height]], np.float32), source.boxes])
-        # All transforms draw from one stream: Compose.set_random_seed would give each the same numbers.
+        # All transforms draw from one stream: set_random_seed would give each the same numbers.
         pipeline = self._pipeline(input_hw, corner)
         state = rng, random.Random(int(rng.integers(2**31)))
         pipeline.set_random_state(*state)
         result = pipeline(image=source.image, keypoints=_corners(boxes) - 0.5)
         corners = result["keypoints"].reshape(-1, 4, 2) + 0.5
         boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
-        sample = Sample(
-            image=cast(np.ndarray, self._warped(pipeline, corners[0], state)) if self._is_lazy else result["image"],
-            boxes=boxes[1:],
-            labels=source.labels,
-            is_crowd=source.is_crowd,
-            image_id=source.image_id,
-            path=source.path,
-        )
-        return sample, boxes[0]
+        image = cast(np.ndarray, self._warped(pipeline, corners[0], state))
+        return replace(source, image=image, boxes=boxes[1:]), boxes[0]
 
     def _warped(
         self, pipeline: A.Compose, corners: np.ndarray, state: tuple[np.random.Generator, random.Random]
-    ) -> Warped:
+    ) -> Warped | np.ndarray:
         """Return the image that `pipeline` has drawn and whose (4, 2) corners it has moved, with colours drawn now."""
-        (crop,) = (each for each in pipeline.transforms if isinstance(each, LazyCrop))
+        (crop,) = (each for each in pipeline.transforms if isinstance(each, JitteredCrop))
         # If mirroring comes before the crop, the crop's source is mirrored already.
         mirrored = crop is pipeline.transforms[0] and corners[0, 0] > corners[1, 0]
-        recolour = []
-        for transform in self._lazy_colour:
+        warped = replace(crop.warped, mirrored=bool(mirrored))
+        for transform in self._colour:
             transform.set_random_state(*state)
-            recolour.append(transform.draw())
-        return replace(crop.warped, mirrored=bool(mirrored), recolour=recolour)
+        if all(isinstance(transform, HsvJitter) for transform in self._colour):
+            return replace(warped, recolour=[transform.draw() for transform in self._colour])
+        image = warped[:, :]  # blur and noise need the whole image
+        for transform in self._colour:
+            image = transform(image=image)["image"]
+        return image
 
     def _pipeline(self, input_hw: tuple[int, int], corner: tuple[int, int] | None) -> A.Compose:
         """Return the transforms of a training image; cached, as multi-scale training returns to few input sizes."""
         if (input_hw, corner) not in self._pipelines:
             options = self.options
-            crop = (LazyCrop if self._is_lazy else JitteredCrop)(
+            crop = JitteredCrop(
                 input_hw=input_hw,
                 jitter=options.jitter,
                 resize=options.resize,
@@ -184,7 +168,7 @@ class Augmenter:
             flip = A.HorizontalFlip(p=0.5 if options.flip else 0.0)
             self._pipelines[input_hw, corner] = A.Compose(
                 # A corner is that of the image as the mosaic shows it, so mirroring comes first.
-                [*((crop, flip) if corner is None else (flip, crop)), *self._eager_colour],
+                [crop, flip] if corner is None else [flip, crop],
                 keypoint_params=A.KeypointParams("xy", remove_invisible=False, check_each_transform=False),
             )
         return self._pipelines[input_hw, corner]
@@ -200,19 +184,4 @@ def _within_input(sample: Sample, *, min_visibility: float, min_side_px: float) 
     height, width = sample.image.shape[:2]
     cut = clip_boxes(sample.boxes, (0, 0, width, height))
     keep = visible(sample.boxes, cut, sample.is_crowd, min_visibility=min_visibility, min_side_px=min_side_px)
-    return Sample(
-        image=sample.image,
-        boxes=cut[keep],
-        labels=sample.labels[keep],
-        is_crowd=sample.is_crowd[keep],
-        image_id=sample.image_id,
-        path=sample.path,
-    )
-
-
-def _at_most(count: int | None, sample: Sample, rng: np.random.Generator) -> Sample:
-    """Keep at most `count` objects, drawn at random, in their order."""
-    if count is None or len(sample.labels) <= count:
-        return sample
-    keep = np.sort(rng.permutation(len(sample.labels))[:count])
-    return replace(sample, boxes=sample.boxes[keep], labels=sample.labels[keep], is_crowd=sample.is_crowd[keep])
+    return replace(sample, boxes=cut).where(keep)

@@ -15,7 +15,7 @@ from data.image_cache import ImageCache, file_stamp, shrunk_hws
 from data.image_file import hw_of_boxes, read_image
 from data.image_set import ImageSet, Record
 from utils.errors import UserError
-from utils.structures import Sample
+from utils.structures import Placement, Sample
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,9 @@ class ShrunkImages:
             record = self.image_set[candidate]
             image = self._image(candidate, record)
             if image is not None:
-                return _whole(record, image)
+                height, width = hw_of_boxes(record.hw, image.shape[:2])
+                scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2, np.float32)
+                return _sample(record, image, record.boxes * scale)
         raise UserError(f"{self.image_set.name}: none of its {count} images can be read.")
 
     def _image(self, index: int, record: Record) -> np.ndarray | None:
@@ -133,26 +135,16 @@ class EvalDataset(Dataset[Sample]):
         # The annotations' size decides; it nearly always is the image's.
         image = resize(image, hw_of_boxes(record.hw, image.shape[:2]))
         laid, placement = as_input(image, key.input_hw, letterbox=self.letterbox, how=self.resize)
-        return Sample(
-            image=laid,
-            boxes=placement.to_input(record.boxes),
-            labels=record.labels,
-            is_crowd=record.is_crowd,
-            image_id=record.image_id,
-            path=record.path,
-            placement=placement,
-        )
+        return _sample(record, laid, placement.to_input(record.boxes), placement)
 
 
-def _whole(record: Record, image: np.ndarray) -> Sample:
-    """Make the Sample, with boxes scaled from the annotated size to the image's."""
-    height, width = hw_of_boxes(record.hw, image.shape[:2])
-    scale_y, scale_x = image.shape[0] / height, image.shape[1] / width
+def _sample(record: Record, image: np.ndarray, boxes: np.ndarray, placement: Placement | None = None) -> Sample:
     return Sample(
         image=image,
-        boxes=record.boxes * np.array([scale_x, scale_y, scale_x, scale_y], np.float32),
+        boxes=boxes,
         labels=record.labels,
         is_crowd=record.is_crowd,
         image_id=record.image_id,
         path=record.path,
+        placement=placement,
     )

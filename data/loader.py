@@ -9,14 +9,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from data.augment import AugmentOptions
-from data.batch import collate
 from data.dataset import EvalDataset, EvalKey, SampleKey, TrainDataset, longest_px_for
 from data.geometry import letterbox_placement
 from data.image_cache import open_cache
@@ -24,7 +23,7 @@ from data.image_set import ImageSet
 from data.workers import Workers
 from utils.environment import cuda_is_in_use
 from utils.errors import UserError
-from utils.structures import Batch, Sample
+from utils.structures import Batch, Sample, Targets
 
 _BATCHES_PER_SIZE = 10
 
@@ -70,7 +69,7 @@ class InputSizes:
         return self.step_px * min(max(round(side_px * factor / self.step_px), smallest, 1), max(largest, 1))
 
 
-class TrainBatchSampler:
+class TrainBatchSampler(Sampler[list[SampleKey]]):
     """The batches of one epoch as lists of SampleKeys: of each batch the `rank`-th of `ranks` equal slices.
 
     Images that do not fill a last batch sit out the epoch; a set smaller than one batch makes one smaller batch.
@@ -104,21 +103,13 @@ class TrainBatchSampler:
             yield [SampleKey(self.epoch, at, order[at], hw) for at in range(start, start + share)]
 
 
-class BatchKeys(Protocol):
-    """For each batch the keys of its samples, as the dataset takes them."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[list[Any]]: ...
-
-
 class Loader:
-    """Iterable of one Batch per list of keys, made ahead of time by `workers` processes.
+    """Iterable of one Batch per list of keys, the samples' in the dataset, made ahead of time by `workers` processes.
 
     A new iteration ends an older one. If CUDA is in use, the batches are in page-locked memory.
     """
 
-    def __init__(self, dataset: Dataset[Sample], keys: BatchKeys, workers: int) -> None:
+    def __init__(self, dataset: Dataset[Sample], keys: TrainBatchSampler | list[list[EvalKey]], workers: int) -> None:
         self.keys = keys
         self._make = partial(_batch_of, dataset)
         self._workers = Workers(self._make, workers) if workers else None
@@ -174,11 +165,6 @@ def make_train_loader(
 ) -> TrainLoader:
     """Make the loader of a training. batch_size: over all ranks. cache, cache_folder: of decoded images, for
     `open_cache`."""
-    if batch_size < 1 or workers < 0 or sizes.multi_scale < 1:
-        raise UserError(
-            f"batch_size={batch_size} must be at least 1, workers={workers} at least 0 "
-            f"and multi_scale={sizes.multi_scale} at least 1."
-        )
     keys = TrainBatchSampler(len(image_set), batch_size=batch_size, sizes=sizes, seed=seed, rank=rank, ranks=ranks)
     longest_px = longest_px_for(sizes.largest)
     dataset = TrainDataset(
@@ -237,6 +223,24 @@ def rect_hw(hws: np.ndarray, input_hw: tuple[int, int], step_px: int) -> tuple[i
     steps = np.ceil(np.round(inner) / step_px).astype(int)
     height, width = np.minimum(step_px * steps, input_hw).tolist()
     return height, width
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Collate Samples of one size; images (N, 3, H, W) RGB keep the samples' type. Samples may have no objects."""
+    images = np.stack([sample.image for sample in samples]).transpose(0, 3, 1, 2)
+    image_index = np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples])
+    return Batch(
+        images=torch.from_numpy(np.ascontiguousarray(images)),
+        targets=Targets(
+            boxes=torch.from_numpy(np.concatenate([sample.boxes for sample in samples])),
+            labels=torch.from_numpy(np.concatenate([sample.labels for sample in samples])),
+            image_index=torch.from_numpy(image_index),
+            is_crowd=torch.from_numpy(np.concatenate([sample.is_crowd for sample in samples])),
+        ),
+        image_ids=tuple(sample.image_id for sample in samples),
+        paths=tuple(sample.path for sample in samples),
+        placements=tuple(sample.placement for sample in samples),
+    )
 
 
 def _batch_of(dataset: Dataset[Sample], keys: Sequence[Any]) -> Batch:

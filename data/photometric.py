@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,18 +12,8 @@ import numpy as np
 from data.albumentations_import import albumentations as A
 
 
-@runtime_checkable
-class PixelTransform(Protocol):
-    """An albumentations transform that acts on single pixels: of a mosaic, only the visible ones need it."""
-
-    def set_random_state(self, random_generator: np.random.Generator, py_random: random.Random) -> Any: ...
-
-    def draw(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Draw the parameters for one image, as a whole image's transform would. Returns the change of its pixels."""
-
-
 class HsvJitter(A.ImageOnlyTransform):  # type: ignore[misc]
-    """Darknet's colour jitter on 8-bit HSV, where OpenCV's hue is 0..179. A `PixelTransform`.
+    """Darknet's colour jitter on 8-bit HSV, where OpenCV's hue is 0..179.
 
     saturation, exposure: >= 1; S and V are multiplied by a factor drawn from 1..s and inverted half of the time. hue:
     shift by up to this share of the colour circle, either way. Source: darknet, `image_opencv.cpp`,
@@ -45,6 +34,7 @@ class HsvJitter(A.ImageOnlyTransform):  # type: ignore[misc]
         }
 
     def draw(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Draw the parameters for one image. Returns the change of its pixels, of which a mosaic needs only a part."""
         return partial(self.apply, **self.get_params())
 
     def apply(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data.photometric import HsvJitter, PixelTransform, photometric_transforms
+from data.photometric import HsvJitter, photometric_transforms
 
 
 def changed(image: np.ndarray, saturation: float = 1, exposure: float = 1, hue: float = 0) -> np.ndarray:
@@ -51,4 +51,4 @@ def test_only_what_is_asked_for_is_built() -> None:
     assert photometric_transforms(**off) == []
     for name, value in (("hue", 0.1), ("blur", 0.5), ("noise", 0.5)):
         (transform,) = photometric_transforms(**{**off, name: value})
-        assert isinstance(transform, PixelTransform) == (name == "hue")
+        assert isinstance(transform, HsvJitter) == (name == "hue")
