@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -58,26 +56,19 @@ def open_image_set(path: str | Path, split: str) -> ImageSet:
     path, reader = _recognized(path)
     if not reader.has_split(path, split):
         raise UserError(f"{path}: has no split '{split}'; it has {', '.join(reader.splits(path)) or 'none'}.")
-    with _without_collection():
+    collects = gc.isenabled()
+    gc.disable()  # it would scan a large set's millions of objects repeatedly, in vain
+    try:
         return reader.read(path, split)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def splits_of(path: str | Path) -> tuple[str, ...]:
     """Return the usual splits of a data set; () for a COCO json that fits every split. Raises UserError."""
     path, reader = _recognized(path)
     return reader.splits(path)
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Pause Python's garbage collector, which would scan a large set's millions of objects repeatedly, in vain."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _recognized(path: str | Path) -> tuple[Path, AnnotationFormat]:
