@@ -26,7 +26,7 @@ from torch import Tensor, nn  # noqa: E402
 from benchmarks.main_job import page  # noqa: E402
 from benchmarks.measured import RESULTS, circumstances, write  # noqa: E402
 from cfg.settings import cfg_settings  # noqa: E402
-from data.augment import AugmentOptions  # noqa: E402
+from data.augment_options import AugmentOptions  # noqa: E402
 from data.loader import InputSizes, TrainLoader, make_train_loader  # noqa: E402
 from data.source import open_image_set  # noqa: E402
 from models.blocks import ConvNormAct  # noqa: E402

@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 from benchmarks.measured import RESULTS, against, circumstances, write  # noqa: E402
 from data.albumentations_import import albumentations as A  # noqa: E402
-from data.augment import AugmentOptions  # noqa: E402
+from data.augment_options import AugmentOptions  # noqa: E402
 from data.image_cache import CACHES  # noqa: E402
 from data.image_set import ImageSet, Record, pack  # noqa: E402
 from data.loader import InputSizes, TrainLoader, make_train_loader  # noqa: E402

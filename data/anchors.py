@@ -18,7 +18,7 @@ from cfg.convolution import ConvSpec
 from cfg.edit import with_values
 from cfg.parse import CfgError
 from cfg.plan import Plan, load_plan, parse_plan
-from data.augment import AugmentOptions
+from data.augment_options import AugmentOptions
 from data.box_sizes import input_sides
 from data.clusters import RECALL_LIMITS, ShapeFit, best_iou, cluster_shapes, measure_fit, shape_iou
 from data.image_set import ImageSet

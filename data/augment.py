@@ -4,60 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
 
 from data.albumentations_import import albumentations as A
+from data.augment_options import AugmentOptions
 from data.crop import JitteredCrop, Warped
 from data.geometry import clip_boxes, visible
 from data.mosaic import darknet_mosaic, draw_cut, mosaic
 from data.photometric import HsvJitter, photometric_transforms
-from utils.errors import UserError
-from utils.knob import check_limits, knob
 from utils.structures import Sample
-
-MOSAIC_GEOMETRIES = ("content", "darknet")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AugmentOptions:
-    """Settings of training augmentation; the defaults are those of darknet's yolov4.cfg."""
-
-    mosaic: float = knob(0.5, "share of training images that are mosaics of four (cfg: mosaic=1 is 0.5)", low=0, high=1)
-    mosaic_geometry: str = knob(
-        "content",
-        "windows and boxes of a mosaic: content shows image instead of fill where it can and cuts boxes to their tile; "
-        "darknet is as in darknet with min_visibility 0, min_side_px 1 (also with letter_box=1, which darknet refuses)",
-        choices=MOSAIC_GEOMETRIES,
-    )
-    mosaic_bound: bool = knob(
-        True, "cut boxes of a mosaic to their tiles; if off (only in darknet's geometry), to the whole mosaic"
-    )
-    max_boxes: int | None = knob(
-        None, "keep at most N random objects per training image (cfg, in darknet's geometry: max)", unit="N", low=1
-    )
-    flip: bool = knob(True, 'mirror half of the images (off if the data set forbids it: "mirror_safe": false)')
-    jitter: float = knob(0.3, "move each margin of the crop by up to this share of the side", low=0, high=0.45)
-    resize: float = knob(1.5, "zoom between 1/resize and resize", low=1, high=10)
-    letterbox: bool = knob(False, "keep the images' aspect ratio, in training and evaluation (cfg: letter_box)")
-    saturation: float = knob(1.5, "multiply or divide the saturation by up to this", low=1, high=100)
-    exposure: float = knob(1.5, "multiply or divide the brightness by up to this", low=1, high=100)
-    hue: float = knob(0.1, "shift the hue by up to this share of the colour circle", low=0, high=0.5)
-    blur: float = knob(0.0, "probability of Gaussian blur", low=0, high=1)
-    noise: float = knob(0.0, "probability of Gaussian noise", low=0, high=1)
-    min_visibility: float = knob(
-        0.2, "drop objects with a smaller share of their area left after all cuts", low=0, high=1
-    )
-    min_side_px: float = knob(2.0, "drop objects with a shorter side left after all cuts", unit="PX", low=0, high=1000)
-    fill: tuple[int, int, int] | None = None  # RGB around the image; None: its mean colour, as in darknet
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-        if self.mosaic_geometry != "darknet" and not self.mosaic_bound:
-            raise UserError("boxes that reach beyond their tile, --no-mosaic-bound, need --mosaic-geometry darknet")
 
 
 class Augmenter:
@@ -72,18 +30,12 @@ class Augmenter:
         self.load = load
         self.images = images
         self._pipelines: dict[tuple[tuple[int, int], tuple[int, int] | None], A.Compose] = {}
-        self._colour = photometric_transforms(
-            saturation=options.saturation,
-            exposure=options.exposure,
-            hue=options.hue,
-            blur=options.blur,
-            noise=options.noise,
-        )
+        self._colour = photometric_transforms(options)
 
     def __call__(self, index: int, input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
         if rng.random() >= self.options.mosaic:
             sample, _ = self._jittered(index, input_hw, rng)
-            sample = _within_input(replace(sample, image=sample.image[:, :]), **self._limits)
+            sample = _within_input(replace(sample, image=sample.image[:, :]), self.options)
         else:
             indices = [index, *rng.integers(self.images, size=3).tolist()]
             sample = self._mosaic(indices, input_hw, rng)
@@ -99,16 +51,10 @@ class Augmenter:
             row, column = divmod(tile, 2)
             corner = (column, row) if is_darknet and rng.random() < 0.5 else None
             sample, content = self._jittered(index, input_hw, rng, corner)
-            samples.append(_within_input(sample, **self._limits) if is_darknet else sample)
+            samples.append(_within_input(sample, self.options) if is_darknet else sample)
             contents.append(content)
-        join: Callable[..., Sample] = mosaic
-        if is_darknet:
-            join = partial(darknet_mosaic, bound=self.options.mosaic_bound)
-        return join(samples, cut_xy=draw_cut(rng, input_hw), contents=np.stack(contents), **self._limits)
-
-    @property
-    def _limits(self) -> dict[str, float]:
-        return {"min_visibility": self.options.min_visibility, "min_side_px": self.options.min_side_px}
+        join = darknet_mosaic if is_darknet else mosaic
+        return join(samples, self.options, cut_xy=draw_cut(rng, input_hw), contents=np.stack(contents))
 
     def _jittered(
         self,
@@ -156,16 +102,8 @@ class Augmenter:
     def _pipeline(self, input_hw: tuple[int, int], corner: tuple[int, int] | None) -> A.Compose:
         """Return the transforms of a training image; cached, as multi-scale training returns to few input sizes."""
         if (input_hw, corner) not in self._pipelines:
-            options = self.options
-            crop = JitteredCrop(
-                input_hw=input_hw,
-                jitter=options.jitter,
-                resize=options.resize,
-                keep_aspect=options.letterbox,
-                fill=options.fill,
-                corner=corner,
-            )
-            flip = A.HorizontalFlip(p=0.5 if options.flip else 0.0)
+            crop = JitteredCrop(self.options, input_hw, corner)
+            flip = A.HorizontalFlip(p=0.5 if self.options.flip else 0.0)
             self._pipelines[input_hw, corner] = A.Compose(
                 # A corner is that of the image as the mosaic shows it, so mirroring comes first.
                 [crop, flip] if corner is None else [flip, crop],
@@ -179,9 +117,8 @@ def _corners(boxes: np.ndarray) -> np.ndarray:
     return boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
 
 
-def _within_input(sample: Sample, *, min_visibility: float, min_side_px: float) -> Sample:
+def _within_input(sample: Sample, options: AugmentOptions) -> Sample:
     """Clip boxes to the input, and drop those with too little left."""
     height, width = sample.image.shape[:2]
     cut = clip_boxes(sample.boxes, (0, 0, width, height))
-    keep = visible(sample.boxes, cut, sample.is_crowd, min_visibility=min_visibility, min_side_px=min_side_px)
-    return replace(sample, boxes=cut).where(keep)
+    return replace(sample, boxes=cut).where(visible(sample.boxes, cut, sample.is_crowd, options))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.geometry import letterbox_placement, stretch_placement
+from data.geometry import whole_placement
 from data.image_set import ImageSet
 
 
 def input_sides(image_set: ImageSet, input_hw: tuple[int, int], letterbox: bool) -> np.ndarray:
     """Return (M, 2) width and height of every object in input pixels, including crowds."""
-    place = letterbox_placement if letterbox else stretch_placement
     sizes, of_size = np.unique(image_set.hws, axis=0, return_inverse=True)
-    placements = [place((int(height), int(width)), input_hw) for height, width in sizes]
+    placements = [whole_placement((h, w), input_hw, letterbox=letterbox) for h, w in sizes.tolist()]
     scales = np.array([(placement.scale_x, placement.scale_y) for placement in placements])
     return (image_set.boxes[:, 2:] - image_set.boxes[:, :2]) * scales[of_size.reshape(-1)[image_set.owners]]
 

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from data.albumentations_import import albumentations as A
-from data.geometry import letterbox_placement
+from data.augment_options import AugmentOptions
+from data.geometry import whole_placement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,30 +61,16 @@ class Warped:
 class JitteredCrop(A.Affine):  # type: ignore[misc]
     """Image of any size -> network input of `input_hw`, in one warp, kept as `warped`; the image returned is blank.
 
-    jitter: each margin of the crop moves by up to this share of the side. resize: zoom between 1/resize and resize.
-    keep_aspect: start from the letterboxed rectangle instead of the image. fill: RGB, or None for the mean colour of
-    the image, as in darknet. corner: (column, row), each 0 or 1, of the image's corner that the rectangle is pushed
-    into, in the size drawn; None leaves it where it was drawn.
+    With options.letterbox the crop is drawn around the letterboxed rectangle instead of the image. corner: (column,
+    row), each 0 or 1, of the image's corner that the crop is pushed into, in the size drawn; None leaves it in place.
     """
 
     warped: Warped  # of the last image
 
-    def __init__(
-        self,
-        *,
-        input_hw: tuple[int, int],
-        jitter: float,
-        resize: float,
-        keep_aspect: bool,
-        fill: tuple[int, int, int] | None,
-        corner: tuple[int, int] | None = None,
-    ) -> None:
-        super().__init__(fill=fill or (0, 0, 0), p=1.0)
+    def __init__(self, options: AugmentOptions, input_hw: tuple[int, int], corner: tuple[int, int] | None) -> None:
+        super().__init__(fill=options.fill or (0, 0, 0), p=1.0)
         self.input_hw = input_hw
-        self.jitter = jitter
-        self.resize = resize
-        self.keep_aspect = keep_aspect
-        self.mean_fill = fill is None
+        self.options = options
         self.corner = corner
         self._blank = np.zeros((*input_hw, 3), np.uint8)
 
@@ -102,7 +89,7 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
         }
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
-        fill = cv2.mean(img)[:3] if self.mean_fill else self.fill
+        fill = cv2.mean(img)[:3] if self.options.fill is None else self.fill
         self.warped = Warped(source=img, matrix=params["matrix"][:2], hw=self.input_hw, fill=fill)
         return self._blank
 
@@ -119,12 +106,12 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
         """Draw (4,) the distances of the crop's left, right, top and bottom edge from the image's, positive inside."""
         height, width = image_hw
         rng = self.random_generator
-        margins = rng.uniform(-self.jitter, self.jitter, size=4) * (width, width, height, height)
+        margins = rng.uniform(-self.options.jitter, self.options.jitter, size=4) * (width, width, height, height)
         # One number for left and top and one for right and bottom: x and y zoom together.
-        near, far = rng.uniform((1 - self.resize) / 2, (1 - 1 / self.resize) / 2, size=2)
+        near, far = rng.uniform((1 - self.options.resize) / 2, (1 - 1 / self.options.resize) / 2, size=2)
         margins += np.array([near * width, far * width, near * height, far * height])
-        if self.keep_aspect:
-            bars = letterbox_placement(image_hw, self.input_hw)
+        if self.options.letterbox:
+            bars = whole_placement(image_hw, self.input_hw, letterbox=True)
             bar_x, bar_y = bars.left_px / bars.scale_x, bars.top_px / bars.scale_y
             margins -= np.array([bar_x, bar_x, bar_y, bar_y])
         return margins

@@ -41,9 +41,9 @@ def read(path: Path, split: str) -> ImageSet:
     """
     file = _data_file(path)
     settings = _settings(file)
-    names_file = _names_file(file, settings)
+    names_file = _find_file(settings["names"], file) if "names" in settings else None
     class_names = _class_names(file, settings, names_file)
-    list_file = _find_file(settings[_KEYS[split]], file, [file.parent, file.parent.parent])
+    list_file = _find_file(settings[_KEYS[split]], file)
     problems, records = Problems(), []
     folders = [file.parent, list_file.parent, file.parent.parent, Path()]
     for image_id, line in enumerate(read_lines(list_file), start=1):
@@ -93,10 +93,6 @@ def _settings(file: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, equals, value in pairs if equals}
 
 
-def _names_file(file: Path, settings: dict[str, str]) -> Path | None:
-    return _find_file(settings["names"], file, [file.parent, file.parent.parent]) if "names" in settings else None
-
-
 def _class_names(file: Path, settings: dict[str, str], names_file: Path | None) -> list[str]:
     """Read the `names` file; without one, name classes as for .weights without names (`models.weights.class_names`)."""
     names = None if names_file is None else read_lines(names_file)
@@ -110,9 +106,9 @@ def _class_names(file: Path, settings: dict[str, str], names_file: Path | None) 
     return names or [f"class {label}" for label in range(int(classes))]
 
 
-def _find_file(value: str, file: Path, folders: list[Path]) -> Path:
-    """Resolve a path in a .data file against `folders` or the current one."""
-    for folder in [*folders, Path()]:
+def _find_file(value: str, file: Path) -> Path:
+    """Resolve a path in a .data file against its folder, the folder above, or the current one."""
+    for folder in (file.parent, file.parent.parent, Path()):
         if (folder / value).is_file():
             return folder / value
     raise UserError(f"{file}: names the file {value}, which does not exist.")

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from data.augment import Augmenter, AugmentOptions
+from data.augment import Augmenter
+from data.augment_options import AugmentOptions
 from data.geometry import GREY, as_input, resize
 from data.image_cache import ImageCache, file_stamp, shrunk_hws
 from data.image_file import hw_of_boxes, read_image
@@ -18,14 +19,6 @@ from utils.errors import UserError
 from utils.structures import Placement, Sample
 
 log = logging.getLogger(__name__)
-
-# Training images are kept at up to this multiple of the input, so that zooming in still shows detail.
-_DETAIL = 1.5
-
-
-def longest_px_for(largest_hw: tuple[int, int]) -> int:
-    """Return the longer side at which training images are kept for inputs of up to this size."""
-    return int(_DETAIL * max(largest_hw))
 
 
 class SampleKey(NamedTuple):
@@ -80,24 +73,11 @@ class ShrunkImages:
 
 
 class TrainDataset(Dataset[Sample]):
-    """SampleKey -> augmented Sample. longest_px: from `longest_px_for`."""
+    """SampleKey -> augmented Sample."""
 
-    def __init__(
-        self,
-        image_set: ImageSet,
-        *,
-        augment: AugmentOptions,
-        seed: int,
-        longest_px: int,
-        cache: ImageCache | None = None,
-    ) -> None:
-        images = ShrunkImages(image_set, longest_px=longest_px, cache=cache)
-        self.augmenter = Augmenter(augment, images, len(image_set))
+    def __init__(self, images: ShrunkImages, augment: AugmentOptions, seed: int) -> None:
+        self.augmenter = Augmenter(augment, images, len(images.image_set))
         self.seed = seed
-        self.length = len(image_set)
-
-    def __len__(self) -> int:
-        return self.length
 
     def __getitem__(self, key: SampleKey) -> Sample:
         rng = np.random.default_rng([self.seed, key.epoch, key.position])
@@ -122,9 +102,6 @@ class EvalDataset(Dataset[Sample]):
         self.image_set = image_set
         self.letterbox = letterbox
         self.resize = resize
-
-    def __len__(self) -> int:
-        return len(self.image_set)
 
     def __getitem__(self, key: EvalKey) -> Sample:
         record = self.image_set[key.image]

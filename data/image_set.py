@@ -131,10 +131,6 @@ class ImageSet:
             starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         )
 
-    def shares_images_with(self, other: ImageSet) -> int:
-        """Return the number of image files that are in both sets."""
-        return len(np.intersect1d(self.paths, other.paths))
-
 
 def as_instances(
     records: Iterable[Record], class_names: Sequence[str], category_ids: Sequence[int]

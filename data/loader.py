@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from data.augment import AugmentOptions
-from data.dataset import EvalDataset, EvalKey, SampleKey, TrainDataset, longest_px_for
-from data.geometry import letterbox_placement
+from data.augment_options import AugmentOptions
+from data.dataset import EvalDataset, EvalKey, SampleKey, ShrunkImages, TrainDataset
+from data.geometry import whole_placement
 from data.image_cache import open_cache
 from data.image_set import ImageSet
 from data.workers import Workers
@@ -26,6 +26,7 @@ from utils.errors import UserError
 from utils.structures import Batch, Sample, Targets
 
 _BATCHES_PER_SIZE = 10
+_DETAIL = 1.5  # training images are kept at up to this multiple of the input, so that zooming in still shows detail
 
 # The last entry of a seed: shuffling and sizes must not draw the numbers of a Sample (seed, epoch, position).
 _ORDER, _SIZE = 1, 2
@@ -166,15 +167,10 @@ def make_train_loader(
     """Make the loader of a training. batch_size: over all ranks. cache, cache_folder: of decoded images, for
     `open_cache`."""
     keys = TrainBatchSampler(len(image_set), batch_size=batch_size, sizes=sizes, seed=seed, rank=rank, ranks=ranks)
-    longest_px = longest_px_for(sizes.largest)
-    dataset = TrainDataset(
-        image_set,
-        augment=augment,
-        seed=seed,
-        longest_px=longest_px,
-        cache=open_cache(cache, image_set, longest_px=longest_px, folder=cache_folder),
-    )
-    return TrainLoader(dataset, keys, workers)
+    longest_px = int(_DETAIL * max(sizes.largest))
+    kept = open_cache(cache, image_set, longest_px=longest_px, folder=cache_folder)
+    images = ShrunkImages(image_set, longest_px=longest_px, cache=kept)
+    return TrainLoader(TrainDataset(images, augment, seed), keys, workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +215,8 @@ def make_eval_loader(
 
 def rect_hw(hws: np.ndarray, input_hw: tuple[int, int], step_px: int) -> tuple[int, int]:
     """Return the smallest input, in steps of step_px, that shows letterboxed images (N, 2) as large as `input_hw`."""
-    inner = np.array([letterbox_placement((h, w), input_hw).image_px[::-1] for h, w in hws.tolist()]).max(axis=0)
+    placements = [whole_placement((h, w), input_hw, letterbox=True) for h, w in hws.tolist()]
+    inner = np.array([placement.image_px[::-1] for placement in placements]).max(axis=0)
     steps = np.ceil(np.round(inner) / step_px).astype(int)
     height, width = np.minimum(step_px * steps, input_hw).tolist()
     return height, width

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from data.albumentations_import import albumentations as A
+from data.augment_options import AugmentOptions
 
 
 class HsvJitter(A.ImageOnlyTransform):  # type: ignore[misc]
@@ -57,15 +58,13 @@ class HsvJitter(A.ImageOnlyTransform):  # type: ignore[misc]
         return factor if self.random_generator.random() < 0.5 else 1 / factor
 
 
-def photometric_transforms(
-    *, saturation: float, exposure: float, hue: float, blur: float, noise: float
-) -> list[A.BasicTransform]:
-    """Build the transforms that are on. blur, noise: probabilities; kernels are 3 to 7 px, noise 2 to 10 % of white."""
+def photometric_transforms(options: AugmentOptions) -> list[A.BasicTransform]:
+    """Build the transforms that are on. Kernels of the blur are 3 to 7 px, noise is 2 to 10 % of white."""
     transforms: list[A.BasicTransform] = []
-    if (saturation, exposure, hue) != (1, 1, 0):
-        transforms.append(HsvJitter(saturation=saturation, exposure=exposure, hue=hue))
-    if blur:
-        transforms.append(A.GaussianBlur(blur_limit=(3, 7), p=blur))
-    if noise:
-        transforms.append(A.GaussNoise(std_range=(0.02, 0.1), p=noise))
+    if (options.saturation, options.exposure, options.hue) != (1, 1, 0):
+        transforms.append(HsvJitter(saturation=options.saturation, exposure=options.exposure, hue=options.hue))
+    if options.blur:
+        transforms.append(A.GaussianBlur(blur_limit=(3, 7), p=options.blur))
+    if options.noise:
+        transforms.append(A.GaussNoise(std_range=(0.02, 0.1), p=options.noise))
     return transforms

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from data import problems
-from data.augment import AugmentOptions
+from data.augment_options import AugmentOptions
 from data.doctor.finding import Finding, described, findings_at
 from data.image_set import ImageSet
 from utils.boxes import elementwise_iou

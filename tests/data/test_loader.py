@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.augment import AugmentOptions
+from data.augment_options import AugmentOptions
 from data.image_set import ImageSet, pack
 from data.loader import (
     InputLayout,
