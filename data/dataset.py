@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
@@ -30,17 +31,17 @@ class SampleKey(NamedTuple):
     input_hw: tuple[int, int]
 
 
+@dataclass(eq=False)
 class ShrunkImages:
     """index -> Sample, a whole image with its longer side about `longest_px` at most, boxes in its own pixels.
 
     An unreadable image is replaced by the next readable one. The result does not depend on the cache.
     """
 
-    def __init__(self, image_set: ImageSet, *, longest_px: int, cache: ImageCache | None = None) -> None:
-        self.image_set = image_set
-        self.longest_px = longest_px
-        self.cache = cache
-        self._unreadable: set[int] = set()
+    image_set: ImageSet
+    longest_px: int
+    cache: ImageCache | None = None
+    _unreadable: set[int] = field(default_factory=set, init=False)
 
     def __call__(self, index: int) -> Sample:
         count = len(self.image_set)
@@ -91,6 +92,7 @@ class EvalKey(NamedTuple):
     input_hw: tuple[int, int]
 
 
+@dataclass(eq=False)
 class EvalDataset(Dataset[Sample]):
     """EvalKey -> Sample of the whole image, with its Placement.
 
@@ -98,10 +100,9 @@ class EvalDataset(Dataset[Sample]):
     image becomes a grey one with its objects, which then count as missed. resize: one of geometry.RESIZES.
     """
 
-    def __init__(self, image_set: ImageSet, *, letterbox: bool, resize: str = "opencv") -> None:
-        self.image_set = image_set
-        self.letterbox = letterbox
-        self.resize = resize
+    image_set: ImageSet
+    letterbox: bool
+    resize: str = "opencv"
 
     def __getitem__(self, key: EvalKey) -> Sample:
         record = self.image_set[key.image]

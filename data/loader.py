@@ -70,6 +70,7 @@ class InputSizes:
         return self.step_px * min(max(round(side_px * factor / self.step_px), smallest, 1), max(largest, 1))
 
 
+@dataclass(eq=False)
 class TrainBatchSampler(Sampler[list[SampleKey]]):
     """The batches of one epoch as lists of SampleKeys: of each batch the `rank`-th of `ranks` equal slices.
 
@@ -77,20 +78,20 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     batch_size counts the images of all ranks. Raises UserError if it is not divisible by `ranks`.
     """
 
-    def __init__(
-        self, images: int, *, batch_size: int, sizes: InputSizes, seed: int, rank: int = 0, ranks: int = 1
-    ) -> None:
-        self.images = images
-        self.batch_size = min(batch_size, images)
-        if self.batch_size % ranks:
-            whole = "" if self.batch_size == batch_size else f", all that the {images} images of the set allow,"
-            raise UserError(f"a batch of {self.batch_size} images{whole} is not divisible by the {ranks} ranks.")
-        self.sizes = sizes
-        self.seed = seed
-        self.rank = rank
-        self.ranks = ranks
-        self.epoch = 0
-        self.start_batch = 0
+    images: int
+    batch_size: int
+    sizes: InputSizes
+    seed: int
+    rank: int = 0
+    ranks: int = 1
+    epoch: int = 0
+    start_batch: int = 0
+
+    def __post_init__(self) -> None:
+        whole = f", all that the {self.images} images of the set allow," if self.images < self.batch_size else ""
+        self.batch_size = min(self.batch_size, self.images)
+        if self.batch_size % self.ranks:
+            raise UserError(f"a batch of {self.batch_size} images{whole} is not divisible by the {self.ranks} ranks.")
 
     def __len__(self) -> int:
         return self.images // self.batch_size

@@ -41,10 +41,6 @@ def quick_digests(image_set: ImageSet) -> list[bytes]:
     return [_quick_digest(os.fsdecode(path)) for path in image_set.paths]
 
 
-def path_digests(image_set: ImageSet) -> list[bytes]:
-    return [bytes(path) for path in image_set.paths]
-
-
 def _quick_digest(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
