@@ -65,9 +65,9 @@ class Augmenter:
     ) -> tuple[Sample, np.ndarray]:
         """Return the image warped to the input, and (4,) xyxy where it lies there; boxes may reach outside.
 
-        The Sample's image may be a Warped, which only supports slicing. Corners are passed as albumentations keypoints,
-        because its boxes come back clipped, without the area that `min_visibility` needs. Keypoints are pixel centres,
-        half a pixel off the edges.
+        The Sample's image may be a Warped, which only supports slicing. All four corners are passed as albumentations
+        keypoints, because its boxes come back clipped, without the area that `min_visibility` needs. Keypoints are
+        pixel centres, half a pixel off the edges.
         """
         source = self.load(index)
         height, width = source.image.shape[:2]
@@ -76,7 +76,8 @@ class Augmenter:
         pipeline = self._pipeline(input_hw, corner)
         state = rng, random.Random(int(rng.integers(2**31)))
         pipeline.set_random_state(*state)
-        result = pipeline(image=source.image, keypoints=_corners(boxes) - 0.5)
+        corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
+        result = pipeline(image=source.image, keypoints=corners - 0.5)
         corners = result["keypoints"].reshape(-1, 4, 2) + 0.5
         boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
         image = cast(np.ndarray, self._warped(pipeline, corners[0], state))
@@ -110,11 +111,6 @@ class Augmenter:
                 keypoint_params=A.KeypointParams("xy", remove_invisible=False, check_each_transform=False),
             )
         return self._pipelines[input_hw, corner]
-
-
-def _corners(boxes: np.ndarray) -> np.ndarray:
-    """(M, 4) xyxy -> (4 * M, 2): all four corners, so that a rotating transform would be right, too."""
-    return boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
 
 
 def _within_input(sample: Sample, options: AugmentOptions) -> Sample:

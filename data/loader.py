@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,13 +162,11 @@ def make_train_loader(
     rank: int = 0,
     ranks: int = 1,
     cache: str = "ram",
-    cache_folder: Path | None = None,
 ) -> TrainLoader:
-    """Make the loader of a training. batch_size: over all ranks. cache, cache_folder: of decoded images, for
-    `open_cache`."""
+    """Make the loader of a training. batch_size: over all ranks. cache: of decoded images, for `open_cache`."""
     keys = TrainBatchSampler(len(image_set), batch_size=batch_size, sizes=sizes, seed=seed, rank=rank, ranks=ranks)
     longest_px = int(_DETAIL * max(sizes.largest))
-    kept = open_cache(cache, image_set, longest_px=longest_px, folder=cache_folder)
+    kept = open_cache(cache, image_set, longest_px=longest_px)
     images = ShrunkImages(image_set, longest_px=longest_px, cache=kept)
     return TrainLoader(TrainDataset(images, augment, seed), keys, workers)
 

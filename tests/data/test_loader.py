@@ -65,10 +65,13 @@ def test_batches_do_not_depend_on_the_number_of_workers(noise_set: ImageSet) -> 
 
 
 @pytest.mark.parametrize(("cache", "workers"), [("ram", 0), ("ram", 2), ("disk", 0), ("disk", 2)])
-def test_batches_do_not_depend_on_the_cache(tmp_path: Path, cache: str, workers: int) -> None:
+def test_batches_do_not_depend_on_the_cache(
+    tmp_path: Path, cache: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     image_set = noise_image_set(tmp_path / "large", 7, hw=(150, 200))  # larger than they are kept
     plain = loader(image_set, cache="off")
-    kept = [loader(image_set, workers, cache=cache, cache_folder=tmp_path / "cache") for _ in range(2)]
+    kept = [loader(image_set, workers, cache=cache) for _ in range(2)]
     for epoch in range(2):
         for each in (plain, *kept):
             each.set_epoch(epoch)
