@@ -111,9 +111,7 @@ def one_thread(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def our_batches(
-    image_set: ImageSet, size: int, workers: int, cache: str, folder: Path
-) -> Generator[object, None, None]:
+def our_batches(image_set: ImageSet, size: int, workers: int, cache: str) -> Generator[object, None, None]:
     """Without end; the cache, if there is one, is filled before the first."""
     loader = make_train_loader(
         image_set,
@@ -123,7 +121,6 @@ def our_batches(
         seed=0,
         workers=workers,
         cache="off" if cache == "cold" else cache,
-        cache_folder=folder,
     )
     filling = 0 if cache == "cold" else 4  # epochs: each shows all images but the last few, and mosaics draw others
     for epoch in count():
@@ -134,11 +131,11 @@ def our_batches(
             yield from loader
 
 
-def measure(image_set: ImageSet, *, size: int, workers: int, rounds: int, batches: int, folder: Path) -> list[dict]:
+def measure(image_set: ImageSet, *, size: int, workers: int, rounds: int, batches: int) -> list[dict]:
     """One row a contestant. Between turns its workers wait, with a few batches made ahead."""
     contestants = {"baseline": baseline_batches(image_set, size, workers)}
     for cache in NAMES[1:]:
-        contestants[cache] = our_batches(image_set, size, workers, cache, folder)
+        contestants[cache] = our_batches(image_set, size, workers, cache)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, made in contestants.items():
@@ -279,6 +276,7 @@ def main() -> None:
             found["entries"] = asked.entries
             print(memory_table(rows))
         else:
+            os.environ["XDG_CACHE_HOME"] = scratch  # for the cache on disk
             for path in filter(None, (asked.bccd, asked.coco)):
                 rows += measure(
                     open_image_set(path, "train"),
@@ -286,7 +284,6 @@ def main() -> None:
                     workers=asked.workers,
                     rounds=asked.rounds,
                     batches=asked.batches,
-                    folder=Path(scratch),
                 )
             print(table(rows))
     path = asked.out or RESULTS / ("loader_memory.json" if asked.memory else "loader.json")
