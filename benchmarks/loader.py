@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measured import RESULTS, Row, against, circumstances, write
 from data.albumentations_import import albumentations as A
-from data.augment import AugmentOptions
+from data.augment_options import AugmentOptions
 from data.image_cache import CACHES
 from data.image_set import ImageSet, Record, pack
 from data.loader import InputSizes, TrainLoader, make_train_loader
@@ -108,9 +108,7 @@ def one_thread(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def our_batches(
-    image_set: ImageSet, size: int, workers: int, cache: str, folder: Path
-) -> Generator[object, None, None]:
+def our_batches(image_set: ImageSet, size: int, workers: int, cache: str) -> Generator[object, None, None]:
     """Yield batches without end; the cache, if any, is filled before the first."""
     loader = make_train_loader(
         image_set,
@@ -120,7 +118,6 @@ def our_batches(
         seed=0,
         workers=workers,
         cache="off" if cache == "cold" else cache,
-        cache_folder=folder,
     )
     filling = 0 if cache == "cold" else 4  # epochs: one alone leaves out the last few images, and mosaics draw others
     for epoch in count():
@@ -131,11 +128,11 @@ def our_batches(
             yield from loader
 
 
-def measure(image_set: ImageSet, *, size: int, workers: int, rounds: int, batches: int, folder: Path) -> list[Row]:
+def measure(image_set: ImageSet, *, size: int, workers: int, rounds: int, batches: int) -> list[Row]:
     """Return one row per contestant. Between turns its workers wait, with a few batches made ahead."""
     contestants = {"baseline": baseline_batches(image_set, size, workers)}
     for cache in NAMES[1:]:
-        contestants[cache] = our_batches(image_set, size, workers, cache, folder)
+        contestants[cache] = our_batches(image_set, size, workers, cache)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, batches_of in contestants.items():
@@ -281,6 +278,7 @@ def main() -> None:
             found["entries"] = args.entries
             print(memory_table(rows))
         else:
+            os.environ["XDG_CACHE_HOME"] = scratch  # for the cache on disk
             for path in filter(None, (args.bccd, args.coco)):
                 rows += measure(
                     open_image_set(path, "train"),
@@ -288,7 +286,6 @@ def main() -> None:
                     workers=args.workers,
                     rounds=args.rounds,
                     batches=args.batches,
-                    folder=Path(scratch),
                 )
             print(table(rows))
     path = args.out or RESULTS / ("loader_memory.json" if args.memory else "loader.json")

@@ -18,8 +18,8 @@ from cfg.convolution import ConvSpec
 from cfg.edit import with_values
 from cfg.parse import CfgError
 from cfg.plan import Plan, load_plan, parse_plan
-from data.augment import AugmentOptions
-from data.box_sizes import input_sides, owners
+from data.augment_options import AugmentOptions
+from data.box_sizes import input_sides
 from data.clusters import RECALL_LIMITS, ShapeFit, best_iou, cluster_shapes, measure_fit, shape_iou
 from data.image_set import ImageSet
 from data.source import open_image_set
@@ -107,7 +107,7 @@ def input_shapes(image_set: ImageSet, input_hw: tuple[int, int], letterbox: bool
         crowds = f", but {len(single)} crowd regions" if len(single) else ""
         raise UserError(f"{image_set.name}: no image of '{image_set.split}' has an object{crowds}")
     # Rounded, because equal boxes of the annotations differ in their last digits here.
-    return shapes[single].round(2), owners(image_set)[single]
+    return shapes[single].round(2), image_set.owners[single]
 
 
 def large_enough(shapes: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

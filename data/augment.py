@@ -4,60 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
 
 from data.albumentations_import import albumentations as A
-from data.crop import JitteredCrop, LazyCrop
+from data.augment_options import AugmentOptions
+from data.crop import JitteredCrop, Warped
 from data.geometry import clip_boxes, visible
-from data.lazy_warp import Warped
 from data.mosaic import darknet_mosaic, draw_cut, mosaic
-from data.photometric import PixelTransform, photometric_transforms
-from utils.errors import UserError
-from utils.knob import check_limits, knob
+from data.photometric import HsvJitter, photometric_transforms
 from utils.structures import Sample
-
-MOSAIC_GEOMETRIES = ("content", "darknet")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AugmentOptions:
-    """Settings of training augmentation; the defaults are those of darknet's yolov4.cfg."""
-
-    mosaic: float = knob(0.5, "share of training images that are mosaics of four (cfg: mosaic=1 is 0.5)", low=0, high=1)
-    mosaic_geometry: str = knob(
-        "content",
-        "windows and boxes of a mosaic: content shows image instead of fill where it can and cuts boxes to their tile; "
-        "darknet is as in darknet with min_visibility 0, min_side_px 1 (also with letter_box=1, which darknet refuses)",
-        choices=MOSAIC_GEOMETRIES,
-    )
-    mosaic_bound: bool = knob(
-        True, "cut boxes of a mosaic to their tiles; if off (only in darknet's geometry), to the whole mosaic"
-    )
-    max_boxes: int | None = knob(
-        None, "keep at most N random objects per training image (cfg, in darknet's geometry: max)", unit="N", low=1
-    )
-    flip: bool = knob(True, 'mirror half of the images (off if the data set forbids it: "mirror_safe": false)')
-    jitter: float = knob(0.3, "move each margin of the crop by up to this share of the side", low=0, high=0.45)
-    resize: float = knob(1.5, "zoom between 1/resize and resize", low=1, high=10)
-    letterbox: bool = knob(False, "keep the images' aspect ratio, in training and evaluation (cfg: letter_box)")
-    saturation: float = knob(1.5, "multiply or divide the saturation by up to this", low=1, high=100)
-    exposure: float = knob(1.5, "multiply or divide the brightness by up to this", low=1, high=100)
-    hue: float = knob(0.1, "shift the hue by up to this share of the colour circle", low=0, high=0.5)
-    blur: float = knob(0.0, "probability of Gaussian blur", low=0, high=1)
-    noise: float = knob(0.0, "probability of Gaussian noise", low=0, high=1)
-    min_visibility: float = knob(
-        0.2, "drop objects with a smaller share of their area left after all cuts", low=0, high=1
-    )
-    min_side_px: float = knob(2.0, "drop objects with a shorter side left after all cuts", unit="PX", low=0, high=1000)
-    fill: tuple[int, int, int] | None = None  # RGB around the image; None: its mean colour, as in darknet
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-        if self.mosaic_geometry != "darknet" and not self.mosaic_bound:
-            raise UserError("boxes that reach beyond their tile, --no-mosaic-bound, need --mosaic-geometry darknet")
 
 
 class Augmenter:
@@ -72,56 +30,31 @@ class Augmenter:
         self.load = load
         self.images = images
         self._pipelines: dict[tuple[tuple[int, int], tuple[int, int] | None], A.Compose] = {}
-        colour = photometric_transforms(
-            saturation=options.saturation,
-            exposure=options.exposure,
-            hue=options.hue,
-            blur=options.blur,
-            noise=options.noise,
-        )
-        # If no transform needs neighbouring pixels (as blur does), only the pixels that a mosaic shows are computed.
-        pixel_transforms = [each for each in colour if isinstance(each, PixelTransform)]
-        self._is_lazy = len(pixel_transforms) == len(colour)
-        self._lazy_colour = pixel_transforms if self._is_lazy else []
-        self._eager_colour = [] if self._is_lazy else colour
+        self._colour = photometric_transforms(options)
 
     def __call__(self, index: int, input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
         if rng.random() >= self.options.mosaic:
             sample, _ = self._jittered(index, input_hw, rng)
-            sample = _within_input(replace(sample, image=sample.image[:, :]), **self._limits)
+            sample = _within_input(replace(sample, image=sample.image[:, :]), self.options)
         else:
             indices = [index, *rng.integers(self.images, size=3).tolist()]
-            make = self._darknet_mosaic if self.options.mosaic_geometry == "darknet" else self._mosaic
-            sample = make(indices, input_hw, rng)
-        return _at_most(self.options.max_boxes, sample, rng)
+            sample = self._mosaic(indices, input_hw, rng)
+        if self.options.max_boxes is None or len(sample.labels) <= self.options.max_boxes:
+            return sample
+        return sample.where(np.sort(rng.permutation(len(sample.labels))[: self.options.max_boxes]))
 
     def _mosaic(self, indices: list[int], input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
-        tiles = [self._jittered(each, input_hw, rng) for each in indices]
-        return mosaic(
-            [sample for sample, _ in tiles],
-            cut_xy=draw_cut(rng, input_hw),
-            contents=np.stack([content for _, content in tiles]),
-            **self._limits,
-        )
-
-    def _darknet_mosaic(self, indices: list[int], input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
-        """Push half of the crops into the corner of their image that is the mosaic's, and join four of them."""
-        tiles = []
-        for tile, each in enumerate(indices):
+        """Join four crops. In darknet's geometry half of them come from the image's corner that is the mosaic's."""
+        is_darknet = self.options.mosaic_geometry == "darknet"
+        samples, contents = [], []
+        for tile, index in enumerate(indices):
             row, column = divmod(tile, 2)
-            corner = (column, row) if rng.random() < 0.5 else None
-            tiles.append(self._jittered(each, input_hw, rng, corner))
-        return darknet_mosaic(
-            [_within_input(sample, **self._limits) for sample, _ in tiles],
-            cut_xy=draw_cut(rng, input_hw),
-            contents=np.stack([content for _, content in tiles]),
-            bound=self.options.mosaic_bound,
-            **self._limits,
-        )
-
-    @property
-    def _limits(self) -> dict[str, float]:
-        return {"min_visibility": self.options.min_visibility, "min_side_px": self.options.min_side_px}
+            corner = (column, row) if is_darknet and rng.random() < 0.5 else None
+            sample, content = self._jittered(index, input_hw, rng, corner)
+            samples.append(_within_input(sample, self.options) if is_darknet else sample)
+            contents.append(content)
+        join = darknet_mosaic if is_darknet else mosaic
+        return join(samples, self.options, cut_xy=draw_cut(rng, input_hw), contents=np.stack(contents))
 
     def _jittered(
         self,
@@ -132,87 +65,56 @@ class Augmenter:
     ) -> tuple[Sample, np.ndarray]:
         """Return the image warped to the input, and (4,) xyxy where it lies there; boxes may reach outside.
 
-        The Sample's image may be a Warped, which only supports slicing. Corners are passed as albumentations keypoints,
-        because its boxes come back clipped, without the area that `min_visibility` needs. Keypoints are pixel centres,
-        half a pixel off the edges.
+        The Sample's image may be a Warped, which only supports slicing. All four corners are passed as albumentations
+        keypoints, because its boxes come back clipped, without the area that `min_visibility` needs. Keypoints are
+        pixel centres, half a pixel off the edges.
         """
         source = self.load(index)
         height, width = source.image.shape[:2]
         boxes = np.concatenate([np.array([[0, 0, width, height]], np.float32), source.boxes])
-        # All transforms draw from one stream: Compose.set_random_seed would give each the same numbers.
+        # All transforms draw from one stream: set_random_seed would give each the same numbers.
         pipeline = self._pipeline(input_hw, corner)
         state = rng, random.Random(int(rng.integers(2**31)))
         pipeline.set_random_state(*state)
-        result = pipeline(image=source.image, keypoints=_corners(boxes) - 0.5)
+        corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
+        result = pipeline(image=source.image, keypoints=corners - 0.5)
         corners = result["keypoints"].reshape(-1, 4, 2) + 0.5
         boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
-        sample = Sample(
-            image=cast(np.ndarray, self._warped(pipeline, corners[0], state)) if self._is_lazy else result["image"],
-            boxes=boxes[1:],
-            labels=source.labels,
-            is_crowd=source.is_crowd,
-            image_id=source.image_id,
-            path=source.path,
-        )
-        return sample, boxes[0]
+        image = cast(np.ndarray, self._warped(pipeline, corners[0], state))
+        return replace(source, image=image, boxes=boxes[1:]), boxes[0]
 
     def _warped(
         self, pipeline: A.Compose, corners: np.ndarray, state: tuple[np.random.Generator, random.Random]
-    ) -> Warped:
+    ) -> Warped | np.ndarray:
         """Return the image that `pipeline` has drawn and whose (4, 2) corners it has moved, with colours drawn now."""
-        (crop,) = (each for each in pipeline.transforms if isinstance(each, LazyCrop))
+        (crop,) = (each for each in pipeline.transforms if isinstance(each, JitteredCrop))
         # If mirroring comes before the crop, the crop's source is mirrored already.
         mirrored = crop is pipeline.transforms[0] and corners[0, 0] > corners[1, 0]
-        recolour = []
-        for transform in self._lazy_colour:
+        warped = replace(crop.warped, mirrored=bool(mirrored))
+        for transform in self._colour:
             transform.set_random_state(*state)
-            recolour.append(transform.draw())
-        return replace(crop.warped, mirrored=bool(mirrored), recolour=recolour)
+        if all(isinstance(transform, HsvJitter) for transform in self._colour):
+            return replace(warped, recolour=[transform.draw() for transform in self._colour])
+        image = warped[:, :]  # blur and noise need the whole image
+        for transform in self._colour:
+            image = transform(image=image)["image"]
+        return image
 
     def _pipeline(self, input_hw: tuple[int, int], corner: tuple[int, int] | None) -> A.Compose:
         """Return the transforms of a training image; cached, as multi-scale training returns to few input sizes."""
         if (input_hw, corner) not in self._pipelines:
-            options = self.options
-            crop = (LazyCrop if self._is_lazy else JitteredCrop)(
-                input_hw=input_hw,
-                jitter=options.jitter,
-                resize=options.resize,
-                keep_aspect=options.letterbox,
-                fill=options.fill,
-                corner=corner,
-            )
-            flip = A.HorizontalFlip(p=0.5 if options.flip else 0.0)
+            crop = JitteredCrop(self.options, input_hw, corner)
+            flip = A.HorizontalFlip(p=0.5 if self.options.flip else 0.0)
             self._pipelines[input_hw, corner] = A.Compose(
                 # A corner is that of the image as the mosaic shows it, so mirroring comes first.
-                [*((crop, flip) if corner is None else (flip, crop)), *self._eager_colour],
+                [crop, flip] if corner is None else [flip, crop],
                 keypoint_params=A.KeypointParams("xy", remove_invisible=False, check_each_transform=False),
             )
         return self._pipelines[input_hw, corner]
 
 
-def _corners(boxes: np.ndarray) -> np.ndarray:
-    """(M, 4) xyxy -> (4 * M, 2): all four corners, so that a rotating transform would be right, too."""
-    return boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
-
-
-def _within_input(sample: Sample, *, min_visibility: float, min_side_px: float) -> Sample:
+def _within_input(sample: Sample, options: AugmentOptions) -> Sample:
     """Clip boxes to the input, and drop those with too little left."""
     height, width = sample.image.shape[:2]
     cut = clip_boxes(sample.boxes, (0, 0, width, height))
-    keep = visible(sample.boxes, cut, sample.is_crowd, min_visibility=min_visibility, min_side_px=min_side_px)
-    return Sample(
-        image=sample.image,
-        boxes=cut[keep],
-        labels=sample.labels[keep],
-        is_crowd=sample.is_crowd[keep],
-        image_id=sample.image_id,
-        path=sample.path,
-    )
-
-
-def _at_most(count: int | None, sample: Sample, rng: np.random.Generator) -> Sample:
-    """Keep at most `count` objects, drawn at random, in their order."""
-    if count is None or len(sample.labels) <= count:
-        return sample
-    keep = np.sort(rng.permutation(len(sample.labels))[:count])
-    return replace(sample, boxes=sample.boxes[keep], labels=sample.labels[keep], is_crowd=sample.is_crowd[keep])
+    return replace(sample, boxes=cut).where(visible(sample.boxes, cut, sample.is_crowd, options))

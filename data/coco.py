@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data.image_file import image_hw, is_transposed, lies_on_its_side
-from data.image_set import ImageSet, Record, pack
+from data.image_set import FoundObject, ImageSet, Record, pack
 from data.instances import annotation_fault, load_instances
 from data.problems import (
     BROKEN_IMAGE,
@@ -21,7 +18,6 @@ from data.problems import (
     UNKNOWN_CLASS,
     Problems,
     other_size,
-    usable_boxes,
 )
 from utils.errors import UserError
 
@@ -64,20 +60,22 @@ def read(path: Path, split: str) -> ImageSet:
     objects = _objects_by_image(content, category_ids, file.name, problems)
     folder = _image_folder(file, split, [image["file_name"] for image in content["images"]])
     trusted = len(content["images"]) > _OPENED_IMAGES
-    images: list[tuple[Path, int, tuple[int, int]]] = []
+    records = []
     for image in content["images"]:
         image_path = folder / image["file_name"]
         if not image_path.exists():
             problems.add(MISSING_IMAGE, str(image_path))
             continue
-        written_hw = _written_hw(image)
-        is_plausible = trusted and written_hw and not _seems_swapped(written_hw, objects.get(image["id"], []))
+        written_hw, own = _written_hw(image), objects.get(image["id"], [])
+        is_plausible = trusted and written_hw and not _seems_swapped(written_hw, own)
         hw = written_hw if is_plausible else image_hw(str(image_path))
         if hw is None:
             problems.add(BROKEN_IMAGE, str(image_path))
             continue
-        images.append((image_path, image["id"], _boxes_hw(image_path, hw, written_hw, problems)))
-    records = _records(images, objects, problems)
+        hw = _boxes_hw(image_path, hw, written_hw, problems)
+        record = Record.of_objects(image_path, image["id"], hw, own)
+        record.boxes[:, 2:] += record.boxes[:, :2]  # from width and height to right and bottom
+        records.append(record)
     return pack(
         records,
         name=_root(file).name,
@@ -133,18 +131,17 @@ def _image_folder(file: Path, split: str, file_names: list[str]) -> Path:
 
 def _objects_by_image(
     content: dict[str, Any], category_ids: list[int], file_name: str, problems: Problems
-) -> dict[int, list[tuple[list[float], int, bool, str]]]:
-    """Return image id -> (x, y, w, h), label, is_crowd and place of each well-formed annotation."""
+) -> dict[int, list[FoundObject]]:
+    """Return image id -> its well-formed annotations; their boxes are left, top, width and height."""
     label_of = {category: label for label, category in enumerate(category_ids)}
     image_ids = {image["id"] for image in content["images"]}
-    objects: dict[int, list[tuple[list[float], int, bool, str]]] = defaultdict(list)
+    objects: dict[int, list[FoundObject]] = defaultdict(list)
     for row, annotation in enumerate(content["annotations"]):
         place = f"{file_name} annotation {annotation.get('id', f'in row {row}')}"
         fault = annotation_fault(annotation, image_ids, label_of)
         if fault is None:
-            label = label_of[annotation["category_id"]]
-            is_crowd = bool(annotation.get("iscrowd", 0))
-            objects[annotation["image_id"]].append((annotation["bbox"], label, is_crowd, place))
+            label, is_crowd = label_of[annotation["category_id"]], bool(annotation.get("iscrowd", 0))
+            objects[annotation["image_id"]].append(FoundObject(annotation["bbox"], label, is_crowd, place))
         elif fault == UNKNOWN_CLASS:
             problems.add(fault, f"{place} names category {annotation.get('category_id')}")
         else:
@@ -164,7 +161,7 @@ def _written_hw(image: dict[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def _seems_swapped(hw: tuple[int, int], objects: list[tuple[list[float], int, bool, str]]) -> bool:
+def _seems_swapped(hw: tuple[int, int], objects: list[FoundObject]) -> bool:
     """Return whether boxes exceed this size by more than rounding, but fit it with its sides swapped."""
     right = max((box[0] + box[2] for box, *_ in objects), default=0) - 1
     bottom = max((box[1] + box[3] for box, *_ in objects), default=0) - 1
@@ -183,30 +180,3 @@ def _boxes_hw(
         return written_hw or hw
     problems.add(SWAPPED_SIZE, other_size(str(image_path), written_hw, hw))
     return written_hw[::-1]
-
-
-def _records(
-    images: list[tuple[Path, int, tuple[int, int]]],
-    objects: dict[int, list[tuple[list[float], int, bool, str]]],
-    problems: Problems,
-) -> list[Record]:
-    """Make Records of (path, id, (height, width)). All boxes are clipped at once: COCO has 860,000."""
-    rows_by_image = [objects.get(image_id, []) for _, image_id, _ in images]
-    counts = [len(rows) for rows in rows_by_image]
-    rows = list(chain.from_iterable(rows_by_image))
-    boxes = np.array([box for box, *_ in rows], np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    hws = np.repeat(np.array([hw for *_, hw in images], np.float32).reshape(-1, 2), counts, axis=0)
-    boxes, keep = usable_boxes(boxes, hws, [place for *_, place in rows], problems)
-    labels = np.array([label for _, label, _, _ in rows], np.int64)
-    is_crowd = np.array([is_crowd for _, _, is_crowd, _ in rows], bool)
-    records, start = [], 0
-    for (path, image_id, hw), count in zip(images, counts, strict=True):
-        own = start + np.flatnonzero(keep[start : start + count])
-        start += count
-        records.append(
-            Record(
-                path=str(path), image_id=image_id, boxes=boxes[own], labels=labels[own], is_crowd=is_crowd[own], hw=hw
-            )
-        )
-    return records

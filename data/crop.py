@@ -6,42 +6,73 @@ the image, the input shows the fill colour.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 
 from data.albumentations_import import albumentations as A
-from data.geometry import letterbox_placement
-from data.lazy_warp import Warped
+from data.augment_options import AugmentOptions
+from data.geometry import whole_placement
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Warped:
+    """A (*hw, 3) uint8 array that is not computed yet; `warped[rows, columns]` computes that window of it.
+
+    A mosaic shows about a quarter of each of its images; warping and recolouring the rest would take most of the
+    time. matrix: (2, 3), source pixel -> input pixel, both by their centres. fill: RGB around the source. mirrored:
+    flip left and right after the warp. recolour: applied in this order; each must act on single pixels.
+    """
+
+    source: np.ndarray
+    matrix: np.ndarray
+    hw: tuple[int, int]
+    fill: tuple[float, ...]
+    mirrored: bool = False
+    recolour: Sequence[Callable[[np.ndarray], np.ndarray]] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (*self.hw, 3)
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8]:
+        return self.source.dtype
+
+    def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
+        (top, bottom, _), (left, right, _) = (each.indices(side) for each, side in zip(window, self.hw, strict=True))
+        size = (right - left, bottom - top)
+        if min(size) <= 0:
+            return np.empty((max(size[1], 0), max(size[0], 0), 3), self.dtype)
+        if self.mirrored:
+            left = self.hw[1] - right
+        matrix = self.matrix - np.array([[0, 0, left], [0, 0, top]])
+        image = cv2.warpAffine(self.source, matrix, size, flags=cv2.INTER_LINEAR, borderValue=self.fill)
+        if self.mirrored:
+            image = cv2.flip(image, 1)
+        for change in self.recolour:
+            image = change(image)
+        return image
 
 
 class JitteredCrop(A.Affine):  # type: ignore[misc]
-    """Image of any size -> network input of `input_hw`, in one warp.
+    """Image of any size -> network input of `input_hw`, in one warp, kept as `warped`; the image returned is blank.
 
-    jitter: each margin of the crop moves by up to this share of the side. resize: zoom between 1/resize and resize.
-    keep_aspect: start from the letterboxed rectangle instead of the image. fill: RGB, or None for the mean colour of
-    the image, as in darknet. corner: (column, row), each 0 or 1, of the image's corner that the rectangle is pushed
-    into, in the size drawn; None leaves it where it was drawn.
+    With options.letterbox the crop is drawn around the letterboxed rectangle instead of the image. corner: (column,
+    row), each 0 or 1, of the image's corner that the crop is pushed into, in the size drawn; None leaves it in place.
     """
 
-    def __init__(
-        self,
-        *,
-        input_hw: tuple[int, int],
-        jitter: float,
-        resize: float,
-        keep_aspect: bool,
-        fill: tuple[int, int, int] | None,
-        corner: tuple[int, int] | None = None,
-    ) -> None:
-        super().__init__(fill=fill or (0, 0, 0), p=1.0)
+    warped: Warped  # of the last image
+
+    def __init__(self, options: AugmentOptions, input_hw: tuple[int, int], corner: tuple[int, int] | None) -> None:
+        super().__init__(fill=options.fill or (0, 0, 0), p=1.0)
         self.input_hw = input_hw
-        self.jitter = jitter
-        self.resize = resize
-        self.keep_aspect = keep_aspect
-        self.mean_fill = fill is None
+        self.options = options
         self.corner = corner
+        self._blank = np.zeros((*input_hw, 3), np.uint8)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         left, top, width, height = self._rectangle(params["shape"][:2])
@@ -58,11 +89,9 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
         }
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
-        return self._warped(img, params["matrix"])[:, :]
-
-    def _warped(self, img: np.ndarray, matrix: np.ndarray) -> Warped:
-        fill = cv2.mean(img)[:3] if self.mean_fill else self.fill
-        return Warped(source=img, matrix=matrix[:2], hw=self.input_hw, fill=fill)
+        fill = cv2.mean(img)[:3] if self.options.fill is None else self.fill
+        self.warped = Warped(source=img, matrix=params["matrix"][:2], hw=self.input_hw, fill=fill)
+        return self._blank
 
     def _rectangle(self, image_hw: tuple[int, int]) -> tuple[float, float, float, float]:
         """Draw left, top, width and height of the crop, in pixels of the image."""
@@ -77,26 +106,12 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
         """Draw (4,) the distances of the crop's left, right, top and bottom edge from the image's, positive inside."""
         height, width = image_hw
         rng = self.random_generator
-        margins = rng.uniform(-self.jitter, self.jitter, size=4) * (width, width, height, height)
+        margins = rng.uniform(-self.options.jitter, self.options.jitter, size=4) * (width, width, height, height)
         # One number for left and top and one for right and bottom: x and y zoom together.
-        near, far = rng.uniform((1 - self.resize) / 2, (1 - 1 / self.resize) / 2, size=2)
+        near, far = rng.uniform((1 - self.options.resize) / 2, (1 - 1 / self.options.resize) / 2, size=2)
         margins += np.array([near * width, far * width, near * height, far * height])
-        if self.keep_aspect:
-            bars = letterbox_placement(image_hw, self.input_hw)
+        if self.options.letterbox:
+            bars = whole_placement(image_hw, self.input_hw, letterbox=True)
             bar_x, bar_y = bars.left_px / bars.scale_x, bars.top_px / bars.scale_y
             margins -= np.array([bar_x, bar_x, bar_y, bar_y])
         return margins
-
-
-class LazyCrop(JitteredCrop):
-    """A crop that returns a blank image and keeps the pixels as `warped`, to be computed where they are used."""
-
-    warped: Warped  # of the last image
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._blank = np.zeros((*self.input_hw, 3), np.uint8)
-
-    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
-        self.warped = self._warped(img, params["matrix"])
-        return self._blank

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
-
 from data.image_file import image_hw
-from data.image_set import ImageSet, Record, pack, usable_record
+from data.image_set import FoundObject, ImageSet, Record, pack
 from data.problems import BROKEN_IMAGE, BROKEN_LABEL, MISSING_IMAGE, UNKNOWN_CLASS, Problems
 from utils.errors import UserError
 from utils.listing import read_lines
@@ -43,9 +41,9 @@ def read(path: Path, split: str) -> ImageSet:
     """
     file = _data_file(path)
     settings = _settings(file)
-    names_file = _names_file(file, settings)
+    names_file = _find_file(settings["names"], file) if "names" in settings else None
     class_names = _class_names(file, settings, names_file)
-    list_file = _find_file(settings[_KEYS[split]], file, [file.parent, file.parent.parent])
+    list_file = _find_file(settings[_KEYS[split]], file)
     problems, records = Problems(), []
     folders = [file.parent, list_file.parent, file.parent.parent, Path()]
     for image_id, line in enumerate(read_lines(list_file), start=1):
@@ -95,10 +93,6 @@ def _settings(file: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, equals, value in pairs if equals}
 
 
-def _names_file(file: Path, settings: dict[str, str]) -> Path | None:
-    return _find_file(settings["names"], file, [file.parent, file.parent.parent]) if "names" in settings else None
-
-
 def _class_names(file: Path, settings: dict[str, str], names_file: Path | None) -> list[str]:
     """Read the `names` file; without one, name classes as for .weights without names (`models.weights.trained`)."""
     names = None if names_file is None else read_lines(names_file)
@@ -112,16 +106,16 @@ def _class_names(file: Path, settings: dict[str, str], names_file: Path | None) 
     return names or [f"class {label}" for label in range(int(classes))]
 
 
-def _find_file(value: str, file: Path, folders: list[Path]) -> Path:
-    """Resolve a path in a .data file against `folders` or the current one."""
-    for folder in [*folders, Path()]:
+def _find_file(value: str, file: Path) -> Path:
+    """Resolve a path in a .data file against its folder, the folder above, or the current one."""
+    for folder in (file.parent, file.parent.parent, Path()):
         if (folder / value).is_file():
             return folder / value
     raise UserError(f"{file}: names the file {value}, which does not exist.")
 
 
 def _record(image: Path, image_id: int, hw: tuple[int, int], classes: int, problems: Problems) -> Record:
-    rows, places = [], []
+    (height, width), objects = hw, []
     labels = label_file(image)
     text = labels.read_text(encoding="utf-8-sig", errors="replace") if labels else ""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -134,21 +128,10 @@ def _record(image: Path, image_id: int, hw: tuple[int, int], classes: int, probl
         elif not 0 <= row[0] < classes:
             problems.add(UNKNOWN_CLASS, f"{place} names class {row[0]:.0f} of {classes}")
         else:
-            rows.append(row)
-            places.append(place)
-    table = np.array(rows, np.float64).reshape(-1, 5)
-    centre, half = table[:, 1:3], table[:, 3:5] / 2
-    pixels = np.concatenate([centre - half, centre + half], axis=1) * (hw[1], hw[0], hw[1], hw[0])
-    return usable_record(
-        path=str(image),
-        image_id=image_id,
-        boxes=pixels.astype(np.float32),
-        labels=table[:, 0].astype(np.int64),
-        is_crowd=np.zeros(len(table), bool),
-        hw=hw,
-        places=places,
-        problems=problems,
-    )
+            label, x, y, w, h = row
+            box = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
+            objects.append(FoundObject(box, int(label), False, place))
+    return Record.of_objects(image, image_id, hw, objects)
 
 
 def _row(line: str) -> list[float] | None:

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from data.augment import Augmenter, AugmentOptions
+from data.augment import Augmenter
+from data.augment_options import AugmentOptions
 from data.geometry import GREY, as_input, resize
 from data.image_cache import ImageCache, file_stamp, shrunk_hws
 from data.image_file import hw_of_boxes, read_image
 from data.image_set import ImageSet, Record
 from utils.errors import UserError
-from utils.structures import Sample
+from utils.structures import Placement, Sample
 
 log = logging.getLogger(__name__)
-
-# Training images are kept at up to this multiple of the input, so that zooming in still shows detail.
-_DETAIL = 1.5
-
-
-def longest_px_for(largest_hw: tuple[int, int]) -> int:
-    """Return the longer side at which training images are kept for inputs of up to this size."""
-    return int(_DETAIL * max(largest_hw))
 
 
 class SampleKey(NamedTuple):
@@ -37,17 +31,17 @@ class SampleKey(NamedTuple):
     input_hw: tuple[int, int]
 
 
+@dataclass(eq=False)
 class ShrunkImages:
     """index -> Sample, a whole image with its longer side about `longest_px` at most, boxes in its own pixels.
 
     An unreadable image is replaced by the next readable one. The result does not depend on the cache.
     """
 
-    def __init__(self, image_set: ImageSet, *, longest_px: int, cache: ImageCache | None = None) -> None:
-        self.image_set = image_set
-        self.longest_px = longest_px
-        self.cache = cache
-        self._unreadable: set[int] = set()
+    image_set: ImageSet
+    longest_px: int
+    cache: ImageCache | None = None
+    _unreadable: set[int] = field(default_factory=set, init=False)
 
     def __call__(self, index: int) -> Sample:
         count = len(self.image_set)
@@ -55,7 +49,9 @@ class ShrunkImages:
             record = self.image_set[candidate]
             image = self._image(candidate, record)
             if image is not None:
-                return _whole(record, image)
+                height, width = hw_of_boxes(record.hw, image.shape[:2])
+                scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2, np.float32)
+                return _sample(record, image, record.boxes * scale)
         raise UserError(f"{self.image_set.name}: none of its {count} images can be read.")
 
     def _image(self, index: int, record: Record) -> np.ndarray | None:
@@ -78,24 +74,11 @@ class ShrunkImages:
 
 
 class TrainDataset(Dataset[Sample]):
-    """SampleKey -> augmented Sample. longest_px: from `longest_px_for`."""
+    """SampleKey -> augmented Sample."""
 
-    def __init__(
-        self,
-        image_set: ImageSet,
-        *,
-        augment: AugmentOptions,
-        seed: int,
-        longest_px: int,
-        cache: ImageCache | None = None,
-    ) -> None:
-        images = ShrunkImages(image_set, longest_px=longest_px, cache=cache)
-        self.augmenter = Augmenter(augment, images, len(image_set))
+    def __init__(self, images: ShrunkImages, augment: AugmentOptions, seed: int) -> None:
+        self.augmenter = Augmenter(augment, images, len(images.image_set))
         self.seed = seed
-        self.length = len(image_set)
-
-    def __len__(self) -> int:
-        return self.length
 
     def __getitem__(self, key: SampleKey) -> Sample:
         rng = np.random.default_rng([self.seed, key.epoch, key.position])
@@ -109,6 +92,7 @@ class EvalKey(NamedTuple):
     input_hw: tuple[int, int]
 
 
+@dataclass(eq=False)
 class EvalDataset(Dataset[Sample]):
     """EvalKey -> Sample of the whole image, with its Placement.
 
@@ -116,13 +100,9 @@ class EvalDataset(Dataset[Sample]):
     image becomes a grey one with its objects, which then count as missed. resize: one of geometry.RESIZES.
     """
 
-    def __init__(self, image_set: ImageSet, *, letterbox: bool, resize: str = "opencv") -> None:
-        self.image_set = image_set
-        self.letterbox = letterbox
-        self.resize = resize
-
-    def __len__(self) -> int:
-        return len(self.image_set)
+    image_set: ImageSet
+    letterbox: bool
+    resize: str = "opencv"
 
     def __getitem__(self, key: EvalKey) -> Sample:
         record = self.image_set[key.image]
@@ -133,26 +113,16 @@ class EvalDataset(Dataset[Sample]):
         # The annotations' size decides; it nearly always is the image's.
         image = resize(image, hw_of_boxes(record.hw, image.shape[:2]))
         laid, placement = as_input(image, key.input_hw, letterbox=self.letterbox, how=self.resize)
-        return Sample(
-            image=laid,
-            boxes=placement.to_input(record.boxes),
-            labels=record.labels,
-            is_crowd=record.is_crowd,
-            image_id=record.image_id,
-            path=record.path,
-            placement=placement,
-        )
+        return _sample(record, laid, placement.to_input(record.boxes), placement)
 
 
-def _whole(record: Record, image: np.ndarray) -> Sample:
-    """Make the Sample, with boxes scaled from the annotated size to the image's."""
-    height, width = hw_of_boxes(record.hw, image.shape[:2])
-    scale_y, scale_x = image.shape[0] / height, image.shape[1] / width
+def _sample(record: Record, image: np.ndarray, boxes: np.ndarray, placement: Placement | None = None) -> Sample:
     return Sample(
         image=image,
-        boxes=record.boxes * np.array([scale_x, scale_y, scale_x, scale_y], np.float32),
+        boxes=boxes,
         labels=record.labels,
         is_crowd=record.is_crowd,
         image_id=record.image_id,
         path=record.path,
+        placement=placement,
     )

@@ -11,13 +11,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
 from data.digits_scene import draw_scene
+from data.image_set import Record, as_instances
 from utils.errors import UserError
 from utils.flags import parse_flags, resolve
 from utils.knob import knob
@@ -28,11 +28,6 @@ DEFAULT_COUNTS = {"train": 2048, "val": 400, "test": 400}
 _SHARES = (0.6, 0.2, 0.2)
 _MANIFEST = "digits.json"
 _VERSION = 2  # raise it if the same parameters give other images
-
-
-def ensure_digits(root: str | Path) -> Path:
-    """Make the data set with its default parameters at `root` unless it exists."""
-    return make_digits(root)
 
 
 def make_digits(
@@ -92,28 +87,17 @@ def _write_split(
     inks, labels = digits.images[pool].astype(np.float32) / 16, digits.target[pool]
     (root / split).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    records = []
     for i in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), i])
         scene = draw_scene(rng, inks, labels, hw=hw, shift=shift)
-        file_name = f"{i:06d}.png"
-        cv2.imwrite(str(root / split / file_name), scene.image[..., ::-1])
-        images.append({"id": i + 1, "file_name": file_name, "height": hw[0], "width": hw[1]})
-        for (left, top, right, bottom), label in zip(scene.boxes.tolist(), scene.labels.tolist(), strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": i + 1,
-                    "category_id": label + 1,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": (right - left) * (bottom - top),
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
+        path, is_crowd = str(root / split / f"{i:06d}.png"), np.zeros(len(scene.labels), bool)
+        cv2.imwrite(path, scene.image[..., ::-1])
+        records.append(
+            Record(path=path, image_id=i + 1, boxes=scene.boxes, labels=scene.labels, is_crowd=is_crowd, hw=hw)
+        )
     info = {"description": "scenes of handwritten digits", "mirror_safe": False}  # a mirrored 2 is not a 2
-    content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
+    content = {"info": info, **as_instances(records, [str(digit) for digit in range(10)], range(1, 11))}
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
 
 

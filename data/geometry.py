@@ -7,33 +7,24 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
+from data.augment_options import AugmentOptions
 from utils.structures import Placement
 
 GREY = (127, 127, 127)  # darknet fills letterboxes with 0.5
 RESIZES = ("opencv", "darknet")  # how evaluation and detection resize an image to the network input
 
 
-def stretch_placement(source_hw: tuple[int, int], input_hw: tuple[int, int]) -> Placement:
-    """Return the placement that fills the input; the aspect ratio changes."""
-    return Placement(
-        source_hw=source_hw,
-        scale_x=input_hw[1] / source_hw[1],
-        scale_y=input_hw[0] / source_hw[0],
-        left_px=0.0,
-        top_px=0.0,
-    )
+def whole_placement(source_hw: tuple[int, int], input_hw: tuple[int, int], *, letterbox: bool) -> Placement:
+    """Return the placement that fills the input, or with `letterbox` the one in its middle that keeps the aspect ratio.
 
-
-def letterbox_placement(source_hw: tuple[int, int], input_hw: tuple[int, int]) -> Placement:
-    """Return the placement in the middle of the input that keeps the aspect ratio, up to rounding to whole pixels.
-
-    Source: darknet, `image.c`, letterbox_image.
+    The aspect ratio is kept up to rounding to whole pixels. Source: darknet, `image.c`, letterbox_image.
     """
     (height, width), (input_h, input_w) = source_hw, input_hw
-    if input_w * height < input_h * width:
-        inner_h, inner_w = max(1, height * input_w // width), input_w
-    else:
-        inner_h, inner_w = input_h, max(1, width * input_h // height)
+    inner_h, inner_w = input_hw
+    if letterbox and input_w * height < input_h * width:
+        inner_h = max(1, height * input_w // width)
+    elif letterbox:
+        inner_w = max(1, width * input_h // height)
     return Placement(
         source_hw=source_hw,
         scale_x=inner_w / width,
@@ -50,7 +41,7 @@ def as_input(
 
     letterbox: with grey bars at two sides, else stretched. how: one of RESIZES.
     """
-    placement = (letterbox_placement if letterbox else stretch_placement)(image.shape[:2], hw)
+    placement = whole_placement(image.shape[:2], hw, letterbox=letterbox)
     inner_w, inner_h = (round(side) for side in placement.image_px)
     top, left = int(placement.top_px), int(placement.left_px)
     resized = (darknet_resize if how == "darknet" else resize)(image, (inner_h, inner_w))
@@ -104,21 +95,14 @@ def clip_boxes(boxes: np.ndarray, bounds: tuple[float, float, float, float]) -> 
     )
 
 
-def visible(
-    whole: np.ndarray,
-    cut: np.ndarray,
-    is_crowd: np.ndarray,
-    *,
-    min_visibility: float,
-    min_side_px: float,
-) -> np.ndarray:
+def visible(whole: np.ndarray, cut: np.ndarray, is_crowd: np.ndarray, options: AugmentOptions) -> np.ndarray:
     """Return (M,) bool: the objects still worth learning after their boxes `whole` were cut to `cut`.
 
-    An object needs both sides >= min_side_px and a share of its area >= min_visibility. A crowd region needs only some
-    area, since what is left of it is still not background.
+    An object needs the options' min_side_px and min_visibility. A crowd region needs only some area, since what is left
+    of it is still not background.
     """
     sides = cut[:, 2:] - cut[:, :2]
     whole_sides = whole[:, 2:] - whole[:, :2]
     share = sides.prod(axis=1) / np.maximum(whole_sides.prod(axis=1), 1e-9)
-    is_visible = (sides >= min_side_px).all(axis=1) & (share >= min_visibility)
+    is_visible = (sides >= options.min_side_px).all(axis=1) & (share >= options.min_visibility)
     return np.where(is_crowd, (sides > 0).all(axis=1), is_visible)

@@ -111,13 +111,10 @@ class ImageCache:
             os.close(self._descriptor)
 
 
-def open_cache(
-    kind: str, image_set: ImageSet, *, longest_px: int, limit_bytes: int | None = None, folder: Path | None = None
-) -> ImageCache | None:
+def open_cache(kind: str, image_set: ImageSet, *, longest_px: int, limit_bytes: int | None = None) -> ImageCache | None:
     """Return the cache of kind `ram` or `disk`; None for `off`, and with a warning where it cannot be written.
 
-    limit_bytes: by default a quarter of the free memory, or half of the free disk. folder: for `disk`, by default the
-    user's cache folder.
+    `disk` is in the user's cache folder. limit_bytes: by default a quarter of the free memory or half of the free disk.
     """
     if kind == "off":
         return None
@@ -125,7 +122,7 @@ def open_cache(
         if kind == "ram":
             descriptor, free = _memory_file(), free_memory_bytes()
         else:
-            folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolov4-norms"
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolov4-norms"
             descriptor = _disk_file(folder, image_set, longest_px)
             # The blocks that the file already takes count as free, twice because half of the sum is used.
             free = shutil.disk_usage(folder).free + 2 * 512 * os.fstat(descriptor).st_blocks

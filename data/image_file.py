@@ -106,8 +106,8 @@ def _header(path: str) -> _Header | None:
         with open(path, "rb") as file:
             start = file.read(24)
             if start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR":
-                file.seek(8)
-                return _png_header(file)
+                width, height = struct.unpack(">II", start[16:])
+                return (height, width), _png_is_transposed(file)
             if start[:2] == _JPEG_START:
                 file.seek(2)
                 return _jpeg_header(file)
@@ -116,23 +116,15 @@ def _header(path: str) -> _Header | None:
     return None
 
 
-def _png_header(file: BinaryIO) -> _Header:
-    """Walk the chunks; an EXIF one may transpose the image."""
-    hw, kind = (0, 0), b""
-    while kind != b"IEND":
-        head = file.read(8)
-        if len(head) < 8:  # truncated
-            break
+def _png_is_transposed(file: BinaryIO) -> bool:
+    """Walk the chunks up to an EXIF one, which may transpose the image."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
         length, kind = struct.unpack(">I4s", head)
-        if kind == b"IHDR":
-            width, height = struct.unpack(">II", file.read(8))
-            hw = height, width
-            file.seek(length - 8 + 4, 1)
-        elif kind == b"eXIf":
-            return hw, _transposes(file.read(min(length, _MOST_EXIF)))
-        else:
-            file.seek(length + 4, 1)  # with its checksum
-    return hw, False
+        if kind == b"eXIf":
+            return _transposes(file.read(min(length, _MOST_EXIF)))
+        file.seek(length + 4, 1)  # with its checksum
+    return False
 
 
 def _jpeg_header(file: BinaryIO) -> _Header | None:
@@ -157,18 +149,14 @@ def _jpeg_header(file: BinaryIO) -> _Header | None:
 
 
 def _transposes(tiff: bytes) -> bool:
-    return 5 <= _exif_orientation(tiff) <= 8
-
-
-def _exif_orientation(tiff: bytes) -> int:
-    """Return the Orientation tag (0x0112) of the first directory; 1, upright, if there is none."""
+    """Return whether the Orientation tag (0x0112) of the first directory is 5 to 8."""
     order = "<" if tiff[:2] == b"II" else ">"
     try:
         directory = struct.unpack_from(order + "I", tiff, 4)[0]
         for entry in range(struct.unpack_from(order + "H", tiff, directory)[0]):
             tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * entry)
             if tag == 0x0112:
-                return value
+                return 5 <= value <= 8
     except struct.error:
         pass
-    return 1
+    return False

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,11 +16,20 @@ from data.problems import Problems, usable_boxes
 from utils.errors import UserError
 
 
+class FoundObject(NamedTuple):
+    """An object as readers find it. box: four numbers of pixels. place: where it is annotated, for messages."""
+
+    box: Sequence[float]
+    label: int
+    is_crowd: bool
+    place: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """One image on disk: boxes (M, 4) float32 xyxy in source pixels, labels (M,) int64, is_crowd (M,) bool.
 
-    hw: the size that the boxes refer to.
+    hw: the size that the boxes refer to. places: as readers note them for `pack`, see `FoundObject`.
     """
 
     path: str
@@ -29,6 +38,20 @@ class Record:
     labels: np.ndarray
     is_crowd: np.ndarray
     hw: tuple[int, int]
+    places: Sequence[str] = ()
+
+    @classmethod
+    def of_objects(cls, path: Path, image_id: int, hw: tuple[int, int], objects: Sequence[FoundObject]) -> Record:
+        boxes, labels, is_crowd, places = zip(*objects, strict=True) if objects else ((), (), (), ())
+        return cls(
+            path=str(path),
+            image_id=image_id,
+            boxes=np.array(boxes, np.float32).reshape(-1, 4),
+            labels=np.array(labels, np.int64),
+            is_crowd=np.array(is_crowd, bool),
+            hw=hw,
+            places=places,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +97,11 @@ class ImageSet:
     def image_ids(self) -> tuple[int, ...]:
         return tuple(self.ids.tolist())
 
+    @property
+    def owners(self) -> np.ndarray:
+        """(M,) index of each object's image."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
     def ground_truth(self) -> dict[str, Any]:
         """Return COCO's json as a dict: the data set's own file, if it has one; else made from the records.
 
@@ -82,12 +110,7 @@ class ImageSet:
         """
         if self.coco_json is not None:
             return usable_instances(Path(self.coco_json))
-        categories = zip(self.category_ids, self.class_names, strict=True)
-        return {
-            "images": [self._coco_image(self[index]) for index in range(len(self))],
-            "annotations": self._coco_annotations(),
-            "categories": [{"id": category, "name": name} for category, name in categories],
-        }
+        return as_instances(map(self.__getitem__, range(len(self))), self.class_names, self.category_ids)
 
     def sample(self, images: int) -> ImageSet:
         """Draw up to `images` images without replacement, in the order drawn.
@@ -108,52 +131,30 @@ class ImageSet:
             starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         )
 
-    def shares_images_with(self, other: ImageSet) -> int:
-        """Return the number of image files that are in both sets."""
-        return len(np.intersect1d(self.paths, other.paths))
 
-    def _coco_image(self, record: Record) -> dict[str, Any]:
-        return {
-            "id": record.image_id,
-            "file_name": os.path.basename(record.path),
-            "height": record.hw[0],
-            "width": record.hw[1],
-        }
-
-    def _coco_annotations(self) -> list[dict[str, Any]]:
-        image_ids = np.repeat(self.ids, np.diff(self.starts))
-        annotations = []
-        for number, (image_id, box, label, is_crowd) in enumerate(
-            zip(image_ids, self.boxes, self.labels, self.is_crowd, strict=True), start=1
-        ):
-            left, top, right, bottom = box.tolist()
+def as_instances(
+    records: Iterable[Record], class_names: Sequence[str], category_ids: Sequence[int]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return Records as COCO's json."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for record in records:
+        name, (height, width) = os.path.basename(record.path), record.hw
+        images.append({"id": record.image_id, "file_name": name, "height": height, "width": width})
+        objects = zip(record.boxes.tolist(), record.labels.tolist(), record.is_crowd.tolist(), strict=True)
+        for (left, top, right, bottom), label, is_crowd in objects:
             annotations.append(
                 {
-                    "id": number,
-                    "image_id": int(image_id),
-                    "category_id": self.category_ids[label],
+                    "id": len(annotations) + 1,
+                    "image_id": record.image_id,
+                    "category_id": category_ids[label],
                     "bbox": [left, top, right - left, bottom - top],
                     "area": (right - left) * (bottom - top),
                     "iscrowd": int(is_crowd),
                 }
             )
-        return annotations
-
-
-def usable_record(
-    *,
-    path: str,
-    image_id: int,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    is_crowd: np.ndarray,
-    hw: tuple[int, int],
-    places: Sequence[str],
-    problems: Problems,
-) -> Record:
-    """Make a Record of the objects whose boxes are usable (`usable_boxes`). places: M of them, for messages."""
-    boxes, keep = usable_boxes(boxes, hw, places, problems)
-    return Record(path=path, image_id=image_id, boxes=boxes[keep], labels=labels[keep], is_crowd=is_crowd[keep], hw=hw)
+    categories = [{"id": number, "name": name} for number, name in zip(category_ids, class_names, strict=True)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def pack(
@@ -169,7 +170,9 @@ def pack(
     coco_json: str | None = None,
     mirror_safe: bool = True,
 ) -> ImageSet:
-    """Pack Records into an ImageSet. Raises UserError if there are none, no class, or two classes of one name.
+    """Pack Records into an ImageSet, with those of their objects whose boxes are usable (`usable_boxes`).
+
+    Raises UserError if there are no Records, no class, or two classes of one name.
 
     source: the file that lists the images, for messages. classes_source: the file that names the classes, if another.
     """
@@ -181,6 +184,11 @@ def pack(
     repeated = [name for name, count in Counter(class_names).items() if count > 1]
     if repeated:
         raise UserError(f"{classes_source or source}: names the class '{repeated[0]}' more than once; rename one.")
+    counts = [len(record.labels) for record in records]
+    hws = np.array([record.hw for record in records], np.int32)
+    boxes = np.concatenate([record.boxes for record in records]).astype(np.float32)
+    places = [place for record in records for place in record.places]
+    boxes, keep = usable_boxes(boxes, np.repeat(hws, counts, axis=0), places, problems)
     return ImageSet(
         name=name,
         split=split,
@@ -189,11 +197,11 @@ def pack(
         problems=problems,
         paths=np.array([os.fsencode(record.path) for record in records]),
         ids=np.array([record.image_id for record in records], np.int64),
-        hws=np.array([record.hw for record in records], np.int32),
-        boxes=np.concatenate([record.boxes for record in records]).astype(np.float32),
-        labels=np.concatenate([record.labels for record in records]).astype(np.int64),
-        is_crowd=np.concatenate([record.is_crowd for record in records]).astype(bool),
-        starts=np.concatenate([[0], np.cumsum([len(record.labels) for record in records])]).astype(np.int64),
+        hws=hws,
+        boxes=boxes[keep],
+        labels=np.concatenate([record.labels for record in records]).astype(np.int64)[keep],
+        is_crowd=np.concatenate([record.is_crowd for record in records]).astype(bool)[keep],
+        starts=np.concatenate([[0], np.cumsum(keep)])[np.cumsum([0, *counts])],
         coco_json=coco_json,
         mirror_safe=mirror_safe,
     )

@@ -33,17 +33,13 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """One image, video or webcam (its number). frames: the expected number, 0 if unknown.
-
-    opens: whether a video could be opened when it was found.
-    """
+    """One image, video or webcam (its number). frames: the expected number, 0 if unknown."""
 
     path: Path
     is_video: bool = False
     webcam: int | None = None
     frames: int = 1
     fps: float = 0.0
-    opens: bool = True
 
     def read(self) -> Iterator[Frame]:
         if self.is_video:
@@ -85,41 +81,37 @@ def find_sources(names: Sequence[str]) -> list[Source]:
 def _sources_of(name: str) -> Iterator[Source]:
     path = Path(os.path.expanduser(name))  # unlike Path.expanduser, leaves `~tmp.png` as it is
     if name.isdigit() and not path.exists():
-        yield _openable(_video(Path(f"webcam{name}"), webcam=int(name)), "no such webcam")
+        yield _video(Path(f"webcam{name}"), webcam=int(name), complaint="no such webcam")
     elif path.is_dir():
         yield from _files(sorted(path.iterdir()))
     elif path.is_file():
         if path.suffix.lower() not in {*SUFFIXES, *VIDEOS}:
             raise UserError(f"{path}: its suffix is neither that of an image nor that of a video")
-        for source in _files([path]):
-            yield _openable(source, "cannot be opened as a video")
+        yield from _files([path], complaint="cannot be opened as a video")
     elif glob.has_magic(name):
         yield from _files(sorted(Path(match) for match in glob.glob(name, recursive=True)))
     else:
         raise UserError(f"{path}: no such image, folder or video")
 
 
-def _files(paths: Sequence[Path]) -> Iterator[Source]:
+def _files(paths: Sequence[Path], complaint: str = "") -> Iterator[Source]:
     for path in paths:
         if path.suffix.lower() in VIDEOS:
-            yield _video(path)
+            yield _video(path, complaint=complaint)
         elif path.suffix.lower() in SUFFIXES:
             yield Source(path=path)
 
 
-def _openable(source: Source, complaint: str) -> Source:
-    if source.is_video and not source.opens:
-        raise UserError(f"{source.path}: {complaint}")
-    return source
-
-
-def _video(path: Path, webcam: int | None = None) -> Source:
+def _video(path: Path, *, webcam: int | None = None, complaint: str = "") -> Source:
+    """Probe a video. Raises UserError with the complaint, if there is one, where it cannot be opened."""
     capture = cv2.VideoCapture(str(path) if webcam is None else webcam)
     try:
         opens = capture.isOpened()
         frames, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
     finally:
         capture.release()
+    if complaint and not opens:
+        raise UserError(f"{path}: {complaint}")
     known = opens and webcam is None and math.isfinite(frames)
     return Source(
         path=path,
@@ -127,5 +119,4 @@ def _video(path: Path, webcam: int | None = None) -> Source:
         webcam=webcam,
         frames=max(0, int(frames)) if known else int(not opens),
         fps=fps if math.isfinite(fps) and fps > 0 else _USUAL_FPS,
-        opens=opens,
     )

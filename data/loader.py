@@ -8,25 +8,24 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
-from data.augment import AugmentOptions
-from data.batch import collate
-from data.dataset import EvalDataset, EvalKey, SampleKey, TrainDataset, longest_px_for
-from data.geometry import letterbox_placement
+from data.augment_options import AugmentOptions
+from data.dataset import EvalDataset, EvalKey, SampleKey, ShrunkImages, TrainDataset
+from data.geometry import whole_placement
 from data.image_cache import open_cache
 from data.image_set import ImageSet
 from data.workers import Workers
 from utils.environment import cuda_is_in_use
 from utils.errors import UserError
-from utils.structures import Batch, Sample
+from utils.structures import Batch, Sample, Targets
 
 _BATCHES_PER_SIZE = 10
+_DETAIL = 1.5  # training images are kept at up to this multiple of the input, so that zooming in still shows detail
 
 # The last entry of a seed: shuffling and sizes must not draw the numbers of a Sample (seed, epoch, position).
 _ORDER, _SIZE = 1, 2
@@ -70,27 +69,28 @@ class InputSizes:
         return self.step_px * min(max(round(side_px * factor / self.step_px), smallest, 1), max(largest, 1))
 
 
-class TrainBatchSampler:
+@dataclass(eq=False)
+class TrainBatchSampler(Sampler[list[SampleKey]]):
     """The batches of one epoch as lists of SampleKeys: of each batch the `rank`-th of `ranks` equal slices.
 
     Images that do not fill a last batch sit out the epoch; a set smaller than one batch makes one smaller batch.
     batch_size counts the images of all ranks. Raises UserError if it is not divisible by `ranks`.
     """
 
-    def __init__(
-        self, images: int, *, batch_size: int, sizes: InputSizes, seed: int, rank: int = 0, ranks: int = 1
-    ) -> None:
-        self.images = images
-        self.batch_size = min(batch_size, images)
-        if self.batch_size % ranks:
-            whole = "" if self.batch_size == batch_size else f", all that the {images} images of the set allow,"
-            raise UserError(f"a batch of {self.batch_size} images{whole} is not divisible by the {ranks} ranks.")
-        self.sizes = sizes
-        self.seed = seed
-        self.rank = rank
-        self.ranks = ranks
-        self.epoch = 0
-        self.start_batch = 0
+    images: int
+    batch_size: int
+    sizes: InputSizes
+    seed: int
+    rank: int = 0
+    ranks: int = 1
+    epoch: int = 0
+    start_batch: int = 0
+
+    def __post_init__(self) -> None:
+        whole = f", all that the {self.images} images of the set allow," if self.images < self.batch_size else ""
+        self.batch_size = min(self.batch_size, self.images)
+        if self.batch_size % self.ranks:
+            raise UserError(f"a batch of {self.batch_size} images{whole} is not divisible by the {self.ranks} ranks.")
 
     def __len__(self) -> int:
         return self.images // self.batch_size
@@ -104,21 +104,13 @@ class TrainBatchSampler:
             yield [SampleKey(self.epoch, at, order[at], hw) for at in range(start, start + share)]
 
 
-class BatchKeys(Protocol):
-    """For each batch the keys of its samples, as the dataset takes them."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[list[Any]]: ...
-
-
 class Loader:
-    """Iterable of one Batch per list of keys, made ahead of time by `workers` processes.
+    """Iterable of one Batch per list of keys, the samples' in the dataset, made ahead of time by `workers` processes.
 
     A new iteration ends an older one. If CUDA is in use, the batches are in page-locked memory.
     """
 
-    def __init__(self, dataset: Dataset[Sample], keys: BatchKeys, workers: int) -> None:
+    def __init__(self, dataset: Dataset[Sample], keys: TrainBatchSampler | list[list[EvalKey]], workers: int) -> None:
         self.keys = keys
         self._make = partial(_batch_of, dataset)
         self._workers = Workers(self._make, workers) if workers else None
@@ -170,25 +162,13 @@ def make_train_loader(
     rank: int = 0,
     ranks: int = 1,
     cache: str = "ram",
-    cache_folder: Path | None = None,
 ) -> TrainLoader:
-    """Make the loader of a training. batch_size: over all ranks. cache, cache_folder: of decoded images, for
-    `open_cache`."""
-    if batch_size < 1 or workers < 0 or sizes.multi_scale < 1:
-        raise UserError(
-            f"batch_size={batch_size} must be at least 1, workers={workers} at least 0 "
-            f"and multi_scale={sizes.multi_scale} at least 1."
-        )
+    """Make the loader of a training. batch_size: over all ranks. cache: of decoded images, for `open_cache`."""
     keys = TrainBatchSampler(len(image_set), batch_size=batch_size, sizes=sizes, seed=seed, rank=rank, ranks=ranks)
-    longest_px = longest_px_for(sizes.largest)
-    dataset = TrainDataset(
-        image_set,
-        augment=augment,
-        seed=seed,
-        longest_px=longest_px,
-        cache=open_cache(cache, image_set, longest_px=longest_px, folder=cache_folder),
-    )
-    return TrainLoader(dataset, keys, workers)
+    longest_px = int(_DETAIL * max(sizes.largest))
+    kept = open_cache(cache, image_set, longest_px=longest_px)
+    images = ShrunkImages(image_set, longest_px=longest_px, cache=kept)
+    return TrainLoader(TrainDataset(images, augment, seed), keys, workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +213,29 @@ def make_eval_loader(
 
 def rect_hw(hws: np.ndarray, input_hw: tuple[int, int], step_px: int) -> tuple[int, int]:
     """Return the smallest input, in steps of step_px, that shows letterboxed images (N, 2) as large as `input_hw`."""
-    inner = np.array([letterbox_placement((h, w), input_hw).image_px[::-1] for h, w in hws.tolist()]).max(axis=0)
+    placements = [whole_placement((h, w), input_hw, letterbox=True) for h, w in hws.tolist()]
+    inner = np.array([placement.image_px[::-1] for placement in placements]).max(axis=0)
     steps = np.ceil(np.round(inner) / step_px).astype(int)
     height, width = np.minimum(step_px * steps, input_hw).tolist()
     return height, width
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Collate Samples of one size; images (N, 3, H, W) RGB keep the samples' type. Samples may have no objects."""
+    images = np.stack([sample.image for sample in samples]).transpose(0, 3, 1, 2)
+    image_index = np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples])
+    return Batch(
+        images=torch.from_numpy(np.ascontiguousarray(images)),
+        targets=Targets(
+            boxes=torch.from_numpy(np.concatenate([sample.boxes for sample in samples])),
+            labels=torch.from_numpy(np.concatenate([sample.labels for sample in samples])),
+            image_index=torch.from_numpy(image_index),
+            is_crowd=torch.from_numpy(np.concatenate([sample.is_crowd for sample in samples])),
+        ),
+        image_ids=tuple(sample.image_id for sample in samples),
+        paths=tuple(sample.path for sample in samples),
+        placements=tuple(sample.placement for sample in samples),
+    )
 
 
 def _batch_of(dataset: Dataset[Sample], keys: Sequence[Any]) -> Batch:

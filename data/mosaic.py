@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.augment_options import AugmentOptions
 from data.geometry import clip_boxes, visible
 from utils.structures import Sample
 
@@ -26,58 +27,45 @@ def draw_cut(rng: np.random.Generator, hw: tuple[int, int]) -> tuple[int, int]:
 
 
 def mosaic(
-    samples: Sequence[Sample],
-    *,
-    cut_xy: tuple[int, int],
-    contents: np.ndarray | None = None,
-    min_visibility: float,
-    min_side_px: float,
+    samples: Sequence[Sample], options: AugmentOptions, *, cut_xy: tuple[int, int], contents: np.ndarray
 ) -> Sample:
     """Join four Samples of one size into one of that size.
 
     contents: (4, 4) xyxy, where the image is within each sample (the rest is fill); a tile's window moves so that it
-    shows content where it can. Boxes may reach beyond their sample, so that `min_visibility` is a share of the whole
-    object. They are cut to their tile.
+    shows content where it can. Boxes may reach beyond their sample, so that options.min_visibility is a share of the
+    whole object. They are cut to their tile.
     """
-    hw = _hw(samples)
-    if contents is None:
-        contents = np.array([[0, 0, hw[1], hw[0]]] * 4)
-    tiles = _tiles(contents, cut_xy, hw)
+    tiles = _tiles(contents, cut_xy, samples[0].image.shape[:2])
     boxes, kept = [], []
     for sample, tile in zip(samples, tiles, strict=True):
         whole = sample.boxes + tile.shift
         cut = clip_boxes(whole, tile.bounds)
         boxes.append(cut)
-        kept.append(visible(whole, cut, sample.is_crowd, min_visibility=min_visibility, min_side_px=min_side_px))
+        kept.append(visible(whole, cut, sample.is_crowd, options))
     return _joined(samples, tiles, boxes, kept)
 
 
 def darknet_mosaic(
-    samples: Sequence[Sample],
-    *,
-    cut_xy: tuple[int, int],
-    contents: np.ndarray,
-    bound: bool,
-    min_visibility: float,
-    min_side_px: float,
+    samples: Sequence[Sample], options: AugmentOptions, *, cut_xy: tuple[int, int], contents: np.ndarray
 ) -> Sample:
     """Join four Samples as darknet does. Boxes must be cut to their samples before, as darknet's loader does.
 
-    bound: the cfg's `mosaic_bound`. With it boxes have whole pixels and are cut to their tile; without it, they are cut
-    only to the whole mosaic, and may reach into the neighbouring tile, over pixels of another image. Either way a box
-    is kept if its sides are longer than `min_side_px` and shorter than the mosaic's.
+    With options.mosaic_bound boxes have whole pixels and are cut to their tile; without it, they are cut only to the
+    whole mosaic, and may reach into the neighbouring tile, over pixels of another image. Either way a box is kept if
+    its sides are longer than options.min_side_px and shorter than the mosaic's.
     """
-    height, width = hw = _hw(samples)
+    height, width = hw = samples[0].image.shape[:2]
     tiles = _tiles(_contents_of_darknet(contents, hw), cut_xy, hw)
     boxes, kept = [], []
     for sample, tile in zip(samples, tiles, strict=True):
         whole = sample.boxes + tile.shift
-        cut = clip_boxes(np.trunc(whole), tile.bounds) if bound else clip_boxes(whole, (0, 0, width, height))
+        cut = clip_boxes(np.trunc(whole), tile.bounds)
+        if not options.mosaic_bound:
+            cut = clip_boxes(whole, (0, 0, width, height))
         sides = cut[:, 2:] - cut[:, :2]
-        fits = ((sides > min_side_px) & (sides < (width, height))).all(axis=1)
-        seen = visible(whole, cut, sample.is_crowd, min_visibility=min_visibility, min_side_px=min_side_px)
+        fits = ((sides > options.min_side_px) & (sides < (width, height))).all(axis=1)
         boxes.append(cut)
-        kept.append(seen & (fits | sample.is_crowd))
+        kept.append(visible(whole, cut, sample.is_crowd, options) & (fits | sample.is_crowd))
     return _joined(samples, tiles, boxes, kept)
 
 
@@ -145,8 +133,3 @@ def _joined(
         image_id=samples[0].image_id,
         path=" + ".join(dict.fromkeys(sample.path for sample in samples)),
     )
-
-
-def _hw(samples: Sequence[Sample]) -> tuple[int, int]:
-    height, width = samples[0].image.shape[:2]
-    return height, width

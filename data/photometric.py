@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import cv2
 import numpy as np
 
 from data.albumentations_import import albumentations as A
-
-
-@runtime_checkable
-class PixelTransform(Protocol):
-    """An albumentations transform that acts on single pixels: of a mosaic, only the visible ones need it."""
-
-    def set_random_state(self, random_generator: np.random.Generator, py_random: random.Random) -> Any: ...
-
-    def draw(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Draw the parameters for one image, as a whole image's transform would. Returns the change of its pixels."""
+from data.augment_options import AugmentOptions
 
 
 class HsvJitter(A.ImageOnlyTransform):  # type: ignore[misc]
-    """Darknet's colour jitter on 8-bit HSV, where OpenCV's hue is 0..179. A `PixelTransform`.
+    """Darknet's colour jitter on 8-bit HSV, where OpenCV's hue is 0..179.
 
     saturation, exposure: >= 1; S and V are multiplied by a factor drawn from 1..s and inverted half of the time. hue:
     shift by up to this share of the colour circle, either way. Source: darknet, `image_opencv.cpp`,
@@ -45,6 +35,7 @@ class HsvJitter(A.ImageOnlyTransform):  # type: ignore[misc]
         }
 
     def draw(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Draw the parameters for one image. Returns the change of its pixels, of which a mosaic needs only a part."""
         return partial(self.apply, **self.get_params())
 
     def apply(
@@ -67,15 +58,13 @@ class HsvJitter(A.ImageOnlyTransform):  # type: ignore[misc]
         return factor if self.random_generator.random() < 0.5 else 1 / factor
 
 
-def photometric_transforms(
-    *, saturation: float, exposure: float, hue: float, blur: float, noise: float
-) -> list[A.BasicTransform]:
-    """Build the transforms that are on. blur, noise: probabilities; kernels are 3 to 7 px, noise 2 to 10 % of white."""
+def photometric_transforms(options: AugmentOptions) -> list[A.BasicTransform]:
+    """Build the transforms that are on. Kernels of the blur are 3 to 7 px, noise is 2 to 10 % of white."""
     transforms: list[A.BasicTransform] = []
-    if (saturation, exposure, hue) != (1, 1, 0):
-        transforms.append(HsvJitter(saturation=saturation, exposure=exposure, hue=hue))
-    if blur:
-        transforms.append(A.GaussianBlur(blur_limit=(3, 7), p=blur))
-    if noise:
-        transforms.append(A.GaussNoise(std_range=(0.02, 0.1), p=noise))
+    if (options.saturation, options.exposure, options.hue) != (1, 1, 0):
+        transforms.append(HsvJitter(saturation=options.saturation, exposure=options.exposure, hue=options.hue))
+    if options.blur:
+        transforms.append(A.GaussianBlur(blur_limit=(3, 7), p=options.blur))
+    if options.noise:
+        transforms.append(A.GaussNoise(std_range=(0.02, 0.1), p=options.noise))
     return transforms

@@ -70,15 +70,13 @@ def other_size(place: str, annotated_hw: Sequence[int], hw: Sequence[int]) -> st
 
 
 def usable_boxes(
-    boxes: np.ndarray, hw: tuple[int, int] | np.ndarray, places: Sequence[str], problems: Problems
+    boxes: np.ndarray, hws: np.ndarray, places: Sequence[str], problems: Problems
 ) -> tuple[np.ndarray, np.ndarray]:
     """Clip (M, 4) xyxy boxes to their image. Returns the clipped (M, 4), and (M,) bool: the boxes to keep.
 
-    A box needs 1 px of both sides within the image. hw: height and width of the image, or (M, 2) of each box's image.
-    places: M of them, for messages.
+    A box needs 1 px of both sides within the image. hws: (M, 2), of each box's image. places: M of them, for messages.
     """
-    limits = np.broadcast_to(np.asarray(hw, boxes.dtype)[..., [1, 0, 1, 0]], boxes.shape)
-    clipped = boxes.clip(np.zeros_like(boxes), limits)
+    clipped = boxes.clip(0, hws[:, [1, 0, 1, 0]].astype(boxes.dtype))
     keep = ((clipped[:, 2:] - clipped[:, :2]) >= 1).all(axis=1)
     had_area = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(axis=1)
     moved = (np.abs(clipped - boxes) > 1).any(axis=1)  # less is rounding

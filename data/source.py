@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from data import coco, darknet, voc
-from data.digits import ensure_digits
+from data.digits import make_digits
 from data.image_set import ImageSet
 from utils.errors import UserError
 
@@ -58,8 +56,13 @@ def open_image_set(path: str | Path, split: str) -> ImageSet:
     path, reader = _recognized(path)
     if not reader.has_split(path, split):
         raise UserError(f"{path}: has no split '{split}'; it has {', '.join(reader.splits(path)) or 'none'}.")
-    with _without_collection():
+    collects = gc.isenabled()
+    gc.disable()  # it would scan a large set's millions of objects repeatedly, in vain
+    try:
         return reader.read(path, split)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def splits_of(path: str | Path) -> tuple[str, ...]:
@@ -68,22 +71,10 @@ def splits_of(path: str | Path) -> tuple[str, ...]:
     return reader.splits(path)
 
 
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Pause Python's garbage collector, which would scan a large set's millions of objects repeatedly, in vain."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 def _recognized(path: str | Path) -> tuple[Path, AnnotationFormat]:
     """Return the data set's path and the reader of its format."""
     # os.path's expanduser, unlike Path's, leaves the ~ of an unknown user as it is.
-    path = ensure_digits(_BUILT_IN_FOLDER) if str(path) == BUILT_IN else Path(os.path.expanduser(path))
+    path = make_digits(_BUILT_IN_FOLDER) if str(path) == BUILT_IN else Path(os.path.expanduser(path))
     *most, last = (each.EXPECTED for each in _FORMATS)
     expected = f"expected {', '.join(most)} or {last}"
     if not path.exists():

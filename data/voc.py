@@ -6,10 +6,8 @@ import math
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
-
 from data.image_file import SUFFIXES, image_hw, is_transposed
-from data.image_set import ImageSet, Record, pack, usable_record
+from data.image_set import FoundObject, ImageSet, Record, pack
 from data.problems import (
     BROKEN_ANNOTATION,
     BROKEN_IMAGE,
@@ -125,27 +123,17 @@ def _record(
     if hw is None:
         problems.add(BROKEN_IMAGE, f"JPEGImages/{image.name}")
         return None
-    boxes, labels, is_crowd, places = [], [], [], []
+    objects = []
     for number, item in enumerate(tree.iter("object"), start=1):
         place = f"Annotations/{stem}.xml object {number}"
         label, box = label_of.get((item.findtext("name") or "").strip()), _box(item)
         if label is None or box is None:
             problems.add(BROKEN_LABEL, place)
-            continue
-        boxes.append(box)
-        places.append(place)
-        labels.append(label)
-        is_crowd.append((item.findtext("difficult") or "0").strip() == "1")
-    return usable_record(
-        path=str(image),
-        image_id=image_id,
-        boxes=np.array(boxes, np.float32).reshape(-1, 4),
-        labels=np.array(labels, np.int64),
-        is_crowd=np.array(is_crowd, bool),
-        hw=_boxes_hw(f"Annotations/{stem}.xml", tree, image, hw, problems),
-        places=places,
-        problems=problems,
-    )
+        else:
+            is_crowd = (item.findtext("difficult") or "0").strip() == "1"
+            objects.append(FoundObject(box, label, is_crowd, place))
+    hw = _boxes_hw(f"Annotations/{stem}.xml", tree, image, hw, problems)
+    return Record.of_objects(image, image_id, hw, objects)
 
 
 def _box(item: ElementTree.Element) -> list[float] | None:

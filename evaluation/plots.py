@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from evaluation.coco_map import CocoTable
 from utils.draw import class_colour
-from utils.figure import label_axes, literal, new_figure
+from utils.figure import label_axes, literal
 
 _DOTS_PER_INCH = 120
 _LEGEND_CLASSES = 10  # more colours could not be told apart
@@ -161,8 +161,8 @@ def _figure(panels: int, *, width_inches: float, height_inches: float) -> tuple[
     """Return a figure of `panels` axes in at most three columns; without pyplot: no window and no global state."""
     columns = min(panels, 3 if panels != 4 else 2)
     rows = -(-panels // columns)
-    layout = "constrained" if panels > 1 else None
-    figure = new_figure(width_inches * columns, height_inches * rows, layout=layout)
+    size = (width_inches * columns, height_inches * rows)
+    figure = Figure(figsize=size, layout="constrained" if panels > 1 else None)
     return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
 
 

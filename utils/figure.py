@@ -1,16 +1,8 @@
-"""Matplotlib figures in the project's style, drawn without pyplot: no window and no global state."""
+"""Axes of Matplotlib in the project's style."""
 
 from __future__ import annotations
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-
-def new_figure(width_inches: float, height_inches: float, *, layout: str | None = None) -> Figure:
-    figure = Figure(figsize=(width_inches, height_inches), layout=layout)  # type: ignore[arg-type]  # a Literal
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def label_axes(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:

@@ -72,6 +72,10 @@ class Sample:
     path: str
     placement: Placement | None = None
 
+    def where(self, keep: np.ndarray) -> Sample:
+        """Select objects by a mask (M,) bool, or by indices (M',) in their order."""
+        return replace(self, boxes=self.boxes[keep], labels=self.labels[keep], is_crowd=self.is_crowd[keep])
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Targets:

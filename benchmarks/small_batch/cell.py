@@ -119,7 +119,7 @@ def job_of_cell(cell: Cell, source: Source, *, device: str, workers: int) -> Job
 def check_apart(train_set: ImageSet, val_set: ImageSet, test_set: ImageSet) -> None:
     """Raise UserError if the test split shares an image with a split used in training or selection."""
     for seen in (train_set, val_set):
-        if common := test_set.shares_images_with(seen):
+        if common := len({*test_set.paths.tolist()} & {*seen.paths.tolist()}):
             raise UserError(f"{test_set.name}: '{test_set.split}' shares {common} images with '{seen.split}'")
 
 

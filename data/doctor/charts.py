@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from data.box_sizes import owners, relative_sides
+from data.box_sizes import relative_sides
 from data.doctor.classes import all_class_names, class_counts
 from data.doctor.report import COCO_LIMITS_PX
 from data.image_set import ImageSet
-from utils.figure import label_axes, literal, new_figure
+from utils.figure import label_axes, literal
 
 _DOTS_PER_INCH = 110
 _NAMED_CLASSES = 100  # more names would not be legible
@@ -31,7 +32,7 @@ def draw_charts(
     anchors: np.ndarray,
 ) -> None:
     """Write the image. sides: (M, 2) from `input_sides`, for each set. anchors: (A, 2) in input pixels; A may be 0."""
-    figure = new_figure(15, 8.6, layout="constrained")
+    figure = Figure(figsize=(15, 8.6), layout="constrained")
     grid = figure.add_gridspec(2, 3)
     height, width = input_hw
     single = [own[~image_set.is_crowd] for image_set, own in zip(image_sets, sides, strict=True)]
@@ -68,7 +69,8 @@ def _draw_classes(axes: Axes, image_sets: Sequence[ImageSet]) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if len(names) <= _NAMED_CLASSES:
         many = len(names) > 12
-        ticks = [literal(_shortened(names[label])) for label in order]
+        short = [name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…" for name in names]
+        ticks = [literal(short[label]) for label in order]
         axes.set_xticks(range(len(names)), ticks, rotation=90 if many else 0, fontsize=6.5 if many else 9)
     axes.margins(x=0.01)
     label_axes(axes, f"objects of {len(names)} classes", "", "objects")
@@ -76,7 +78,7 @@ def _draw_classes(axes: Axes, image_sets: Sequence[ImageSet]) -> None:
 
 
 def _draw_crowding(axes: Axes, image_sets: Sequence[ImageSet]) -> None:
-    counts = [np.bincount(owners(image_set)[~image_set.is_crowd], minlength=len(image_set)) for image_set in image_sets]
+    counts = [np.bincount(image_set.owners[~image_set.is_crowd], minlength=len(image_set)) for image_set in image_sets]
     most = max(int(count.max()) for count in counts)
     step = most // _BINS + 1
     names = [f"{image_set.split}: {len(image_set):,} images" for image_set in image_sets]
@@ -121,7 +123,3 @@ def _draw_shares(axes: Axes, values: Sequence[np.ndarray], names: Sequence[str],
     axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.legend(frameon=False, loc="upper right", fontsize=9)
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.doctor.finding import Finding
+from data.doctor.finding import Finding, findings_at
 from data.image_set import ImageSet
 
 _UNSEEN = "The network cannot learn them, though each has outputs in every head. Add images, or take them off the list."
@@ -54,7 +54,5 @@ def class_findings(image_sets: Sequence[ImageSet]) -> list[Finding]:
 
 
 def _finding(singular: str, where: str, places: list[str], advice: str, is_note: bool = False) -> list[Finding]:
-    if not places:
-        return []
     kind = (singular, singular.replace("class", "classes", 1).replace("that has", "that have"))
-    return [Finding(kind=kind, where=where, count=len(places), advice=advice, places=tuple(places), is_note=is_note)]
+    return findings_at(places, kind, where, advice, is_note)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import combinations
 
-from data.doctor.finding import Finding
+from data.doctor.finding import Finding, findings_at
 from data.image_set import ImageSet
 
 _PIECE_BYTES = 4096
@@ -41,10 +41,6 @@ def quick_digests(image_set: ImageSet) -> list[bytes]:
     return [_quick_digest(os.fsdecode(path)) for path in image_set.paths]
 
 
-def path_digests(image_set: ImageSet) -> list[bytes]:
-    return [bytes(path) for path in image_set.paths]
-
-
 def _quick_digest(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
@@ -66,9 +62,6 @@ def _finding(
     kind: tuple[str, str], first: ImageSet, second: ImageSet, pairs: list[tuple[int, int]], advice: str
 ) -> list[Finding]:
     """Make the finding of pairs: (index in `second`, index in `first`)."""
-    if not pairs:
-        return []
-    places = tuple(f"{second[index].path} = {first[earlier].path}" for index, earlier in pairs)
+    places = [f"{second[index].path} = {first[earlier].path}" for index, earlier in pairs]
     where = " and ".join(dict.fromkeys([first.split, second.split]))
-    advice = advice.format(first.split, second.split)
-    return [Finding(kind=kind, where=where, count=len(pairs), advice=advice, places=places)]
+    return findings_at(places, kind, where, advice.format(first.split, second.split))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
@@ -46,6 +46,15 @@ class Finding:
         left_out = self.count - len(shown)
         if shown and left_out:
             yield f"      and {left_out:,} more"
+
+
+def findings_at(
+    places: Sequence[str], kind: tuple[str, str], where: str, advice: str, is_note: bool = False
+) -> list[Finding]:
+    """Return the Finding of these places, if there are any."""
+    count = len(places)
+    finding = Finding(kind=kind, where=where, count=count, advice=advice, places=tuple(places), is_note=is_note)
+    return [finding] if places else []
 
 
 def described(image_set: ImageSet, image: int, item: int) -> str:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -17,7 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data.doctor.finding import Finding
+from data.doctor.finding import Finding, findings_at
 from data.doctor.labels import SWAPPED_ADVICE
 from data.image_file import decode, image_hw, is_transposed, lies_on_its_side
 from data.image_set import ImageSet
@@ -102,11 +103,8 @@ def image_findings(image_set: ImageSet, scan: Scan) -> list[Finding]:
         hw, annotated_hw = _pair(scan.hws[index]), _pair(image_set.hws[index])
         kind = SWAPPED_SIZE if lies_on_its_side(hw, annotated_hw) else OTHER_SIZE
         places_of[kind].append(other_size(paths[index], annotated_hw, hw))
-    return [
-        Finding(kind=kind, where=image_set.split, count=len(places), advice=_ADVICE[kind], places=tuple(places))
-        for kind, places in places_of.items()
-        if places
-    ]
+    found = (findings_at(places, kind, image_set.split, _ADVICE[kind]) for kind, places in places_of.items())
+    return list(chain.from_iterable(found))
 
 
 def _pair(hw: np.ndarray) -> tuple[int, int]:

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from data import problems
-from data.augment import AugmentOptions
-from data.box_sizes import owners
-from data.doctor.finding import Finding, described
+from data.augment_options import AugmentOptions
+from data.doctor.finding import Finding, described, findings_at
 from data.image_set import ImageSet
 from utils.boxes import elementwise_iou
 
@@ -60,22 +59,16 @@ def label_findings(image_set: ImageSet) -> list[Finding]:
     ]
     if image_set.is_crowd.all():
         findings.append(Finding(kind=NO_OBJECT, where=where, count=len(image_set), advice=_NO_OBJECT))
-    repeated = repeated_boxes(image_set)
-    if len(repeated):
-        places = _places(image_set, repeated)
-        findings.append(Finding(kind=REPEATED_BOX, where=where, count=len(repeated), advice=_REPEATED, places=places))
-    return findings
+    return findings + findings_at(_places(image_set, repeated_boxes(image_set)), REPEATED_BOX, where, _REPEATED)
 
 
 def tiny_findings(image_set: ImageSet, sides: np.ndarray) -> list[Finding]:
     """Find boxes too small for training. sides: (M, 2) from `input_sides`."""
     least_px = AugmentOptions().min_side_px
     tiny = np.flatnonzero((sides < least_px).any(axis=1) & ~image_set.is_crowd)
-    if not len(tiny):
-        return []
     ending = f"with a side below {least_px:g} px at the network's input"
-    kind, places = (f"box {ending}", f"boxes {ending}"), _places(image_set, tiny)
-    return [Finding(kind=kind, where=image_set.split, count=len(tiny), advice=_TINY, places=places, is_note=True)]
+    kind = (f"box {ending}", f"boxes {ending}")
+    return findings_at(_places(image_set, tiny), kind, image_set.split, _TINY, is_note=True)
 
 
 def repeated_boxes(image_set: ImageSet) -> np.ndarray:
@@ -85,7 +78,7 @@ def repeated_boxes(image_set: ImageSet) -> np.ndarray:
     with an IoU of t their left sides differ by at most (1 - t) / t of a width.
     """
     single = np.flatnonzero(~image_set.is_crowd)
-    boxes, labels, images = image_set.boxes[single], image_set.labels[single], owners(image_set)[single]
+    boxes, labels, images = image_set.boxes[single], image_set.labels[single], image_set.owners[single]
     order = np.lexsort((boxes[:, 0], labels, images))
     boxes, labels, images = boxes[order].astype(np.float64), labels[order], images[order]
     reach = boxes[:, 0] + (boxes[:, 2] - boxes[:, 0]) * (1 - REPEATED_IOU) / REPEATED_IOU
@@ -104,7 +97,6 @@ def repeated_boxes(image_set: ImageSet) -> np.ndarray:
     return np.sort(single[order[repeated]])
 
 
-def _places(image_set: ImageSet, items: np.ndarray) -> tuple[str, ...]:
-    images = np.searchsorted(image_set.starts, items, side="right") - 1
-    pairs = zip(images.tolist(), items.tolist(), strict=True)
-    return tuple(described(image_set, image, item) for image, item in pairs)
+def _places(image_set: ImageSet, items: np.ndarray) -> list[str]:
+    images = image_set.owners[items]
+    return [described(image_set, image, item) for image, item in zip(images.tolist(), items.tolist(), strict=True)]

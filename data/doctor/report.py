@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -20,9 +20,9 @@ _PLACES_SHOWN = 5
 
 def overview(image_sets: Sequence[ImageSet], sides: Sequence[np.ndarray]) -> Iterator[str]:
     """Yield tables with a column for each split. sides: (M, 2) from `input_sides`, for each."""
-    yield from _table({"": [image_set.split for image_set in image_sets], **_amounts(image_sets)})
+    yield from _table([{"": image_set.split, **_amounts(image_set)} for image_set in image_sets])
     yield ""
-    yield from _table(_boxes(image_sets, sides))
+    yield from _table([_boxes(image_set, own) for image_set, own in zip(image_sets, sides, strict=True)])
     yield ""
     yield from _table(_classes(image_sets))
 
@@ -52,71 +52,58 @@ def verdict(findings: Sequence[Finding], *, every_place: bool) -> Iterator[str]:
                 yield from each.lines(most)
 
 
-def _amounts(image_sets: Sequence[ImageSet]) -> dict[str, list[str]]:
-    rows: dict[str, list[str]] = {}
-    for image_set in image_sets:
-        counts = np.bincount(
-            np.repeat(np.arange(len(image_set)), np.diff(image_set.starts))[~image_set.is_crowd],
-            minlength=len(image_set),
-        )
-        by_area = image_set.hws[np.argsort(image_set.hws.prod(axis=1, dtype=np.int64), kind="stable")]
-        aspects = image_set.hws[:, 1] / image_set.hws[:, 0]
-        cells = {
-            "images": f"{len(image_set):,}",
-            "  without objects": f"{(counts == 0).sum():,}",
-            "objects": f"{counts.sum():,}",
-            "  per image, mean": f"{counts.mean():.1f}",
-            "  per image, most": f"{counts.max():,}",
-            "crowd and difficult, not learned": f"{image_set.is_crowd.sum():,}",
-            "height x width, smallest": _size(by_area[0]),
-            "  median": _size(by_area[len(by_area) // 2]),
-            "  largest": _size(by_area[-1]),
-            "width / height": f"{aspects.min():.2f} to {aspects.max():.2f}",
-        }
-        for name, cell in cells.items():
-            rows.setdefault(name, []).append(cell)
-    return rows
+def _amounts(image_set: ImageSet) -> dict[str, str]:
+    counts = np.bincount(image_set.owners[~image_set.is_crowd], minlength=len(image_set))
+    by_area = image_set.hws[np.argsort(image_set.hws.prod(axis=1, dtype=np.int64), kind="stable")]
+    aspects = image_set.hws[:, 1] / image_set.hws[:, 0]
+    return {
+        "images": f"{len(image_set):,}",
+        "  without objects": f"{(counts == 0).sum():,}",
+        "objects": f"{counts.sum():,}",
+        "  per image, mean": f"{counts.mean():.1f}",
+        "  per image, most": f"{counts.max():,}",
+        "crowd and difficult, not learned": f"{image_set.is_crowd.sum():,}",
+        "height x width, smallest": "x".join(map(str, by_area[0])),
+        "  median": "x".join(map(str, by_area[len(by_area) // 2])),
+        "  largest": "x".join(map(str, by_area[-1])),
+        "width / height": f"{aspects.min():.2f} to {aspects.max():.2f}",
+    }
 
 
-def _boxes(image_sets: Sequence[ImageSet], sides: Sequence[np.ndarray]) -> dict[str, list[str]]:
+def _boxes(image_set: ImageSet, sides: np.ndarray) -> dict[str, str]:
     small, large = COCO_LIMITS_PX
-    rows: dict[str, list[str]] = {"box side, share of the image's": ["" for _ in image_sets]}
-    for image_set, own in zip(image_sets, sides, strict=True):
-        single = ~image_set.is_crowd
-        relative, areas = relative_sides(image_set)[single], own[single].prod(axis=1)
-        kinds = {
-            f"  small, below {small} x {small} px": areas < small**2,
-            "  medium": (areas >= small**2) & (areas < large**2),
-            f"  large, from {large} x {large} px": areas >= large**2,
-        }
-        for percent, name in ((5, "  5 % are below"), (50, "  median"), (95, "  5 % are above")):
-            rows.setdefault(name, []).append(f"{np.percentile(relative, percent):.1%}" if len(relative) else "-")
-        rows.setdefault("boxes at the network's input", []).append("")
-        for name, chosen in kinds.items():
-            rows.setdefault(name, []).append(f"{chosen.mean():.1%}" if len(chosen) else "-")
-    return rows
+    single = ~image_set.is_crowd
+    if single.any():
+        percentiles = np.percentile(relative_sides(image_set)[single], (5, 50, 95))
+        sizes = np.digitize(sides[single].prod(axis=1), (small**2, large**2))
+        cells = [f"{share:.1%}" for share in (*percentiles, *np.bincount(sizes, minlength=3) / len(sizes))]
+    else:
+        cells = ["-"] * 6
+    return {
+        "box side, share of the image's": "",
+        "  5 % are below": cells[0],
+        "  median": cells[1],
+        "  5 % are above": cells[2],
+        "boxes at the network's input": "",
+        f"  small, below {small} x {small} px": cells[3],
+        "  medium": cells[4],
+        f"  large, from {large} x {large} px": cells[5],
+    }
 
 
-def _classes(image_sets: Sequence[ImageSet]) -> dict[str, list[str]]:
+def _classes(image_sets: Sequence[ImageSet]) -> list[dict[str, str]]:
     """Return the objects of each class; of many classes, the most frequent and the rarest ones of the first split."""
     names = all_class_names(image_sets)
-    counts = np.stack([class_counts(image_set, names) for image_set in image_sets], axis=1)
-    order = np.argsort(-counts[:, 0], kind="stable").tolist()
-    rows = {f"objects of {len(names)} classes": ["" for _ in image_sets]}
-    half = _CLASSES_SHOWN // 2
-    left_out = order[half:-half] if len(order) > _CLASSES_SHOWN else []
-    for position, label in enumerate(order):
-        if label not in left_out:
-            rows[f"  {names[label]}"] = [f"{count:,}" for count in counts[label]]
-        elif position == half:
-            rows[f"  {len(left_out)} more"] = [f"{count:,}" for count in counts[left_out].sum(axis=0)]
-    return rows
+    counts = [class_counts(image_set, names) for image_set in image_sets]
+    order = np.argsort(-counts[0], kind="stable").tolist()
+    rows = [(names[label], [label]) for label in order]
+    if len(rows) > _CLASSES_SHOWN:
+        middle = slice(_CLASSES_SHOWN // 2, -_CLASSES_SHOWN // 2)
+        rows[middle] = [(f"{len(order[middle])} more", order[middle])]
+    title = f"objects of {len(names)} classes"
+    return [{title: "", **{f"  {name}": f"{own[labels].sum():,}" for name, labels in rows}} for own in counts]
 
 
-def _size(hw: Iterable[int]) -> str:
-    return "x".join(map(str, hw))
-
-
-def _table(rows: dict[str, list[str]]) -> Iterator[str]:
-    for name, cells in rows.items():
-        yield f"{name:34}{''.join(f'{cell:>14}' for cell in cells)}".rstrip()
+def _table(columns: Sequence[dict[str, str]]) -> Iterator[str]:
+    for name in columns[0]:
+        yield f"{name:34}{''.join(f'{column[name]:>14}' for column in columns)}".rstrip()

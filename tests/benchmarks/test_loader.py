@@ -34,7 +34,8 @@ def test_an_index_of_many_entries_is_small(tmp_path: Path) -> None:
 def test_every_contestant_gets_a_row(tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "BATCH", 2)
     image_set = noise_image_set(tmp_path / "set", 5)
-    rows = benchmark.measure(image_set, size=64, workers=workers, rounds=2, batches=1, folder=tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = benchmark.measure(image_set, size=64, workers=workers, rounds=2, batches=1)
     assert [row["loader"] for row in rows] == list(benchmark.NAMES)
     assert rows[0]["ratio"] == 1
     assert all(row["samples_per_s"] > 0 for row in rows)

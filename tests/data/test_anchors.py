@@ -15,7 +15,7 @@ from data import anchors as page
 from data.anchors import deal_masks, fit_on_unseen, input_shapes, judge, main, read_cfg, with_anchors
 from data.clusters import ShapeFit
 from data.digits import make_digits
-from data.geometry import letterbox_placement, stretch_placement
+from data.geometry import whole_placement
 from data.source import open_image_set
 from tests.data.sets import SCENES, write_coco, write_darknet, write_voc
 from utils.errors import UserError
@@ -68,11 +68,10 @@ def test_shapes_are_those_at_the_networks_input(tmp_path: Path, write, letterbox
     write(tmp_path, "train", SCENES)
     image_set = open_image_set(tmp_path, "train")
     shapes, images = input_shapes(image_set, (96, 128), letterbox)
-    place = letterbox_placement if letterbox else stretch_placement
     expected, owners = [], []
     for index in range(len(image_set)):
         record = image_set[index]
-        laid = place(record.hw, (96, 128)).to_input(record.boxes)
+        laid = whole_placement(record.hw, (96, 128), letterbox=letterbox).to_input(record.boxes)
         expected += (laid[:, 2:] - laid[:, :2]).tolist()
         owners += [index] * len(laid)
     assert len(expected) == 3

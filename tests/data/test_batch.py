@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from data.batch import collate
+from data.loader import collate
 from tests.data.test_augment import no_object, one_object
 from utils.structures import Sample
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data import augment
-from data.augment import Augmenter, AugmentOptions
+from data.augment import Augmenter
+from data.augment_options import AugmentOptions
 from data.crop import JitteredCrop
 from data.mosaic import darknet_mosaic
 from tests.data.test_mosaic import noise_sample
@@ -17,6 +18,7 @@ from utils.structures import Sample
 
 HW = (48, 64)
 DARKNET: dict[str, Any] = {"mosaic_geometry": "darknet", "min_visibility": 0.0, "min_side_px": 1.0}
+BOUND, UNBOUND = (AugmentOptions(mosaic_bound=bound, **DARKNET) for bound in (True, False))
 GREY = {"saturation": 1.0, "exposure": 1.0, "hue": 0.0}
 
 
@@ -151,9 +153,9 @@ def test_a_box_runs_on_into_the_next_tile_unless_bound() -> None:
     box = np.array([[20.0, 10.0, 40.0, 24.0]], np.float32)
     first = Sample(image=empty.image, boxes=box, labels=np.array([7]), is_crowd=np.zeros(1, bool), image_id=1, path="p")
     contents = np.array([[0, 0, 40, 24]] + [[0, 0, 64, 48]] * 3)  # of the first, the left and upper part
-    knobs = {"cut_xy": (30, 24), "contents": contents, "min_visibility": 0.0, "min_side_px": 1.0}
-    leaking = darknet_mosaic([first, empty, empty, empty], bound=False, **knobs)
-    bound = darknet_mosaic([first, empty, empty, empty], bound=True, **knobs)
+    knobs = {"cut_xy": (30, 24), "contents": contents}
+    leaking = darknet_mosaic([first, empty, empty, empty], UNBOUND, **knobs)
+    bound = darknet_mosaic([first, empty, empty, empty], BOUND, **knobs)
     np.testing.assert_array_equal(leaking.boxes, [[20, 10, 40, 24]])  # the tile ends at 30
     np.testing.assert_array_equal(bound.boxes, [[20, 10, 30, 24]])
 
@@ -180,12 +182,7 @@ def test_sides_that_darknet_keeps(box: tuple[float, ...], kept: bool) -> None:
             path="",
         )
         result = darknet_mosaic(
-            [empty, empty, empty, last],
-            cut_xy=(32, 24),
-            contents=np.array([[0, 0, 64, 48]] * 4),
-            bound=False,
-            min_visibility=0.0,
-            min_side_px=1.0,
+            [empty, empty, empty, last], UNBOUND, cut_xy=(32, 24), contents=np.array([[0, 0, 64, 48]] * 4)
         )
         assert len(result.labels) == (kept or is_crowd)  # of a crowd, which darknet does not know, all stays
 
@@ -223,14 +220,7 @@ def test_mosaic_and_letterbox_go_together(bound: bool) -> None:
 
 def test_empty_images() -> None:
     empty = [noise_sample(k, hw=HW, objects=0) for k in range(4)]
-    result = darknet_mosaic(
-        empty,
-        cut_xy=(30, 20),
-        contents=np.array([[0, 0, 64, 48]] * 4),
-        bound=True,
-        min_visibility=0.0,
-        min_side_px=1.0,
-    )
+    result = darknet_mosaic(empty, BOUND, cut_xy=(30, 20), contents=np.array([[0, 0, 64, 48]] * 4))
     assert result.boxes.shape == (0, 4) and result.boxes.dtype == np.float32
 
 

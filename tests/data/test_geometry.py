@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.augment_options import AugmentOptions
 from data.geometry import RESIZES, as_input, clip_boxes, darknet_resize, visible
 from tests.reference import resize as oracle
 
@@ -157,6 +158,7 @@ def test_visibility_is_a_share_of_the_whole_object_but_crowds_always_count() -> 
     whole = np.array([[-90, 0, 10, 10], [-5, 0, 5, 10], [0, 0, 1.5, 10], [-90, 0, 10, 10], [-9, 0, -1, 10]], np.float32)
     cut = clip_boxes(whole, (0, 0, 20, 20))
     crowd = np.array([False, False, False, True, True])
-    seen = visible(whole, cut, crowd, min_visibility=0.2, min_side_px=2)
+    options = AugmentOptions(min_visibility=0.2, min_side_px=2)
+    seen = visible(whole, cut, crowd, options)
     assert seen.tolist() == [False, True, False, True, False]
-    assert visible(whole[:0], cut[:0], crowd[:0], min_visibility=0.2, min_side_px=2).tolist() == []
+    assert visible(whole[:0], cut[:0], crowd[:0], options).tolist() == []

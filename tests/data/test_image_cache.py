@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ SLOT = 60 * 80 * 3  # of noise_set
 def opened(
     kind: str, image_set: ImageSet, folder: Path, limit_bytes: int = 1 << 20, longest_px: int = 99
 ) -> ImageCache:
-    cache = open_cache(kind, image_set, longest_px=longest_px, limit_bytes=limit_bytes, folder=folder / "cache")
+    with patch.dict(os.environ, XDG_CACHE_HOME=str(folder)):
+        cache = open_cache(kind, image_set, longest_px=longest_px, limit_bytes=limit_bytes)
     assert cache is not None
     return cache
 
@@ -80,7 +82,7 @@ def test_no_more_is_kept_than_the_limit(noise_set: ImageSet, tmp_path: Path) -> 
     for index in range(len(noise_set)):
         fill(cache, noise_set, index)
     assert [cache.get(index) is not None for index in range(4)] == [True, True, True, False]
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "yolov4-norms").iterdir()
     assert file.stat().st_blocks * 512 < 4 * SLOT + 8192  # though its nominal size is that of all
 
 
@@ -124,7 +126,7 @@ def test_relative_paths_mean_the_images_of_their_folder(tmp_path: Path, monkeypa
         cache = opened("disk", image_set, tmp_path)
         assert cache.get(0) is None
         kept.append(fill(cache, image_set, 0))
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "yolov4-norms").iterdir())) == 2
     assert not np.array_equal(*kept)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to("one/data")  # another way to the same files
@@ -196,10 +198,11 @@ def test_a_full_disk_is_one_warning_and_no_error(
 
 
 def test_a_folder_that_cannot_be_written_to(
-    noise_set: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    noise_set: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    assert open_cache("disk", noise_set, longest_px=99, folder=tmp_path / "file") is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert open_cache("disk", noise_set, longest_px=99) is None
     assert "no cache of decoded images: " in caplog.text
     assert open_cache("off", noise_set, longest_px=99) is None
 
@@ -211,7 +214,8 @@ def test_by_default_a_share_of_what_is_free(
     cache = open_cache("ram", noise_set, longest_px=99)
     assert cache is not None
     assert cache.images == 2
-    disk = open_cache("disk", noise_set, longest_px=99, folder=tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    disk = open_cache("disk", noise_set, longest_px=99)
     assert disk is not None
     assert disk.images == len(noise_set)
 
@@ -245,7 +249,7 @@ def test_a_set_of_coco_s_size_takes_only_the_space_of_what_is_kept(tmp_path: Pat
         }
     )
     cache = opened("disk", many, tmp_path, limit_bytes=1 << 40, longest_px=624)
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "yolov4-norms").iterdir()
     assert cache.images == 120_000
     assert file.stat().st_size > 50e9
     assert file.stat().st_blocks * 512 < 1e6

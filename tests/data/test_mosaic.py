@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
+from data.augment_options import AugmentOptions
 from data.mosaic import draw_cut, mosaic
 from utils.structures import Sample
 
-LIMITS = {"min_visibility": 0.2, "min_side_px": 2.0}
+OPTIONS = AugmentOptions(min_visibility=0.2, min_side_px=2.0)
+WHOLE = np.array([[0, 0, 80, 64]] * 4)
 
 
 def noise_sample(number: int, hw: tuple[int, int] = (64, 80), objects: int = 5) -> Sample:
@@ -37,7 +39,7 @@ def test_every_kept_box_covers_the_same_pixels_as_in_its_source(seed: int) -> No
     rng = np.random.default_rng(seed)
     samples = [noise_sample(10 * seed + k) for k in range(4)]
     contents = np.sort(rng.uniform(0, 64, (4, 2, 2)), axis=1).reshape(4, 4)
-    result = mosaic(samples, cut_xy=draw_cut(rng, (64, 80)), contents=contents, **LIMITS)
+    result = mosaic(samples, OPTIONS, cut_xy=draw_cut(rng, (64, 80)), contents=contents)
     assert len(result.labels) > 0
     for box, label in zip(result.boxes, result.labels, strict=True):
         source = samples[label // 100 - 10 * seed]
@@ -49,7 +51,7 @@ def test_every_kept_box_covers_the_same_pixels_as_in_its_source(seed: int) -> No
 def test_what_is_dropped_is_hardly_visible() -> None:
     """Oracle: count, pixel by pixel, how much of each object is in the mosaic."""
     samples = [noise_sample(k, objects=12) for k in range(4)]
-    result = mosaic(samples, cut_xy=(40, 32), **LIMITS)
+    result = mosaic(samples, OPTIONS, cut_xy=(40, 32), contents=WHOLE)
     starts = {0: (40, 32), 1: (0, 32), 2: (40, 0), 3: (0, 0)}  # top-left tiles show bottom-right windows
     for k, sample in enumerate(samples):
         window = np.zeros((64, 80), bool)
@@ -62,7 +64,7 @@ def test_what_is_dropped_is_hardly_visible() -> None:
 
 def test_tiles_are_windows_of_the_full_size_images() -> None:
     samples = [noise_sample(k) for k in range(4)]
-    result = mosaic(samples, cut_xy=(30, 20), **LIMITS)
+    result = mosaic(samples, OPTIONS, cut_xy=(30, 20), contents=WHOLE)
     np.testing.assert_array_equal(result.image[:20, :30], samples[0].image[44:, 50:])
     np.testing.assert_array_equal(result.image[:20, 30:], samples[1].image[44:, :50])
     np.testing.assert_array_equal(result.image[20:, :30], samples[2].image[:44, 50:])
@@ -86,8 +88,8 @@ def test_windows_move_to_where_the_content_is() -> None:
                 path="",
             )
         )
-    assert (mosaic(samples, cut_xy=(40, 32), contents=np.stack([content] * 4), **LIMITS).image == 255).all()
-    assert (mosaic(samples, cut_xy=(40, 32), **LIMITS).image == 0).any()
+    assert (mosaic(samples, OPTIONS, cut_xy=(40, 32), contents=np.stack([content] * 4)).image == 255).all()
+    assert (mosaic(samples, OPTIONS, cut_xy=(40, 32), contents=WHOLE).image == 0).any()
 
 
 def test_of_a_crowd_any_remainder_is_kept() -> None:
@@ -102,13 +104,13 @@ def test_of_a_crowd_any_remainder_is_kept() -> None:
             image_id=9,
             path="p",
         )
-        result = mosaic([first, empty, empty, empty], cut_xy=(40, 32), **LIMITS)
+        result = mosaic([first, empty, empty, empty], OPTIONS, cut_xy=(40, 32), contents=WHOLE)
         assert result.is_crowd.tolist() == [True] * is_crowd
         assert (result.image_id, result.path, result.placement) == (9, f"p + {empty.path}", None)
 
 
 def test_four_empty_images() -> None:
-    result = mosaic([noise_sample(k, objects=0) for k in range(4)], cut_xy=(40, 32), **LIMITS)
+    result = mosaic([noise_sample(k, objects=0) for k in range(4)], OPTIONS, cut_xy=(40, 32), contents=WHOLE)
     assert result.boxes.shape == (0, 4)
     assert result.boxes.dtype == np.float32
 

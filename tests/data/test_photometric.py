@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from data.photometric import HsvJitter, PixelTransform, photometric_transforms
+from data.augment_options import AugmentOptions
+from data.photometric import HsvJitter, photometric_transforms
 
 
 def changed(image: np.ndarray, saturation: float = 1, exposure: float = 1, hue: float = 0) -> np.ndarray:
@@ -48,7 +49,7 @@ def test_factors_lie_between_inverse_and_limit_on_both_sides_of_one() -> None:
 
 def test_only_what_is_asked_for_is_built() -> None:
     off = {"saturation": 1.0, "exposure": 1.0, "hue": 0.0, "blur": 0.0, "noise": 0.0}
-    assert photometric_transforms(**off) == []
+    assert photometric_transforms(AugmentOptions(**off)) == []
     for name, value in (("hue", 0.1), ("blur", 0.5), ("noise", 0.5)):
-        (transform,) = photometric_transforms(**{**off, name: value})
-        assert isinstance(transform, PixelTransform) == (name == "hue")
+        (transform,) = photometric_transforms(AugmentOptions(**{**off, name: value}))
+        assert isinstance(transform, HsvJitter) == (name == "hue")

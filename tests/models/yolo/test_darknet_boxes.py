@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cfg.plan import load_plan
 from cfg.yolo import NMS_KINDS, YoloSpec
-from data.geometry import letterbox_placement
+from data.geometry import whole_placement
 from models.yolo.head import RawHead
 from models.yolo.nms import NmsRule, classwise_nms
 from models.yolo.postprocess import DetectionOptions, candidates, postprocess
@@ -85,7 +85,7 @@ def check_letterboxed(heads: Sequence[RawHead], dets: np.ndarray, confidence: fl
     """An image of 640 x 360 in the input: its boxes in shares of its sides, after suppression, in any order."""
     knobs = {"confidence": confidence, "nms_iou": NMS_IOU, "max_detections": None}
     (found,) = postprocess(heads, DetectionOptions(**knobs, nms="default"))
-    place = letterbox_placement(IMAGE_HW, INPUT_HW)
+    place = whole_placement(IMAGE_HW, INPUT_HW, letterbox=True)
     corners = (found.boxes - torch.tensor([place.left_px, place.top_px] * 2)) / torch.tensor(place.image_px * 2)
     centre, size = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
     made = np.concatenate([found.labels[:, None], found.scores[:, None], centre, size], axis=1)
