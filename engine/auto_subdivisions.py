@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cfg.plan import Plan
-from data.batch import collate
+from data.loader import collate
 from engine.build import input_sizes, make_network, make_step
 from engine.ema import WeightAverage
 from models.freeze import freeze
