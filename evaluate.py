@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any, TypedDict
 
 from cfg.parse import CfgError
+from data.annotation_formats import open_image_set
 from data.image_set import ImageSet
-from data.source import open_image_set
 from evaluation.darknet_map import WHY_NOT_COCO, measure_as_darknet
 from evaluation.evaluator import Evaluator
 from evaluation.norm_report import write_norm_report

@@ -28,7 +28,7 @@ from utils.stop import Stop, Stopped
 
 
 def train(job: Job, folder: Path, stop: Stop | None = None) -> None:
-    """Train to the end; best.pt in `folder` then has the best averaged weights, by AP on the validation split.
+    """Train to the end; best.pt in `folder` then has the EMA weights with the highest AP on the validation split.
 
     Raises Stopped if `stop` was requested, after last.pt was written, from which --resume continues.
     """
@@ -36,37 +36,38 @@ def train(job: Job, folder: Path, stop: Stop | None = None) -> None:
     announce(run)
     try:
         if job.checkpoint is None:
-            run.save_last()  # a run that is killed early can be resumed, too
+            run.save_last()  # so that a run that is killed before its first checkpoint can be resumed
         for epoch in range(run.epochs_done, run.epochs):
             for batch in run.batches(epoch):
-                rate = run.schedule.rate(run.steps_done)
+                lr = run.schedule.rate(run.steps_done)
                 for group in run.step.optimizer.param_groups:
-                    group["lr"] = rate * group["lr_scale"]
-                run.statistics_freeze.prepare(run.steps_done)
+                    group["lr"] = lr * group["lr_scale"]
+                run.norm_freeze.set_mode(run.steps_done)
                 losses = run.step(batch)
-                run.average.update(run.network, step=run.steps_done)
-                run.log.losses(run.steps_done, losses, rate=rate, epoch=f"{epoch + 1}/{run.epochs}")
-                run.save_or_stop()
+                run.ema.update(run.network, step=run.steps_done)
+                run.log.losses(run.steps_done, losses, lr=lr, epoch=f"{epoch + 1}/{run.epochs}")
+                run.save_if_due_or_stop()
             run.end_epoch(epoch, run.evaluate() if run.is_evaluation_due(epoch) else None)
         run.ensure_best()
     except Stopped as stopped:
-        stopped.is_kept = run.is_saved or run.save_last()
+        if not run.is_saved:
+            stopped.is_saved = run.save_last()
         raise
     finally:
         run.log.close()
 
 
 def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator:
-    """Give best.pt precise norm statistics, if asked for, and write it as best.safetensors, too.
+    """Recompute the norm statistics of best.pt for --precise-bn, and export it as best.safetensors.
 
-    Returns the evaluator of its weights on the validation split.
+    Returns the evaluator of its weights on the validation split, for the report.
     """
     options, path = job.options, folder / "best.pt"
     best = ranks.broadcast(Checkpoint.from_file(path) if ranks.is_rank_zero() else None)
     assert best is not None
     network = build_network(best, path=str(path)).to(ranks.local_device(pick_device(options.device)))
     if options.optim.freeze:
-        freeze(network, options.optim.freeze)  # their statistics stay as loaded
+        freeze(network, options.optim.freeze)  # so that recalibration skips the norms of frozen layers
     evaluator = make_val_evaluator(job, network, stop)
     if options.norm.precise_bn and not best.is_precise:
         source = recalibrate_on(
@@ -81,7 +82,7 @@ def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator:
         if ranks.is_rank_zero():
             with warn_on_disk_error(path):
                 best.to_file(path)
-            print(f"AP {before:.3f} with running averages, {after:.3f} with {source}, which best.pt now has")
+            print(f"AP {before:.3f} with running averages, {after:.3f} with {source}; best.pt has the latter")
     if ranks.is_rank_zero():
         with warn_on_disk_error(folder / "best.safetensors"):
             best.to_safetensors(folder / "best.safetensors")
@@ -98,8 +99,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 table = finish(job, folder, stop).report(folder)
         except Stopped as stopped:
             if ranks.is_rank_zero():
-                outcome = "nothing is lost" if stopped.is_kept else "but last.pt could not be written and is older"
-                print(f"\nstopped, {outcome}; resume with: python train.py --resume {folder}")
+                outcome = (
+                    "nothing is lost" if stopped.is_saved else "last.pt could not be updated and is of an earlier step"
+                )
+                print(f"\nstopped; {outcome}; resume with: python train.py --resume {folder}")
             return
         if not ranks.is_rank_zero():
             return
@@ -108,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         best = folder / "best.pt"
         print(f"\n{best} on {job.val_set.name} {job.val_set.split}:")
         print(table.summary(), table.class_table(), sep="\n\n")
-        print(f"\nall of it is in {folder}; next: python detect.py --weights {best} IMAGES")
+        print(f"\neverything is in {folder}; next: python detect.py --weights {best} IMAGES")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from benchmarks.main_job import page
 from benchmarks.measured import RESULTS, Row, circumstances, write
 from cfg.settings import cfg_settings
+from data.annotation_formats import open_image_set
 from data.augment_options import AugmentOptions
 from data.loader import InputSizes, TrainLoader, make_train_loader
-from data.source import open_image_set
 from models.blocks import ConvNormAct
 from models.detector import build_network
 from models.network import Network, parameter_groups

@@ -34,12 +34,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measured import RESULTS, Row, against, circumstances, write
 from data.albumentations_import import albumentations as A
+from data.annotation_formats import open_image_set
 from data.augment_options import AugmentOptions
 from data.image_cache import CACHES
 from data.image_set import ImageSet, Record, pack
 from data.loader import InputSizes, TrainLoader, make_train_loader
 from data.problems import Problems
-from data.source import open_image_set
 
 BATCH = 8
 NAMES = ("baseline", "cold", "ram", "disk")

@@ -18,11 +18,11 @@ from cfg.convolution import ConvSpec
 from cfg.edit import with_values
 from cfg.parse import CfgError
 from cfg.plan import Plan, load_plan, parse_plan
+from data.annotation_formats import open_image_set
 from data.augment_options import AugmentOptions
 from data.box_sizes import input_sides
 from data.clusters import RECALL_LIMITS, ShapeFit, best_iou, cluster_shapes, measure_fit, shape_iou
 from data.image_set import ImageSet
-from data.source import open_image_set
 from utils.console import say
 from utils.errors import UserError
 from utils.flags import image_size_knob, parse_flags, resolve

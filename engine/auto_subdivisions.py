@@ -10,7 +10,7 @@ import torch
 from cfg.plan import Plan
 from data.loader import collate
 from engine.build import input_sizes, make_network, make_step
-from engine.ema import WeightAverage
+from engine.ema import ModelEMA
 from models.freeze import freeze
 from models.norms.auto import choose_norm
 from options import TrainOptions
@@ -54,7 +54,7 @@ def subdivisions_that_fit(options: TrainOptions, plan: Plan, device: torch.devic
         freeze(network, options.optim.freeze)
     step = make_step(options, network, network, say=lambda line: None)
     _momentum = [torch.zeros_like(p) for group in step.optimizer.param_groups for p in group["params"]]
-    _average = WeightAverage(network, decay=0.0)
+    _average = ModelEMA(network, decay=0.0)
     largest_hw = plan.net.input_hw if options.multi_scale == 1 else input_sizes(options, plan).largest
     step(noise_batch(options.optim.batch_size // ranks.world_size(), largest_hw).to(device))
     return step.recovery.subdivisions
@@ -68,8 +68,8 @@ def noise_batch(images: int, input_hw: tuple[int, int]) -> Batch:
     sample = Sample(
         image=random.integers(256, size=(height, width, 3), dtype=np.uint8),
         boxes=np.hstack((corners, corners + sides)),
-        labels=np.zeros(_BOXES),
-        is_crowd=np.zeros(_BOXES),
+        labels=np.zeros(_BOXES, np.int64),
+        is_crowd=np.zeros(_BOXES, bool),
         image_id=0,
         path="",
     )

@@ -16,7 +16,7 @@ from models.network import Network
 from utils import ranks
 
 
-class WeightAverage:
+class ModelEMA:
     """`model` is the averaged copy, in eval mode, without gradients.
 
     The decay grows as decay * (1 - exp(-step / warm_up_steps)), so that the random start is soon forgotten. Integer

@@ -10,8 +10,8 @@ from typing import Any
 
 from cfg.plan import Plan, load_plan, parse_plan
 from cfg.settings import cfg_settings
+from data.annotation_formats import BUILT_IN, open_image_set
 from data.image_set import ImageSet
-from data.source import BUILT_IN, open_image_set
 from engine.auto_subdivisions import resolve_subdivisions
 from models.norms.auto import choose_norm
 from models.norms.old_spelling import respelled

@@ -87,12 +87,12 @@ class RunLog:
             self._watched += 1
             yield batch
 
-    def losses(self, step: int, terms: Tensor, *, rate: float, epoch: str) -> None:
+    def losses(self, step: int, terms: Tensor, *, lr: float, epoch: str) -> None:
         """Log the (3,) losses box, objectness, class, per image, of optimizer step number `step` (from 1)."""
         named = _named(terms)
         self._sum += terms.double()
         self._count += 1
-        scalars = {f"train/{name}": value for name, value in (*named.items(), ("lr", rate))}
+        scalars = {f"train/{name}": value for name, value in (*named.items(), ("lr", lr))}
         if self._throughput.steps:
             scalars["speed/images_per_s"] = self._throughput.images_per_s
             scalars["speed/share_waiting_for_data"] = self._throughput.share_waiting

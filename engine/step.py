@@ -23,8 +23,8 @@ from utils.structures import Batch
 class TrainStep:
     """One optimizer step. Call it with a Batch that has its images on the network's device.
 
-    Returns, on the host, the (3,) losses box, objectness, class per image. Every rank calls it with its own share of
-    the batch; the gradient and the losses are those of all.
+    Returns a (3,) CPU tensor: box, objectness and class loss, averaged over the images. Targets are on the CPU. Every
+    rank calls it with its own share of the batch; gradients and losses are reduced over all ranks.
 
     forward: the network, or its DistributedDataParallel wrapper. Raises NotFinite, before anything is updated, if a
     loss or a gradient is NaN or Inf, and UserError if a single image does not fit into memory.
@@ -40,9 +40,9 @@ class TrainStep:
     clip_norm: float | None
 
     def __call__(self, batch: Batch) -> Tensor:
-        images = len(batch) * ranks.world_size()
+        all_images = len(batch) * ranks.world_size()
         for attempt in self.recovery.attempts(len(batch)):
-            with attempt:  # left without an error if memory runs out: the next attempt cuts the batch finer
+            with attempt:  # swallows an out-of-memory error; the next attempt cuts the batch finer
                 self.optimizer.zero_grad(set_to_none=True)
                 losses = torch.zeros(3, device=batch.images.device)
                 parts = list(batch.split(self.recovery.subdivisions))
@@ -52,11 +52,11 @@ class TrainStep:
                     with sync, self.precision.autocast():
                         heads = self.forward(part.pixels())
                     terms = self.criterion(heads, part.targets)
-                    # Divided by the images of the whole batch: the gradient does not depend on how it was cut. Times
-                    # the world size, because DistributedDataParallel averages gradients that have to be added.
-                    torch.autograd.backward(self.precision.scaler.scale(terms.total * (ranks.world_size() / images)))
-                    losses += terms.detached() / images
-            heads = terms = None  # and what a failed attempt holds, before the next one starts
+                    # Divided by all images of this rank's batch, so the gradient does not depend on how it was cut;
+                    # DistributedDataParallel averages over ranks, in the backward of the last mini-batch.
+                    torch.autograd.backward(self.precision.scaler.scale(terms.total * (1 / len(batch))))
+                    losses += terms.detached() / all_images
+            heads = terms = None  # free a failed attempt's graph before the next one starts
 
         losses = ranks.all_reduce_sum(losses)
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
@@ -83,9 +83,8 @@ class TrainStep:
             precision=self.precision,
         )
         return NotFinite(
-            f"step {self.clock.step + 1}: {found} (images of this batch: {_names(batch.paths)}): correct those, or go "
-            "on from last.pt, which holds the weights from before, with --resume and a lower --learning-rate or "
-            "--clip-norm"
+            f"step {self.clock.step + 1}: {found} (images of this batch: {_names(batch.paths)}): correct those, or "
+            "resume from last.pt, which holds earlier weights, with --resume and a lower --learning-rate or --clip-norm"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import build
-from engine.ema import WeightAverage
+from engine.ema import ModelEMA
 from engine.job import Job
 from engine.profiling import profiled
 from engine.runlog import RunLog
@@ -58,9 +58,9 @@ class Trainer:
         self.epochs = -(-self.total_steps // len(self.loader))
         self.schedule = build.make_schedule(options, plan, total_steps=self.total_steps)
         decay = self.schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
-        self.average = WeightAverage(self.network, decay=decay)
-        self.evaluator = make_val_evaluator(job, self.average.model, stop)
-        self.statistics_freeze = StatisticsFreeze(self.network, options.norm, self.total_steps)
+        self.ema = ModelEMA(self.network, decay=decay)
+        self.evaluator = make_val_evaluator(job, self.ema.model, stop)
+        self.norm_freeze = StatisticsFreeze(self.network, options.norm, self.total_steps)
         first_step, self.epochs_done = place_of(
             job.checkpoint, images=len(job.train_set), epoch_steps=len(self.loader), total_steps=self.total_steps
         )
@@ -107,13 +107,13 @@ class Trainer:
         return epoch + 1 == last or (epoch + 1) * evals // last > epoch * evals // last
 
     def evaluate(self) -> CocoTable:
-        """Measure the averaged weights on the validation split, and draw what they find in its first images."""
+        """Measure the EMA weights on the validation split, and draw what they find in its first images."""
         self.save_last()  # an evaluation can take long, and run out of memory
         self.step.optimizer.zero_grad(set_to_none=True)  # it needs the memory more than the old gradients do
-        self.average.agree()
+        self.ema.agree()
         return self.evaluator.measure(show=lambda rgb: self.log.image("predictions", rgb, self.steps_done))
 
-    def save_or_stop(self) -> None:
+    def save_if_due_or_stop(self) -> None:
         """After a step: write last.pt if it is time to. Raises Stopped if a stop was requested on any rank."""
         is_stopped, is_save_due = ranks.any_rank(self.stop.requested, self.log.is_save_due())
         if is_stopped:
@@ -139,12 +139,12 @@ class Trainer:
         """Make a best.pt if there is none: the run was resumed after its last epoch, or the disk was full."""
         (is_missing,) = ranks.any_rank(self.best_ap == float("-inf"))
         if is_missing:
-            self.average.agree()
+            self.ema.agree()
             self.save_best(self.evaluator.measure().AP)
             self.save_last()
 
     def save_best(self, ap: float) -> None:
-        """Write the averaged weights as best.pt; if that fails, they do not count as the best."""
+        """Write the EMA weights as best.pt; if that fails, they do not count as the best."""
         before, self.best_ap = self.best_ap, ap
         if not self.log.save("best.pt", self._checkpoint()):
             self.best_ap = before
@@ -152,7 +152,7 @@ class Trainer:
     def save_last(self) -> bool:
         """Write last.pt, from which training resumes as if it had never stopped. Between batches, by all ranks."""
         training = ResumeState(
-            state=training_state(self.step, self.average),
+            state=training_state(self.step, self.ema),
             log=self.log.state_dict(),
             subdivisions=self.step.recovery.subdivisions,
         )
@@ -169,7 +169,7 @@ class Trainer:
             "amp": self.step.precision.kind,
             "burn_in_steps": self.schedule.burn_in_steps,
             "lr_steps": self.schedule.steps,
-            "ema_decay": self.average.decay,
+            "ema_decay": self.ema.decay,
             "total_steps": self.total_steps,
             "environment": describe(self.device),
         }
@@ -179,7 +179,7 @@ class Trainer:
         network = make_checkpoint(
             self.job.plan,
             options.norm,
-            self.average.model.state_dict(),
+            self.ema.model.state_dict(),
             class_names=self.job.train_set.class_names,
             letterbox=options.augment.letterbox,
         )
@@ -195,7 +195,7 @@ class Trainer:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         assert checkpoint.training is not None
-        restore(self.step, self.average, checkpoint.training.state, checkpoint.weights)
+        restore(self.step, self.ema, checkpoint.training.state, checkpoint.weights)
         self.log.load_state_dict(checkpoint.training.log)
         best = self.folder / "best.pt"
         if ranks.broadcast(best.exists()):

@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.ema import WeightAverage, persistent_buffers
+from engine.ema import ModelEMA, persistent_buffers
 from engine.step import TrainStep
 from utils import ranks
 from utils.clock import BatchAware
 from utils.seed import random_state, set_random_state
 
 
-def training_state(step: TrainStep, average: WeightAverage) -> dict[str, Any]:
+def training_state(step: TrainStep, ema: ModelEMA) -> dict[str, Any]:
     """Return everything that changes in a training: restored, the run continues as if it had never stopped.
 
-    Call it between batches, on all ranks. The averaged weights are not in it: the checkpoint has them.
+    Call it between batches, on all ranks. The EMA weights are not in it: the checkpoint has them.
     """
     own = {  # ranks have equal parameters, but statistics of their own
         "buffers": {name: buffer.cpu() for name, buffer in persistent_buffers(step.network).items()},
-        "averaged_buffers": {name: buffer.cpu() for name, buffer in persistent_buffers(average.model).items()},
+        "averaged_buffers": {name: buffer.cpu() for name, buffer in persistent_buffers(ema.model).items()},
         "norm_histories": norm_histories(step.network),
         "random": random_state(),
     }
@@ -35,14 +35,14 @@ def training_state(step: TrainStep, average: WeightAverage) -> dict[str, Any]:
     }
 
 
-def restore(step: TrainStep, average: WeightAverage, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Load a `training_state` and the averaged weights.
+def restore(step: TrainStep, ema: ModelEMA, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Load a `training_state` and the EMA weights.
 
     If the world size has changed, every rank takes the statistics and histories of rank 0.
     """
     own = state["ranks"][ranks.rank() if len(state["ranks"]) == ranks.world_size() else 0]
     step.network.load_state_dict({**state["network"], **own["buffers"]})
-    average.model.load_state_dict({**weights, **own["averaged_buffers"]})
+    ema.model.load_state_dict({**weights, **own["averaged_buffers"]})
     load_norm_histories(step.network, own["norm_histories"])
     step.optimizer.load_state_dict(state["optimizer"])
     if state["scaler"]:  # empty when the run did not scale its losses

@@ -12,7 +12,7 @@ import torch
 
 import evaluate
 from cfg.plan import parse_plan
-from data.source import open_image_set
+from data.annotation_formats import open_image_set
 from evaluation.darknet_map import measure_as_darknet
 from models.detector import Detector, make_checkpoint
 from models.network import Network

@@ -72,5 +72,5 @@ class BatchClock:
                 listener.batch_ended()
 
     def stepped(self) -> None:
-        """Count an update of the weights by the optimizer."""
+        """Count an optimizer step (with fp16 also one that the gradient scaler skipped)."""
         self.step += 1

@@ -13,9 +13,9 @@ Item = TypeVar("Item")
 
 
 class Stopped(Exception):
-    """The user has stopped the work. is_kept: whether what was done is saved, so that it can be resumed."""
+    """The user has stopped the work. is_saved: whether what was done is saved, so that it can be resumed."""
 
-    is_kept = True
+    is_saved = True
 
 
 class Stop:

@@ -23,8 +23,8 @@ from benchmarks.small_batch.recipes import record_of, settings_of
 from benchmarks.small_batch.sources import Source, prepare
 from benchmarks.tensor_bytes import saved_storages, state_storages
 from cfg.plan import Plan
+from data.annotation_formats import open_image_set
 from data.image_set import ImageSet
-from data.source import open_image_set
 from engine.job import Job, job_of
 from engine.not_finite import NotFinite
 from evaluation.evaluator import Evaluator

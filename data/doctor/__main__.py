@@ -15,6 +15,7 @@ import numpy as np
 
 from cfg.parse import CfgError
 from cfg.plan import load_plan
+from data.annotation_formats import open_image_set, splits_of
 from data.box_sizes import input_sides
 from data.doctor.charts import draw_charts
 from data.doctor.checkup import full_checkup, quick_checkup
@@ -22,7 +23,6 @@ from data.doctor.finding import Finding
 from data.doctor.labels import tiny_findings
 from data.doctor.report import anchor_line, overview, verdict
 from data.image_set import ImageSet
-from data.source import open_image_set, splits_of
 from utils.console import line
 from utils.flags import image_size_knob, parse_flags, resolve
 from utils.knob import knob

@@ -118,12 +118,12 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
         for buffer in (self.ring_mean, self.ring_var, self.ring_along, self.now_mean, self.now_var):
             buffer.resize_(window, self.channels).zero_()
         if self.estimator != "none":
-            groups, numbers = self.patch_shape
-            self.ring_patch.resize_(window, groups, numbers).zero_()
-            self._allocate_covariance(window, self.channels, numbers)
+            groups, patch_len = self.patch_shape
+            self.ring_patch.resize_(window, groups, patch_len).zero_()
+            self._allocate_covariance(window, self.channels, patch_len)
 
-    def _allocate_covariance(self, window: int, channels: int, numbers: int) -> None:
-        self.ring_cov.resize_(window, channels, numbers).zero_()
+    def _allocate_covariance(self, window: int, channels: int, patch_len: int) -> None:
+        self.ring_cov.resize_(window, channels, patch_len).zero_()
 
     def _record(self, y: Tensor, own: Moments, view: ConvView) -> None:
         """Store this mini-batch, and compensate the others for the current weights if these have moved."""
@@ -203,7 +203,7 @@ def _pool(count: Tensor, mean: Tensor, var: Tensor) -> Moments:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrossIterationBatchNormSpec(NormSpec):
-    """CBN."""
+    """CBN and its options."""
 
     name = "cbn"
     summary = "statistics of the last 4 mini-batches, across optimizer steps"
@@ -211,7 +211,8 @@ class CrossIterationBatchNormSpec(NormSpec):
 
     gradient: str = knob(
         "weights",
-        "through the past to the layer's weights (weights, ours); past constant (share, as published); BN's (renorm)",
+        "backward: weights = through the past to the layer's weights (ours), share = past constant (published), "
+        "renorm = plain BN's",
         choices=GRADIENTS,
     )
     estimator: str = knob(

@@ -39,8 +39,8 @@ class CrossIterationBatchNormLite(CrossIterationBatchNorm):
         super().announce(tick)
         self.refresh = tick.index == 0 and tick.step % self.refresh_steps == 0
 
-    def _allocate_covariance(self, window: int, channels: int, numbers: int) -> None:
-        self.shared_cov.resize_(channels, numbers).zero_()
+    def _allocate_covariance(self, window: int, channels: int, patch_len: int) -> None:
+        self.shared_cov.resize_(channels, patch_len).zero_()
         self.now_along.resize_(channels).zero_()
 
     def _record(self, y: Tensor, own: Moments, view: ConvView) -> None:
@@ -67,7 +67,7 @@ class CrossIterationBatchNormLite(CrossIterationBatchNorm):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrossIterationBatchNormLiteSpec(NormSpec):
-    """CBN-lite."""
+    """CBN-lite and its options."""
 
     name = "cbn-lite"
     summary = "as cbn, compensated more coarsely"

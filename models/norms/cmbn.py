@@ -1,27 +1,28 @@
 """CmBN, cross mini-batch normalization: pool the statistics of mini-batches 1..t of the running batch.
 
-The forward is YOLOv4's (Bochkovskiy et al. 2020, section 3.3, figure 4). No publication gives a backward, so it is a
-choice, one of `GRADIENTS`. Positions weight the pool, so mini-batches of unequal size are pooled exactly.
+The forward is YOLOv4's (Bochkovskiy et al. 2020, section 3.3, figure 4), pooled with weights N * H * W, so mini-batches
+of unequal size are pooled exactly. The paper gives no backward, so the gradient is a choice, one of `GRADIENTS`:
 
 - `share`: the exact partial derivative with the earlier mini-batches held constant, which is what autograd gives.
   docs/gradients.md, equation (1).
-- `weights` (CmBN-W, ours): in addition the exact gradient of the pooled statistics to the layer's own weights through
-  the earlier mini-batches. Within a batch the weights stand still, so with P a patch and y = W . P the past mean moves
-  with W as mean(P), and the past second moment as 2 mean(y P): numbers that fit in memory although the activations are
-  gone. As for true batch norm, the gradient is then orthogonal to each filter. Equation (2).
+- `weights` (CmBN-W, ours): in addition the exact gradient to the layer's own weights through the earlier mini-batches'
+  statistics. W is constant within a batch, so with y = W . P and P the patch under the filter, d mean / dW = E[P] and
+  d E[y^2] / dW = 2 E[y P]: small enough to keep after the activations are freed. The gradient is then orthogonal to
+  each filter, as true batch norm's is. Equation (2).
 - `renorm`: pooled values with the mini-batch's own batch-norm gradient, as in batch renormalization.
-- `darknet`: what `batch_normalize=2` computes there on a GPU (convolutional_layer.c, commit 59596d7).
+- `darknet`: what darknet's `batch_normalize=2` computes on a GPU (convolutional_layer.c, commit 59596d7).
 
-Carry-over (ours, with `weights`): a pool that starts again with each batch holds one mini-batch at first, then two.
-With carry the batch before stands in for the mini-batches still to come: after t of n it counts as n - t, compensated
-for the current weights as CBN's `std` does it, and it moves with the layer's weights as the earlier mini-batches do.
-Equation (3). So every mini-batch but the last sees a window of n, for one more copy of the weights, where CBN's ring
-takes n of them.
+Carry-over (ours, with `weights`): without it the pool holds one mini-batch at first, then two. With it the previous
+batch's statistics replace the n - t mini-batches that are still to come, with that weight, compensated for the current
+weights as by CBN's `std`; they have a gradient to the layer's weights as the earlier mini-batches do. Equation (3). So
+every mini-batch but the last sees a window of n. Memory: one more copy of the weights (CBN's ring: n).
+
+C output channels, G groups, K numbers in a patch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
     In the first `burn_in_steps` optimizer steps a mini-batch is normalized by its own statistics, as in batch norm.
 
     The covariance is taken from at least `positions` positions (0 = all) and scaled to the exact variance, so the
-    gradient stays orthogonal to each filter, unless the grid sees hardly any of that variance.
+    gradient stays orthogonal to each filter, unless these positions hold hardly any of that variance.
     """
 
     past_patch: Tensor  # (G, K)
@@ -87,35 +88,35 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
         super().__init__(channels, eps=eps, momentum=momentum, sync=sync)
         self.patch_shape, self.positions = patch_shape, positions  # patch_shape (G, K)
         self.burn_in_steps, self.burns_in = burn_in_steps, False
-        self.is_last = True  # mini-batch of its batch: no later one needs its patches
+        self.is_final = True  # whether this is the batch's last mini-batch: no later one needs its patches
         self.past_patch = self.past_cov = self.pool_patch = self.pool_cov = torch.zeros(())
 
     @torch.no_grad()
     def announce(self, tick: Tick) -> None:
         super().announce(tick)
-        self.is_last = tick.index + 1 == tick.count
+        self.is_final = tick.index + 1 == tick.count
         self.burns_in = tick.step < self.burn_in_steps
-        # Without a forward since the last announcement the pool still is the past.
+        # If no forward ran since the last announcement, the pool equals the past: a no-op.
         self.past_patch, self.past_cov = self.pool_patch, self.pool_cov
 
     def _forget_batch(self) -> None:
         super()._forget_batch()
-        groups, numbers = self.patch_shape
+        groups, patch_len = self.patch_shape
         zero = self.past_mean.new_zeros(())
-        self.past_patch = self.pool_patch = zero.expand(groups, numbers)
-        self.past_cov = self.pool_cov = zero.expand(self.channels, numbers)
+        self.past_patch = self.pool_patch = zero.expand(groups, patch_len)
+        self.past_cov = self.pool_cov = zero.expand(self.channels, patch_len)
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> Tensor:
         if self.burns_in:
             return self.by_own_moments(y, own)
-        if not self.is_last:
+        if not self.is_final:
             self._pool_patches(y, own, pool, view)
         if self.is_first:
             return self.by_own_moments(y, pool)
-        past = self.past_of_batch()
-        share = past.count / pool.count
-        weights = Past(weight=view.weight, share=share, mean=past.mean, patch=self.past_patch, cov=self.past_cov)
-        return self.by_moments(y, pool, past=weights)
+        earlier = self.past_of_batch()
+        share = earlier.count / pool.count
+        past = Past(weight=view.weight, share=share, mean=earlier.mean, patch=self.past_patch, cov=self.past_cov)
+        return self.by_moments(y, pool, past=past)
 
     @torch.no_grad()
     def _pool_patches(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> None:
@@ -128,28 +129,28 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
     def _with_past(self, share: Tensor, mean: Tensor, patch: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
         """Pool mean patch and covariance of the past with others, which hold `share` of the union.
 
-        Covariances pool like variances (Chan et al.). `cov` is overwritten.
+        Covariances pool like variances (Chan et al. 1979). `cov` is overwritten.
         """
-        step = patch - self.past_patch
+        delta = patch - self.past_patch
         cov = cov.lerp_(self.past_cov, 1 - share)
-        add_outer(cov, share * (1 - share) * (mean - self.past_mean), step)
-        return self.past_patch + share * step, cov
+        add_outer(cov, share * (1 - share) * (mean - self.past_mean), delta)
+        return self.past_patch + share * delta, cov
 
 
 class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
     """CmBN with the gradient `weights` and carry-over.
 
-    It keeps the moments, mean patch and covariance of each batch's mini-batches but the last, whose patches are never
-    measured.
+    It keeps the moments, mean patch and covariance of the previous batch: of all its mini-batches but the final one,
+    whose patches are not measured. `last_` is that batch as measured, `now_` compensated for the current weights.
     """
 
     remaining: Tensor  # () mini-batches still to come in this batch
-    last_count: Tensor  # () of the batch before, as measured
+    last_count: Tensor  # () positions
     last_var: Tensor  # (C,)
     last_along: Tensor  # (C,) last_cov . W at the weights it was measured with
     last_patch: Tensor  # (G, K); empty before the first announcement, as is last_cov
     last_cov: Tensor  # (C, K)
-    now_mean: Tensor  # (C,) of the batch before, compensated for this batch's weights
+    now_mean: Tensor  # (C,)
     now_var: Tensor  # (C,)
     slope: Tensor  # (C,) half of d now_var / dW is slope * last_cov
 
@@ -168,16 +169,17 @@ class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
     @torch.no_grad()
     def announce(self, tick: Tick) -> None:
         if not len(self.last_cov):
-            groups, numbers = self.patch_shape
-            self.last_patch.resize_(groups, numbers).zero_()
-            self.last_cov.resize_(self.channels, numbers).zero_()
+            groups, patch_len = self.patch_shape
+            self.last_patch.resize_(groups, patch_len).zero_()
+            self.last_cov.resize_(self.channels, patch_len).zero_()
         super().announce(tick)
         self.remaining.fill_(tick.count - 1 - tick.index)
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments, view: ConvView) -> Tensor:
-        if self.is_last and not self.burns_in:
+        if self.burns_in:
+            return self.by_own_moments(y, own)
+        if self.is_final:
             self._keep_batch(view)
-        if self.is_last or self.burns_in:
             return super().normalize(y, own, pool, view)
         if self.is_first:
             self._compensate(view)
@@ -204,11 +206,11 @@ class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
     def _with_last_batch(self, own: Moments, view: ConvView) -> tuple[Moments, Past]:
         """Return the window's moments, and the part of them that is not this mini-batch's: equation (3)."""
         with torch.no_grad():
-            past = self.past_of_batch()
+            earlier = self.past_of_batch()
             # It stands for mini-batches like this one: with multi-scale the last batch may have had another size.
             count = torch.where(self.last_count > 0, own.count * self.remaining, 0)
             last = Moments(count=count, mean=self.now_mean, var=self.now_var)
-            others = past.merged_with(last)
+            others = earlier.merged_with(last)
             moments = others.merged_with(own)
             share = last.count / others.count.clamp(min=1)
             patch, cov = self._with_past(share, last.mean, self.last_patch, self.slope[:, None] * self.last_cov)
@@ -219,8 +221,8 @@ class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
 class DarknetCrossMiniBatchNorm(BatchStatNorm):
     """CmBN with the gradient `darknet`: every mini-batch weighs the same, whatever its size.
 
-    The pool is m = mean of means, v = mean of max(E[y^2] N / (N - 1), mean^2), var = v - m^2. The backward treats the
-    mini-batch as all of it. Running statistics move after every mini-batch, towards the pool so far.
+    The pool is m = mean of means, v = mean of E[y^2] N / (N - 1), var = v - m^2. The backward treats the mini-batch
+    as the whole pool (alpha = 1). Running statistics move after every mini-batch, towards the pool so far.
     """
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
@@ -238,7 +240,7 @@ class DarknetCrossMiniBatchNorm(BatchStatNorm):
         super().batch_ended()
 
     def as_member(self, own: Moments) -> Moments:
-        """Return `own` with darknet's variance, counting as one: Chan's merge of such is darknet's average."""
+        """Return `own` with darknet's variance and count 1: merging such moments is darknet's plain average."""
         excess = (own.var + own.mean.square()) / (own.count - 1).clamp(min=1)
         return Moments(count=torch.ones_like(own.count), mean=own.mean, var=own.var + excess)
 
@@ -256,7 +258,7 @@ class DarknetCrossMiniBatchNorm(BatchStatNorm):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrossMiniBatchNormSpec(NormSpec):
-    """CmBN."""
+    """CmBN and its options."""
 
     name = "cmbn"
     summary = "statistics of the batch's mini-batches so far"
@@ -264,11 +266,11 @@ class CrossMiniBatchNormSpec(NormSpec):
 
     gradient: str = knob(
         "weights",
-        "to the layer's weights through all pooled mini-batches (weights, ours); autograd's (share); darknet's "
-        "(darknet); BN's (renorm)",
+        "backward: weights = to the layer's weights through all pooled mini-batches (ours), share = autograd's, "
+        "darknet = darknet's, renorm = plain BN's",
         choices=GRADIENTS,
     )
-    carry: bool = knob(False, "the batch before stands in for the mini-batches still to come (ours; gradient=weights)")
+    carry: bool = knob(False, "the previous batch replaces the mini-batches still to come (ours; gradient=weights)")
     burn_in_steps: int | None = knob(
         None, "optimizer steps of plain batch norm at the start (gradient=weights; default 0, with carry 100)", low=0
     )
@@ -276,11 +278,10 @@ class CrossMiniBatchNormSpec(NormSpec):
     sync: bool = knob(False, "pool over the ranks of a torchrun job too (gradient=weights, share)")
 
     def __post_init__(self) -> None:
-        own = {"carry": self.carry, "burn_in_steps": self.burn_in_steps is not None, "positions": self.positions != 256}
-        unread = [option for option, is_given in own.items() if is_given and self.gradient != "weights"]
-        unread += ["sync"] * (self.sync and self.gradient not in ("weights", "share"))
-        if unread:
-            raise UserError(f"--norm cmbn:gradient={self.gradient} does not use {' and '.join(unread)}")
+        used = {"weights": {"carry", "burn_in_steps", "positions", "sync"}, "share": {"sync"}}.get(self.gradient, set())
+        typed = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        if unused := [option for option in typed if option != "gradient" and option not in used]:
+            raise UserError(f"--norm cmbn:gradient={self.gradient} does not use {' and '.join(unused)}")
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
         channels = conv.out_channels
@@ -310,15 +311,15 @@ class CrossMiniBatchNormSpec(NormSpec):
     def burn_in(self) -> int:
         if self.burn_in_steps is not None:
             return self.burn_in_steps
-        return 100 if self.carry else 0  # the batch before was computed with older weights
+        return 100 if self.carry else 0  # early weights change too fast for the previous batch, as in CBN
 
     @property
     def remark(self) -> str:
         if self.gradient != "weights":
             return ""
         return (
-            "gradient through the layer's own weights (ours; as published by cmbn:gradient=darknet, as autograd gives "
-            "it by cmbn:gradient=share)"
+            "gradient through the layer's own weights (ours; the published one, darknet's, is cmbn:gradient=darknet, "
+            "autograd's is cmbn:gradient=share)"
         )
 
 

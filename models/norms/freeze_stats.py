@@ -25,7 +25,7 @@ class StatisticsFreeze:
         fraction = 1.0 if options.norm_freeze_after is None else options.norm_freeze_after
         self._first_frozen_step = 0.0 if options.norm_eval else fraction * total_steps
 
-    def prepare(self, step: int) -> None:
+    def set_mode(self, step: int) -> None:
         """Set the norms' mode before the batch of `step`: `network.train()` puts norms into training mode as well."""
         by_batches = step < self._first_frozen_step
         for norm in self._norms:

@@ -25,7 +25,7 @@ from utils.structures import Targets
 class Assignment:
     """P positives: pairs of an anchor in a cell and a ground-truth box, on the host like the targets.
 
-    index: (P,) int64 each, image, anchor of the head, row and column. target: (P,) int64, index into the Targets.
+    index: (image, anchor of the head, row, column), (P,) int64 each. target: (P,) int64, index into the Targets.
     """
 
     index: tuple[Tensor, Tensor, Tensor, Tensor]
@@ -56,12 +56,12 @@ def assign(targets: Targets, spec: YoloSpec, grid_hw: tuple[int, int], stride_px
     boxes = targets.boxes
     sizes = boxes[:, 2:] - boxes[:, :2]
     anchors = torch.tensor(spec.anchors, dtype=boxes.dtype)
-    head_anchors = torch.tensor(spec.mask)
+    mask = torch.tensor(spec.mask)
     input_wh = torch.tensor((grid_hw[1] * stride_px[1], grid_hw[0] * stride_px[0]), dtype=boxes.dtype)
-    overlap = shape_overlap(sizes / input_wh, anchors[head_anchors] / input_wh, spec.iou_thresh_kind)
+    overlap = shape_overlap(sizes / input_wh, anchors[mask] / input_wh, spec.iou_thresh_kind)
     positive = overlap > spec.iou_thresh
-    if len(boxes):
-        positive |= head_anchors[None] == shape_iou(sizes, anchors).argmax(1)[:, None]
+    if len(boxes):  # argmax needs an anchor axis of boxes
+        positive |= mask[None] == shape_iou(sizes, anchors).argmax(1)[:, None]
     positive &= ~targets.is_crowd[:, None]
     target, anchor = positive.nonzero(as_tuple=True)
     centre = (boxes[target, :2] + boxes[target, 2:]) / 2

@@ -1,10 +1,10 @@
-"""YOLOv4's loss: raw heads and targets -> LossTerms, sums over the mini-batch with true gradients.
+"""YOLOv4's loss: raw heads and targets -> LossTerms, sums over the mini-batch, differentiated by autograd.
 
 Sums, because the training step divides by the images of the whole batch: the gradient does not depend on how the batch
 is cut into mini-batches.
 
-Heads with the same settings are concatenated, (N, S, 5 + C) with S anchors in cells: with an image or two per forward
-a GPU finishes a kernel before the host has launched the next, and each head would launch a hundred of its own.
+Heads with the same settings are concatenated to (N, S, 5 + C), S the sum of A * H * W: one or two images per forward
+are bound by kernel launches, of which each head would need a hundred.
 
 The cfg's normalizers weight the three terms. darknet applies iou_normalizer to a box gradient without the chain factors
 of the decoder (about sigmoid' * stride / image side), so for a true gradient its 0.07 is far too small. `box_gain`
@@ -34,6 +34,8 @@ from utils.structures import Targets
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossOptions:
+    """Which loss, and its weights beside the cfg's."""
+
     loss: str = knob(
         "autograd",
         "autograd: the cfg's loss with its true gradient; darknet: darknet's own deltas in place of a gradient",
@@ -70,8 +72,15 @@ class LossTerms:
 
 # Settings on which concatenated heads must agree. They may differ in anchors and scale_x_y.
 _SHARED_SETTINGS = (
-    *("classes", "new_coords", "ignore_thresh", "objectness_smooth", "label_smooth_eps"),
-    *("iou_loss", "iou_normalizer", "obj_normalizer", "cls_normalizer"),
+    "classes",
+    "new_coords",
+    "ignore_thresh",
+    "objectness_smooth",
+    "label_smooth_eps",
+    "iou_loss",
+    "iou_normalizer",
+    "obj_normalizer",
+    "cls_normalizer",
 )
 
 

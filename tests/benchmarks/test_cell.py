@@ -14,7 +14,7 @@ import evaluation.evaluator
 import train
 from benchmarks.small_batch.cell import check_apart, job_of_cell, memory, run_cell
 from benchmarks.small_batch.grid import BUDGETS, Cell
-from data.source import open_image_set
+from data.annotation_formats import open_image_set
 from utils.errors import UserError
 
 HERE = {"folders": {}, "device": "cpu", "workers": 0, "commit": "abc"}

@@ -13,10 +13,10 @@ from cfg.parse import CfgError
 from cfg.plan import load_plan, parse_plan
 from data import anchors as page
 from data.anchors import deal_masks, fit_on_unseen, input_shapes, judge, main, read_cfg, with_anchors
+from data.annotation_formats import open_image_set
 from data.clusters import ShapeFit
 from data.digits import make_digits
 from data.geometry import whole_placement
-from data.source import open_image_set
 from tests.data.sets import SCENES, write_coco, write_darknet, write_voc
 from utils.errors import UserError
 from utils.page import run_page

@@ -8,9 +8,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data import coco
+from data.annotation_formats import open_image_set
 from data.coco import splits
 from data.image_set import ImageSet
-from data.source import open_image_set
 from tests.data.sets import SCENES, Scene, turn, write_coco
 from utils.errors import UserError
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from cfg.plan import load_plan
+from data.annotation_formats import open_image_set, splits_of
 from data.darknet import label_file
-from data.source import open_image_set, splits_of
 from models.weights.trained import class_names
 from tests.data.sets import write_darknet, write_image
 from utils.errors import UserError

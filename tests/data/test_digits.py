@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from data import digits
+from data.annotation_formats import open_image_set
 from data.digits import digit_pools, make_digits
 from data.digits_scene import draw_scene
-from data.source import open_image_set
 from utils.errors import UserError
 
 COUNTS = {"train": 6, "val": 2, "test": 2}

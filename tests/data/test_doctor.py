@@ -16,6 +16,7 @@ import pytest
 
 from cfg.parse import CfgError
 from data import coco, problems
+from data.annotation_formats import open_image_set, splits_of
 from data.box_sizes import input_sides
 from data.digits import make_digits
 from data.doctor import __main__ as page
@@ -27,7 +28,6 @@ from data.doctor.images import jpeg_ends, scan_images
 from data.doctor.labels import REPEATED_IOU, label_findings, repeated_boxes
 from data.doctor.report import overview, verdict
 from data.image_set import ImageSet, Record, pack
-from data.source import open_image_set, splits_of
 from tests.data.sets import CLASSES, Scene, turn, write_coco, write_darknet, write_image, write_voc
 from utils.page import run_page
 

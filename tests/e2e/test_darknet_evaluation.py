@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import evaluate
-from data.source import open_image_set
+from data.annotation_formats import open_image_set
 from evaluation.darknet_map import POINTS, measure_as_darknet
 from models.detector import Detector
 from models.weights.trained import read_trained

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.ema import WeightAverage
+from engine.ema import ModelEMA
 
 
 class Model(nn.Module):
@@ -30,7 +30,7 @@ class Model(nn.Module):
 
 def test_constant_weights_stay():
     model = Model().fill(0.3)
-    average = WeightAverage(model, decay=0.99, warm_up_steps=10)
+    average = ModelEMA(model, decay=0.99, warm_up_steps=10)
     for step in range(1, 50):
         average.update(model, step=step)
     torch.testing.assert_close(average.model.weight, model.weight.detach(), rtol=1e-6, atol=0)
@@ -38,7 +38,7 @@ def test_constant_weights_stay():
 
 def test_the_average_is_the_one_by_hand():
     model = Model()
-    average = WeightAverage(model, decay=0.9, warm_up_steps=5)
+    average = ModelEMA(model, decay=0.9, warm_up_steps=5)
     expected = 0.0
     for step in range(1, 30):
         model.fill(step)
@@ -50,7 +50,7 @@ def test_the_average_is_the_one_by_hand():
 
 
 def test_it_moves_toward_new_weights_and_arrives():
-    average = WeightAverage(Model(), decay=0.9, warm_up_steps=0)
+    average = ModelEMA(Model(), decay=0.9, warm_up_steps=0)
     new, before = Model().fill(1), 0.0
     for step in range(1, 200):
         average.update(new, step=step)
@@ -61,7 +61,7 @@ def test_it_moves_toward_new_weights_and_arrives():
 
 
 def test_counters_are_copied_and_histories_left_out():
-    average = WeightAverage(Model(), decay=0.9, warm_up_steps=0)
+    average = ModelEMA(Model(), decay=0.9, warm_up_steps=0)
     average.update(Model().fill(7), step=100)
     assert average.model.count.item() == 7 and average.model.count.dtype == torch.long
     assert average.model.mean[0].item() == pytest.approx(0.7)
@@ -69,21 +69,21 @@ def test_counters_are_copied_and_histories_left_out():
 
 
 def test_a_history_of_another_size_does_not_matter():
-    model, average = Model(), WeightAverage(Model(), decay=0.9, warm_up_steps=0)
+    model, average = Model(), ModelEMA(Model(), decay=0.9, warm_up_steps=0)
     model.history.resize_(100)
     average.update(model, step=1)
     assert average.model.history.numel() == 4
 
 
 def test_decay_zero_is_a_copy():
-    average = WeightAverage(Model(), decay=0.0, warm_up_steps=100)
+    average = ModelEMA(Model(), decay=0.0, warm_up_steps=100)
     average.update(Model().fill(0.1), step=1)
     assert torch.equal(average.model.weight, torch.full((3,), 0.1))
 
 
 def test_the_copy_is_apart_frozen_and_in_eval_mode():
     model = Model().train()
-    average = WeightAverage(model, decay=0.9, warm_up_steps=0)
+    average = ModelEMA(model, decay=0.9, warm_up_steps=0)
     model.fill(5)
     assert average.model.weight.tolist() == [0, 0, 0]
     assert not average.model.training and model.training

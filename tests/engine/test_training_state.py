@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from engine.amp import MixedPrecision
-from engine.ema import WeightAverage
+from engine.ema import ModelEMA
 from engine.step import TrainStep
 from engine.training_state import load_norm_histories, norm_histories, restore, training_state
 from models.blocks import ConvNormAct
@@ -44,7 +44,7 @@ class Training:
 
     def __init__(self, norm: str) -> None:
         network = model_with(NORMS[norm])
-        self.average = WeightAverage(network, decay=0.9, warm_up_steps=2)
+        self.average = ModelEMA(network, decay=0.9, warm_up_steps=2)
         self.step = TrainStep(
             network=network,
             forward=network,

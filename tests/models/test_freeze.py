@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cfg.plan import parse_plan
-from engine.ema import WeightAverage
+from engine.ema import ModelEMA
 from engine.training_state import norm_histories
 from models.freeze import freeze
 from models.network import Network, parameter_groups
@@ -40,7 +40,7 @@ def train(network: Network, *, steps: int = STEPS, weight_decay: float = 0.1) ->
     regime = StatisticsFreeze(network, NormOptions(), steps)
     for _ in range(steps):
         network.train()  # as at the start of an epoch
-        regime.prepare(clock.step)
+        regime.set_mode(clock.step)
         for images in clock.minibatches(torch.randn(2, 3, 3, 8, 8)):
             (head,) = network(images)
             head.logits.square().mean().backward()
@@ -127,7 +127,7 @@ def test_the_norms_mode_is_the_regimes_in_layers_that_learn_and_eval_in_frozen_o
     for step, learns in enumerate([True, True, False, False]):
         network.eval()
         network.train()
-        regime.prepare(step)
+        regime.set_mode(step)
         assert [network.layers[index].norm.training for index in (0, 1, 4)] == [False, learns, learns]
         assert network.training and network.layers[1].conv.training
 
@@ -135,7 +135,7 @@ def test_the_norms_mode_is_the_regimes_in_layers_that_learn_and_eval_in_frozen_o
 def test_the_averaged_copy_has_the_same_frozen_layers() -> None:
     network = network_of()
     freeze(network, 2)
-    average = WeightAverage(network, decay=0.9, warm_up_steps=1)
+    average = ModelEMA(network, decay=0.9, warm_up_steps=1)
     before = copy.deepcopy(network.state_dict())
     train(network, steps=2)
     average.update(network, step=1)

@@ -33,7 +33,7 @@ def test_the_mode_depends_on_the_step_alone(options, modes):
     regime = StatisticsFreeze(network, options, total_steps=8)
     for step in (*range(8), 2, 7):  # and after a resume
         network.train()  # as at the start of an epoch
-        regime.prepare(step)
+        regime.set_mode(step)
         assert [made.norm.training for made in network] == [modes[step]] * 2
         assert all(made.training and made.conv.training for made in network)
 
@@ -41,7 +41,7 @@ def test_the_mode_depends_on_the_step_alone(options, modes):
 @pytest.mark.parametrize("kind", ["gn", "none"])
 def test_norms_without_batch_statistics_are_left_alone(kind):
     network = nn.Sequential(block(kind))
-    StatisticsFreeze(network, NormOptions(norm_eval=True), total_steps=8).prepare(0)
+    StatisticsFreeze(network, NormOptions(norm_eval=True), total_steps=8).set_mode(0)
     assert all(module.training for module in network.modules())
 
 
@@ -57,7 +57,7 @@ def test_a_frozen_norm_is_its_evaluation_and_remembers_nothing(kind):
     regime = StatisticsFreeze(module, NormOptions(norm_freeze_after=0.5), total_steps=2)
     for seed in (1, 2):
         module.train()
-        regime.prepare(clock.step)
+        regime.set_mode(clock.step)
         batch = parts(seed=seed)
         for ours, x in zip(run_batch(module, clock, batch), batch, strict=True):
             assert torch.equal(ours, expected(x))
@@ -68,7 +68,7 @@ def test_a_frozen_norm_is_its_evaluation_and_remembers_nothing(kind):
 @pytest.mark.parametrize("kind", MOVING)
 def test_a_frozen_norm_has_gradients_and_no_history(kind):
     module = block(kind)
-    StatisticsFreeze(module, NormOptions(norm_eval=True), total_steps=4).prepare(0)
+    StatisticsFreeze(module, NormOptions(norm_eval=True), total_steps=4).set_mode(0)
     held = sum(buffer.numel() for buffer in module.buffers())
     for x in BatchClock(module).minibatches(parts()):
         module(x.requires_grad_()).square().sum().backward()

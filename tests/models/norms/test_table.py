@@ -206,7 +206,7 @@ def test_darknets_cmbn_has_darknets_rate():
 def test_gradients_that_are_ours_say_so_at_the_start():
     cut = {"mini_batch": 2, "subdivisions": 8}
     line = describe_norm(resolve_norm(NormOptions(norm="cmbn")), **cut)
-    assert "(ours; as published by cmbn:gradient=darknet, as autograd gives it by cmbn:gradient=share)" in line
+    assert "(ours; the published one, darknet's, is cmbn:gradient=darknet, autograd's is cmbn:gradient=share)" in line
     assert "ours" in describe_norm(resolve_norm(NormOptions(norm="cbn")), **cut)
     for theirs in ("cmbn:gradient=darknet", "cbn:gradient=share", "bn", "gn"):
         assert "ours" not in describe_norm(resolve_norm(NormOptions(norm=theirs)), **cut)

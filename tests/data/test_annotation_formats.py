@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data.source
+import data.annotation_formats
+from data.annotation_formats import open_image_set, splits_of
 from data.image_set import ImageSet, Record, pack
 from data.problems import Problems
-from data.source import open_image_set, splits_of
 from tests.data.sets import SCENES, Scene, write_coco, write_darknet, write_image, write_voc
 from utils.errors import UserError
 
@@ -103,7 +103,7 @@ class Folder:
 
 
 def test_a_format_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data.source, "_FORMATS", (*data.source._FORMATS, Folder()))
+    monkeypatch.setattr(data.annotation_formats, "_FORMATS", (*data.annotation_formats._FORMATS, Folder()))
     write_image(tmp_path / "set" / "train" / "a.bmp", (6, 8))
     assert splits_of(tmp_path / "set") == ("train",)
     assert len(open_image_set(tmp_path / "set", "train")) == 1

@@ -1,6 +1,6 @@
 """Opening a data set in whichever annotation format its path holds.
 
-To add a format, write one module with the names of `AnnotationFormat` and add it to `_FORMATS`.
+To add a format, write one module with the names of `AnnotationFormat`, as voc.py is one, and add it to `_FORMATS`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,13 @@ class AnnotationFormat(Protocol):
         """Return whether `read` finds the split; it may accept more names than `splits` lists."""
 
     def read(self, path: Path, split: str, /) -> ImageSet:
-        """Read a split, with `pack`. Unusable objects and images become Problems; an unusable file is a UserError."""
+        """Read a split: `image_set.pack` its Records, with boxes xyxy in pixels of the image.
+
+        Unusable objects and images become `problems.Problems`; an unusable file is a UserError.
+        """
 
 
+# The first that `holds` a path reads it.
 _FORMATS: tuple[AnnotationFormat, ...] = (
     coco,
     voc,
