@@ -111,10 +111,10 @@ def losses_in(row: dict[str, str]) -> dict[str, float]:
 
 
 def test_losses_of_an_epoch_are_means_over_its_steps(log):
-    log.losses(1, torch.tensor([1.0, 2.0, 3.0]), rate=0.1, epoch="1/2")
-    log.losses(2, torch.tensor([3.0, 2.0, 1.0]), rate=0.1, epoch="1/2")
+    log.losses(1, torch.tensor([1.0, 2.0, 3.0]), lr=0.1, epoch="1/2")
+    log.losses(2, torch.tensor([3.0, 2.0, 1.0]), lr=0.1, epoch="1/2")
     log.end_epoch({"step": 2, "epoch": 1})
-    log.losses(3, torch.tensor([0.0, 0.0, 5.0]), rate=0.1, epoch="2/2")
+    log.losses(3, torch.tensor([0.0, 0.0, 5.0]), lr=0.1, epoch="2/2")
     log.end_epoch({"step": 3, "epoch": 2})
     first, second = rows_of(log)
     assert losses_in(first) == {"loss": 6.0, "box": 2.0, "objectness": 2.0, "class": 2.0}
@@ -122,10 +122,10 @@ def test_losses_of_an_epoch_are_means_over_its_steps(log):
 
 
 def test_an_epoch_that_was_interrupted_has_the_losses_of_all_its_steps(log):
-    log.losses(1, torch.tensor([1.0, 2.0, 3.0]), rate=0.1, epoch="1/2")
+    log.losses(1, torch.tensor([1.0, 2.0, 3.0]), lr=0.1, epoch="1/2")
     resumed = RunLog(log.folder, total_steps=4, first_step=1)
     resumed.load_state_dict(log.state_dict())
-    resumed.losses(2, torch.tensor([3.0, 2.0, 1.0]), rate=0.1, epoch="1/2")
+    resumed.losses(2, torch.tensor([3.0, 2.0, 1.0]), lr=0.1, epoch="1/2")
     resumed.end_epoch({"step": 2, "epoch": 1})
     resumed.close()
     assert losses_in(rows_of(log)[0]) == {"loss": 6.0, "box": 2.0, "objectness": 2.0, "class": 2.0}
@@ -182,5 +182,5 @@ def test_settings_are_json(log):
 
 
 def test_scalars_go_to_tensorboard(log):
-    log.losses(1, torch.tensor([1.0, 2.0, 3.0]), rate=0.1, epoch="1/2")
+    log.losses(1, torch.tensor([1.0, 2.0, 3.0]), lr=0.1, epoch="1/2")
     assert any(path.stat().st_size > 0 for path in (log.folder / "tensorboard").iterdir())
