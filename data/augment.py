@@ -14,7 +14,7 @@ from data.augment_options import AugmentOptions
 from data.crop import JitteredCrop, Warped
 from data.geometry import clip_boxes, visible
 from data.mosaic import darknet_mosaic, draw_cut, mosaic
-from data.photometric import HsvJitter, photometric_transforms
+from data.photometric import photometric_transforms
 from utils.structures import Sample
 
 
@@ -93,7 +93,7 @@ class Augmenter:
         warped = replace(crop.warped, mirrored=bool(mirrored))
         for transform in self._colour:
             transform.set_random_state(*state)
-        if all(isinstance(transform, HsvJitter) for transform in self._colour):
+        if all(hasattr(transform, "draw") for transform in self._colour):  # transforms of single pixels: drawn later
             return replace(warped, recolour=[transform.draw() for transform in self._colour])
         image = warped[:, :]  # blur and noise need the whole image
         for transform in self._colour:

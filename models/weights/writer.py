@@ -72,7 +72,7 @@ def _variance_for_darknet(norm: nn.Module | None, where: str) -> Tensor:
         raise UserError(f"{where}: has a bias in place of the cfg's batch norm (--norm none)")
     if not has_running_statistics(norm):
         raise UserError(
-            f"{where}: {type(norm).__name__} normalizes by the statistics of each image, as gn, ln and in do; "
+            f"{where}: {type(norm).__name__} has no running statistics; "
             "darknet has batch norm only, with a running mean and variance"
         )
     assert isinstance(norm.running_var, Tensor) and isinstance(norm.eps, float)

@@ -109,7 +109,7 @@ def test_a_format_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.M
     assert len(open_image_set(tmp_path / "set", "train")) == 1
     with pytest.raises(UserError, match=r"has no split 'val'; it has train\."):
         open_image_set(tmp_path / "set", "val")
-    with pytest.raises(UserError, match=r"a darknet \.data file or a folder of folders of \.bmp images"):
+    with pytest.raises(UserError, match=r" or a folder of folders of \.bmp images"):
         open_image_set(tmp_path, "train")
 
 

@@ -77,7 +77,9 @@ def test_whoever_chose_the_norm_by_its_images_says_how_many_are_few():
     assert "3 images, fewer than 4" in line
 
 
-@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm not in ("bn", "syncbn")])
+@pytest.mark.parametrize(
+    "norm", [norm for norm, spec in NORMS.items() if not spec.has_batch_statistics or spec().pools]
+)
 def test_norms_that_look_further_are_not_warned_of(norm):
     assert norm_warnings(options(norm), **WARNED) == []
 

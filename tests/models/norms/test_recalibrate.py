@@ -15,7 +15,7 @@ from models.norms.table import NORMS, NormOptions, norm_factory
 from tests.models.norms.kinds import KINDS
 from utils.errors import UserError
 
-WITHOUT = ("gn", "ln", "in", "none")
+WITHOUT = [norm for norm, spec in NORMS.items() if not spec.has_running_statistics]
 KINDS_WITH = [kind for kind, options in KINDS.items() if options.spec.has_running_statistics]
 CUTS = ((16,), (2, 2, 4, 8), (1,) * 16, (13, 3))
 

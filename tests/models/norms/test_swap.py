@@ -12,7 +12,7 @@ from models.norms.table import NORMS, NormOptions, norm_factory
 from models.weights.start import load_matching
 from utils.clock import BatchClock
 
-WITH = [norm for norm in NORMS if norm not in ("gn", "ln", "in", "none")]
+WITH = [norm for norm, spec in NORMS.items() if spec.has_running_statistics]
 SMALL = "\n".join(
     ["[net]", "width=8", "height=8"]
     + 2 * ["[convolutional]", "batch_normalize=1", "filters=8", "size=3", "pad=1", "stride=2", "activation=leaky"]

@@ -51,6 +51,11 @@ def test_every_option_is_tried_by_some_kind_or_at_its_default(norm):
         assert tried - {f.default}, f.name
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_option_hides_what_a_spec_says_itself(norm):
+    assert {f.name for f in fields(NORMS[norm])} & (set(dir(NormSpec)) | {"name", "summary", "source"}) == set()
+
+
 def test_no_two_kinds_are_one():
     resolved = [resolve_norm(options) for options in KINDS.values()]
     assert len(set(resolved)) == len(resolved)
@@ -153,7 +158,6 @@ def test_what_is_no_norm_is_refused(typed, message):
         checked_norm(typed)
 
 
-BY_BATCHES = {"bn", "cmbn", "cbn", "cbn-lite", "mabn", "brn", "syncbn"}
 OF_STATISTICS = {"norm_momentum": 0.2, "norm_eval": True, "norm_freeze_after": 0.8, "precise_bn": 100}
 
 
@@ -161,7 +165,8 @@ OF_STATISTICS = {"norm_momentum": 0.2, "norm_eval": True, "norm_freeze_after": 0
 @pytest.mark.parametrize("setting", OF_STATISTICS)
 def test_a_setting_about_statistics_is_used_or_refused(norm, setting):
     options = NormOptions(norm=norm, **{setting: OF_STATISTICS[setting]})
-    if norm in BY_BATCHES or (norm, setting) == ("frozen", "precise_bn"):
+    spec = NORMS[norm]
+    if spec.has_batch_statistics or (spec.has_running_statistics and setting == "precise_bn"):
         assert getattr(resolve_norm(options), setting) == OF_STATISTICS[setting]
     else:
         with pytest.raises(UserError, match=f"^--{setting.replace('_', '-')} is for norms with .* --norm {norm} does"):
