@@ -64,8 +64,8 @@ def test_precise_statistics_replace_those_of_the_best_weights(flags, tmp_path, c
     assert differing(weights_of(plain / "last.pt"), weights_of(precise / "last.pt")) == set()
     (line,) = (line for line in said.splitlines() if "running averages" in line)
     assert re.fullmatch(
-        r"AP 0\.\d{3} with running averages, 0\.\d{3} with statistics of 6 images of scenes train, "
-        r"which best\.pt now has",
+        r"AP 0\.\d{3} with running averages, 0\.\d{3} with statistics of 6 images of scenes train; "
+        r"best\.pt has the latter",
         line,
     )
     said_ap = float(re.search(r", (0\.\d{3}) with statistics", line)[1])
