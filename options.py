@@ -21,6 +21,7 @@ from utils.flags import image_size_knob, parse_subdivisions
 from utils.knob import knob
 from utils.schedule import POLICIES
 
+OPTIMIZERS = ("sgd", "adamw")
 AMP_KINDS = ("auto", "off", "bf16", "fp16")
 
 
@@ -34,7 +35,14 @@ class OptimOptions:
     subdivisions: int | str = knob(
         1, "mini-batches of a batch, one forward each; auto: as few as fit into memory (cfg)", parse=parse_subdivisions
     )
-    learning_rate: float = knob(0.01, "learning rate after burn-in (cfg)", low=1e-12)
+    optimizer: str = knob(
+        "sgd", "sgd, with the cfg's learning rate and momentum; or adamw, with a rate of its own", choices=OPTIMIZERS
+    )
+    learning_rate: float = knob(
+        0.01,
+        "learning rate after burn-in (cfg; adamw: 0.003 for 16 images a batch, by the root of --batch-size)",
+        low=1e-12,
+    )
     final_learning_rate: float = knob(1e-5, "rate at which cosine and sgdr end (cfg: learning_rate_min)", low=0)
     lr_policy: str = knob(
         "cosine", "schedule after burn-in (cfg: policy, step, scale, gamma, power, sgdr_cycle/_mult)", choices=POLICIES
@@ -46,7 +54,7 @@ class OptimOptions:
     burn_in_steps: int | None = knob(
         None, "steps of warm-up (default: the cfg's, in proportion, or a tenth of a short run)", unit="STEPS", low=0
     )
-    momentum: float = knob(0.9, "momentum of SGD (cfg)", low=0, high=0.9999)
+    momentum: float = knob(0.9, "momentum of sgd (cfg)", low=0, high=0.9999)
     weight_decay: float = knob(5e-4, "weight decay, on convolution weights only (cfg: decay)", low=0, high=1)
     freeze: int = knob(
         0, "freeze the first N layers and their norm statistics (cfg: those before the last stopbackward=1)", low=0
@@ -219,6 +227,5 @@ FOREIGN_FLAGS = (
     ("--cos-lr", "write --lr-policy cosine"),
     ("--warmup-epochs", "write --burn-in-steps, in optimizer steps"),
     ("--hyp", "its settings are flags of train.py, or keys of the cfg file"),
-    ("--optimizer", "SGD is the only one"),
     *removed_flags().items(),
 )

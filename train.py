@@ -44,6 +44,7 @@ def train(job: Job, folder: Path, stop: Stop | None = None) -> None:
                     group["lr"] = lr * group["lr_scale"]
                 run.norm_freeze.set_mode(run.steps_done)
                 losses = run.step(batch)
+                run.loss_watch(run.steps_done, float(losses.sum()))
                 run.ema.update(run.network, step=run.steps_done)
                 run.log.losses(run.steps_done, losses, lr=lr, epoch=f"{epoch + 1}/{run.epochs}")
                 run.save_if_due_or_stop()

@@ -54,16 +54,14 @@ def optimizer_in_words(job: Job) -> str:
     forwards = min(int(optim.subdivisions), share)
     cut = f"{forwards} forward{'s' * (forwards != 1)} of {images}"
     processes = f"{world_size} processes x " if world_size > 1 else ""
-    return (
-        f"SGD, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}; "
-        f"batch {share * world_size} = {processes}{cut}"
-    )
+    rule = "AdamW" if optim.optimizer == "adamw" else f"SGD, momentum {optim.momentum:g}"
+    return f"{rule}, weight decay {optim.weight_decay:g}; batch {share * world_size} = {processes}{cut}"
 
 
 def settings_lines(job: Job) -> list[str]:
     """Return the settings that differ from the defaults, as flags one could type, in a line for each origin."""
     default = flatten(TrainOptions())
-    flags: dict[str, list[str]] = {origin: [] for origin in ("typed", "cfg", "data", "weights", "run")}
+    flags: dict[str, list[str]] = {origin: [] for origin in ("typed", "cfg", "data", "weights", "optimizer", "run")}
     for name, value in flatten(job.options).items():
         if value is not None and value != default[name] and name in job.origins:
             flags[job.origins[name]].append(flag(name, value))

@@ -53,7 +53,8 @@ def subdivisions_that_fit(options: TrainOptions, plan: Plan, device: torch.devic
     if options.optim.freeze:
         freeze(network, options.optim.freeze)
     step = make_step(options, network, network, say=lambda line: None)
-    _momentum = [torch.zeros_like(p) for group in step.optimizer.param_groups for p in group["params"]]
+    moments = 2 if options.optim.optimizer == "adamw" else 1
+    _moments = [torch.zeros_like(p) for g in step.optimizer.param_groups for p in g["params"] for _ in range(moments)]
     _average = ModelEMA(network, decay=0.0)
     largest_hw = plan.net.input_hw if options.multi_scale == 1 else input_sizes(options, plan).largest
     step(noise_batch(options.optim.batch_size // ranks.world_size(), largest_hw).to(device))

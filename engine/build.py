@@ -38,11 +38,16 @@ def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: 
     optim, device = options.optim, next(network.parameters()).device
     parts, is_parallel = int(optim.subdivisions), forward is not network
     groups = parameter_groups(network, weight_decay=optim.weight_decay, backbone_rate=optim.backbone_rate)
+    # The loop sets lr before each step.
+    if optim.optimizer == "adamw":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=0.0)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum)
     return TrainStep(
         network=network,
         forward=forward,
         criterion=make_criterion(options.loss),
-        optimizer=torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum),  # the loop sets lr before each step
+        optimizer=optimizer,
         precision=MixedPrecision(optim.amp, device),
         clock=BatchClock(network),
         recovery=OutOfMemoryRecovery(network, subdivisions=parts, is_parallel=is_parallel, say=say),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +18,14 @@ from models.norms.auto import choose_norm
 from models.norms.old_spelling import respelled
 from models.norms.table import norm_of_weights
 from models.weights.start import read_start
-from options import FOREIGN_FLAGS, TrainOptions
+from options import FOREIGN_FLAGS, OptimOptions, TrainOptions
 from utils import ranks
 from utils.checkpoint import RESUMABLE_FROM, Checkpoint
 from utils.errors import UserError
 from utils.flags import current_names, parse_flags, resolve
 from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run, writable_folder
+
+ADAMW_RATE = 0.003  # for batches of 16 images
 
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
 # not depend on, and what helps a training over a crisis.
@@ -80,6 +83,11 @@ def job_of(given: dict[str, Any]) -> Job:
         sources["weights"] = {**norm_of_weights(start.norm, given.get("norm")), "letterbox": start.letterbox}
     from_files = {name: value for source in sources.values() for name, value in source.items()}
     options = resolve(TrainOptions, given, from_files)
+    if options.optim.optimizer == "adamw":
+        sources["optimizer"] = adamw_settings(options, given)
+        from_files = {**from_files, **sources["optimizer"]}
+        sources["cfg"] = {name: value for name, value in sources["cfg"].items() if from_files[name] == value}
+        options = resolve(TrainOptions, given, from_files)
     check_batch(options)
     options = resolve_subdivisions(options, plan)
     norm, norm_reason = choose_norm(options.norm, mini_batch=images_per_forward(options, train_set))
@@ -93,6 +101,23 @@ def job_of(given: dict[str, Any]) -> Job:
         origins={name: origin for origin, source in sources.items() for name in source},
         norm_reason=norm_reason,
     )
+
+
+def adamw_settings(options: TrainOptions, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what AdamW sets in place of the cfg, which is meant for darknet's SGD.
+
+    The rate grows with the root of the batch, as Adam's noise does (Malladi et al. 2022, "On the SDEs and Scaling Rules
+    for Adaptive Gradient Algorithms"). Raises UserError for a typed momentum.
+    """
+    if "momentum" in given and "resume" not in given:
+        raise UserError("--momentum is that of --optimizer sgd; adamw has its own")
+    rate = ADAMW_RATE * math.sqrt(options.optim.batch_size / 16)
+    default = OptimOptions()
+    return {
+        "learning_rate": float(f"{rate:.3g}"),
+        "final_learning_rate": default.final_learning_rate,
+        "momentum": default.momentum,
+    }
 
 
 def images_per_forward(options: TrainOptions, train_set: ImageSet) -> int:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from engine.amp import MixedPrecision
+from engine.loss_watch import TrainingLost
 from models.network import Network
 from models.yolo.criterion import Criterion
 from utils import ranks
-from utils.errors import UserError
 from utils.structures import Batch
 
 
-class NotFinite(UserError):
+class NotFinite(TrainingLost):
     """A loss or a gradient is NaN or Inf: the training diverged, or the data is bad."""
 
 

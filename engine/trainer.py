@@ -11,6 +11,7 @@ from typing import Any
 from engine import build
 from engine.ema import ModelEMA
 from engine.job import Job
+from engine.loss_watch import LossWatch
 from engine.profiling import profiled
 from engine.runlog import RunLog
 from engine.training_state import restore, training_state
@@ -74,6 +75,7 @@ class Trainer:
         if options.speed.compile:
             build.compile_for_all_sizes(self.network)
         self.step = build.make_step(options, self.network, ranks.data_parallel(self.network), self.log.say)
+        self.loss_watch = LossWatch()
         self.best_ap = float("-inf")
         self._saved_step: int | None = None
         if job.checkpoint is not None:
@@ -153,7 +155,7 @@ class Trainer:
         """Write last.pt, from which training resumes as if it had never stopped. Between batches, by all ranks."""
         training = ResumeState(
             state=training_state(self.step, self.ema),
-            log=self.log.state_dict(),
+            log={**self.log.state_dict(), "loss_watch": self.loss_watch.state_dict()},
             subdivisions=self.step.recovery.subdivisions,
         )
         is_written = self.log.save("last.pt", replace(self._checkpoint(), training=training))
@@ -197,6 +199,8 @@ class Trainer:
         assert checkpoint.training is not None
         restore(self.step, self.ema, checkpoint.training.state, checkpoint.weights)
         self.log.load_state_dict(checkpoint.training.log)
+        if "loss_watch" in checkpoint.training.log:  # not in earlier checkpoints
+            self.loss_watch.load_state_dict(checkpoint.training.log["loss_watch"])
         best = self.folder / "best.pt"
         if ranks.broadcast(best.exists()):
             self.best_ap = checkpoint.best_ap

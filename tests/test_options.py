@@ -142,7 +142,7 @@ def test_each_recommendation_is_one_of_some_page(capsys):
 @pytest.mark.parametrize(
     ("page", "flags"),
     [
-        ("train.py", "--imgsz --batch --lr0 --source --project --name --exist-ok --conf --model --optimizer --hyp"),
+        ("train.py", "--imgsz --batch --lr0 --source --project --name --exist-ok --conf --model --hyp"),
         ("evaluate.py", "--imgsz --batch --conf --iou --source --project --name --exist-ok --max-det --model"),
         ("detect.py", "--imgsz --conf --iou --source --project --name --exist-ok --max-det --model"),
     ],

@@ -14,6 +14,8 @@ class UserError(ValueError):
 def exit_on_error(page: Callable[[], None], kinds: tuple[type[Exception], ...] = (UserError,)) -> None:
     """Run `page`; an error of these kinds, or an OSError with a file name, becomes one line on stderr and exit code 2.
 
+    An error with an `exit_code` ends with that one.
+
     As in shells, the exit code of Ctrl-C is 130, and of a closed output, as after `| head`, 141 without a message.
     """
     try:
@@ -27,7 +29,7 @@ def exit_on_error(page: Callable[[], None], kinds: tuple[type[Exception], ...] =
         elif not isinstance(error, kinds):
             raise
         print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(getattr(error, "exit_code", 2)) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     finally:

@@ -22,6 +22,7 @@ from engine.job import open_run, parse_job
 from evaluation.evaluator import Evaluator
 from tests.e2e.conftest import TOY_CFG
 from utils.checkpoint import Checkpoint
+from utils.errors import UserError
 from utils.page import run_page
 from utils.stop import Stop, Stopped
 
@@ -179,12 +180,12 @@ def test_fine_tuning_takes_over_network_and_norm(scenes: Path, toy_cfg: str, tmp
 # --- bad input: one sentence, exit code 2 ----------------------------------------------------------------------
 
 
-def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *flags: str) -> str:
+def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *flags: str, code: int = 2) -> str:
     """What train.py says on stderr when it refuses these flags."""
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
     with pytest.raises(SystemExit) as ended:
         run_page(train.main, CfgError)
-    assert ended.value.code == 2
+    assert ended.value.code == code
     said = capsys.readouterr().err
     assert "Traceback" not in said
     return said.strip().splitlines()[-1]
@@ -235,8 +236,36 @@ def test_an_existing_run_is_not_overwritten(capsys, monkeypatch, tmp_path, scene
 
 def test_a_diverging_loss_stops_with_the_images_named(capsys, monkeypatch, tmp_path, scenes, toy_cfg) -> None:
     flags = ["--data", str(scenes), "--cfg", toy_cfg, "--learning-rate", "1e12", "--workers", "0"]
-    said = refused(capsys, monkeypatch, *flags, "--out", str(tmp_path / "run"))
+    said = refused(capsys, monkeypatch, *flags, "--out", str(tmp_path / "run"), code=3)
     assert re.search(r"error: step \d: the (output|gradient|weights|loss) .* not finite .*000000.png", said), said
+
+
+def test_a_loss_that_explodes_is_a_failure(capsys, monkeypatch, tmp_path, scenes, toy_cfg) -> None:
+    flags = [
+        "--data",
+        str(scenes),
+        "--cfg",
+        toy_cfg,
+        "--learning-rate",
+        "0.3",
+        "--burn-in-steps",
+        "20",
+        "--epochs",
+        "12",
+    ]
+    run = tmp_path / "run"
+    said = refused(capsys, monkeypatch, *flags, "--batch-size", "4", "--workers", "0", "--out", str(run), code=3)
+    assert re.search(r"error: step \d+: the (loss has risen from .* --optimizer adamw|.* not finite)", said), said
+
+
+def test_adamw_has_a_rate_of_its_own_by_the_batch(scenes, toy_cfg, tmp_path) -> None:
+    common = ["--data", str(scenes), "--cfg", toy_cfg, "--optimizer", "adamw", "--batch-size"]
+    optims = [parse_job([*common, size]).options.optim for size in ("4", "16")]
+    assert [(o.learning_rate, o.momentum) for o in optims] == [(0.0015, 0.9), (0.003, 0.9)]
+    typed = parse_job([*common, "4", "--learning-rate", "0.01"])
+    assert typed.options.optim.learning_rate == 0.01 and typed.origins["learning_rate"] == "typed"
+    with pytest.raises(UserError, match="--momentum is that of --optimizer sgd"):
+        parse_job([*common, "4", "--momentum", "0.8"])
 
 
 # --- the real thing --------------------------------------------------------------------------------------------

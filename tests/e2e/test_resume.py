@@ -90,13 +90,13 @@ def test_twenty_kills_change_nothing(scenes: Path, toy_cfg: str, tmp_path: Path,
         round_ += 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "optimizer"), [(signal.SIGTERM, "sgd"), (signal.SIGINT, "adamw")])
 def test_a_signal_stops_after_the_step_and_nothing_is_lost(
-    scenes: Path, toy_cfg: str, tmp_path: Path, number: int
+    scenes: Path, toy_cfg: str, tmp_path: Path, number: int, optimizer: str
 ) -> None:
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
-    train.main(flags(scenes, toy_cfg, "cmbn", whole))
-    child = children.start(flags(scenes, toy_cfg, "cmbn", parts), log=log)
+    train.main(flags(scenes, toy_cfg, "cmbn", whole, "--optimizer", optimizer))
+    child = children.start(flags(scenes, toy_cfg, "cmbn", parts, "--optimizer", optimizer), log=log)
     children.wait_for_step(parts, 2)
     os.killpg(child.pid, number)  # as a terminal does: the loader's workers hear it, too
     assert children.ended(child) == 0, log.read_text()[-3000:]

@@ -1,0 +1,43 @@
+"""A watch over the loss: a training whose loss has risen far above its start is lost, and ends as a failure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from statistics import median, median_low
+from typing import Any
+
+from utils.errors import UserError
+
+_FIRST, _LAST = 5, 10  # steps that are compared, by their medians: a single spike does not count
+_LOST = 30  # times the first steps' loss; mosaics, multi-scale and re-initialized heads vary it by a few times
+
+
+class TrainingLost(UserError):
+    """The training has diverged; what it wrote is not worth using. A page ends on it with exit code 3."""
+
+    exit_code = 3
+
+
+class LossWatch:
+    """Call it with the loss of each step. Raises TrainingLost."""
+
+    def __init__(self) -> None:
+        self._first: list[float] = []
+        self._last: deque[float] = deque(maxlen=_LAST)
+
+    def __call__(self, step: int, loss: float) -> None:
+        self._last.append(loss)
+        if len(self._first) < _FIRST:
+            self._first.append(loss)
+        elif len(self._last) == _LAST and median_low(self._last) > _LOST * median(self._first):
+            raise TrainingLost(
+                f"step {step}: the loss has risen from {median(self._first):.3g} to {median_low(self._last):.3g}, the "
+                "training is lost: start again with --optimizer adamw, a lower --learning-rate or --clip-norm 10"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": list(self._first), "last": list(self._last)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._first, self._last = list(state["first"]), deque(state["last"], maxlen=_LAST)
