@@ -110,7 +110,8 @@ def _announce_network(job: Job) -> None:
 
 def _announce_norm(job: Job, total_steps: int) -> None:
     options, norm = job.options, job.options.norm
-    cut = {"mini_batch": job.mini_batch, "subdivisions": int(options.optim.subdivisions)}
+    share = max(1, min(options.optim.batch_size, len(job.train_set)) // ranks.world_size())
+    cut = {"mini_batch": job.mini_batch, "subdivisions": min(int(options.optim.subdivisions), share)}
     say("norm", describe_norm(norm, **cut))
     if job.norm_reason:
         say("", f"auto: {job.norm_reason}")

@@ -81,6 +81,8 @@ def job_of(given: dict[str, Any]) -> Job:
         sources["data"] = {"flip": False}
     if start is not None:
         sources["weights"] = {**norm_of_weights(start.norm, given.get("norm")), "letterbox": start.letterbox}
+        if "norm" in given:  # with what the weights fix of it, such as their groups
+            given = {**given, "norm": sources["weights"]["norm"]}
     from_files = {name: value for source in sources.values() for name, value in source.items()}
     options = resolve(TrainOptions, given, from_files)
     if options.optim.optimizer == "adamw":
@@ -88,7 +90,7 @@ def job_of(given: dict[str, Any]) -> Job:
         from_files = {**from_files, **sources["optimizer"]}
         sources["cfg"] = {name: value for name, value in sources["cfg"].items() if from_files[name] == value}
         options = resolve(TrainOptions, given, from_files)
-    check_batch(options)
+    check_batch(options, len(train_set))
     options = resolve_subdivisions(options, plan)
     norm, norm_reason = choose_norm(options.norm, mini_batch=images_per_forward(options, train_set))
     sources |= {"run": given, "typed": {name: given[name] for name in typed}}
@@ -197,19 +199,18 @@ def choose_plan(given: dict[str, Any], checkpoint: Checkpoint | None, class_name
     return plan.with_input_hw((height, width))
 
 
-def check_batch(options: TrainOptions) -> None:
-    """Raise UserError if the batch cannot be divided among ranks and mini-batches."""
-    batch = options.optim.batch_size
+def check_batch(options: TrainOptions, images: int) -> None:
+    """Raise UserError if the batch cannot be divided among ranks and mini-batches.
+
+    A data set smaller than a batch makes smaller ones: dividing those is enough, as after running out of memory.
+    """
+    batch, world_size = options.optim.batch_size, ranks.world_size()
     parts = 1 if options.optim.subdivisions == "auto" else int(options.optim.subdivisions)
-    if batch % parts:
-        raise UserError(
-            f"--batch-size {batch} is not divisible by --subdivisions {parts} (what is not typed comes from the cfg)"
+    if batch % (parts * world_size) and min(batch, images) % (parts * world_size):
+        by = (
+            f"--subdivisions {parts}" if world_size == 1 else f"{world_size} processes with --subdivisions {parts} each"
         )
-    if batch % (parts * ranks.world_size()):
-        raise UserError(
-            f"--batch-size {batch}, which all processes share, is not divisible by {ranks.world_size()} processes with "
-            f"--subdivisions {parts} each"
-        )
+        raise UserError(f"--batch-size {batch} is not divisible by {by} (what is not typed comes from the cfg)")
 
 
 def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:

@@ -47,7 +47,7 @@ def norm_warnings(
         if hasattr(spec, "window"):
             remedies.insert(0, "a larger window pools more")
         else:
-            remedies.insert(0, "--norm cbn a window of past mini-batches")
+            remedies.insert(0, "--norm cbn pools a window of past mini-batches")
         if subdivisions > 1 and not spec.pools:
             remedies.insert(0, f"--norm cmbn pools the batch's {mini_batch * subdivisions}")
         warnings.append(

@@ -32,7 +32,7 @@ _OPTIONS = {
 def removed_flags() -> dict[str, str]:
     """Return what to type instead of each earlier flag."""
     return {
-        f"--{name.replace('_', '-')}": f"write --norm {example}" if example else "it has no successor"
+        f"--{name.replace('_', '-')}": f"write --norm {example}" if example else "it was removed"
         for name, example in _OPTIONS.items()
     }
 

@@ -93,7 +93,9 @@ class NormSpec(ABC):
 def _spelled(option: str, value: Any) -> str:
     if value is True:
         return option
-    return f"{option}={'off' if value is False else f'{value:g}' if isinstance(value, float) else value}"
+    if isinstance(value, float) and value == float(f"{value:g}"):
+        value = f"{value:g}"
+    return f"{option}={'off' if value is False else value}"
 
 
 def patch_shape(conv: nn.Conv2d) -> tuple[int, int]:

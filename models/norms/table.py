@@ -15,7 +15,7 @@ from models.norms.old_spelling import respelled
 from models.norms.spec import NormSpec
 from models.norms.weight_centralization import CentralizedConv2d
 from utils.errors import UserError
-from utils.knob import knob, outside_limits
+from utils.knob import check_limits, knob, outside_limits
 
 _FILES = (
     "bn",
@@ -37,6 +37,8 @@ AUTO = "auto"  # no norm, but the choice of one: auto.py
 def parse_norm(text: str) -> NormSpec:
     """Read NAME[:OPTION[=VALUE],...]. Raises UserError, with the options there are, for what is none of them."""
     name = text.partition(":")[0]
+    if name == AUTO:
+        raise UserError(f"--norm {AUTO} has no options, and is no norm of a network: it chooses one")
     if name not in NORMS:
         raise UserError(f"unknown norm '{name}': choose one of {', '.join((*NORMS, AUTO))}; --norm help describes them")
     spec = NORMS[name]
@@ -46,8 +48,15 @@ def parse_norm(text: str) -> NormSpec:
 def _options_in(text: str) -> dict[str, str | None]:
     """Split NAME:OPTION=VALUE,SWITCH into {"OPTION": "VALUE", "SWITCH": None}."""
     _, colon, rest = text.partition(":")
-    parts = [part.partition("=") for part in rest.split(",")] if colon else []
-    return {name.strip().replace("-", "_"): value.strip() if equals else None for name, equals, value in parts}
+    options: dict[str, str | None] = {}
+    for part in rest.split(",") if colon else ():
+        name, equals, value = part.partition("=")
+        name = name.strip().replace("-", "_")
+        if not name or name in options:
+            wrong = f"{name} is given twice" if name else "an option is missing after : or ,"
+            raise UserError(f"--norm {text}: {wrong}")
+        options[name] = value.strip() if equals else None
+    return options
 
 
 def checked_norm(text: str) -> str:
@@ -188,7 +197,18 @@ def _flag(name: str) -> str:
 
 def stored_norm(stored: Mapping[str, Any]) -> NormOptions:
     """Return the resolved options that a checkpoint's `norm` entry, of any version, spells."""
-    return resolve_norm(NormOptions(**respelled(stored)))
+    return resolve_norm(_options_of(stored))
+
+
+def _options_of(stored: Mapping[str, Any]) -> NormOptions:
+    """Read a checkpoint's `norm` entry. Raises UserError for one that is not of this project's making."""
+    try:
+        options = NormOptions(**respelled(stored))
+        check_limits(options)
+        options.spec  # noqa: B018  raises what is wrong with it
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"a checkpoint's norm settings {dict(stored)} are not understood ({error})") from error
+    return options
 
 
 def norm_of_weights(stored: Mapping[str, Any], chosen: str | None) -> dict[str, Any]:
@@ -198,7 +218,7 @@ def norm_of_weights(stored: Mapping[str, Any], chosen: str | None) -> dict[str, 
     the norm's `weight_options`, where they were not typed. How a training pools or freezes statistics is not fixed.
     stored: a checkpoint's `norm` entry. chosen: what was typed after --norm, None for the weights' own norm.
     """
-    before = NormOptions(**respelled(stored))
+    before = _options_of(stored)
     if chosen == AUTO:
         spec: NormSpec | None = None
     else:

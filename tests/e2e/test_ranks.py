@@ -206,7 +206,7 @@ def test_a_batch_that_ranks_cannot_share_is_a_sentence(scenes: Path, toy_cfg: st
         flags(scenes, toy_cfg, tmp_path / "run", "--batch-size", "3", "--subdivisions", "1"), tmp_path / "log"
     )
     assert [children.ended(child) for child in pair] == [2, 2]
-    assert "error: --batch-size 3, which all processes share, is not divisible by 2" in (tmp_path / "log").read_text()
+    assert "error: --batch-size 3 is not divisible by 2 processes" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.slow

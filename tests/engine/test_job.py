@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from cfg.plan import load_plan
 from data.digits import make_digits
 from engine.job import open_sets, parse_job
+from models.detector import make_checkpoint
+from models.network import Network
+from models.norms.table import NormOptions, norm_factory, resolve_norm
 from utils.errors import UserError
 
 
@@ -30,3 +34,28 @@ def test_a_set_without_objects_says_what_was_dropped(tmp_path: Path):
     assert nothing == f"{digits}: none of the 2 images of 'train' has an object"
     assert dropped.startswith(f"{len(content['annotations'])} boxes without area dropped (first: ")
     assert more == f"python -m data.doctor {digits} has details"
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """Six training images: fewer than a batch."""
+    return make_digits(tmp_path / "few", counts={"train": 6, "val": 1}, hw=(64, 64))
+
+
+@pytest.mark.parametrize(("typed", "norm"), [("gn", "gn:groups=2"), ("gn:groups=4", "gn:groups=4"), ("cmbn", "cmbn")])
+def test_weights_fix_the_options_of_the_norm_that_were_not_typed(few: Path, tmp_path: Path, typed: str, norm: str):
+    plan = load_plan("yolov4-pico", classes=10)
+    options = resolve_norm(NormOptions(norm="gn:groups=2"))
+    weights = Network(plan, norm_factory(options)).state_dict()
+    names = tuple(map(str, range(10)))
+    make_checkpoint(plan, options, weights, class_names=names, letterbox=True).to_file(tmp_path / "gn.pt")
+    job = parse_job(["--data", str(few), "--weights", str(tmp_path / "gn.pt"), "--norm", typed])
+    assert job.options.norm.norm == norm
+
+
+def test_a_batch_cut_to_the_images_there_are_is_accepted(few: Path):
+    """Out of memory, a run may have gone on with a divisor of a batch that the data set made smaller."""
+    flags = ["--data", str(few), "--batch-size", "16", "--subdivisions"]
+    assert parse_job([*flags, "6"]).mini_batch == 1
+    with pytest.raises(UserError, match="--batch-size 16 is not divisible by --subdivisions 5 "):
+        parse_job([*flags, "5"])

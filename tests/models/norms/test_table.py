@@ -121,6 +121,7 @@ def test_a_norm_is_read_back_from_its_spelling(kind):
         ("gn:groups=32", "gn"),
         ("mabn:average_images=8", "mabn:average_images=8"),
         ("mabn:average_images=2.5", "mabn:average_images=2.5"),
+        ("mabn:average_images=16.123456789", "mabn:average_images=16.123456789"),
         ("cbn:window=8,estimator=taylor", "cbn:estimator=taylor,window=8"),
     ],
 )
@@ -139,7 +140,10 @@ def test_a_norm_has_one_canonical_spelling(typed, canonical):
             "--norm gn has no option 'window'\n\ngn  .*\n.*Group Normal.*\n.*groups (.|\n)*default 32",
         ),
         ("ln:groups=2", "--norm ln has no option 'groups'"),
-        ("gn:", "--norm gn has no option ''"),
+        ("gn:", "--norm gn:: an option is missing after : or ,"),
+        ("cmbn:carry,", "an option is missing"),
+        ("cmbn:carry,carry=off", "--norm cmbn:carry,carry=off: carry is given twice"),
+        ("auto:carry", "--norm auto has no options"),
         ("gn:groups", "--norm gn: groups needs a whole number"),
         ("gn:groups=0", "--norm gn: groups=0 must be at least 1"),
         ("gn:groups=2.5", "--norm gn: groups=2.5 needs a whole number"),
@@ -321,6 +325,12 @@ def test_weights_bring_along_what_makes_them_the_same_function(trained):
     assert other == {"norm": "cmbn", **{name: stored[name] for name in ("weight_centralization", "norm_eps")}}
     assert norm_of_weights(stored, "none") == {"norm": "none"}
     assert norm_of_weights(stored, "auto")["norm"] == "auto"
+
+
+@pytest.mark.parametrize("stored", [{"zzz": 1}, {"norm_carry": True}, {"norm": None, "norm_carry": True}, {"norm": 3}])
+def test_a_norm_entry_of_another_making_is_the_users_error(stored):
+    with pytest.raises(UserError, match=r"norm settings .* are not understood"):
+        norm_of_weights(stored, None)
 
 
 def test_weights_bring_their_groups_unless_others_are_typed():
