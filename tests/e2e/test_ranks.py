@@ -196,7 +196,7 @@ def test_what_is_not_finite_on_one_rank_is_named_and_ends_both(
 
     log = tmp_path / "log"
     pair = start_two(flags(scenes, toy_cfg, tmp_path / "run", "--norm", norm), log, before=plant_nan_on_rank_1)
-    assert [children.ended(child) for child in pair] == [2, 2], log.read_text()[-3000:]
+    assert [children.ended(child) for child in pair] == [3, 3], log.read_text()[-3000:]
     assert log.read_text().count("error: step 3: a box of ") == 2
     assert Checkpoint.from_file(tmp_path / "run" / "last.pt").step == 0
 
