@@ -20,7 +20,7 @@ _PANELS = {  # columns of results.csv that share a unit share a panel
     "loss": ("loss", "box", "objectness", "class"),
     "average precision": ("AP", "AP50"),
     "learning rate": ("lr",),
-    "seconds": ("seconds",),
+    "seconds of training per epoch": ("seconds",),
 }
 
 
