@@ -8,7 +8,7 @@ from typing import Any
 from cfg.plan import parse_plan
 from cfg.settings import unread_settings
 from data.doctor.checkup import quick_findings
-from engine.job import Job
+from engine.job import Job, images_per_rank
 from engine.trainer import Trainer
 from models.norms.auto import ENOUGH
 from models.norms.effective_batch import FEW, describe_norm, norm_warnings
@@ -48,11 +48,8 @@ def announce(run: Trainer) -> None:
 def optimizer_in_words(job: Job) -> str:
     """SGD, momentum 0.9, weight decay 0.0005; batch 16 = 8 forwards of 2"""
     optim, world_size = job.options.optim, ranks.world_size()
-    images = job.mini_batch
-    batch = min(optim.batch_size, len(job.train_set))
-    share = max(1, batch // world_size)
-    forwards = min(int(optim.subdivisions), share)
-    cut = f"{forwards} forward{'s' * (forwards != 1)} of {images}"
+    share = images_per_rank(job.options, job.train_set)
+    cut = f"{job.forwards} forward{'s' * (job.forwards != 1)} of {job.mini_batch}"
     processes = f"{world_size} processes x " if world_size > 1 else ""
     rule = "AdamW" if optim.optimizer == "adamw" else f"SGD, momentum {optim.momentum:g}"
     return f"{rule}, weight decay {optim.weight_decay:g}; batch {share * world_size} = {processes}{cut}"
@@ -110,8 +107,7 @@ def _announce_network(job: Job) -> None:
 
 def _announce_norm(job: Job, total_steps: int) -> None:
     options, norm = job.options, job.options.norm
-    share = max(1, min(options.optim.batch_size, len(job.train_set)) // ranks.world_size())
-    cut = {"mini_batch": job.mini_batch, "subdivisions": min(int(options.optim.subdivisions), share)}
+    cut = {"mini_batch": job.mini_batch, "subdivisions": job.forwards}
     say("norm", describe_norm(norm, **cut))
     if job.norm_reason:
         say("", f"auto: {job.norm_reason}")

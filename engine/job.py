@@ -58,6 +58,11 @@ class Job:
         """Images of one forward on one rank."""
         return images_per_forward(self.options, self.train_set)
 
+    @property
+    def forwards(self) -> int:
+        """Mini-batches of one batch on one rank."""
+        return min(int(self.options.optim.subdivisions), images_per_rank(self.options, self.train_set))
+
 
 def parse_job(argv: Sequence[str] | None = None) -> Job:
     """Parse `sys.argv`, or `argv`. Raises UserError or CfgError for what is wrong."""
@@ -122,9 +127,14 @@ def adamw_settings(options: TrainOptions, given: Mapping[str, Any]) -> dict[str,
     }
 
 
+def images_per_rank(options: TrainOptions, train_set: ImageSet) -> int:
+    """Return one rank's images of a batch; a data set smaller than a batch makes a smaller one."""
+    return max(1, min(options.optim.batch_size, len(train_set)) // ranks.world_size())
+
+
 def images_per_forward(options: TrainOptions, train_set: ImageSet) -> int:
-    """Return the images of one forward on one rank; a data set smaller than a batch makes a smaller one."""
-    share = max(1, min(options.optim.batch_size, len(train_set)) // ranks.world_size())
+    """Return the images of one forward on one rank."""
+    share = images_per_rank(options, train_set)
     return share // min(int(options.optim.subdivisions), share)
 
 

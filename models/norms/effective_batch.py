@@ -68,12 +68,13 @@ def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
     """
     if options.never_measures:
         return
+    spec = options.spec
     for node in plan.nodes:
         if not isinstance(node.spec, ConvSpec) or not node.spec.batch_normalize:
             continue
         channels, height, width = node.shape
-        if options.spec.values_per_statistic(channels, height * width, mini_batch=mini_batch) == 1:
-            remedy = "fewer --subdivisions, " if options.spec.has_batch_statistics else ""
+        if spec.values_per_statistic(channels, height * width, mini_batch=mini_batch) == 1:
+            remedy = "fewer --subdivisions, " if spec.has_batch_statistics else ""
             raise UserError(
                 f"{plan.path}:{node.line}: layer {node.index} has one value per channel in one image at "
                 f"{plan.net.height}x{plan.net.width} px, and {options.norm} cannot normalize one value: take {remedy}"
