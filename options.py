@@ -21,7 +21,7 @@ from utils.flags import image_size_knob, parse_subdivisions
 from utils.knob import knob
 from utils.schedule import POLICIES
 
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("auto", "sgd", "adamw")
 AMP_KINDS = ("auto", "off", "bf16", "fp16")
 
 
@@ -36,11 +36,14 @@ class OptimOptions:
         1, "mini-batches of a batch, one forward each; auto: as few as fit into memory (cfg)", parse=parse_subdivisions
     )
     optimizer: str = knob(
-        "sgd", "sgd, with the cfg's learning rate and momentum; or adamw, with a rate of its own", choices=OPTIMIZERS
+        "auto",
+        "sgd, as the cfg says (its batch, rate, policy, momentum, burn-in), for long trainings and --loss darknet; or "
+        "adamw with a recipe of its own; auto chooses, and says why",
+        choices=OPTIMIZERS,
     )
     learning_rate: float = knob(
         0.01,
-        "learning rate after burn-in (cfg; adamw: 0.003 for 16 images a batch, by the root of --batch-size)",
+        "learning rate after burn-in (sgd: the cfg's; adamw: 0.003 for 16 images a batch, by the root of --batch-size)",
         low=1e-12,
     )
     final_learning_rate: float = knob(1e-5, "rate at which cosine and sgdr end (cfg: learning_rate_min)", low=0)

@@ -38,6 +38,8 @@ def announce(run: Trainer) -> None:
         if options.weights is None and options.resume is None:
             warn(f"without --weights the {options.optim.freeze} frozen layers keep their random weights")
     say("optimizer", optimizer_in_words(job))
+    if job.optimizer_reason:
+        say("", f"auto: {job.optimizer_reason}")
     say("schedule", run.schedule.words())
     say("device", describe(run.device)["device"])
     say("run", str(run.folder))

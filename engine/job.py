@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,18 +14,17 @@ from cfg.settings import cfg_settings
 from data.annotation_formats import BUILT_IN, open_image_set
 from data.image_set import ImageSet
 from engine.auto_subdivisions import resolve_subdivisions
+from engine.recipe import adamw_recipe, choose_optimizer, planned_steps
 from models.norms.auto import choose_norm
 from models.norms.old_spelling import respelled
 from models.norms.table import norm_of_weights
 from models.weights.start import read_start
-from options import FOREIGN_FLAGS, OptimOptions, TrainOptions
+from options import FOREIGN_FLAGS, TrainOptions
 from utils import ranks
 from utils.checkpoint import RESUMABLE_FROM, Checkpoint
 from utils.errors import UserError
 from utils.flags import current_names, parse_flags, resolve
 from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run, writable_folder
-
-ADAMW_RATE = 0.003  # for batches of 16 images
 
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
 # not depend on, and what helps a training over a crisis.
@@ -41,8 +40,8 @@ class Job:
     """A training with every setting decided.
 
     checkpoint: what it resumes from, None for a new run. origins: by name of a setting, where its value comes from:
-    "typed", "cfg", "data", "weights" (to start from) or "run" (resumed); the others have their defaults. norm_reason:
-    why `--norm auto` chose this norm, "" for a typed one.
+    "typed", "cfg", "data", "weights" (to start from), "optimizer" (its recipe) or "run" (resumed); the others have
+    their defaults. norm_reason, optimizer_reason: why `auto` chose these, "" for typed ones.
     """
 
     options: TrainOptions
@@ -52,6 +51,7 @@ class Job:
     checkpoint: Checkpoint | None
     origins: Mapping[str, str]
     norm_reason: str
+    optimizer_reason: str
 
     @property
     def mini_batch(self) -> int:
@@ -90,14 +90,19 @@ def job_of(given: dict[str, Any]) -> Job:
             given = {**given, "norm": sources["weights"]["norm"]}
     from_files = {name: value for source in sources.values() for name, value in source.items()}
     options = resolve(TrainOptions, given, from_files)
-    if options.optim.optimizer == "adamw":
-        sources["optimizer"] = adamw_settings(options, given)
-        from_files = {**from_files, **sources["optimizer"]}
-        sources["cfg"] = {name: value for name, value in sources["cfg"].items() if from_files[name] == value}
-        options = resolve(TrainOptions, given, from_files)
+    optimizer, optimizer_reason = choose_optimizer(options, given, len(train_set))
+    if optimizer == "adamw" and checkpoint is None:
+        recipe = adamw_recipe(options, given, plan.net)
+        sources["cfg"] = {name: value for name, value in sources["cfg"].items() if name not in recipe}
+        sources["optimizer"] = recipe
+        from_files = {**from_files, **recipe}
+    options = resolve(TrainOptions, {**given, "optimizer": optimizer}, from_files)
     check_batch(options, len(train_set))
     options = resolve_subdivisions(options, plan)
     norm, norm_reason = choose_norm(options.norm, mini_batch=images_per_forward(options, train_set))
+    if checkpoint is None:
+        spec = norm.spec.for_training(planned_steps(options.optim, len(train_set)))
+        norm = replace(norm, norm=str(spec))
     sources |= {"run": given, "typed": {name: given[name] for name in typed}}
     return Job(
         options=replace(options, norm=norm),
@@ -107,24 +112,8 @@ def job_of(given: dict[str, Any]) -> Job:
         checkpoint=checkpoint,
         origins={name: origin for origin, source in sources.items() for name in source},
         norm_reason=norm_reason,
+        optimizer_reason=optimizer_reason,
     )
-
-
-def adamw_settings(options: TrainOptions, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what AdamW sets in place of the cfg, which is meant for darknet's SGD.
-
-    The rate grows with the root of the batch, as Adam's noise does (Malladi et al. 2022, "On the SDEs and Scaling Rules
-    for Adaptive Gradient Algorithms"). Raises UserError for a typed momentum.
-    """
-    if "momentum" in given and "resume" not in given:
-        raise UserError("--momentum is that of --optimizer sgd; adamw has its own")
-    rate = ADAMW_RATE * math.sqrt(options.optim.batch_size / 16)
-    default = OptimOptions()
-    return {
-        "learning_rate": float(f"{rate:.3g}"),
-        "final_learning_rate": default.final_learning_rate,
-        "momentum": default.momentum,
-    }
 
 
 def images_per_rank(options: TrainOptions, train_set: ImageSet) -> int:
@@ -151,7 +140,9 @@ def open_run(job: Job) -> Path:
     if ranks.is_rank_zero():
         # A job that torchrun restarted may have died before its first last.pt.
         is_own = ranks.restarts() > 0 and folder_of_job(job_id, name) is not None
-        default = f"{job.train_set.name}-{job.plan.name}-{job.options.norm.norm}"
+        norm = re.sub(r",?burn_in_steps=\d+", "", job.options.norm.norm)
+        norm = "-".join(re.findall(r"[^:,]+", norm))  # names with a colon are trouble on other systems
+        default = f"{job.train_set.name}-{job.plan.name}-{norm}"
         folder = free_folder(name, default=default, may_hold_files=is_own)
         mark_folder(folder, job_id)
     return ranks.broadcast(folder)
@@ -186,7 +177,7 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     if checkpoint.settings.get("norm_growth_steps"):
         raise UserError(f"{path}: --norm-growth-steps does not exist any more; start a new run with --weights")
     # Memory may have run out since the settings were made.
-    settings = respelled(current_names(TrainOptions, checkpoint.settings))
+    settings = {"optimizer": "sgd", **respelled(current_names(TrainOptions, checkpoint.settings))}
     settings["subdivisions"] = checkpoint.training.subdivisions
     data = settings.get("data", BUILT_IN)
     if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):

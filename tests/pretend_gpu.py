@@ -175,6 +175,8 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     with monkeypatch.context() as patch:
         for name, function in patched.items():
             patch.setattr(torch.cuda, name, function)
+        # Adam asks it whether a CUDA graph is being captured.
+        patch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
         patch.setattr(Tensor, "pin_memory", _pinned)  # not above: a thread does it
         before = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)

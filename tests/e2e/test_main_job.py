@@ -85,7 +85,8 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
 ) -> None:
     """Stopped after an epoch of 4 steps, or in the middle of the second one."""
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--norm", norm, "--workers", "0", "--evals", "1"]
-    common += ["--ema-decay", "0.9"]  # by default it depends on the length of the run, and so would the weights
+    # By default these depend on the length of the run, and so would the weights.
+    common += ["--ema-decay", "0.9", "--lr-policy", "constant"]
     train.main([*common, "--epochs", "3", "--out", str(tmp_path / "whole")])
     train.main([*common, *stop, "--out", str(tmp_path / "parts")])
     train.main(["--resume", str(tmp_path / "parts"), "--epochs", "3", "--workers", "0"])
@@ -140,7 +141,7 @@ def test_a_norm_that_never_begins_is_said(
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--max-steps", "4"]
     train.main([*common, "--norm", f"cbn:burn_in_steps={burn_in}", "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
-    assert "schedule  4 steps: constant from 0.005" in said
+    assert "schedule  4 steps: cosine from 0.0015" in said
     warning = "warning: burn_in_steps=4 is the whole training: --norm cbn:burn_in_steps=4 is plain batch norm here"
     assert (warning in said) == is_warned
 
@@ -246,6 +247,8 @@ def test_a_loss_that_explodes_is_a_failure(capsys, monkeypatch, tmp_path, scenes
         str(scenes),
         "--cfg",
         toy_cfg,
+        "--optimizer",
+        "sgd",
         "--learning-rate",
         "0.3",
         "--burn-in-steps",

@@ -1,0 +1,77 @@
+"""The optimizer of a training, and the numbers that go with it (docs/recipe.md).
+
+A cfg's batch, rate and schedule are darknet's recipe for SGD and hundreds of thousands of steps. AdamW has a recipe of
+its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from cfg.net import NetSpec
+from options import OptimOptions, TrainOptions
+from utils import ranks
+from utils.errors import UserError
+
+ADAMW_RATE, ADAMW_BATCH = 0.003, 16  # the rate for that many images a batch
+LONG = 20_000  # steps from which on the cfg's own recipe is the one that is published
+
+
+def choose_optimizer(options: TrainOptions, given: Mapping[str, Any], images: int) -> tuple[str, str]:
+    """Return "adamw" or "sgd" and, for `--optimizer auto`, a sentence with the reason.
+
+    given: the settings that were typed. images: of the training set.
+    """
+    optim = options.optim
+    if optim.optimizer != "auto":
+        return optim.optimizer, ""
+    if options.loss.loss == "darknet":
+        return "sgd", "sgd with the cfg's numbers, because --loss darknet is for trainings as darknet's"
+    if "momentum" in given:
+        return "sgd", "sgd, because --momentum is a setting of it"
+    steps = planned_steps(optim, images)
+    if steps >= LONG:
+        return "sgd", f"sgd with the cfg's numbers, because a training of {steps} steps is what they are meant for"
+    return "adamw", "adamw, because the cfg's numbers for sgd are meant for trainings longer than this"
+
+
+def adamw_recipe(options: TrainOptions, given: Mapping[str, Any], net: NetSpec) -> dict[str, Any]:
+    """Return what AdamW sets in place of the cfg; what was typed goes before it.
+
+    A batch has at most 16 images, a forward at most as many as the cfg's; a cfg's batch=1 is meant for detection and
+    is not taken. The rate grows with the root of the batch, as Adam's noise does (Malladi et al. 2022, "On the SDEs and
+    Scaling Rules for Adaptive Gradient Algorithms"). Raises UserError for a typed momentum.
+    """
+    if "momentum" in given:
+        raise UserError("--momentum is that of --optimizer sgd; adamw has its own")
+    default, world_size = OptimOptions(), ranks.world_size()
+    batch, parts = options.optim.batch_size, options.optim.subdivisions
+    if "batch_size" not in given:
+        batch = ADAMW_BATCH if net.batch == 1 else min(net.batch, ADAMW_BATCH)
+        multiple = world_size * (int(parts) if "subdivisions" in given and parts != "auto" else 1)
+        batch = multiple * math.ceil(batch / multiple)
+    if "subdivisions" not in given:
+        most_images = batch if net.batch == 1 else max(1, net.batch // net.subdivisions)
+        parts = fewest_parts(batch // world_size, most_images=most_images)
+    return {
+        "optimizer": "adamw",
+        "batch_size": batch,
+        "subdivisions": parts,
+        "learning_rate": float(f"{ADAMW_RATE * math.sqrt(batch / ADAMW_BATCH):.3g}"),
+        "final_learning_rate": default.final_learning_rate,
+        "lr_policy": default.lr_policy,
+        "lr_scales": default.lr_scales,
+        "momentum": default.momentum,
+    }
+
+
+def planned_steps(optim: OptimOptions, images: int) -> int:
+    """Return the optimizer steps of a training on so many images."""
+    return optim.epochs * (images // min(optim.batch_size, images)) if optim.epochs else optim.max_steps
+
+
+def fewest_parts(images: int, *, most_images: int) -> int:
+    """Return the smallest divisor of `images` that makes parts of at most `most_images`."""
+    return next(parts for parts in range(1, images + 1) if images % parts == 0 and images // parts <= most_images)
