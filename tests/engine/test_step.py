@@ -55,15 +55,20 @@ def batch_of(images: int, seed: int = 0) -> Batch:
     )
 
 
-def step_of(norm: str, *, subdivisions: int, lines: list[str] | None = None) -> TrainStep:
+def step_of(norm: str, *, subdivisions: int, lines: list[str] | None = None, optimizer: str = "sgd") -> TrainStep:
     torch.manual_seed(0)
     network = Network(parse_plan(WITH_DROPOUT, path="toy.cfg"), NORMS[norm]).train()
     say = (lines if lines is not None else []).append
+    groups = parameter_groups(network, weight_decay=5e-4)
     return TrainStep(
         network=network,
         forward=network,
         criterion=YoloLoss(LossOptions()),
-        optimizer=torch.optim.SGD(parameter_groups(network, weight_decay=5e-4), lr=0.01, momentum=0.9),
+        optimizer=(
+            torch.optim.AdamW(groups, lr=0.003)
+            if optimizer == "adamw"
+            else torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+        ),
         precision=MixedPrecision("off", torch.device("cpu")),
         clock=BatchClock(network),
         recovery=OutOfMemoryRecovery(network, subdivisions=subdivisions, is_parallel=False, say=say),
@@ -85,14 +90,21 @@ def run_out_of_memory(step: TrainStep, *, at_mini_batch: int, most_images: int, 
 
 
 def everything(step: TrainStep) -> dict[str, Any]:
-    return {**step.network.state_dict(), **norm_histories(step.network), "random": torch.get_rng_state()}
+    moments = {
+        f"{index}.{name}": value
+        for index, state in step.optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+    return {**step.network.state_dict(), **norm_histories(step.network), **moments, "random": torch.get_rng_state()}
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_after_running_out_of_memory_the_update_is_that_of_finer_mini_batches(norm: str) -> None:
-    """From a state with history: one step is behind both."""
+def test_after_running_out_of_memory_the_update_is_that_of_finer_mini_batches(norm: str, optimizer: str) -> None:
+    """From a state with history: one step is behind both. The optimizer's moments are compared, too."""
     lines: list[str] = []
-    troubled, untroubled = step_of(norm, subdivisions=2, lines=lines), step_of(norm, subdivisions=2)
+    troubled = step_of(norm, subdivisions=2, lines=lines, optimizer=optimizer)
+    untroubled = step_of(norm, subdivisions=2, optimizer=optimizer)
     ends = []
     for step in (troubled, untroubled):
         torch.manual_seed(1)
