@@ -114,7 +114,7 @@ def name_of(row: Row) -> tuple[object, ...]:
 def run(cell: Cell, args: argparse.Namespace) -> Row:
     """Train and test. Raises CalledProcessError if a page fails otherwise than by a diverged training."""
     flags = ["--data", cell.data, "--cfg", cell.cfg, "--image-size", str(cell.image_size), "--epochs", str(cell.epochs)]
-    flags += ["--norm", cell.norm, "--optimizer", cell.optimizer]
+    flags += ["--norm", *cell.norm.split(), "--optimizer", cell.optimizer]  # also "bn --norm-eval"
     flags += ["--seed", str(cell.seed), "--device", args.device, "--workers", args.workers]
     flags += ["--weights", cell.weights] if cell.weights else []
     flags += [] if cell.forwards == "default" else ["--subdivisions", cell.forwards]

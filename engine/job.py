@@ -92,7 +92,7 @@ def job_of(given: dict[str, Any]) -> Job:
     options = resolve(TrainOptions, given, from_files)
     optimizer, optimizer_reason = choose_optimizer(options, given, len(train_set))
     if optimizer == "adamw" and checkpoint is None:
-        recipe = adamw_recipe(options, given, plan.net)
+        recipe = adamw_recipe(options, given, plan.net, len(train_set))
         sources["cfg"] = {name: value for name, value in sources["cfg"].items() if name not in recipe}
         sources["optimizer"] = recipe
         from_files = {**from_files, **recipe}

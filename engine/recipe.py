@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from cfg.net import NetSpec
@@ -15,7 +16,8 @@ from options import OptimOptions, TrainOptions
 from utils import ranks
 from utils.errors import UserError
 
-ADAMW_RATE, ADAMW_BATCH = 0.003, 16  # the rate for that many images a batch
+ADAMW_RATE, ADAMW_BATCH = 0.004, 16  # the rate for that many images a batch
+SHORT = 250  # steps; with fewer, half a batch and twice as many do better
 LONG = 20_000  # steps from which on the cfg's own recipe is the one that is published
 
 
@@ -37,19 +39,22 @@ def choose_optimizer(options: TrainOptions, given: Mapping[str, Any], images: in
     return "adamw", "adamw, because the cfg's numbers for sgd are meant for trainings longer than this"
 
 
-def adamw_recipe(options: TrainOptions, given: Mapping[str, Any], net: NetSpec) -> dict[str, Any]:
+def adamw_recipe(options: TrainOptions, given: Mapping[str, Any], net: NetSpec, images: int) -> dict[str, Any]:
     """Return what AdamW sets in place of the cfg; what was typed goes before it.
 
-    A batch has at most 16 images, a forward at most as many as the cfg's; a cfg's batch=1 is meant for detection and
-    is not taken. The rate grows with the root of the batch, as Adam's noise does (Malladi et al. 2022, "On the SDEs and
-    Scaling Rules for Adaptive Gradient Algorithms"). Raises UserError for a typed momentum.
+    A batch has at most 16 images, or 8 if the epochs would make few steps, and a forward at most as many as the cfg's;
+    a cfg's batch=1 is meant for detection and is not taken. The rate grows with the root of the batch, as Adam's noise
+    does (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms"). images: of the
+    training set. Raises UserError for a typed momentum.
     """
     if "momentum" in given:
         raise UserError("--momentum is that of --optimizer sgd; adamw has its own")
-    default, world_size = OptimOptions(), ranks.world_size()
-    batch, parts = options.optim.batch_size, options.optim.subdivisions
+    default, optim, world_size = OptimOptions(), options.optim, ranks.world_size()
+    batch, parts = optim.batch_size, optim.subdivisions
     if "batch_size" not in given:
         batch = ADAMW_BATCH if net.batch == 1 else min(net.batch, ADAMW_BATCH)
+        if optim.epochs and planned_steps(replace(optim, batch_size=batch), images) < SHORT:
+            batch = min(batch, ADAMW_BATCH // 2)
         multiple = world_size * (int(parts) if "subdivisions" in given and parts != "auto" else 1)
         batch = multiple * math.ceil(batch / multiple)
     if "subdivisions" not in given:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cfg.net import NetSpec
 from engine.job import Job, parse_job
-from engine.recipe import ADAMW_BATCH, ADAMW_RATE, LONG, adamw_recipe, fewest_parts, planned_steps
+from engine.recipe import ADAMW_BATCH, ADAMW_RATE, LONG, SHORT, adamw_recipe, fewest_parts, planned_steps
 from options import OptimOptions, TrainOptions
 from tests.e2e.conftest import TOY_CFG
 
@@ -44,7 +44,7 @@ def test_auto_chooses_and_says_so(parse, flags: list[str], optimizer: str) -> No
 
 def test_adamw_takes_no_schedule_of_the_cfg_and_sgd_all_of_it(parse) -> None:
     adamw, sgd = (parse("--optimizer", optimizer).options.optim for optimizer in ("adamw", "sgd"))
-    assert (adamw.lr_policy, adamw.learning_rate) == ("cosine", 0.0015)
+    assert (adamw.lr_policy, adamw.learning_rate) == ("cosine", 0.002)
     assert (sgd.lr_policy, sgd.learning_rate) == ("constant", 0.005)
 
 
@@ -78,6 +78,22 @@ def test_a_forward_has_at_most_the_images_of_the_cfg(
     assert (optim.batch_size, optim.subdivisions) == expected
 
 
+@pytest.mark.parametrize(
+    ("images", "length", "batch"),
+    [
+        (205, {"epochs": 12}, 8),
+        (205, {"epochs": 40}, 16),
+        (205, {"max_steps": 20}, 16),  # as many steps whatever the batch
+        (SHORT * 16, {"epochs": 1}, 16),
+        (SHORT * 16 - 1, {"epochs": 1}, 8),
+    ],
+)
+def test_few_steps_make_a_smaller_batch(images: int, length: dict[str, int], batch: int) -> None:
+    net = NetSpec(width=32, height=32, batch=64, subdivisions=8)
+    options = TrainOptions(optim=OptimOptions(batch_size=64, subdivisions=8, **length))
+    assert adamw_recipe(options, {}, net, images)["batch_size"] == batch
+
+
 def test_typed_subdivisions_that_do_not_divide_the_batch_raise_it(parse) -> None:
     assert parse("--subdivisions", "32").options.optim.batch_size == 32
     assert parse("--subdivisions", "3").options.optim.batch_size == 6
@@ -86,7 +102,7 @@ def test_typed_subdivisions_that_do_not_divide_the_batch_raise_it(parse) -> None
 @given(batch=st.integers(1, 256))
 def test_the_rate_follows_the_root_of_the_batch(batch: int) -> None:
     options = TrainOptions(optim=OptimOptions(batch_size=batch))
-    recipe = adamw_recipe(options, {"batch_size": batch}, NetSpec(width=32, height=32, batch=64, subdivisions=8))
+    recipe = adamw_recipe(options, {"batch_size": batch}, NetSpec(width=32, height=32, batch=64, subdivisions=8), 99)
     assert recipe["learning_rate"] == pytest.approx(ADAMW_RATE * (batch / ADAMW_BATCH) ** 0.5, rel=0.005)
     assert batch % recipe["subdivisions"] == 0 and batch // recipe["subdivisions"] <= 8
 
