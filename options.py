@@ -43,7 +43,8 @@ class OptimOptions:
     )
     learning_rate: float = knob(
         0.01,
-        "learning rate after burn-in (sgd: the cfg's; adamw: 0.004 for 16 images a batch, by the root of --batch-size)",
+        "learning rate after burn-in (sgd: the cfg's; adamw: for 16 images a batch 0.012 from scratch, 0.006 "
+        "from --weights, else by the root of --batch-size)",
         low=1e-12,
     )
     final_learning_rate: float = knob(1e-5, "rate at which cosine and sgdr end (cfg: learning_rate_min)", low=0)

@@ -12,6 +12,7 @@ from data.image_set import ImageSet
 from data.loader import InputSizes, TrainLoader, make_train_loader
 from engine.amp import MixedPrecision
 from engine.oom_recovery import OutOfMemoryRecovery
+from engine.recipe import BETAS
 from engine.step import TrainStep
 from models.network import Network, parameter_groups
 from models.norms.table import norm_factory
@@ -40,7 +41,7 @@ def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: 
     groups = parameter_groups(network, weight_decay=optim.weight_decay, backbone_rate=optim.backbone_rate)
     # The loop sets lr before each step.
     if optim.optimizer == "adamw":
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=0.0)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS)
     else:
         optimizer = torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum)
     return TrainStep(

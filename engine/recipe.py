@@ -16,7 +16,11 @@ from options import OptimOptions, TrainOptions
 from utils import ranks
 from utils.errors import UserError
 
-ADAMW_RATE, ADAMW_BATCH = 0.004, 16  # the rate for that many images a batch
+BATCH = 16  # images, that the rates are for
+FINE_TUNING_RATE, SCRATCH_RATE = 0.006, 0.012  # of AdamW
+# AdamW's usual memory of gradients, 1000 steps, is longer than a short training: its large first ones would slow it down
+# to the end.
+BETAS = (0.9, 0.99)
 SHORT = 250  # steps; with fewer, half a batch and twice as many do better
 LONG = 20_000  # steps from which on the cfg's own recipe is the one that is published
 
@@ -44,17 +48,18 @@ def adamw_recipe(options: TrainOptions, given: Mapping[str, Any], net: NetSpec, 
 
     A batch has at most 16 images, or 8 if the epochs would make few steps, and a forward at most as many as the cfg's;
     a cfg's batch=1 is meant for detection and is not taken. The rate grows with the root of the batch, as Adam's noise
-    does (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms"). images: of the
-    training set. Raises UserError for a typed momentum.
+    does (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms"); with trained weights
+    it is lower. images: of the training set. Raises UserError for a typed momentum.
     """
     if "momentum" in given:
         raise UserError("--momentum is that of --optimizer sgd; adamw has its own")
+    rate = SCRATCH_RATE if options.weights is None else FINE_TUNING_RATE
     default, optim, world_size = OptimOptions(), options.optim, ranks.world_size()
     batch, parts = optim.batch_size, optim.subdivisions
     if "batch_size" not in given:
-        batch = ADAMW_BATCH if net.batch == 1 else min(net.batch, ADAMW_BATCH)
+        batch = BATCH if net.batch == 1 else min(net.batch, BATCH)
         if optim.epochs and planned_steps(replace(optim, batch_size=batch), images) < SHORT:
-            batch = min(batch, ADAMW_BATCH // 2)
+            batch = min(batch, BATCH // 2)
         multiple = world_size * (int(parts) if "subdivisions" in given and parts != "auto" else 1)
         batch = multiple * math.ceil(batch / multiple)
     if "subdivisions" not in given:
@@ -64,7 +69,7 @@ def adamw_recipe(options: TrainOptions, given: Mapping[str, Any], net: NetSpec, 
         "optimizer": "adamw",
         "batch_size": batch,
         "subdivisions": parts,
-        "learning_rate": float(f"{ADAMW_RATE * math.sqrt(batch / ADAMW_BATCH):.3g}"),
+        "learning_rate": float(f"{rate * math.sqrt(batch / BATCH):.3g}"),
         "final_learning_rate": default.final_learning_rate,
         "lr_policy": default.lr_policy,
         "lr_scales": default.lr_scales,

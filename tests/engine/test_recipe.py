@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cfg.net import NetSpec
 from engine.job import Job, parse_job
-from engine.recipe import ADAMW_BATCH, ADAMW_RATE, LONG, SHORT, adamw_recipe, fewest_parts, planned_steps
+from engine.recipe import BATCH, FINE_TUNING_RATE, LONG, SCRATCH_RATE, SHORT, adamw_recipe, fewest_parts, planned_steps
 from options import OptimOptions, TrainOptions
 from tests.e2e.conftest import TOY_CFG
 
@@ -44,7 +44,7 @@ def test_auto_chooses_and_says_so(parse, flags: list[str], optimizer: str) -> No
 
 def test_adamw_takes_no_schedule_of_the_cfg_and_sgd_all_of_it(parse) -> None:
     adamw, sgd = (parse("--optimizer", optimizer).options.optim for optimizer in ("adamw", "sgd"))
-    assert (adamw.lr_policy, adamw.learning_rate) == ("cosine", 0.002)
+    assert (adamw.lr_policy, adamw.learning_rate) == ("cosine", 0.006)
     assert (sgd.lr_policy, sgd.learning_rate) == ("constant", 0.005)
 
 
@@ -100,10 +100,11 @@ def test_typed_subdivisions_that_do_not_divide_the_batch_raise_it(parse) -> None
 
 
 @given(batch=st.integers(1, 256))
-def test_the_rate_follows_the_root_of_the_batch(batch: int) -> None:
-    options = TrainOptions(optim=OptimOptions(batch_size=batch))
+@pytest.mark.parametrize(("weights", "rate"), [(None, SCRATCH_RATE), ("some.pt", FINE_TUNING_RATE)])
+def test_the_rate_follows_the_root_of_the_batch(weights: str | None, rate: float, batch: int) -> None:
+    options = TrainOptions(weights=weights, optim=OptimOptions(batch_size=batch))
     recipe = adamw_recipe(options, {"batch_size": batch}, NetSpec(width=32, height=32, batch=64, subdivisions=8), 99)
-    assert recipe["learning_rate"] == pytest.approx(ADAMW_RATE * (batch / ADAMW_BATCH) ** 0.5, rel=0.005)
+    assert recipe["learning_rate"] == pytest.approx(rate * (batch / BATCH) ** 0.5, rel=0.005)
     assert batch % recipe["subdivisions"] == 0 and batch // recipe["subdivisions"] <= 8
 
 
