@@ -18,8 +18,8 @@ from utils.errors import UserError
 
 BATCH = 16  # images, that the rates are for
 FINE_TUNING_RATE, SCRATCH_RATE = 0.006, 0.012  # of AdamW
-# AdamW's usual memory of gradients, 1000 steps, is longer than a short training: its large first ones would slow it down
-# to the end.
+# AdamW's usual memory of gradients, 1000 steps, is longer than a short training, whose large first ones would slow it
+# down to the end.
 BETAS = (0.9, 0.99)
 SHORT = 250  # steps; with fewer, half a batch and twice as many do better
 LONG = 20_000  # steps from which on the cfg's own recipe is the one that is published
