@@ -72,7 +72,6 @@ def adamw_recipe(options: TrainOptions, given: Mapping[str, Any], net: NetSpec, 
         "learning_rate": float(f"{rate * math.sqrt(batch / BATCH):.3g}"),
         "final_learning_rate": default.final_learning_rate,
         "lr_policy": default.lr_policy,
-        "lr_scales": default.lr_scales,
         "momentum": default.momentum,
     }
 

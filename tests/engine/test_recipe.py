@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfg.net import NetSpec
+from engine.build import make_schedule
 from engine.job import Job, parse_job
 from engine.recipe import BATCH, FINE_TUNING_RATE, LONG, SCRATCH_RATE, SHORT, adamw_recipe, fewest_parts, planned_steps
 from options import OptimOptions, TrainOptions
@@ -46,6 +47,13 @@ def test_adamw_takes_no_schedule_of_the_cfg_and_sgd_all_of_it(parse) -> None:
     adamw, sgd = (parse("--optimizer", optimizer).options.optim for optimizer in ("adamw", "sgd"))
     assert (adamw.lr_policy, adamw.learning_rate) == ("cosine", 0.006)
     assert (sgd.lr_policy, sgd.learning_rate) == ("constant", 0.005)
+
+
+@pytest.mark.parametrize("name", ["yolov4-tiny", "yolov4-pico"])
+@pytest.mark.parametrize("policy", [[], ["--lr-policy", "steps"]])
+def test_the_schedule_of_a_cfg_is_replaced_or_typed_again(scenes: Path, name: str, policy: list[str]) -> None:
+    job = parse_job(["--data", str(scenes), "--cfg", name, "--epochs", "9", *policy])
+    assert make_schedule(job.options, job.plan, total_steps=90).policy == (policy or ["", "cosine"])[1]
 
 
 def test_what_is_typed_goes_before_the_recipe(parse) -> None:
