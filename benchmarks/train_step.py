@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.measured import Row, against, circumstances, results_path, write
 from benchmarks.tensor_bytes import saved_bytes
 from cfg.plan import load_plan
-from engine.amp import MixedPrecision
+from engine.amp import MixedPrecision, cpu_bf16
 from engine.oom_recovery import OutOfMemoryRecovery
 from engine.step import TrainStep
 from models.network import Network, parameter_groups
@@ -150,7 +150,7 @@ def has_bf16(device: torch.device) -> bool:
     """Return whether the hardware has bf16; emulated it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported()) or bool(torch.cpu._is_amx_tile_supported())
+    return bool(cpu_bf16())
 
 
 def measure(net: str, ways: list[str], image_count: int, rounds: int, device: torch.device) -> list[Row]:

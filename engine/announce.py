@@ -8,6 +8,7 @@ from typing import Any
 from cfg.plan import parse_plan
 from cfg.settings import unread_settings
 from data.doctor.checkup import quick_findings
+from engine.amp import precision_in_words
 from engine.job import Job, images_per_rank
 from engine.trainer import Trainer
 from models.norms.auto import ENOUGH
@@ -40,6 +41,7 @@ def announce(run: Trainer) -> None:
     say("optimizer", optimizer_in_words(job))
     say("schedule", run.schedule.words())
     say("device", describe(run.device)["device"])
+    say("precision", precision_in_words(options) + (f": {job.precision_reason}" if job.precision_reason else ""))
     say("run", str(run.folder))
     for number, line in enumerate(settings_lines(job)):
         say("" if number else "settings", line)

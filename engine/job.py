@@ -13,6 +13,7 @@ from cfg.plan import Plan, load_plan, parse_plan
 from cfg.settings import cfg_settings
 from data.annotation_formats import BUILT_IN, open_image_set
 from data.image_set import ImageSet
+from engine.amp import as_it_ran, choose_precision
 from engine.auto_subdivisions import resolve_subdivisions
 from models.norms.auto import choose_norm
 from models.norms.old_spelling import respelled
@@ -21,6 +22,7 @@ from models.weights.start import read_start
 from options import FOREIGN_FLAGS, OptimOptions, TrainOptions
 from utils import ranks
 from utils.checkpoint import RESUMABLE_FROM, Checkpoint
+from utils.environment import pick_device
 from utils.errors import UserError
 from utils.flags import current_names, parse_flags, resolve
 from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run, writable_folder
@@ -42,7 +44,7 @@ class Job:
 
     checkpoint: what it resumes from, None for a new run. origins: by name of a setting, where its value comes from:
     "typed", "cfg", "data", "weights" (to start from) or "run" (resumed); the others have their defaults. norm_reason:
-    why `--norm auto` chose this norm, "" for a typed one.
+    why `--norm auto` chose this norm, "" for a typed one. precision_reason: the same of `--amp` and `--channels-last`.
     """
 
     options: TrainOptions
@@ -52,6 +54,7 @@ class Job:
     checkpoint: Checkpoint | None
     origins: Mapping[str, str]
     norm_reason: str
+    precision_reason: str
 
     @property
     def mini_batch(self) -> int:
@@ -96,6 +99,7 @@ def job_of(given: dict[str, Any]) -> Job:
         sources["cfg"] = {name: value for name, value in sources["cfg"].items() if from_files[name] == value}
         options = resolve(TrainOptions, given, from_files)
     check_batch(options, len(train_set))
+    options, precision_reason = choose_precision(options)
     options = resolve_subdivisions(options, plan)
     norm, norm_reason = choose_norm(options.norm, mini_batch=images_per_forward(options, train_set))
     sources |= {"run": given, "typed": {name: given[name] for name in typed}}
@@ -107,6 +111,7 @@ def job_of(given: dict[str, Any]) -> Job:
         checkpoint=checkpoint,
         origins={name: origin for origin, source in sources.items() for name in source},
         norm_reason=norm_reason,
+        precision_reason=precision_reason,
     )
 
 
@@ -188,6 +193,7 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     # Memory may have run out since the settings were made.
     settings = respelled(current_names(TrainOptions, checkpoint.settings))
     settings["subdivisions"] = checkpoint.training.subdivisions
+    settings = as_it_ran(settings, pick_device({**settings, **given}.get("device", "auto")))
     data = settings.get("data", BUILT_IN)
     if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
         raise UserError(f"{path}: its data set {data} is not found from {Path.cwd()}; --data may name where it is now")
