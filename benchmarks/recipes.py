@@ -32,7 +32,10 @@ from utils.errors import exit_on_error
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """One training. rate: "default", or a number. forwards: `--subdivisions`, so a mini-batch is batch / forwards."""
+    """One training. rate: "default", or a number. forwards: `--subdivisions`, so a mini-batch is batch / forwards.
+
+    flags: more of train.py's, as typed.
+    """
 
     data: str
     cfg: str
@@ -44,13 +47,14 @@ class Cell:
     forwards: int
     norm: str
     seed: int
+    flags: str = ""
 
     @property
     def recipe(self) -> str:
         """The cell without its seed, as a line of the table."""
         rate = "" if self.rate == "default" else f" --learning-rate {self.rate}"
         cut = f"--epochs {self.epochs} --subdivisions {self.forwards}"
-        return f"{cut} --norm {self.norm} --optimizer {self.optimizer}{rate}"
+        return f"{cut} --norm {self.norm} --optimizer {self.optimizer}{rate} {self.flags}".rstrip()
 
 
 def main() -> None:
@@ -81,6 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rates", nargs="+", default=["default"])
     parser.add_argument("--forwards", type=int, nargs="+", default=[1], help="mini-batches of a batch")
     parser.add_argument("--norms", nargs="+", default=["bn"])
+    parser.add_argument("--flags", nargs="+", default=[""], help='more of train.py, such as "--amp off" "--amp auto"')
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", default="0", metavar="N")
@@ -91,14 +96,15 @@ def parse() -> argparse.Namespace:
 def cells(args: argparse.Namespace) -> Iterator[Cell]:
     """Yield the grid, seed by seed, so that a stopped one has the same seeds of all recipes."""
     fixed = {"data": args.data, "cfg": args.cfg, "weights": args.weights, "image_size": args.image_size}
-    names = ("seed", "epochs", "forwards", "norm", "optimizer", "rate")
-    swept = (range(args.seeds), args.epochs, args.forwards, args.norms, args.optimizers, args.rates)
+    names = ("seed", "epochs", "forwards", "norm", "optimizer", "rate", "flags")
+    swept = (range(args.seeds), args.epochs, args.forwards, args.norms, args.optimizers, args.rates, args.flags)
     for values in itertools.product(*swept):
         yield Cell(**fixed, **dict(zip(names, values, strict=True)))
 
 
 def name_of(row: Row) -> tuple[object, ...]:
     """Return what tells cells apart; of paths the last part, so that a data set may move."""
+    row = {"flags": "", **row}  # earlier rows had none
     return tuple(Path(row[name]).name if name in ("data", "cfg", "weights") else row[name] for name in Cell.__slots__)
 
 
@@ -107,7 +113,7 @@ def run(cell: Cell, args: argparse.Namespace) -> Row:
     flags = ["--data", cell.data, "--cfg", cell.cfg, "--image-size", str(cell.image_size), "--epochs", str(cell.epochs)]
     flags += ["--subdivisions", str(cell.forwards), "--norm", cell.norm, "--optimizer", cell.optimizer]
     flags += ["--seed", str(cell.seed), "--device", args.device, "--workers", args.workers]
-    flags += ["--weights", cell.weights] if cell.weights else []
+    flags += [*(["--weights", cell.weights] if cell.weights else []), *cell.flags.split()]
     flags += [] if cell.rate == "default" else ["--learning-rate", cell.rate]
     row = {**asdict(cell), **{name: Path(getattr(cell, name)).name for name in ("data", "cfg", "weights")}}
     with tempfile.TemporaryDirectory() as scratch:
@@ -139,7 +145,7 @@ def table(rows: Sequence[Row]) -> str:
     """Return means over seeds, a line per data set, start and recipe."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        cell = Cell(**{name: row[name] for name in Cell.__slots__})
+        cell = Cell(**{name: row[name] for name in Cell.__slots__ if name in row})
         groups.setdefault(f"{cell.data}, {cell.weights or 'scratch'}: {cell.recipe}", []).append(row)
     width = max(map(len, groups), default=0)
     lines = [f"{'':{width}}  seeds  diverged  val AP  test AP  (lowest, highest)  AP50  seconds"]
