@@ -57,10 +57,10 @@ def choose_precision(options: TrainOptions) -> tuple[TrainOptions, str]:
         fast, has_fast_layout, reason = "off", False, "as darknet computes"
     elif device.type == "cuda":
         fast, has_fast_layout, reason = _fast_on_cuda(device)
+    elif device.type == "cpu" and (instructions := cpu_bf16()):
+        fast, has_fast_layout, reason = "bf16", True, f"the CPU has {instructions}"
     else:
-        instructions = cpu_bf16() if device.type == "cpu" else ""
-        fast, has_fast_layout = "bf16" if instructions else "off", bool(instructions)
-        reason = f"the CPU has {instructions}" if instructions else f"bf16 is not fast on this {device.type.upper()}"
+        fast, has_fast_layout, reason = "off", False, f"no bf16 is known on this {device.type.upper()}"
     norm = choose_norm(options.norm, mini_batch=1)[0].spec
     if norm.normalizes and not norm.has_running_statistics:
         has_fast_layout = False  # torch's group norm takes 8 to 25 times as long with it, in bf16 on a CPU
