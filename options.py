@@ -23,6 +23,7 @@ from utils.schedule import POLICIES
 
 OPTIMIZERS = ("auto", "sgd", "adamw")
 AMP_KINDS = ("auto", "off", "bf16", "fp16")
+LAYOUTS = ("auto", "on", "off")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +71,12 @@ class OptimOptions:
     ema_decay: float | None = knob(
         None, "EMA decay of the weights, 0 = off (default: about the last twentieth of a run)", low=0, high=0.99999
     )
-    amp: str = knob("auto", "mixed precision; auto = bf16 or fp16 on CUDA, off elsewhere", choices=AMP_KINDS)
+    amp: str = knob(
+        "auto",
+        "mixed precision; auto = bf16 where the CPU or GPU has it, fp16 on other GPUs, off elsewhere and with --loss "
+        "darknet",
+        choices=AMP_KINDS,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +84,9 @@ class SpeedOptions:
     """Settings of memory and speed, which change results by rounding only."""
 
     checkpoint_activations: bool = knob(False, "recompute most activations in the backward: less memory, more time")
-    channels_last: bool = knob(False, "use the channels-last memory format; often faster, especially with amp")
+    channels_last: str = knob(
+        "auto", "channels-last memory format; auto = with amp, but for gn, ln, in", choices=LAYOUTS, alone="on"
+    )
     compile: bool = knob(False, "compile the network with torch.compile, once per input size")
     profile: bool = knob(False, "profile the first steps: profile.json for a trace viewer, and a table")
 
@@ -230,6 +238,7 @@ FOREIGN_FLAGS = (
     ("--lrf", "write --final-learning-rate, which is a rate and not a share of the first one"),
     ("--cos-lr", "write --lr-policy cosine"),
     ("--warmup-epochs", "write --burn-in-steps, in optimizer steps"),
+    ("--no-channels-last", "write --channels-last off"),
     ("--hyp", "its settings are flags of train.py, or keys of the cfg file"),
     *removed_flags().items(),
 )

@@ -36,6 +36,7 @@ class Cell:
     """One training.
 
     rate: "default", or a number. forwards: "default", or `--subdivisions`, so a mini-batch is batch / forwards.
+    flags: more of train.py's, as typed.
     """
 
     data: str
@@ -48,12 +49,13 @@ class Cell:
     forwards: str
     norm: str
     seed: int
+    flags: str = ""
 
     @property
     def recipe(self) -> str:
         """The cell without its seed, as a line of the table."""
         rate = "" if self.rate == "default" else f" --learning-rate {self.rate}"
-        return f"{self.trained} --norm {self.norm} --optimizer {self.optimizer}{rate}"
+        return f"{self.trained} --norm {self.norm} --optimizer {self.optimizer}{rate} {self.flags}".rstrip()
 
     @property
     def trained(self) -> str:
@@ -90,6 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rates", nargs="+", default=["default"])
     parser.add_argument("--forwards", nargs="+", default=["default"], help="mini-batches of a batch")
     parser.add_argument("--norms", nargs="+", default=["bn"])
+    parser.add_argument("--flags", nargs="+", default=[""], help='more of train.py, such as "--amp off" "--amp auto"')
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", default="0", metavar="N")
@@ -100,14 +103,15 @@ def parse() -> argparse.Namespace:
 def cells(args: argparse.Namespace) -> Iterator[Cell]:
     """Yield the grid, seed by seed, so that a stopped one has the same seeds of all recipes."""
     fixed = {"data": args.data, "cfg": args.cfg, "weights": args.weights, "image_size": args.image_size}
-    names = ("seed", "epochs", "forwards", "norm", "optimizer", "rate")
-    swept = (range(args.seeds), args.epochs, args.forwards, args.norms, args.optimizers, args.rates)
+    names = ("seed", "epochs", "forwards", "norm", "optimizer", "rate", "flags")
+    swept = (range(args.seeds), args.epochs, args.forwards, args.norms, args.optimizers, args.rates, args.flags)
     for values in itertools.product(*swept):
         yield Cell(**fixed, **dict(zip(names, values, strict=True)))
 
 
 def name_of(row: Row) -> tuple[object, ...]:
     """Return what tells cells apart; of paths the last part, so that a data set may move."""
+    row = {"flags": "", **row}  # earlier rows had none
     return tuple(Path(row[name]).name if name in ("data", "cfg", "weights") else row[name] for name in Cell.__slots__)
 
 
@@ -117,6 +121,7 @@ def run(cell: Cell, args: argparse.Namespace) -> Row:
     flags += ["--norm", *cell.norm.split(), "--optimizer", cell.optimizer]  # also "bn --norm-eval"
     flags += ["--seed", str(cell.seed), "--device", args.device, "--workers", args.workers]
     flags += ["--weights", cell.weights] if cell.weights else []
+    flags += cell.flags.split()
     flags += [] if cell.forwards == "default" else ["--subdivisions", cell.forwards]
     flags += [] if cell.rate == "default" else ["--learning-rate", cell.rate]
     row = {**asdict(cell), **{name: Path(getattr(cell, name)).name for name in ("data", "cfg", "weights")}}
@@ -190,17 +195,16 @@ def basins(rows: Sequence[Row]) -> str:
         cells = {rate: [by_seed[seed] for seed in seeds] for rate, by_seed in sorted(by_rate.items())}
         best = max(cells, key=lambda rate: mean(cells[rate], "val_AP"))
         near = sum(mean(tried, "val_AP") >= 0.9 * mean(cells[best], "val_AP") for tried in cells.values())
-        shares = (
-            f"{rate:g}: {mean(tried, 'test_AP') / mean(cells[best], 'test_AP'):.2f}" for rate, tried in cells.items()
-        )
-        lines.append(f"{name}: {near} of {len(cells)} rates within 10 % of the best, {best:g}; {', '.join(shares)}")
+        shares = {rate: mean(tried, "test_AP") / (mean(cells[best], "test_AP") or 1) for rate, tried in cells.items()}
+        each = ", ".join(f"{rate:g}: {share:.2f}" for rate, share in shares.items())
+        lines.append(f"{name}: {near} of {len(cells)} rates within 10 % of the best, {best:g}; {each}")
     return "\n".join(lines)
 
 
 def grouped(rows: Sequence[Row], key: Callable[[Cell], str]) -> dict[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(key(Cell(**{name: row[name] for name in Cell.__slots__})), []).append(row)
+        groups.setdefault(key(Cell(**{name: row[name] for name in Cell.__slots__ if name in row})), []).append(row)
     return groups
 
 

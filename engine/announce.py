@@ -8,6 +8,7 @@ from typing import Any
 from cfg.plan import parse_plan
 from cfg.settings import unread_settings
 from data.doctor.checkup import quick_findings
+from engine.amp import precision_in_words
 from engine.job import Job, images_per_rank
 from engine.trainer import Trainer
 from models.norms.auto import ENOUGH
@@ -38,10 +39,11 @@ def announce(run: Trainer) -> None:
         if options.weights is None and options.resume is None:
             warn(f"without --weights the {options.optim.freeze} frozen layers keep their random weights")
     say("optimizer", optimizer_in_words(job))
-    if job.optimizer_reason:
-        say("", f"auto: {job.optimizer_reason}")
+    if "optimizer" in job.reasons:
+        say("", f"auto: {job.reasons['optimizer']}")
     say("schedule", run.schedule.words())
     say("device", describe(run.device)["device"])
+    say("precision", precision_in_words(options) + (f": {job.reasons['amp']}" if "amp" in job.reasons else ""))
     say("run", str(run.folder))
     for number, line in enumerate(settings_lines(job)):
         say("" if number else "settings", line)
@@ -111,10 +113,10 @@ def _announce_norm(job: Job, total_steps: int) -> None:
     options, norm = job.options, job.options.norm
     cut = {"mini_batch": job.mini_batch, "subdivisions": job.forwards}
     say("norm", describe_norm(norm, **cut))
-    if job.norm_reason:
-        say("", f"auto: {job.norm_reason}")
+    if "norm" in job.reasons:
+        say("", f"auto: {job.reasons['norm']}")
     from_scratch = options.weights is None and options.resume is None
-    few = ENOUGH if job.norm_reason else FEW  # `auto` has decided by ENOUGH
+    few = ENOUGH if "norm" in job.reasons else FEW  # `auto` has decided by ENOUGH
     for warning in norm_warnings(norm, **cut, from_scratch=from_scratch, few=few):
         warn(warning)
     if norm.spec.burn_in >= total_steps:

@@ -29,7 +29,7 @@ def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Net
     network = Network(plan, norm_factory(options.norm)).to(device)
     if options.speed.checkpoint_activations:
         network.recompute_activations()
-    if options.speed.channels_last:
+    if options.speed.channels_last == "on":
         network.to(memory_format=torch.channels_last)
     return network
 

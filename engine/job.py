@@ -13,6 +13,7 @@ from cfg.plan import Plan, load_plan, parse_plan
 from cfg.settings import cfg_settings
 from data.annotation_formats import BUILT_IN, open_image_set
 from data.image_set import ImageSet
+from engine.amp import as_it_ran, choose_precision
 from engine.auto_subdivisions import resolve_subdivisions
 from engine.recipe import adamw_recipe, choose_optimizer, planned_steps
 from models.norms.auto import choose_norm
@@ -22,6 +23,7 @@ from models.weights.start import read_start
 from options import FOREIGN_FLAGS, TrainOptions
 from utils import ranks
 from utils.checkpoint import RESUMABLE_FROM, Checkpoint
+from utils.environment import pick_device
 from utils.errors import UserError
 from utils.flags import current_names, parse_flags, resolve
 from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run, writable_folder
@@ -41,7 +43,7 @@ class Job:
 
     checkpoint: what it resumes from, None for a new run. origins: by name of a setting, where its value comes from:
     "typed", "cfg", "data", "weights" (to start from), "optimizer" (its recipe) or "run" (resumed); the others have
-    their defaults. norm_reason, optimizer_reason: why `auto` chose these, "" for typed ones.
+    their defaults. reasons: why `auto` chose what it did, by setting; none for what was typed.
     """
 
     options: TrainOptions
@@ -50,8 +52,7 @@ class Job:
     val_set: ImageSet
     checkpoint: Checkpoint | None
     origins: Mapping[str, str]
-    norm_reason: str
-    optimizer_reason: str
+    reasons: Mapping[str, str]
 
     @property
     def mini_batch(self) -> int:
@@ -98,11 +99,13 @@ def job_of(given: dict[str, Any]) -> Job:
         from_files = {**from_files, **recipe}
     options = resolve(TrainOptions, {**given, "optimizer": optimizer}, from_files)
     check_batch(options, len(train_set))
+    options, precision_reason = choose_precision(options)
     options = resolve_subdivisions(options, plan)
     norm, norm_reason = choose_norm(options.norm, mini_batch=images_per_forward(options, train_set))
     if checkpoint is None:
         spec = norm.spec.for_training(planned_steps(options.optim, len(train_set)))
         norm = replace(norm, norm=str(spec))
+    reasons = {"optimizer": optimizer_reason, "amp": precision_reason, "norm": norm_reason}
     sources |= {"run": given, "typed": {name: given[name] for name in typed}}
     return Job(
         options=replace(options, norm=norm),
@@ -111,8 +114,7 @@ def job_of(given: dict[str, Any]) -> Job:
         val_set=val_set,
         checkpoint=checkpoint,
         origins={name: origin for origin, source in sources.items() for name in source},
-        norm_reason=norm_reason,
-        optimizer_reason=optimizer_reason,
+        reasons={name: reason for name, reason in reasons.items() if reason},
     )
 
 
@@ -179,6 +181,7 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     # Memory may have run out since the settings were made.
     settings = {"optimizer": "sgd", **respelled(current_names(TrainOptions, checkpoint.settings))}
     settings["subdivisions"] = checkpoint.training.subdivisions
+    settings = as_it_ran(settings, pick_device({**settings, **given}.get("device", "auto")))
     data = settings.get("data", BUILT_IN)
     if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
         raise UserError(f"{path}: its data set {data} is not found from {Path.cwd()}; --data may name where it is now")

@@ -168,7 +168,6 @@ class Trainer:
             **flatten(self.job.options),
             "cfg": self.job.plan.path,
             "image_size": self.job.plan.net.input_hw,
-            "amp": self.step.precision.kind,
             "burn_in_steps": self.schedule.burn_in_steps,
             "lr_steps": self.schedule.steps,
             "ema_decay": self.ema.decay,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import resource
@@ -21,10 +22,12 @@ import torch
 import train
 from data.digits import make_digits
 from engine.job import open_run, parse_job
+from engine.step import TrainStep
 from models.network import Network
 from tests.e2e import children
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
+from utils.structures import Batch
 
 NORMS = ("bn", "cmbn", "cbn:burn_in_steps=2")
 
@@ -172,6 +175,35 @@ def test_memory_that_ran_out_in_training_and_in_evaluation_costs_only_time(
     assert Checkpoint.from_file(tmp_path / "run" / "last.pt").training.subdivisions == 2
     train.main(["--resume", str(tmp_path / "run"), "--epochs", "3", "--workers", "0", "--subdivisions", "4"])
     assert Checkpoint.from_file(tmp_path / "run" / "last.pt").training.subdivisions == 4
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_what_auto_chose_is_kept_to_the_last_bit_on_a_machine_that_would_choose_otherwise(
+    scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch, capsys, optimizer: str
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    monkeypatch.setattr("engine.amp.cpu_bf16", lambda: "avx512_bf16")
+    common = ("--workers", "0", "--optimizer", optimizer)
+    trained(flags(scenes, toy_cfg, "cmbn:carry", whole, *common))
+    assert "precision bf16, channels last: the CPU has avx512_bf16\n" in capsys.readouterr().out
+    settings = json.loads((whole / "settings.json").read_text())
+    assert (settings["amp"], settings["channels_last"]) == ("bf16", "on")
+
+    step = TrainStep.__call__
+
+    def interrupted(self: TrainStep, batch: Batch) -> torch.Tensor:
+        if self.clock.step == 6:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainStep, "__call__", interrupted)
+        trained(flags(scenes, toy_cfg, "cmbn:carry", parts, *common))
+    monkeypatch.setattr("engine.amp.cpu_bf16", lambda: "")
+    capsys.readouterr()
+    trained(["--resume", str(parts), "--workers", "0"])
+    assert "precision bf16, channels last\n" in capsys.readouterr().out
+    children.assert_same_training(whole, parts)
 
 
 def fill_disk_at_the_end() -> None:

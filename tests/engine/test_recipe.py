@@ -23,7 +23,7 @@ def parse(scenes: Path, toy_cfg: str):
 
 def chosen(job: Job) -> tuple[str, bool]:
     """The optimizer, and whether it was `auto` that chose it."""
-    return job.options.optim.optimizer, bool(job.optimizer_reason)
+    return job.options.optim.optimizer, "optimizer" in job.reasons
 
 
 @pytest.mark.parametrize(
