@@ -17,7 +17,7 @@ from models.norms.old_spelling import removed_flags
 from models.norms.table import NormOptions
 from models.yolo.loss import LossOptions
 from models.yolo.postprocess import DetectionOptions
-from utils.flags import image_size_knob, parse_subdivisions
+from utils.flags import image_size_knob, parse_learning_rate, parse_subdivisions
 from utils.knob import knob
 from utils.schedule import POLICIES
 
@@ -38,9 +38,11 @@ class OptimOptions:
     optimizer: str = knob(
         "sgd", "sgd, with the cfg's learning rate and momentum; or adamw, with a rate of its own", choices=OPTIMIZERS
     )
-    learning_rate: float = knob(
+    learning_rate: float | str = knob(
         0.01,
-        "learning rate after burn-in (cfg; adamw: 0.003 for 16 images a batch, by the root of --batch-size)",
+        "learning rate after burn-in (cfg; adamw: 0.003 for 16 images a batch, by the root of --batch-size); auto: "
+        "found by a test of about a minute before the first step",
+        parse=parse_learning_rate,
         low=1e-12,
     )
     final_learning_rate: float = knob(1e-5, "rate at which cosine and sgdr end (cfg: learning_rate_min)", low=0)
