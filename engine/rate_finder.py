@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -30,8 +31,9 @@ LOWEST, HIGHEST = 1e-6, 1.0
 STEPS, FEWEST_STEPS, LIMIT_S = 80, 30, 60  # fewer than STEPS only if they would take longer than LIMIT_S
 _WARM_UP_STEPS, _TIMED_STEPS = 1, 3  # the first step allocates and compiles
 _RISEN = 3.0  # times the lowest loss so far: the curve ends
-_FALLEN = 0.95  # times the first loss, at most, is the lowest one of a test that tells anything
 _WINDOW = 5  # steps over which the loss is smoothed
+_SHARE_OF_FALL = 0.8  # that the loss has done at the rate that is chosen
+_LEAST_FALL = 0.1  # of the logarithm of the loss: smoothed, the noise of batches is 0.03
 
 
 def find_rate(run: Trainer) -> float:
@@ -63,15 +65,27 @@ def smoothed(losses: np.ndarray) -> np.ndarray:
 
 
 def choose_rate(rates: np.ndarray, curve: np.ndarray) -> float:
-    """Return the rate at which the (N,) smoothed losses are lowest, divided by 10."""
-    lowest = int(curve.argmin())
-    if curve[lowest] > _FALLEN * curve[0]:
+    """Return the first of (N,) rates at which the smoothed losses have done most of their fall, on a log scale.
+
+    Not a share of the rate at which they are lowest: with AdamW they stay low over more than a decade. Not the steepest
+    place either, at which noise decides. Raises UserError if they do not fall.
+    """
+    levels = np.log(curve)
+    start, lowest = levels[:_WINDOW].mean(), int(levels.argmin())
+    fall = start - levels[lowest]
+    if lowest < _WINDOW or fall < _LEAST_FALL:
         raise UserError(f"--learning-rate auto: no rate up to {rates[-1]:.2g} lowers the loss; type a number")
-    return float(f"{rates[lowest] / 10:.2g}")
+    return float(f"{rates[np.argmax(levels <= start - _SHARE_OF_FALL * fall)]:.2g}")
 
 
 def _range_test(run: Trainer) -> Iterator[tuple[float, float]]:
-    """Train with growing rates; yield each and the loss, until it has clearly risen or is not finite any more."""
+    """Train with growing rates; yield each and the loss, until it has clearly risen or is not finite any more.
+
+    The loss is divided by 1 + objects in an image: most of it is a sum over objects, and batches have more and fewer.
+    A norm that begins as plain batch norm is tested as it is afterwards, unless the training is over before.
+    """
+    burn_in = run.job.options.norm.spec.burn_in
+    run.step.clock.step = burn_in if burn_in < run.total_steps else 0
     run.network.train()
     run.norm_freeze.set_mode(0)
     rate, lowest, steps, start = LOWEST, float("inf"), STEPS, 0.0
@@ -82,8 +96,9 @@ def _range_test(run: Trainer) -> Iterator[tuple[float, float]]:
             pace_s = ranks.broadcast(time.monotonic() - start) / _TIMED_STEPS
             steps = min(STEPS, max(FEWEST_STEPS, int(LIMIT_S / pace_s)))
         run.step.set_rate(rate)
+        objects = len(batch.targets) / len(batch)
         try:
-            loss = float(run.step(batch).sum())
+            loss = float(run.step(batch).sum()) / (1 + fmean(ranks.all_gather(objects)))
         except TrainingLost:
             if number == 0:
                 raise  # not the rate's fault

@@ -146,7 +146,7 @@ def plot_range_test(
     axes.axvline(chosen, color="C1", linestyle="--", label=f"chosen: {chosen:g}")
     axes.set_xscale("log")
     axes.legend(frameon=False)
-    label_axes(axes, "learning-rate range test", "learning rate", "loss of a step")
+    label_axes(axes, "learning-rate range test", "learning rate", "loss / (1 + objects in an image)")
     _save(figure, path)
 
 
