@@ -32,7 +32,8 @@ STEPS, FEWEST_STEPS, LIMIT_S = 80, 30, 60  # fewer than STEPS only if they would
 _WARM_UP_STEPS, _TIMED_STEPS = 1, 3  # the first step allocates and compiles
 _RISEN = 3.0  # times the lowest loss so far: the curve ends
 _WINDOW = 5  # steps over which the loss is smoothed
-_SHARE_OF_FALL = 0.8  # that the loss has done at the rate that is chosen
+_SHARE_ADAMW = 0.8  # of the fall of the loss: it stays low for more than a decade, and the best rates are at its start
+_SHARE_SGD = 1.0  # the loss is lowest just before it rises, and lower rates train too slowly
 _LEAST_FALL = 0.1  # of the logarithm of the loss: smoothed, the noise of batches is 0.03
 
 
@@ -49,7 +50,8 @@ def find_rate(run: Trainer) -> float:
             rates.append(rate)
             losses.append(loss)
     curve = smoothed(np.array(losses))
-    found = ranks.broadcast(choose_rate(np.array(rates), curve))
+    share = _SHARE_SGD if isinstance(run.step.optimizer, torch.optim.SGD) else _SHARE_ADAMW
+    found = ranks.broadcast(choose_rate(np.array(rates), curve, share_of_fall=share))
     took_s = time.monotonic() - start
     say("rate", f"learning rate {found:g} (range test of {len(rates)} steps, {took_s:.0f} s: rate_test.png)")
     if ranks.is_rank_zero():
@@ -64,18 +66,17 @@ def smoothed(losses: np.ndarray) -> np.ndarray:
     return np.exp(np.convolve(padded, np.full(_WINDOW, 1 / _WINDOW), "valid"))
 
 
-def choose_rate(rates: np.ndarray, curve: np.ndarray) -> float:
-    """Return the first of (N,) rates at which the smoothed losses have done most of their fall, on a log scale.
+def choose_rate(rates: np.ndarray, curve: np.ndarray, *, share_of_fall: float) -> float:
+    """Return the first of (N,) rates at which the smoothed losses have done this share of their fall, on a log scale.
 
-    Not a share of the rate at which they are lowest: with AdamW they stay low over more than a decade. Not the steepest
-    place either, at which noise decides. Raises UserError if they do not fall.
+    Raises UserError if they do not fall.
     """
     levels = np.log(curve)
-    start, lowest = levels[:_WINDOW].mean(), int(levels.argmin())
-    fall = start - levels[lowest]
+    lowest = int(levels.argmin())
+    fall = levels[:_WINDOW].mean() - levels[lowest]
     if lowest < _WINDOW or fall < _LEAST_FALL:
         raise UserError(f"--learning-rate auto: no rate up to {rates[-1]:.2g} lowers the loss; type a number")
-    return float(f"{rates[np.argmax(levels <= start - _SHARE_OF_FALL * fall)]:.2g}")
+    return float(f"{rates[np.argmax(levels <= levels[lowest] + (1 - share_of_fall) * fall)]:.2g}")
 
 
 def _range_test(run: Trainer) -> Iterator[tuple[float, float]]:
