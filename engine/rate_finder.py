@@ -44,14 +44,11 @@ def find_rate(run: Trainer) -> float:
     """
     start = time.monotonic()
     say("rate", f"testing learning rates from {LOWEST:g} on, in up to {STEPS} steps")
-    rates, losses = [], []
     with _undone(run):
-        for rate, loss in _range_test(run):
-            rates.append(rate)
-            losses.append(loss)
-    curve = smoothed(np.array(losses))
+        rates, losses = np.array(list(_range_test(run))).T
+    curve = smoothed(losses)
     share = _SHARE_SGD if isinstance(run.step.optimizer, torch.optim.SGD) else _SHARE_ADAMW
-    found = ranks.broadcast(choose_rate(np.array(rates), curve, share_of_fall=share))
+    found = ranks.broadcast(choose_rate(rates, curve, share_of_fall=share))
     took_s = time.monotonic() - start
     say("rate", f"learning rate {found:g} (range test of {len(rates)} steps, {took_s:.0f} s: rate_test.png)")
     if ranks.is_rank_zero():

@@ -135,10 +135,8 @@ def plot_results(csv_path: Path, png_path: Path) -> None:
     _save(figure, png_path)
 
 
-def plot_range_test(
-    rates: Sequence[float], losses: Sequence[float], curve: Sequence[float], chosen: float, path: Path
-) -> None:
-    """Plot the loss over the learning rate, of each step and smoothed as `curve`, and mark the chosen rate."""
+def plot_range_test(rates: np.ndarray, losses: np.ndarray, curve: np.ndarray, chosen: float, path: Path) -> None:
+    """Plot the (N,) losses over the learning rates, of each step and smoothed as `curve`, and mark the chosen rate."""
     figure, (axes,) = _figure(1, width_inches=6.0, height_inches=4.0)
     axes.plot(rates, losses, color="C0", alpha=0.25, linewidth=0.8)
     axes.plot(rates, curve, color="C0")

@@ -94,6 +94,6 @@ def test_without_results_there_is_no_plot(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("losses", [[100.0], [100.0, 50.0, 1e23]])
 def test_a_range_test(tmp_path: Path, losses: list[float]) -> None:
-    rates = np.geomspace(1e-6, 1e-4, len(losses)).tolist()
-    plot_range_test(rates, losses, losses, 2e-5, tmp_path / "rate_test.png")
+    curve = np.array(losses)
+    plot_range_test(np.geomspace(1e-6, 1e-4, len(curve)), curve, curve, 2e-5, tmp_path / "rate_test.png")
     assert ink(tmp_path / "rate_test.png") > 0.005
