@@ -32,8 +32,8 @@ STEPS, FEWEST_STEPS, LIMIT_S = 80, 30, 60  # fewer than STEPS only if they would
 _WARM_UP_STEPS, _TIMED_STEPS = 1, 3  # the first step allocates and compiles
 _RISEN = 3.0  # times the lowest loss so far: the curve ends
 _WINDOW = 5  # steps over which the loss is smoothed
-_SHARE_ADAMW = 0.8  # of the fall of the loss: it stays low for more than a decade, and the best rates are at its start
-_SHARE_SGD = 1.0  # the loss is lowest just before it rises, and lower rates train too slowly
+_SHARE_OF_FALL = 0.8  # that makes the valley, in which it is noise that makes one rate the lowest
+_PLACE_ADAMW, _PLACE_SGD = 0.0, 0.5  # in it; AdamW's valley is longer, because the size of its steps is bounded
 _LEAST_FALL = 0.1  # of the logarithm of the loss: smoothed, the noise of batches is 0.03
 
 
@@ -47,8 +47,8 @@ def find_rate(run: Trainer) -> float:
     with _undone(run):
         rates, losses = np.array(list(_range_test(run))).T
     curve = smoothed(losses)
-    share = _SHARE_SGD if isinstance(run.step.optimizer, torch.optim.SGD) else _SHARE_ADAMW
-    found = ranks.broadcast(choose_rate(rates, curve, share_of_fall=share))
+    place = _PLACE_SGD if isinstance(run.step.optimizer, torch.optim.SGD) else _PLACE_ADAMW
+    found = ranks.broadcast(choose_rate(rates, curve, place=place))
     took_s = time.monotonic() - start
     say("rate", f"learning rate {found:g} (range test of {len(rates)} steps, {took_s:.0f} s: rate_test.png)")
     if ranks.is_rank_zero():
@@ -63,17 +63,18 @@ def smoothed(losses: np.ndarray) -> np.ndarray:
     return np.exp(np.convolve(padded, np.full(_WINDOW, 1 / _WINDOW), "valid"))
 
 
-def choose_rate(rates: np.ndarray, curve: np.ndarray, *, share_of_fall: float) -> float:
-    """Return the first of (N,) rates at which the smoothed losses have done this share of their fall, on a log scale.
+def choose_rate(rates: np.ndarray, curve: np.ndarray, *, place: float) -> float:
+    """Return a rate of the valley of the (N,) smoothed losses: its first at place 0, its last at 1, on a log scale.
 
-    Raises UserError if they do not fall.
+    In the valley the logarithm of the loss has done most of its fall. Raises UserError if it does not fall.
     """
     levels = np.log(curve)
     lowest = int(levels.argmin())
     fall = levels[:_WINDOW].mean() - levels[lowest]
     if lowest < _WINDOW or fall < _LEAST_FALL:
         raise UserError(f"--learning-rate auto: no rate up to {rates[-1]:.2g} lowers the loss; type a number")
-    return float(f"{rates[np.argmax(levels <= levels[lowest] + (1 - share_of_fall) * fall)]:.2g}")
+    valley = rates[levels <= levels[lowest] + (1 - _SHARE_OF_FALL) * fall]
+    return float(f"{valley[0] * (valley[-1] / valley[0]) ** place:.2g}")
 
 
 def _range_test(run: Trainer) -> Iterator[tuple[float, float]]:
