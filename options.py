@@ -17,7 +17,7 @@ from models.norms.old_spelling import removed_flags
 from models.norms.table import NormOptions
 from models.yolo.loss import LossOptions
 from models.yolo.postprocess import DetectionOptions
-from utils.flags import image_size_knob, parse_subdivisions
+from utils.flags import image_size_knob, parse_learning_rate, parse_subdivisions
 from utils.knob import knob
 from utils.schedule import POLICIES
 
@@ -42,10 +42,11 @@ class OptimOptions:
         "adamw with a recipe of its own; auto chooses, and says why",
         choices=OPTIMIZERS,
     )
-    learning_rate: float = knob(
+    learning_rate: float | str = knob(
         0.01,
-        "learning rate after burn-in (sgd: the cfg's; adamw: for 16 images a batch 0.012 from scratch, 0.006 "
-        "from --weights, else by the root of --batch-size)",
+        "learning rate after burn-in (sgd: the cfg's; adamw: for 16 images a batch 0.012 from scratch, 0.006 from "
+        "--weights, else by the root of --batch-size); auto: found by a test of about a minute before the first step",
+        parse=parse_learning_rate,
         low=1e-12,
     )
     final_learning_rate: float = knob(1e-5, "rate at which cosine and sgdr end (cfg: learning_rate_min)", low=0)

@@ -93,7 +93,7 @@ def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Sch
     try:
         return Schedule(
             policy=optim.lr_policy,
-            base_rate=optim.learning_rate,
+            base_rate=float("nan" if optim.learning_rate == "auto" else optim.learning_rate),
             final_rate=optim.final_learning_rate,
             total_steps=total_steps,
             burn_in_steps=burn_in_steps,

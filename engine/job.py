@@ -158,7 +158,10 @@ def restore_after_restart(given: dict[str, Any]) -> dict[str, Any]:
     folder = ranks.broadcast(folder_of_job(job_id, given.get("out")) if ranks.is_rank_zero() else None)
     if folder is None or not ranks.broadcast((folder / "last.pt").exists()):
         return given
-    return {name: value for name, value in given.items() if name in RESUMABLE} | {"resume": str(folder)}
+    kept = {name: value for name, value in given.items() if name in RESUMABLE} | {"resume": str(folder)}
+    if kept.get("learning_rate") == "auto":  # last.pt has what was found
+        del kept["learning_rate"]
+    return kept
 
 
 def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
@@ -167,6 +170,8 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     if extra:
         flags = ", ".join("--" + name.replace("_", "-") for name in sorted(extra))
         raise UserError(f"--resume continues with the run's own settings: {flags} cannot be changed")
+    if given.get("learning_rate") == "auto":
+        raise UserError("--learning-rate auto is found before the first step; --resume can be told a number")
     path = Path(given["resume"]) if given["resume"] else newest_run()
     checkpoint = Checkpoint.from_file(path / "last.pt" if path.is_dir() else path)
     if checkpoint.format < RESUMABLE_FROM:

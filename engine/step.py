@@ -74,6 +74,11 @@ class TrainStep:
         self.clock.stepped()
         return losses
 
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the steps that follow: of each group of parameters, `rate` times its lr_scale."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+
     def _not_finite(self, batch: Batch, losses: Tensor) -> NotFinite:
         found = find_not_finite(
             self.network,

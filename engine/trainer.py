@@ -91,6 +91,14 @@ class Trainer:
         """True if last.pt holds all that was trained."""
         return self._saved_step == self.steps_done
 
+    def settle_rate(self, rate: float) -> None:
+        """Train with this rate from here on, in place of `--learning-rate auto`, and save that."""
+        optim = replace(self.job.options.optim, learning_rate=rate)
+        self.job = replace(self.job, options=replace(self.job.options, optim=optim))
+        self.schedule = replace(self.schedule, base_rate=rate)
+        self.log.settings(self._resolved_settings())
+        self.save_last()
+
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of the epoch that were not trained on yet, on the device."""
         self.network.train()

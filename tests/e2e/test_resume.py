@@ -109,6 +109,26 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(
     children.assert_same_training(whole, parts)
 
 
+def be_slow() -> None:
+    whole = TrainStep.__call__
+    TrainStep.__call__ = lambda *given: (time.sleep(0.05), whole(*given))[1]  # type: ignore[method-assign]
+
+
+def test_a_training_killed_while_it_tests_learning_rates_tests_them_again(
+    scenes: Path, toy_cfg: str, tmp_path: Path
+) -> None:
+    whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
+    auto = ("--learning-rate", "auto")
+    child = children.start(flags(scenes, toy_cfg, "cbn:burn_in_steps=2", parts, *auto), log=log, before=be_slow)
+    children.wait_for_step(parts, 0)
+    child.kill()
+    assert children.ended(child) == -signal.SIGKILL
+    assert Checkpoint.from_file(parts / "last.pt").settings["learning_rate"] == "auto"
+    train.main(["--resume", str(parts), "--workers", "1"])
+    train.main(flags(scenes, toy_cfg, "cbn:burn_in_steps=2", whole, *auto))
+    children.assert_same_training(whole, parts)
+
+
 def hang() -> None:
     """A step that takes an hour."""
     train.Trainer.save_last = lambda *_: time.sleep(3600)  # type: ignore[method-assign]
