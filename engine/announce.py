@@ -11,7 +11,7 @@ from data.doctor.checkup import quick_findings
 from engine.job import Job, images_per_rank
 from engine.trainer import Trainer
 from models.norms.auto import ENOUGH
-from models.norms.effective_batch import FEW, describe_norm, norm_warnings
+from models.norms.effective_batch import FEW, burn_in_warnings, describe_norm, norm_warnings
 from options import TrainOptions
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
@@ -30,7 +30,7 @@ def announce(run: Trainer) -> None:
     job, options = run.job, run.job.options
     _announce_data(job, run.folder)
     _announce_network(job)
-    _announce_norm(job, run.total_steps)
+    _announce_norm(job)
     if run.weights_loaded:
         say("weights", run.weights_loaded)
     if run.layers_frozen:
@@ -38,7 +38,12 @@ def announce(run: Trainer) -> None:
         if options.weights is None and options.resume is None:
             warn(f"without --weights the {options.optim.freeze} frozen layers keep their random weights")
     say("optimizer", optimizer_in_words(job))
-    say("schedule", run.schedule.words())
+    if run.is_length_known:
+        say("schedule", run.schedule.words())
+        for warning in burn_in_warnings(options.norm, run.length.total_steps):
+            warn(warning)
+    else:
+        say("schedule", f"the pace of the first steps decides how many fit into {options.optim.time_budget}")
     say("device", describe(run.device)["device"])
     say("run", str(run.folder))
     for number, line in enumerate(settings_lines(job)):
@@ -105,7 +110,7 @@ def _announce_network(job: Job) -> None:
         warn(warning)
 
 
-def _announce_norm(job: Job, total_steps: int) -> None:
+def _announce_norm(job: Job) -> None:
     options, norm = job.options, job.options.norm
     cut = {"mini_batch": job.mini_batch, "subdivisions": job.forwards}
     say("norm", describe_norm(norm, **cut))
@@ -115,5 +120,3 @@ def _announce_norm(job: Job, total_steps: int) -> None:
     few = ENOUGH if job.norm_reason else FEW  # `auto` has decided by ENOUGH
     for warning in norm_warnings(norm, **cut, from_scratch=from_scratch, few=few):
         warn(warning)
-    if norm.spec.burn_in >= total_steps:
-        warn(f"burn_in_steps={norm.spec.burn_in} is the whole training: --norm {norm.norm} is plain batch norm here")

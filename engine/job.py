@@ -27,10 +27,12 @@ from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run
 
 ADAMW_RATE = 0.003  # for batches of 16 images
 
+LENGTHS = ("epochs", "max_steps", "time_budget")
+
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
 # not depend on, and what helps a training over a crisis.
 RESUMABLE = {
-    *("resume", "data", "epochs", "save_minutes"),
+    *("resume", "data", "epochs", "time_budget", "patience", "save_minutes"),
     *("subdivisions", "learning_rate", "clip_norm", "amp"),
     *("device", "workers", "cache", "eval_backend", "checkpoint_activations", "profile"),
 }
@@ -71,8 +73,8 @@ def parse_job(argv: Sequence[str] | None = None) -> Job:
 
 def job_of(given: dict[str, Any]) -> Job:
     """Return the job of these settings, by name. Raises as `parse_job`."""
-    if given.keys() >= {"epochs", "max_steps"}:
-        raise UserError("--epochs and --max-steps both set the length of the training: give one of them")
+    if len(lengths := ["--" + name.replace("_", "-") for name in LENGTHS if name in given]) > 1:
+        raise UserError(f"{' and '.join(lengths)} both set the length of the training: give one of them")
     given = restore_after_restart(given)
     typed = given.keys()
     checkpoint, given = load_resume(given) if "resume" in given else (None, given)
@@ -188,6 +190,8 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     # Memory may have run out since the settings were made.
     settings = respelled(current_names(TrainOptions, checkpoint.settings))
     settings["subdivisions"] = checkpoint.training.subdivisions
+    if given.keys() & set(LENGTHS):  # in place of what set it before
+        settings = {name: value for name, value in settings.items() if name not in LENGTHS}
     data = settings.get("data", BUILT_IN)
     if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
         raise UserError(f"{path}: its data set {data} is not found from {Path.cwd()}; --data may name where it is now")
