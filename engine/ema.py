@@ -14,21 +14,23 @@ from torch import Tensor
 from models.network import Network
 from utils import ranks
 
+DECAY = 0.9999
+
 
 class ModelEMA:
     """`model` is the averaged copy, in eval mode, without gradients.
 
-    The decay of step n is (1 + n) / (10 + n), at most `decay`: a memory of about the last ninth of the steps so far. So
-    it follows the weights closely while they move fast, smooths them in a training of 100 steps as in one of 100,000,
-    and does not depend on how long the training will be. Source: TensorFlow's ExponentialMovingAverage, num_updates.
-    Integer buffers (counters) are copied. Build it before the first mini-batch is announced, while norms hold no
-    history.
+    The decay of step n is (1 + n) / (10 + n), at most `decay` (None: DECAY): a memory of about the last ninth of the
+    steps so far. So it follows the weights closely while they move fast, smooths them in a training of 100 steps as in
+    one of 100,000, and does not depend on how long the training will be. Source: TensorFlow's
+    ExponentialMovingAverage, num_updates. Integer buffers (counters) are copied. Build it before the first mini-batch
+    is announced, while norms hold no history.
     """
 
-    def __init__(self, model: Network, *, decay: float = 0.9999) -> None:
+    def __init__(self, model: Network, *, decay: float | None = None) -> None:
         self.model = copy.deepcopy(model)
         self.model.eval().requires_grad_(False)
-        self.decay = decay
+        self.decay = DECAY if decay is None else decay
 
     @torch.no_grad()
     def update(self, model: Network, *, step: int) -> None:

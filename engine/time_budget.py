@@ -75,10 +75,17 @@ class TimeBudget:
 
     def state_dict(self) -> dict[str, Any]:
         spent_s = self._clock() - self._start_s
-        return {"total_steps": self.total_steps, "spent_s": spent_s, "evaluation_s": self._evaluation_s}
+        return {
+            "budget": self.budget,
+            "total_steps": self.total_steps,
+            "spent_s": spent_s,
+            "evaluation_s": self._evaluation_s,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.total_steps, self._evaluation_s = state["total_steps"], state["evaluation_s"]
+        """Go on with the time spent, and the length unless another budget was typed."""
+        self.total_steps = state["total_steps"] if state["budget"] == self.budget else None
+        self._evaluation_s = state["evaluation_s"]
         self._start_s -= state["spent_s"]
 
     def _fitted(self, length: RunLength, step: int) -> int | None:

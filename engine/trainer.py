@@ -60,11 +60,11 @@ class Trainer:
         optim = options.optim
         self.time_budget = make_time_budget(job, batch_size=self.loader.batch_size)
         total_steps = optim.epochs * len(self.loader) if optim.epochs else optim.max_steps
-        if self.time_budget is not None and self.time_budget.total_steps is not None:
-            total_steps = self.time_budget.total_steps
+        if self.time_budget is not None:  # before its first fit there is at least more to train
+            total_steps = self.time_budget.total_steps or total_steps + (job.checkpoint.step if job.checkpoint else 0)
         self.length = RunLength(total_steps=total_steps, epoch_steps=len(self.loader), evals=options.evals)
         self.schedule = build.make_schedule(options, plan, total_steps=total_steps)
-        self.ema = ModelEMA(self.network, **({} if optim.ema_decay is None else {"decay": optim.ema_decay}))
+        self.ema = ModelEMA(self.network, decay=optim.ema_decay)
         self.evaluator = make_val_evaluator(job, self.ema.model, stop)
         self.norm_freeze = StatisticsFreeze(self.network, options.norm, total_steps)
         first_step, self.epochs_done = place_of(

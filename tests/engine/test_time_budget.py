@@ -118,6 +118,15 @@ def test_a_resumed_training_keeps_its_length_and_the_time_it_has_spent() -> None
     assert slower.fits and before.now_s + slower.now_s == pytest.approx(100, abs=10)
 
 
+def test_a_resumed_training_with_another_budget_is_fitted_to_what_is_left_of_it() -> None:
+    before = Training("100s", step_s=lambda _: 0.125).run()
+    after = Training("150s", step_s=lambda _: 0.125, state=before.budget.state_dict())
+    assert after.budget.total_steps is None
+    after.step = before.step
+    after.run()
+    assert after.step == 1200
+
+
 def test_it_says_what_was_decided() -> None:
     training = Training("100s", step_s=lambda _: 2**-7).run(until=21)
     assert training.budget.words(training.length) == (
