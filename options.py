@@ -134,7 +134,7 @@ class TrainOptions:
     )
     patience: int | None = knob(
         None,
-        "end early, after this many evaluations in a row without a gain in AP beyond noise, which is 0.001 (default: "
+        "end early, after this many evaluations in a row without a gain in AP beyond noise, which is 0.002 (default: "
         "never)",
         unit="EVALS",
         low=1,

@@ -44,6 +44,8 @@ def announce(run: Trainer) -> None:
             warn(warning)
     else:
         say("schedule", f"the pace of the first steps decides how many fit into {options.optim.time_budget}")
+    if run.patience.is_exhausted:
+        warn(run.patience.words())
     say("device", describe(run.device)["device"])
     say("run", str(run.folder))
     for number, line in enumerate(settings_lines(job)):

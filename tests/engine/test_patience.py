@@ -28,7 +28,7 @@ def test_it_ends_after_so_many_evaluations_in_a_row_without_a_gain() -> None:
 
 def test_a_gain_within_noise_is_none_but_slow_progress_adds_up() -> None:
     assert end_of([0.3, 0.3005, 0.301], 2) == 3
-    assert end_of([0.3 + 0.0006 * number for number in range(50)], 2) == 0
+    assert end_of([0.3 + 0.0015 * number for number in range(50)], 2) == 0
 
 
 def test_before_anything_is_found_nothing_is_counted() -> None:
@@ -54,7 +54,7 @@ def test_it_says_why() -> None:
     patience = Patience(1)
     for ap in (0.4, 0.4):
         patience(ap)
-    assert patience.words() == "no gain over AP 0.400 in 1 evaluation: --patience ends the training"
+    assert patience.words() == "no gain over AP 0.400 in 1 evaluation: the training ends; a larger --patience goes on"
 
 
 @pytest.mark.parametrize("field", ["patience"])
