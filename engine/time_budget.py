@@ -28,11 +28,11 @@ class TimeBudget:
     first step. It is fitted again only if at the pace of the last 100 steps the training would end a tenth of the
     budget too late, or too early. total_steps: what was decided last, None before; a resumed training keeps it.
 
-    evaluation_batches: of the size of a training batch. reports: passes over the same images after the last step.
+    evaluation_batches: of the size of a training batch. reports: what comes after the training, in evaluations.
     """
 
     def __init__(
-        self, budget: str, *, evaluation_batches: float, reports: int = 1, clock: Callable[[], float] = time.monotonic
+        self, budget: str, *, evaluation_batches: float, reports: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.budget, self.budget_s, self.reports = budget, seconds_in(budget), reports
         self.total_steps: int | None = None

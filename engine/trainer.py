@@ -47,6 +47,7 @@ class Trainer:
     def __init__(self, job: Job, folder: Path, stop: Stop) -> None:
         self.job, self.folder, self.stop = job, folder, stop
         options, plan = job.options, job.plan
+        self.time_budget = make_time_budget(job)  # its clock starts here
         self.device = ranks.local_device(pick_device(options.device))
         leave_a_core_to_loaders(self.device, options.workers)
         seed_everything(options.seed)
@@ -58,7 +59,6 @@ class Trainer:
         self.loader = build.make_loader(options, plan, job.train_set)
         check_values(plan.with_input_hw(self.loader.smallest_hw), options.norm, mini_batch=job.mini_batch)
         optim = options.optim
-        self.time_budget = make_time_budget(job, batch_size=self.loader.batch_size)
         total_steps = optim.epochs * len(self.loader) if optim.epochs else optim.max_steps
         if self.time_budget is not None:  # before its first fit there is at least more to train
             total_steps = self.time_budget.total_steps or total_steps + (job.checkpoint.step if job.checkpoint else 0)
@@ -262,15 +262,15 @@ def make_val_evaluator(job: Job, network: Network, stop: Stop | None) -> Evaluat
     )
 
 
-def make_time_budget(job: Job, *, batch_size: int) -> TimeBudget | None:
+def make_time_budget(job: Job) -> TimeBudget | None:
     """Return the time budget of the job, with the state of its checkpoint; None without `--time-budget`."""
     options, saved = job.options, None
     if options.optim.time_budget is None:
         return None
     budget = TimeBudget(
         options.optim.time_budget,
-        evaluation_batches=len(job.val_set) / batch_size,
-        reports=2 if options.norm.precise_bn else 1,
+        evaluation_batches=len(job.val_set) / options.optim.batch_size,
+        reports=3 if options.norm.precise_bn else 2,  # it draws, too; with precise statistics it measures twice
     )
     if job.checkpoint is not None and job.checkpoint.training is not None:
         saved = job.checkpoint.training.log.get("time_budget")  # not there if it began without one

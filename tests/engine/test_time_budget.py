@@ -28,7 +28,7 @@ class Training:
         state: dict | None = None,
     ) -> None:
         self.now_s, self.step_s, self.evaluation_s = 0.0, step_s, evaluation_s
-        self.budget = TimeBudget(budget, evaluation_batches=evaluation_batches, clock=lambda: self.now_s)
+        self.budget = TimeBudget(budget, evaluation_batches=evaluation_batches, reports=1, clock=lambda: self.now_s)
         if state is not None:
             self.budget.load_state_dict(state)
         self.length = RunLength(total_steps=10**6, epoch_steps=epoch_steps, evals=evals)
