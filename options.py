@@ -17,6 +17,7 @@ from models.norms.old_spelling import removed_flags
 from models.norms.table import NormOptions
 from models.yolo.loss import LossOptions
 from models.yolo.postprocess import DetectionOptions
+from utils.duration import checked_duration
 from utils.flags import image_size_knob, parse_learning_rate, parse_subdivisions
 from utils.knob import knob
 from utils.schedule import POLICIES
@@ -32,6 +33,12 @@ class OptimOptions:
 
     epochs: int | None = knob(None, "passes over the training images (default: as many as make max_steps)", low=1)
     max_steps: int = knob(2000, "optimizer steps, unless epochs is given (cfg: max_batches)", unit="STEPS", low=1)
+    time_budget: str | None = knob(
+        None,
+        "train as many steps as fit into this time, as 3h, 90m, 1h30m, by the pace of the first; evaluations count",
+        unit="TIME",
+        parse=checked_duration,
+    )
     batch_size: int = knob(16, "images per optimizer step (cfg: batch)", unit="IMAGES", low=1)
     subdivisions: int | str = knob(
         1, "mini-batches of a batch, one forward each; auto: as few as fit into memory (cfg)", parse=parse_subdivisions
@@ -70,7 +77,10 @@ class OptimOptions:
     )
     clip_norm: float | None = knob(None, "clip the whole gradient to this norm", unit="NORM", low=1e-12)
     ema_decay: float | None = knob(
-        None, "EMA decay of the weights, 0 = off (default: about the last twentieth of a run)", low=0, high=0.99999
+        None,
+        "largest decay of the weights' EMA, 0 = off; it remembers a ninth of the steps so far (default 0.9999)",
+        low=0,
+        high=0.99999,
     )
     amp: str = knob(
         "auto",
@@ -132,7 +142,16 @@ class TrainOptions:
         choices=CACHES,
     )
     seed: int = knob(0, "seed of initial weights, image order and augmentation", low=0, high=2**32 - 1)
-    evals: int = knob(10, "number of evaluations over the run; the last epoch always has one", low=1)
+    evals: int = knob(
+        10, "number of evaluations: one after a twentieth of the run, others evenly, one after the last epoch", low=1
+    )
+    patience: int | None = knob(
+        None,
+        "end early, after this many evaluations in a row without a gain in AP beyond noise, which is 0.002 (default: "
+        "never)",
+        unit="EVALS",
+        low=1,
+    )
     eval_backend: str = knob(
         "auto", "library of COCO's metrics, with equal results; auto = faster-coco-eval if there", choices=BACKENDS
     )

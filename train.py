@@ -40,7 +40,8 @@ def train(job: Job, folder: Path, stop: Stop | None = None) -> None:
         if job.options.optim.learning_rate == "auto":
             run.settle_rate(find_rate(run))
         announce(run)
-        for epoch in range(run.epochs_done, run.epochs):
+        while not run.is_over:
+            epoch = run.epochs_done
             for batch in run.batches(epoch):
                 lr = run.schedule.rate(run.steps_done)
                 run.step.set_rate(lr)
@@ -48,9 +49,10 @@ def train(job: Job, folder: Path, stop: Stop | None = None) -> None:
                 losses = run.step(batch)
                 run.loss_watch(run.steps_done, float(losses.sum()))
                 run.ema.update(run.network, step=run.steps_done)
-                run.log.losses(run.steps_done, losses, lr=lr, epoch=f"{epoch + 1}/{run.epochs}")
+                run.log.losses(run.steps_done, losses, lr=lr, epoch=f"{epoch + 1}/{run.length.epochs}")
+                run.fit_to_time_budget()
                 run.save_if_due_or_stop()
-            run.end_epoch(epoch, run.evaluate() if run.is_evaluation_due(epoch) else None)
+            run.end_epoch(epoch, run.evaluate() if run.length.is_evaluation_due(epoch) else None)
         run.ensure_best()
     except Stopped as stopped:
         if not run.is_saved:

@@ -12,7 +12,7 @@ from engine.amp import precision_in_words
 from engine.job import Job, images_per_rank
 from engine.trainer import Trainer
 from models.norms.auto import ENOUGH
-from models.norms.effective_batch import FEW, describe_norm, norm_warnings
+from models.norms.effective_batch import FEW, burn_in_warnings, describe_norm, norm_warnings
 from options import TrainOptions
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
@@ -31,7 +31,7 @@ def announce(run: Trainer) -> None:
     job, options = run.job, run.job.options
     _announce_data(job, run.folder)
     _announce_network(job)
-    _announce_norm(job, run.total_steps)
+    _announce_norm(job)
     if run.weights_loaded:
         say("weights", run.weights_loaded)
     if run.layers_frozen:
@@ -41,7 +41,14 @@ def announce(run: Trainer) -> None:
     say("optimizer", optimizer_in_words(job))
     if "optimizer" in job.reasons:
         say("", f"auto: {job.reasons['optimizer']}")
-    say("schedule", run.schedule.words())
+    if run.is_length_known:
+        say("schedule", run.schedule.words())
+        for warning in burn_in_warnings(options.norm, run.length.total_steps):
+            warn(warning)
+    else:
+        say("schedule", f"the pace of the first steps decides how many fit into {options.optim.time_budget}")
+    if run.patience.is_exhausted:
+        warn(run.patience.words())
     say("device", describe(run.device)["device"])
     say("precision", precision_in_words(options) + (f": {job.reasons['amp']}" if "amp" in job.reasons else ""))
     say("run", str(run.folder))
@@ -109,7 +116,7 @@ def _announce_network(job: Job) -> None:
         warn(warning)
 
 
-def _announce_norm(job: Job, total_steps: int) -> None:
+def _announce_norm(job: Job) -> None:
     options, norm = job.options, job.options.norm
     cut = {"mini_batch": job.mini_batch, "subdivisions": job.forwards}
     say("norm", describe_norm(norm, **cut))
@@ -119,5 +126,3 @@ def _announce_norm(job: Job, total_steps: int) -> None:
     few = ENOUGH if "norm" in job.reasons else FEW  # `auto` has decided by ENOUGH
     for warning in norm_warnings(norm, **cut, from_scratch=from_scratch, few=few):
         warn(warning)
-    if norm.spec.burn_in >= total_steps:
-        warn(f"burn_in_steps={norm.spec.burn_in} is the whole training: --norm {norm.norm} is plain batch norm here")

@@ -28,10 +28,12 @@ from utils.errors import UserError
 from utils.flags import current_names, parse_flags, resolve
 from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run, writable_folder
 
+LENGTHS = ("epochs", "max_steps", "time_budget")
+
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
 # not depend on, and what helps a training over a crisis.
 RESUMABLE = {
-    *("resume", "data", "epochs", "save_minutes"),
+    *("resume", "data", "epochs", "time_budget", "patience", "save_minutes"),
     *("subdivisions", "learning_rate", "clip_norm", "amp"),
     *("device", "workers", "cache", "eval_backend", "checkpoint_activations", "profile"),
 }
@@ -72,8 +74,8 @@ def parse_job(argv: Sequence[str] | None = None) -> Job:
 
 def job_of(given: dict[str, Any]) -> Job:
     """Return the job of these settings, by name. Raises as `parse_job`."""
-    if given.keys() >= {"epochs", "max_steps"}:
-        raise UserError("--epochs and --max-steps both set the length of the training: give one of them")
+    if len(lengths := ["--" + name.replace("_", "-") for name in LENGTHS if name in given]) > 1:
+        raise UserError(f"{' and '.join(lengths)} both set the length of the training: give one of them")
     given = restore_after_restart(given)
     typed = given.keys()
     checkpoint, given = load_resume(given) if "resume" in given else (None, given)
@@ -102,7 +104,7 @@ def job_of(given: dict[str, Any]) -> Job:
     options, precision_reason = choose_precision(options)
     options = resolve_subdivisions(options, plan)
     norm, norm_reason = choose_norm(options.norm, mini_batch=images_per_forward(options, train_set))
-    if checkpoint is None:
+    if checkpoint is None and options.optim.time_budget is None:
         spec = norm.spec.for_training(planned_steps(options.optim, len(train_set)))
         norm = replace(norm, norm=str(spec))
     reasons = {"optimizer": optimizer_reason, "amp": precision_reason, "norm": norm_reason}
@@ -187,6 +189,8 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     settings = {"optimizer": "sgd", **respelled(current_names(TrainOptions, checkpoint.settings))}
     settings["subdivisions"] = checkpoint.training.subdivisions
     settings = as_it_ran(settings, pick_device({**settings, **given}.get("device", "auto")))
+    if given.keys() & set(LENGTHS):  # in place of what set it before
+        settings = {name: value for name, value in settings.items() if name not in LENGTHS}
     data = settings.get("data", BUILT_IN)
     if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
         raise UserError(f"{path}: its data set {data} is not found from {Path.cwd()}; --data may name where it is now")

@@ -38,7 +38,7 @@ def choose_optimizer(options: TrainOptions, given: Mapping[str, Any], images: in
     if "momentum" in given:
         return "sgd", "sgd, because --momentum is a setting of it"
     steps = planned_steps(optim, images)
-    if steps >= LONG:
+    if steps >= LONG and optim.time_budget is None:
         return "sgd", f"sgd with the cfg's numbers, because a training of {steps} steps is what they are meant for"
     return "adamw", "adamw, because the cfg's numbers for sgd are meant for trainings longer than this"
 

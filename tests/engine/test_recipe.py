@@ -35,6 +35,8 @@ def chosen(job: Job) -> tuple[str, bool]:
         (["--momentum", "0.95"], "sgd"),
         (["--max-steps", str(LONG - 1)], "adamw"),
         (["--max-steps", str(LONG)], "sgd"),
+        (["--cfg", "yolov4-tiny"], "sgd"),  # two million steps
+        (["--cfg", "yolov4-tiny", "--time-budget", "1h"], "adamw"),
         (["--epochs", str(LONG // 4)], "sgd"),  # an epoch is 4 batches of the cfg's
     ],
 )
