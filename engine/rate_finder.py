@@ -84,7 +84,7 @@ def _range_test(run: Trainer) -> Iterator[tuple[float, float]]:
     A norm that begins as plain batch norm is tested as it is afterwards, unless the training is over before.
     """
     burn_in = run.job.options.norm.spec.burn_in
-    run.step.clock.step = burn_in if burn_in < run.total_steps else 0
+    run.step.clock.step = burn_in if burn_in < run.length.total_steps else 0
     run.network.train()
     run.norm_freeze.set_mode(0)
     rate, lowest, steps, start = LOWEST, float("inf"), STEPS, 0.0
