@@ -119,6 +119,9 @@ class TrainOptions:
         choices=CACHES,
     )
     seed: int = knob(0, "seed of initial weights, image order and augmentation", low=0, high=2**32 - 1)
+    balance: bool = knob(
+        False, "show images of rare classes more often: by the root of (images with the commonest class / with theirs)"
+    )
     evals: int = knob(10, "number of evaluations over the run; the last epoch always has one", low=1)
     eval_backend: str = knob(
         "auto", "library of COCO's metrics, with equal results; auto = faster-coco-eval if there", choices=BACKENDS

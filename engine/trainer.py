@@ -57,6 +57,7 @@ class Trainer:
         optim = options.optim
         self.total_steps = optim.epochs * len(self.loader) if optim.epochs else optim.max_steps
         self.epochs = -(-self.total_steps // len(self.loader))
+        self.loader.close_mosaic(round((1 - options.augment.close_mosaic) * self.total_steps))
         self.schedule = build.make_schedule(options, plan, total_steps=self.total_steps)
         decay = self.schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
         self.ema = ModelEMA(self.network, decay=decay)
