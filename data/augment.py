@@ -40,7 +40,8 @@ class Augmenter:
         self.images = images
         self._single = replace(options, mosaic=0.0, mixup=0.0, cutmix=0.0)
         self._share_ends = None if shares is None else np.cumsum(shares)
-        self._user = options.albumentations and UserPipeline(options.albumentations, options.min_visibility)
+        text = options.albumentations
+        self._user = None if text is None else UserPipeline(text, options.min_visibility)
         self._pipelines: dict[tuple[tuple[int, int], tuple[int, int] | None], A.Compose] = {}
         self._colour = photometric_transforms(options)
 

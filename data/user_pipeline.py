@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,24 +29,24 @@ def read_pipeline(path: str) -> str:
     file = Path(path).expanduser()
     if file.suffix.lower() not in _FORMATS:
         raise UserError(f"{path}: write the pipeline to a .json or .yaml file, with albumentations.save")
+    text = io.StringIO()
     try:
         pipeline = A.load(file, _FORMATS[file.suffix.lower()])
-        transforms = list(_leaves(pipeline))
+        faults = [f"{type(each).__name__} {fault}" for each in _leaves(pipeline) if (fault := _fault(each))]
+        if not faults:
+            A.save(pipeline, text)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # whatever the file's content triggers in json, yaml and the transforms
         raise UserError(f"{path}: no pipeline that albumentations {A.__version__} loads: {_reason(error)}") from error
-    for transform in transforms:
-        if fault := _fault(transform):
-            raise UserError(f"{path}: {type(transform).__name__} {fault}")
-    text = io.StringIO()
-    A.save(pipeline, text)
+    if faults:
+        raise UserError(f"{path}: {faults[0]}")
     return text.getvalue()
 
 
 def transform_names(text: str) -> str:
     """Return the names of the transforms in a pipeline's text, in its order: "Rotate, GaussNoise"."""
-    return ", ".join(type(transform).__name__ for transform in _leaves(A.load(io.StringIO(text))))
+    return ", ".join(type(transform).__name__ for transform in _leaves(_loaded(text)))
 
 
 class UserPipeline:
@@ -53,9 +54,9 @@ class UserPipeline:
 
     def __init__(self, text: str, min_visibility: float) -> None:
         self.min_visibility = min_visibility
-        self._pipeline = A.Compose(
-            [A.load(io.StringIO(text))], bbox_params=A.BboxParams("pascal_voc", clip=True, filter_invalid_bboxes=True)
-        )
+        boxes = A.BboxParams("pascal_voc", clip=True, filter_invalid_bboxes=True)
+        # Without a transform that moves boxes, Compose warns.
+        self._pipeline = A.Compose([_loaded(text), A.NoOp()], bbox_params=boxes)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Raises UserError if a transform fails, or returns something other than an 8-bit RGB image."""
@@ -77,6 +78,12 @@ class UserPipeline:
         return replace(kept, image=np.ascontiguousarray(image), boxes=numbered[:, :4])
 
 
+def _loaded(text: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `read_pipeline` has shown them
+        return A.load(io.StringIO(text))
+
+
 def _leaves(pipeline: Any) -> Iterator[Any]:
     """Yield the transforms in nested compositions, in order. TypeError for what is not a transform."""
     if isinstance(pipeline, A.BaseCompose):
@@ -92,12 +99,15 @@ def _fault(transform: Any) -> str:
     """Return why a transform is refused, "" if it is not."""
     if missing := set(transform.targets_as_params) - _GIVEN:
         return f"needs {', '.join(sorted(missing))}, which is not there: only images and boxes are"
-    if not isinstance(transform, A.ImageOnlyTransform) and "Bboxes" not in {t.value for t in transform._targets}:
+    if isinstance(transform, A.RandomGridShuffle):
+        return "tears objects apart"
+    moves_boxes = getattr(type(transform), "apply_to_bboxes", None) not in (None, A.DualTransform.apply_to_bboxes)
+    if not moves_boxes and not isinstance(transform, A.ImageOnlyTransform):
         return "does not say where boxes go"
     return ""
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an error of albumentations, with the kind of those whose text is only a name."""
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__} {text}" if isinstance(error, KeyError) or not text else text
+    """Return the text of an error of albumentations in one line, with the kind of those whose text is only a name."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__} {text}".strip() if isinstance(error, KeyError) or not text else text
