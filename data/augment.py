@@ -52,9 +52,9 @@ class Augmenter:
         options = self._single if is_single else self.options
         sample = self._scene(index, input_hw, rng, options)
         if options.mixup and rng.random() < options.mixup:
-            sample = mixup(sample, self._scene(*self._drawn(rng, 1), input_hw, rng, options))
+            sample = mixup(sample, self._scene(self._drawn(rng, 1)[0], input_hw, rng, options))
         if options.cutmix and rng.random() < options.cutmix:
-            other = self._scene(*self._drawn(rng, 1), input_hw, rng, options)
+            other = self._scene(self._drawn(rng, 1)[0], input_hw, rng, options)
             sample = cutmix(sample, other, options, window=draw_window(rng, input_hw))
         if options.max_boxes is None or len(sample.labels) <= options.max_boxes:
             return sample

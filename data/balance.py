@@ -1,8 +1,8 @@
 """Class-balanced sampling: images with rare classes are seen more often.
 
-Source: repeat-factor sampling, Gupta et al. 2019, LVIS (arXiv:1908.03195), section 4: an image repeats by the largest
-sqrt(t / f) of its classes, f being the share of images with the class. Here t is the f of the most frequent class, and
-an epoch keeps its length.
+Source: repeat-factor sampling, Gupta et al. 2019, LVIS (arXiv:1908.03195): an image repeats by the largest sqrt(t / f)
+of its classes, f being the share of images with the class. Here t is the f of the most frequent class, and an epoch
+keeps its length.
 """
 
 from __future__ import annotations

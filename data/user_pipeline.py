@@ -31,7 +31,7 @@ def read_pipeline(path: str) -> str:
         raise UserError(f"{path}: write the pipeline to a .json or .yaml file, with albumentations.save")
     text = io.StringIO()
     try:
-        pipeline = A.load(file, _FORMATS[file.suffix.lower()])
+        pipeline = A.load(file, _FORMATS[file.suffix.lower()], nonserializable={})  # no functions
         faults = [f"{type(each).__name__} {fault}" for each in _leaves(pipeline) if (fault := _fault(each))]
         if not faults:
             A.save(pipeline, text)
@@ -108,6 +108,7 @@ def _fault(transform: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return the text of an error of albumentations in one line, with the kind of those whose text is only a name."""
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__} {text}".strip() if isinstance(error, KeyError) or not text else text
+    """Return the text of an error of albumentations in one line."""
+    if isinstance(error, KeyError):
+        return f"{error} is unknown or missing"
+    return " ".join(str(error).split())[:300] or type(error).__name__
