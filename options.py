@@ -142,6 +142,9 @@ class TrainOptions:
         choices=CACHES,
     )
     seed: int = knob(0, "seed of initial weights, image order and augmentation", low=0, high=2**32 - 1)
+    balance: bool = knob(
+        False, "show images of rare classes more often: by the root of (images with the commonest class / with theirs)"
+    )
     evals: int = knob(
         10, "number of evaluations: one after a twentieth of the run, others evenly, one after the last epoch", low=1
     )

@@ -7,7 +7,9 @@ from typing import Any
 
 from cfg.plan import parse_plan
 from cfg.settings import unread_settings
+from data.balance import balance_in_words, image_shares
 from data.doctor.checkup import quick_findings
+from data.user_pipeline import transform_names
 from engine.amp import precision_in_words
 from engine.job import Job, images_per_rank
 from engine.trainer import Trainer
@@ -82,6 +84,8 @@ def flag(name: str, value: Any) -> str:
     dashed = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{dashed}" if value else f"--no-{dashed}"
+    if name == "albumentations":
+        value = f"({transform_names(value)})"
     if isinstance(value, tuple):
         return f"--{dashed} {('x' if name == 'image_size' else ' ').join(map(str, value))}"
     return f"--{dashed} {value}"
@@ -92,6 +96,8 @@ def _announce_data(job: Job, folder: Path) -> None:
     for image_set in sets:
         size = f"{len(image_set)} images, {len(image_set.labels)} objects"
         say("data", f"{image_set.name} {image_set.split}: {size}")
+    if job.options.balance:
+        say("balance", balance_in_words(job.train_set, image_shares(job.train_set)))
     before = None if job.checkpoint is None else job.checkpoint.train_images
     if before not in (None, len(job.train_set)):
         warn(f"the run had {before} training images before: the epochs done are recounted from its steps")

@@ -70,6 +70,7 @@ def make_loader(options: TrainOptions, plan: Plan, train_set: ImageSet) -> Train
         seed=options.seed,
         workers=options.workers,
         cache=options.cache,
+        balance=options.balance,
         rank=ranks.rank(),
         ranks=ranks.world_size(),
     )

@@ -23,6 +23,7 @@ from models.weights.start import read_start
 from options import FOREIGN_FLAGS, TrainOptions
 from utils import ranks
 from utils.checkpoint import RESUMABLE_FROM, Checkpoint
+from utils.console import warn
 from utils.environment import pick_device
 from utils.errors import UserError
 from utils.flags import current_names, parse_flags, resolve
@@ -34,7 +35,7 @@ LENGTHS = ("epochs", "max_steps", "time_budget")
 # not depend on, and what helps a training over a crisis.
 RESUMABLE = {
     *("resume", "data", "epochs", "time_budget", "patience", "save_minutes"),
-    *("subdivisions", "learning_rate", "clip_norm", "amp"),
+    *("subdivisions", "learning_rate", "clip_norm", "amp", "albumentations"),
     *("device", "workers", "cache", "eval_backend", "checkpoint_activations", "profile"),
 }
 
@@ -194,6 +195,8 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     data = settings.get("data", BUILT_IN)
     if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
         raise UserError(f"{path}: its data set {data} is not found from {Path.cwd()}; --data may name where it is now")
+    if given.get("albumentations", settings.get("albumentations")) != settings.get("albumentations"):
+        warn("--albumentations names another pipeline than the run had: it is the new one from here on")
     return checkpoint, {**settings, **given, "resume": str(path)}
 
 

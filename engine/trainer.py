@@ -63,6 +63,7 @@ class Trainer:
         if self.time_budget is not None:  # before its first fit there is at least more to train
             total_steps = self.time_budget.total_steps or total_steps + (job.checkpoint.step if job.checkpoint else 0)
         self.length = RunLength(total_steps=total_steps, epoch_steps=len(self.loader), evals=options.evals)
+        self.close_mosaic()
         self.schedule = build.make_schedule(options, plan, total_steps=total_steps)
         self.ema = ModelEMA(self.network, decay=optim.ema_decay)
         self.evaluator = make_val_evaluator(job, self.ema.model, stop)
@@ -104,6 +105,10 @@ class Trainer:
         self.schedule = replace(self.schedule, base_rate=rate)
         self.log.settings(self._resolved_settings())
         self.save_last()
+
+    def close_mosaic(self) -> None:
+        """End mosaic, mixup and cutmix in the last part of the training, as `--close-mosaic` has it."""
+        self.loader.close_mosaic(round((1 - self.job.options.augment.close_mosaic) * self.length.total_steps))
 
     @property
     def is_length_known(self) -> bool:
@@ -148,6 +153,7 @@ class Trainer:
         self.length = length
         self.schedule = build.make_schedule(self.job.options, self.job.plan, total_steps=length.total_steps)
         self.norm_freeze.total_steps = length.total_steps
+        self.close_mosaic()
         self.log.set_length(length.total_steps)
         self.log.settings(self._resolved_settings())
         self.log.say(line("schedule", self.time_budget.words(length)))
