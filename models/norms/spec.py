@@ -90,7 +90,8 @@ class NormSpec(ABC):
         """Return the spec with a burn-in of at most a tenth of the training, unless it has been typed."""
         if getattr(self, "burn_in_steps", 0) is not None or self.burn_in <= total_steps // 10:
             return self
-        return replace(self, burn_in_steps=total_steps // 10)
+        shorter: dict[str, Any] = {"burn_in_steps": total_steps // 10}
+        return replace(self, **shorter)
 
     @property
     def remark(self) -> str:
