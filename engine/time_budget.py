@@ -17,7 +17,7 @@ from utils.duration import seconds_in
 
 _FIRST_STEPS, _FIRST_S, _FIRST_SHARE = 20, 60.0, 0.05  # measured before the first fit, whichever comes first
 _RECENT_STEPS = 100  # whose mean is the pace
-_TOLERANCE = 0.1  # share of the budget by which the end may be off before the steps are fitted again
+_LATE, _EARLY = 0.05, 0.1  # shares of the budget by which the end may be off before the steps are fitted again
 _EVALUATION_SHARE = 0.5  # of the time of training on as many images, until an evaluation has been timed
 
 
@@ -25,8 +25,8 @@ class TimeBudget:
     """Fits the length of a training to a time, such as "1h30m", which counts from here to the end of the report.
 
     The length is decided once, by the pace of the first 20 steps, minute or twentieth of the budget, without the very
-    first step. It is fitted again only if at the pace of the last 100 steps the training would end a tenth of the
-    budget too late, or too early. total_steps: what was decided last, None before; a resumed training keeps it.
+    first step. It is fitted again only if at the pace of the last 100 steps the training would end a twentieth of the
+    budget too late, or a tenth too early. total_steps: what was decided last, None before; a resumed training keeps it.
 
     evaluation_batches: of the size of a training batch. reports: what comes after the training, in evaluations.
     """
@@ -104,7 +104,7 @@ class TimeBudget:
             evaluations = whole.evaluations(whole.epochs) - whole.evaluations((step - 1) // length.epoch_steps)
             return spent_s + (total_steps - step) * pace_s + (evaluations + self.reports) * evaluation_s
 
-        if self.total_steps is not None and abs(end_s(self.total_steps) - self.budget_s) <= _TOLERANCE * self.budget_s:
+        if self.total_steps is not None and -_EARLY <= end_s(self.total_steps) / self.budget_s - 1 <= _LATE:
             return None
         most = step + max(0, int((self.budget_s - spent_s) / pace_s))
         total_steps = step + bisect_right(range(step + 1, most + 1), self.budget_s, key=end_s)
