@@ -15,7 +15,7 @@ from data.annotation_formats import BUILT_IN, open_image_set
 from data.image_set import ImageSet
 from engine.amp import as_it_ran, choose_precision
 from engine.auto_subdivisions import resolve_subdivisions
-from engine.recipe import adamw_recipe, choose_optimizer, planned_steps
+from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, planned_steps
 from models.norms.auto import choose_norm
 from models.norms.old_spelling import respelled
 from models.norms.table import norm_of_weights
@@ -28,8 +28,6 @@ from utils.environment import pick_device
 from utils.errors import UserError
 from utils.flags import current_names, parse_flags, resolve
 from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run, writable_folder
-
-LENGTHS = ("epochs", "max_steps", "time_budget")
 
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
 # not depend on, and what helps a training over a crisis.

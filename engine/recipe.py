@@ -21,7 +21,9 @@ FINE_TUNING_RATE, SCRATCH_RATE = 0.006, 0.012  # of AdamW
 # AdamW's usual memory of gradients, 1000 steps, is longer than a short training, whose large first ones would slow it
 # down to the end.
 BETAS = (0.9, 0.99)
+LENGTHS = ("epochs", "max_steps", "time_budget")  # settings, one of which may be typed
 SHORT = 250  # steps; with fewer, half a batch and twice as many do better
+MOST_EPOCHS, FEW_STEPS = 300, 1000  # of a training without a typed length
 LONG = 20_000  # steps from which on the cfg's own recipe is the one that is published
 
 
@@ -38,7 +40,8 @@ def choose_optimizer(options: TrainOptions, given: Mapping[str, Any], images: in
     if "momentum" in given:
         return "sgd", "sgd, because --momentum is a setting of it"
     steps = planned_steps(optim, images)
-    if steps >= LONG and optim.time_budget is None:
+    is_for_other_data = not given.keys() & set(LENGTHS) and usual_steps(optim, images) < steps
+    if steps >= LONG and not is_for_other_data and optim.time_budget is None:
         return "sgd", f"sgd with the cfg's numbers, because a training of {steps} steps is what they are meant for"
     return "adamw", "adamw, because the cfg's numbers for sgd are meant for trainings longer than this"
 
@@ -65,7 +68,9 @@ def adamw_recipe(options: TrainOptions, given: Mapping[str, Any], net: NetSpec, 
     if "subdivisions" not in given:
         most_images = batch if net.batch == 1 else max(1, net.batch // net.subdivisions)
         parts = fewest_parts(batch // world_size, most_images=most_images)
+    length = {} if given.keys() & set(LENGTHS) else {"max_steps": usual_steps(replace(optim, batch_size=batch), images)}
     return {
+        **length,
         "optimizer": "adamw",
         "batch_size": batch,
         "subdivisions": parts,
@@ -79,6 +84,11 @@ def adamw_recipe(options: TrainOptions, given: Mapping[str, Any], net: NetSpec, 
 def planned_steps(optim: OptimOptions, images: int) -> int:
     """Return the optimizer steps of a training on so many images."""
     return optim.epochs * (images // min(optim.batch_size, images)) if optim.epochs else optim.max_steps
+
+
+def usual_steps(optim: OptimOptions, images: int) -> int:
+    """Return the steps of a training without a typed length: the cfg's, which are made for COCO, if not too many."""
+    return min(optim.max_steps, max(FEW_STEPS, MOST_EPOCHS * images // optim.batch_size))
 
 
 def fewest_parts(images: int, *, most_images: int) -> int:

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from cfg.net import NetSpec
 from engine.build import make_schedule
 from engine.job import Job, parse_job
-from engine.recipe import BATCH, FINE_TUNING_RATE, LONG, SCRATCH_RATE, SHORT, adamw_recipe, fewest_parts, planned_steps
+from engine.recipe import (
+    BATCH,
+    FINE_TUNING_RATE,
+    LONG,
+    SCRATCH_RATE,
+    SHORT,
+    adamw_recipe,
+    choose_optimizer,
+    fewest_parts,
+    planned_steps,
+    usual_steps,
+)
 from options import OptimOptions, TrainOptions
 from tests.e2e.conftest import TOY_CFG
 
@@ -35,7 +46,8 @@ def chosen(job: Job) -> tuple[str, bool]:
         (["--momentum", "0.95"], "sgd"),
         (["--max-steps", str(LONG - 1)], "adamw"),
         (["--max-steps", str(LONG)], "sgd"),
-        (["--cfg", "yolov4-tiny"], "sgd"),  # two million steps
+        (["--cfg", "yolov4-tiny"], "adamw"),  # two million steps, but for COCO
+        (["--cfg", "yolov4-tiny", "--max-steps", "2000200"], "sgd"),
         (["--cfg", "yolov4-tiny", "--time-budget", "1h"], "adamw"),
         (["--epochs", str(LONG // 4)], "sgd"),  # an epoch is 4 batches of the cfg's
     ],
@@ -86,6 +98,24 @@ def test_a_forward_has_at_most_the_images_of_the_cfg(
     )
     optim = parse_job(["--data", str(scenes), "--cfg", str(path)]).options.optim
     assert (optim.batch_size, optim.subdivisions) == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "cfg_steps", "steps", "optimizer"),
+    [
+        (205, 500_500, 3843, "adamw"),  # 300 epochs
+        (12, 500_500, 1000, "adamw"),
+        (205, 1000, 1000, "adamw"),
+        (118_000, 500_500, 500_500, "sgd"),
+        (5000, 500_500, 93_750, "adamw"),
+    ],
+)
+def test_without_a_typed_length_a_cfg_made_for_coco_is_cut(
+    images: int, cfg_steps: int, steps: int, optimizer: str
+) -> None:
+    optim = OptimOptions(max_steps=cfg_steps, batch_size=16)
+    assert usual_steps(optim, images) == steps
+    assert choose_optimizer(TrainOptions(optim=optim), {}, images)[0] == optimizer
 
 
 @pytest.mark.parametrize(
