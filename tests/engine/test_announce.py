@@ -32,7 +32,8 @@ def test_settings_are_the_flags_that_differ_from_the_defaults(scenes: Path, toy_
     assert typed == f"--data {scenes}  --cfg {toy_cfg}  --mosaic 0.7  --no-flip"
     assert from_cfg.startswith("from the cfg: ") and "--letterbox" in from_cfg and "rate" not in from_cfg
     assert from_optimizer == (
-        "from the optimizer: --max-steps 1200  --batch-size 4  --subdivisions 2  --optimizer adamw  --learning-rate 0.006"
+        "from the optimizer: --max-steps 1200  --batch-size 4  --subdivisions 2  --optimizer adamw  "
+        "--learning-rate 0.006"
     )
     assert optimizer_in_words(job) == "AdamW, weight decay 0.0001; batch 4 = 2 forwards of 2"
 
