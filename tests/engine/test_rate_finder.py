@@ -149,6 +149,24 @@ def test_what_the_test_changes_is_put_back(flags: list[str], tmp_path: Path, nor
     assert draws[0] == draws[1]
 
 
+@pytest.mark.parametrize(("burn_in", "first"), [(5, 5), (8, 0)])
+def test_a_norm_is_tested_as_after_its_burn_in_unless_the_training_ends_before(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, burn_in: int, first: int
+) -> None:
+    """The training has 8 steps."""
+    clocks: list[int] = []
+
+    def fail(step: TrainStep, batch: Batch) -> Tensor:
+        clocks.append(step.clock.step)
+        raise NotFinite
+
+    monkeypatch.setattr(TrainStep, "__call__", fail)
+    norm = f"cbn:burn_in_steps={burn_in}"
+    with pytest.raises(NotFinite):
+        trained([*flags, "--norm", norm, "--learning-rate", "auto", "--out", str(tmp_path / "run")])
+    assert clocks == [first] and Checkpoint.from_file(tmp_path / "run" / "last.pt").step == 0
+
+
 def fail_after(calls: int, error: Exception) -> Callable[[TrainStep, Batch], Tensor]:
     whole, done = TrainStep.__call__, []
 
