@@ -17,7 +17,7 @@ from utils import ranks
 from utils.errors import UserError
 
 BATCH = 16  # images, that the rates are for
-FINE_TUNING_RATE, SCRATCH_RATE = 0.006, 0.012  # of AdamW
+FINE_TUNING_RATE, SCRATCH_RATE = 0.008, 0.012  # of AdamW
 # AdamW's usual memory of gradients, 1000 steps, is longer than a short training, whose large first ones would slow it
 # down to the end.
 BETAS = (0.9, 0.99)
