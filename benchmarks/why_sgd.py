@@ -16,7 +16,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -285,25 +285,38 @@ def start_of(trainer: Trainer, batch: Batch) -> Row:
     return row
 
 
-def sharpness(trainer: Trainer, batch: Batch, part: Sequence[nn.Parameter], rounds: int = 7) -> float:
-    """Return the largest eigenvalue of the loss's Hessian within these parameters, by power iteration.
+def sharpness(trainer: Trainer, batch: Batch, part: Sequence[nn.Parameter]) -> float:
+    """Return the largest eigenvalue of the loss's Hessian within these parameters.
 
     Products with the Hessian are differences of gradients. SGD with momentum m diverges along the eigenvector if its
     rate exceeds 2 (1 + m) / sharpness.
     """
-    generator = torch.Generator().manual_seed(0)
     step = 3e-4 * max(1.0, math.sqrt(sum(float(p.detach().square().sum()) for p in part)))
-    shift = 0.0  # turns the spectrum upside up where its largest value is negative
+
+    def product(direction: Sequence[Tensor]) -> list[Tensor]:
+        ahead = gradients(trainer, batch, part, direction, step)
+        behind = gradients(trainer, batch, part, direction, -step)
+        return [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
+
+    return largest_eigenvalue(product, [p.shape for p in part])
+
+
+def largest_eigenvalue(
+    product: Callable[[Sequence[Tensor]], Sequence[Tensor]], shapes: Sequence[torch.Size], rounds: int = 7
+) -> float:
+    """Return that of a symmetric matrix, given by its product with a vector in parts, by power iteration.
+
+    Where the eigenvalue of the largest magnitude is negative, a second iteration is of the shifted matrix.
+    """
+    generator, shift, value = torch.Generator().manual_seed(0), 0.0, 0.0
     for _ in range(2):
-        direction = [torch.randn(p.shape, generator=generator) for p in part]
+        vector: Sequence[Tensor] = [torch.randn(shape, generator=generator) for shape in shapes]
         for _ in range(rounds):
-            length = math.sqrt(sum(float(d.square().sum()) for d in direction))
-            direction = [d / length for d in direction]
-            ahead = gradients(trainer, batch, part, direction, step)
-            behind = gradients(trainer, batch, part, direction, -step)
-            curved = [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
-            value = sum(float((c * d).sum()) for c, d in zip(curved, direction, strict=True))
-            direction = [c + shift * d for c, d in zip(curved, direction, strict=True)]
+            length = math.sqrt(sum(float(v.square().sum()) for v in vector))
+            vector = [v / length for v in vector]
+            image = product(vector)
+            value = sum(float((i * v).sum()) for i, v in zip(image, vector, strict=True))
+            vector = [i + shift * v for i, v in zip(image, vector, strict=True)]
         if value > 0:
             break
         shift = -value
@@ -332,7 +345,7 @@ def train(trainer: Trainer, batches: Sequence[Batch], variant: Variant) -> Row:
     network, step = trainer.network.train(), trainer.step
     parts = parts_of(network)
     if variant.scale:
-        step.optimizer = SharedScaleAdam(regrouped(step.optimizer.param_groups, parts, variant.scale))
+        step.optimizer = SharedScaleAdam(regrouped(parts, variant.scale))
     if variant.adamw_on:
         step.optimizer = adamw_on(variant.adamw_on, step.optimizer, parts, trainer.job.options.optim)
     if variant.per_object:
@@ -357,9 +370,7 @@ def train(trainer: Trainer, batches: Sequence[Batch], variant: Variant) -> Row:
     return row | {name: [significant(value) for value in loss.mean(0).tolist()] for name, loss in ends.items()}
 
 
-def regrouped(
-    groups: Iterable[dict[str, Any]], parts: Mapping[str, Sequence[nn.Parameter]], scale: str
-) -> list[dict[str, Any]]:
+def regrouped(parts: Mapping[str, Sequence[nn.Parameter]], scale: str) -> list[dict[str, Any]]:
     """Return one parameter group for each set of weights with a common scale, without weight decay."""
     tensors = [p for part in parts.values() for p in part]
     sets = {"all": [tensors], "part": list(parts.values()), "tensor": [[p] for p in tensors]}[scale]
