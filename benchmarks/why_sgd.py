@@ -16,7 +16,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from benchmarks.measured import RESULTS, Row, circumstances
@@ -47,38 +48,38 @@ FINE_TUNING = "fine-tuning"
 
 
 class SharedScaleAdam(torch.optim.SGD):
-    """Adam with one scale for a parameter group: SGD, its rate divided by the running RMS of the group's gradient.
+    """SGD that divides gradients by a running RMS, as Adam does, which a set of weights may share.
 
-    Momentum and memory are AdamW's defaults; with a group for each single weight this is Adam.
+    Each parameter group has a `shared`: "weight" (nothing is shared: Adam, but that a gradient is divided before it
+    enters the momentum), "filter" (the weights of an output), "channel" (of an input), "tensor", or "" for plain SGD.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        super().__init__(groups, lr=0.0, momentum=0.9, dampening=0.1)
-        self.steps, self.moments = 0, [0.0] * len(self.param_groups)
+        super().__init__(groups, lr=0.0)
+        self.steps = 0
 
+    @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         self.steps += 1
-        for index, group in enumerate(self.param_groups):
-            now = mean_square([p.grad for p in group["params"] if p.grad is not None])
-            self.moments[index] += 0.001 * (now - self.moments[index])
-            group["lr"] /= math.sqrt(self.moments[index] / (1 - 0.999**self.steps)) + 1e-8
+        for group in self.param_groups:
+            for p in group["params"] if group["shared"] else ():
+                if p.grad is not None:
+                    state = self.state[p]
+                    now = shared_mean(p.grad.square(), group["shared"])
+                    square = state.setdefault("square", torch.zeros_like(now)).lerp_(now, 0.001)
+                    p.grad.div_((square / (1 - 0.999**self.steps)).sqrt() + 1e-8)
         return super().step(closure)
 
 
-class TwoOptimizers:
-    """Two optimizers that step together, each with its parameter groups."""
-
-    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
-        self.optimizers = optimizers
-        self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none)
-
-    def step(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.step()
+def shared_mean(squares: Tensor, shared: str) -> Tensor:
+    """Return the mean of squares over each set, in a shape that broadcasts to theirs."""
+    if shared == "weight" or (shared == "filter" and squares.ndim == 1):
+        return squares
+    if shared == "filter":
+        return squares.mean(tuple(range(1, squares.ndim)), keepdim=True)
+    if shared == "channel" and squares.ndim > 1:
+        return squares.mean((0, *range(2, squares.ndim)), keepdim=True)
+    return squares.mean()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +97,13 @@ class PerObject:
 class Variant:
     """What differs from `--optimizer sgd` with the cfg's numbers. typed: settings.
 
-    scale: the weights that share an Adam scale, "all", "part" (heads, rest) or "tensor"; "" for the typed optimizer.
-    adamw_on: the part, heads or rest, that AdamW trains with its own rate, and SGD the other.
+    shared: for the parts, heads or rest, that Adam trains with AdamW's rate, what shares a scale (SharedScaleAdam).
     heads_first: share of the steps in which only the heads train.
     """
 
     name: str
     typed: Mapping[str, Any] = field(default_factory=dict)
-    scale: str = ""
-    adamw_on: str = ""
+    shared: Mapping[str, str] = field(default_factory=dict)
     per_object: bool = False
     heads_first: float = 0
 
@@ -113,30 +112,34 @@ def rate(value: float, **typed: Any) -> dict[str, Any]:
     return {"learning_rate": value, **typed}
 
 
-WHICH_WEIGHTS = (  # need what AdamW does
+WHICH_WEIGHTS = (  # need what Adam does, and which may share a scale
     Variant("sgd"),
     Variant("adamw", {"optimizer": "adamw"}),
-    Variant("adamw on heads, sgd on rest", adamw_on="heads"),
-    Variant("sgd on heads, adamw on rest", adamw_on="rest"),
-    Variant("adam, a scale per tensor", rate(ADAMW_RATE), scale="tensor"),
-    Variant("adam, a scale per part", rate(ADAMW_RATE), scale="part"),
+    Variant("adam on heads", shared={"heads": "weight"}),
+    Variant("adam on rest", shared={"rest": "weight"}),
+    Variant("adam on heads, a scale per filter", shared={"heads": "filter"}),
+    Variant("adam on heads, a scale per input channel", shared={"heads": "channel"}),
+    Variant("adam on heads, a scale per tensor", shared={"heads": "tensor"}),
+    Variant("adam, a scale per filter", shared={"heads": "filter", "rest": "filter"}),
+    Variant("adam, a scale per tensor", shared={"heads": "tensor", "rest": "tensor"}),
+)
+ONE_CHANGE = (
+    Variant("sgd .0003", rate(0.0003)),
+    Variant("sgd, box gain 128", {"box_gain": 128.0}),
+    Variant("sgd, box gain 8", {"box_gain": 8.0}),
+    Variant("sgd .003, clip 10", rate(0.003, clip_norm=10.0)),
+    Variant("sgd, heads first", heads_first=0.25),
     Variant("sgd .0003, rest x 30", rate(0.0003, backbone_rate=30.0)),
+    Variant("sgd .003", rate(0.003)),
+    Variant("sgd .016, per object", rate(0.016), per_object=True),
+    Variant("sgd, burn-in of half", {"burn_in_steps": 36}),
+    Variant("sgd .02, momentum 0", rate(0.02, momentum=0.0)),
+    Variant("sgd, decay 0", {"weight_decay": 0.0}),
 )
 CROWDED = (
     Variant("sgd"),
     Variant("sgd, per object", per_object=True),
     Variant("adamw", {"optimizer": "adamw"}),
-)
-ONE_CHANGE = (
-    Variant("sgd .003, clip 10", rate(0.003, clip_norm=10.0)),
-    Variant("sgd, heads first", heads_first=0.25),
-    Variant("sgd .003", rate(0.003)),
-    Variant("sgd, box gain 4", {"box_gain": 4.0}),
-    Variant("sgd, burn-in of half", {"burn_in_steps": 36}),
-    Variant("sgd .02, momentum 0", rate(0.02, momentum=0.0)),
-    Variant("sgd .016, per object", rate(0.016), per_object=True),
-    Variant("adam, one scale", rate(ADAMW_RATE), scale="all"),
-    Variant("sgd, decay 0", {"weight_decay": 0.0}),
 )
 
 
@@ -213,13 +216,14 @@ def cells(args: argparse.Namespace, scratch: Path) -> Iterator[Cell]:
         crowded_set(scratch / str(side), side)
         typed = {"data": str(scratch / str(side)), "image_size": (320, 320), "max_steps": CROWD_STEPS, "batch_size": 8}
         crowds[f"{side * side} objects"] = (typed, {})
-    yield Cell("start", name, Variant("sgd"), 0, tuned, batches)
     for variant in WHICH_WEIGHTS:
         yield Cell("training", name, variant, 0, tuned, batches)
     for setting, (typed, drawn_batches) in crowds.items():
-        yield Cell("start", setting, Variant("sgd"), 0, typed, drawn_batches)
         for variant in CROWDED:
             yield Cell("training", setting, variant, 0, typed, drawn_batches)
+    yield Cell("start", name, Variant("sgd"), 0, tuned, batches)
+    for setting, (typed, drawn_batches) in crowds.items():
+        yield Cell("start", setting, Variant("sgd"), 0, typed, drawn_batches)
     for variant in ONE_CHANGE:
         yield Cell("training", name, variant, 0, tuned, batches)
     for seed in range(1, args.seeds):
@@ -286,41 +290,26 @@ def start_of(trainer: Trainer, batch: Batch) -> Row:
 
 
 def sharpness(trainer: Trainer, batch: Batch, part: Sequence[nn.Parameter]) -> float:
-    """Return the largest eigenvalue of the loss's Hessian within these parameters.
+    """Return the largest eigenvalue of the loss's Hessian within these parameters, to some per cent.
 
     Products with the Hessian are differences of gradients. SGD with momentum m diverges along the eigenvector if its
     rate exceeds 2 (1 + m) / sharpness.
     """
+    sizes = [p.numel() for p in part]
     step = 3e-4 * max(1.0, math.sqrt(sum(float(p.detach().square().sum()) for p in part)))
 
-    def product(direction: Sequence[Tensor]) -> list[Tensor]:
+    def product(vector: np.ndarray) -> np.ndarray:
+        length = float(np.linalg.norm(vector))
+        pieces = torch.from_numpy(vector.ravel() / length).float().split(sizes)
+        direction = [piece.view_as(p) for piece, p in zip(pieces, part, strict=True)]
         ahead = gradients(trainer, batch, part, direction, step)
         behind = gradients(trainer, batch, part, direction, -step)
-        return [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
+        curved = [(a - b).flatten() * (length / (2 * step)) for a, b in zip(ahead, behind, strict=True)]
+        return torch.cat(curved).numpy()
 
-    return largest_eigenvalue(product, [p.shape for p in part])
-
-
-def largest_eigenvalue(
-    product: Callable[[Sequence[Tensor]], Sequence[Tensor]], shapes: Sequence[torch.Size], rounds: int = 7
-) -> float:
-    """Return that of a symmetric matrix, given by its product with a vector in parts, by power iteration.
-
-    Where the eigenvalue of the largest magnitude is negative, a second iteration is of the shifted matrix.
-    """
-    generator, shift, value = torch.Generator().manual_seed(0), 0.0, 0.0
-    for _ in range(2):
-        vector: Sequence[Tensor] = [torch.randn(shape, generator=generator) for shape in shapes]
-        for _ in range(rounds):
-            length = math.sqrt(sum(float(v.square().sum()) for v in vector))
-            vector = [v / length for v in vector]
-            image = product(vector)
-            value = sum(float((i * v).sum()) for i, v in zip(image, vector, strict=True))
-            vector = [i + shift * v for i, v in zip(image, vector, strict=True)]
-        if value > 0:
-            break
-        shift = -value
-    return value
+    hessian = LinearOperator((sum(sizes),) * 2, matvec=product, dtype=np.float32)
+    start = np.random.default_rng(0).standard_normal(sum(sizes)).astype(np.float32)
+    return float(eigsh(hessian, k=1, which="LA", ncv=10, tol=0.03, v0=start, return_eigenvectors=False)[0])
 
 
 def gradients(
@@ -344,10 +333,8 @@ def train(trainer: Trainer, batches: Sequence[Batch], variant: Variant) -> Row:
     """Train as train.py's loop does, without evaluating on the way. Returns loss terms and AP; a lost one has AP 0."""
     network, step = trainer.network.train(), trainer.step
     parts = parts_of(network)
-    if variant.scale:
-        step.optimizer = SharedScaleAdam(regrouped(parts, variant.scale))
-    if variant.adamw_on:
-        step.optimizer = adamw_on(variant.adamw_on, step.optimizer, parts, trainer.job.options.optim)
+    if variant.shared:
+        step.optimizer = partly_adam(step.optimizer, parts, variant.shared, trainer.job.options.optim)
     if variant.per_object:
         step.criterion = PerObject(step.criterion)
     losses: list[Tensor] = []
@@ -370,28 +357,22 @@ def train(trainer: Trainer, batches: Sequence[Batch], variant: Variant) -> Row:
     return row | {name: [significant(value) for value in loss.mean(0).tolist()] for name, loss in ends.items()}
 
 
-def regrouped(parts: Mapping[str, Sequence[nn.Parameter]], scale: str) -> list[dict[str, Any]]:
-    """Return one parameter group for each set of weights with a common scale, without weight decay."""
-    tensors = [p for part in parts.values() for p in part]
-    sets = {"all": [tensors], "part": list(parts.values()), "tensor": [[p] for p in tensors]}[scale]
-    return [{"params": list(each), "lr_scale": 1.0} for each in sets]
-
-
-def adamw_on(
-    name: str, sgd: torch.optim.Optimizer, parts: Mapping[str, Sequence[nn.Parameter]], options: OptimOptions
-) -> Any:
-    """Return an optimizer that trains the part `name` with AdamW at its own rate, and the other as `sgd` does."""
-    known = set(map(id, parts[name]))
-    of_adamw, of_sgd = [], []
-    for group in sgd.param_groups:
-        common = {"weight_decay": group["weight_decay"]}
-        inside, outside = [[p for p in group["params"] if (id(p) in known) is is_in] for is_in in (True, False)]
-        of_adamw.append({**common, "params": inside, "lr_scale": ADAMW_RATE / options.learning_rate})
-        of_sgd.append({**common, "params": outside, "lr_scale": 1.0})
-    return TwoOptimizers(
-        torch.optim.AdamW([group for group in of_adamw if group["params"]], lr=0.0),
-        torch.optim.SGD([group for group in of_sgd if group["params"]], lr=0.0, momentum=options.momentum),
-    )
+def partly_adam(
+    sgd: torch.optim.Optimizer,
+    parts: Mapping[str, Sequence[nn.Parameter]],
+    shared: Mapping[str, str],
+    options: OptimOptions,
+) -> SharedScaleAdam:
+    """Return an optimizer that trains the parts in `shared` as Adam with AdamW's rate, and the others as `sgd` does."""
+    adam = {"momentum": 0.9, "dampening": 0.1, "lr_scale": ADAMW_RATE / options.learning_rate, "weight_decay": 0.0}
+    groups = []
+    for name, part in parts.items():
+        known = set(map(id, part))
+        for group in sgd.param_groups:
+            if inside := [p for p in group["params"] if id(p) in known]:
+                how = {"shared": shared[name], **adam} if name in shared else {"shared": ""}
+                groups.append({**group, **how, "params": inside})
+    return SharedScaleAdam(groups)
 
 
 def mean_square(tensors: Sequence[Tensor]) -> float:
