@@ -45,6 +45,7 @@ PARTS = ("heads", "rest")
 CROWDS = (14, 5, 2)  # objects of a crowded image in a row, and rows
 CROWD_STEPS = 60
 FINE_TUNING = "fine-tuning"
+AVERAGED = {"momentum": 0.9, "dampening": 0.9}  # SGD's momentum as the moving average that Adam has
 
 
 class SharedScaleAdam(torch.optim.SGD):
@@ -115,13 +116,13 @@ def rate(value: float, **typed: Any) -> dict[str, Any]:
 WHICH_WEIGHTS = (  # need what Adam does, and which may share a scale
     Variant("sgd"),
     Variant("adamw", {"optimizer": "adamw"}),
+    Variant("adam on heads, a scale per tensor", shared={"heads": "tensor"}),
+    Variant("adam on heads, a scale per filter", shared={"heads": "filter"}),
+    Variant("adam, a scale per tensor", shared={"heads": "tensor", "rest": "tensor"}),
     Variant("adam on heads", shared={"heads": "weight"}),
     Variant("adam on rest", shared={"rest": "weight"}),
-    Variant("adam on heads, a scale per filter", shared={"heads": "filter"}),
     Variant("adam on heads, a scale per input channel", shared={"heads": "channel"}),
-    Variant("adam on heads, a scale per tensor", shared={"heads": "tensor"}),
     Variant("adam, a scale per filter", shared={"heads": "filter", "rest": "filter"}),
-    Variant("adam, a scale per tensor", shared={"heads": "tensor", "rest": "tensor"}),
 )
 ONE_CHANGE = (
     Variant("sgd .0003", rate(0.0003)),
@@ -364,7 +365,7 @@ def partly_adam(
     options: OptimOptions,
 ) -> SharedScaleAdam:
     """Return an optimizer that trains the parts in `shared` as Adam with AdamW's rate, and the others as `sgd` does."""
-    adam = {"momentum": 0.9, "dampening": 0.1, "lr_scale": ADAMW_RATE / options.learning_rate, "weight_decay": 0.0}
+    adam = {**AVERAGED, "lr_scale": ADAMW_RATE / options.learning_rate, "weight_decay": 0.0}
     groups = []
     for name, part in parts.items():
         known = set(map(id, part))
