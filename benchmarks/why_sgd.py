@@ -83,6 +83,22 @@ def shared_mean(squares: Tensor, shared: str) -> Tensor:
     return squares.mean()
 
 
+class TwoOptimizers:
+    """Two optimizers that step together, each with its parameter groups."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+        self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
 @dataclass(frozen=True, slots=True)
 class PerObject:
     """A criterion that is divided by the objects of the mini-batch, in place of its images."""
@@ -98,12 +114,14 @@ class PerObject:
 class Variant:
     """What differs from `--optimizer sgd` with the cfg's numbers. typed: settings.
 
+    adamw_on: the part, heads or rest, that AdamW trains at its own rate, and SGD the other.
     shared: for the parts, heads or rest, that Adam trains with AdamW's rate, what shares a scale (SharedScaleAdam).
     heads_first: share of the steps in which only the heads train.
     """
 
     name: str
     typed: Mapping[str, Any] = field(default_factory=dict)
+    adamw_on: str = ""
     shared: Mapping[str, str] = field(default_factory=dict)
     per_object: bool = False
     heads_first: float = 0
@@ -116,11 +134,11 @@ def rate(value: float, **typed: Any) -> dict[str, Any]:
 WHICH_WEIGHTS = (  # need what Adam does, and which may share a scale
     Variant("sgd"),
     Variant("adamw", {"optimizer": "adamw"}),
+    Variant("adamw on heads, sgd on rest", adamw_on="heads"),
+    Variant("sgd on heads, adamw on rest", adamw_on="rest"),
     Variant("adam on heads, a scale per tensor", shared={"heads": "tensor"}),
     Variant("adam on heads, a scale per filter", shared={"heads": "filter"}),
     Variant("adam, a scale per tensor", shared={"heads": "tensor", "rest": "tensor"}),
-    Variant("adam on heads", shared={"heads": "weight"}),
-    Variant("adam on rest", shared={"rest": "weight"}),
     Variant("adam on heads, a scale per input channel", shared={"heads": "channel"}),
     Variant("adam, a scale per filter", shared={"heads": "filter", "rest": "filter"}),
 )
@@ -334,6 +352,8 @@ def train(trainer: Trainer, batches: Sequence[Batch], variant: Variant) -> Row:
     """Train as train.py's loop does, without evaluating on the way. Returns loss terms and AP; a lost one has AP 0."""
     network, step = trainer.network.train(), trainer.step
     parts = parts_of(network)
+    if variant.adamw_on:
+        step.optimizer = adamw_on(variant.adamw_on, step.optimizer, parts, trainer.job.options.optim)
     if variant.shared:
         step.optimizer = partly_adam(step.optimizer, parts, variant.shared, trainer.job.options.optim)
     if variant.per_object:
@@ -358,6 +378,16 @@ def train(trainer: Trainer, batches: Sequence[Batch], variant: Variant) -> Row:
     return row | {name: [significant(value) for value in loss.mean(0).tolist()] for name, loss in ends.items()}
 
 
+def adamw_on(
+    name: str, sgd: torch.optim.Optimizer, parts: Mapping[str, Sequence[nn.Parameter]], options: OptimOptions
+) -> Any:
+    """Return an optimizer that trains the part `name` with AdamW at its own rate, and the other as `sgd` does."""
+    inside = groups_of(parts[name], sgd, lr_scale=ADAMW_RATE / options.learning_rate)
+    (other,) = parts.keys() - {name}
+    outside = groups_of(parts[other], sgd)
+    return TwoOptimizers(torch.optim.AdamW(inside, lr=0.0), torch.optim.SGD(outside, lr=0.0, momentum=options.momentum))
+
+
 def partly_adam(
     sgd: torch.optim.Optimizer,
     parts: Mapping[str, Sequence[nn.Parameter]],
@@ -368,12 +398,19 @@ def partly_adam(
     adam = {**AVERAGED, "lr_scale": ADAMW_RATE / options.learning_rate, "weight_decay": 0.0}
     groups = []
     for name, part in parts.items():
-        known = set(map(id, part))
-        for group in sgd.param_groups:
-            if inside := [p for p in group["params"] if id(p) in known]:
-                how = {"shared": shared[name], **adam} if name in shared else {"shared": ""}
-                groups.append({**group, **how, "params": inside})
+        how = {"shared": shared[name], **adam} if name in shared else {"shared": "", "momentum": options.momentum}
+        groups += groups_of(part, sgd, **how)
     return SharedScaleAdam(groups)
+
+
+def groups_of(part: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, **changed: Any) -> list[dict[str, Any]]:
+    """Return the parameter groups of the optimizer without what is not in `part`."""
+    known, groups = set(map(id, part)), []
+    for group in optimizer.param_groups:
+        common = {"weight_decay": group["weight_decay"], "lr_scale": group["lr_scale"]}
+        if inside := [p for p in group["params"] if id(p) in known]:
+            groups.append({**common, **changed, "params": inside})
+    return groups
 
 
 def mean_square(tensors: Sequence[Tensor]) -> float:
