@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from benchmarks.measured import RESULTS, Row, circumstances
 from benchmarks.small_batch.rows import RowFile, read_rows
-from engine.job import ADAMW_RATE, job_of
+from engine.job import job_of
 from engine.loss_watch import TrainingLost
 from engine.trainer import Trainer, make_val_evaluator
 from models.network import Network
@@ -45,6 +45,7 @@ PARTS = ("heads", "rest")
 CROWDS = (14, 5, 2)  # objects of a crowded image in a row, and rows
 CROWD_STEPS = 60
 FINE_TUNING = "fine-tuning"
+ADAMW_RATE = 0.003
 AVERAGED = {"momentum": 0.9, "dampening": 0.9}  # SGD's momentum as the moving average that Adam has
 
 
@@ -133,7 +134,7 @@ def rate(value: float, **typed: Any) -> dict[str, Any]:
 
 WHICH_WEIGHTS = (  # need what Adam does, and which may share a scale
     Variant("sgd"),
-    Variant("adamw", {"optimizer": "adamw"}),
+    Variant("adamw", {"optimizer": "adamw", "learning_rate": ADAMW_RATE}),
     Variant("adamw on heads, sgd on rest", adamw_on="heads"),
     Variant("sgd on heads, adamw on rest", adamw_on="rest"),
     Variant("adam on heads, a scale per tensor", shared={"heads": "tensor"}),
@@ -158,7 +159,7 @@ ONE_CHANGE = (
 CROWDED = (
     Variant("sgd"),
     Variant("sgd, per object", per_object=True),
-    Variant("adamw", {"optimizer": "adamw"}),
+    Variant("adamw", {"optimizer": "adamw", "learning_rate": ADAMW_RATE}),
 )
 
 
@@ -205,7 +206,15 @@ class Cell:
 
     def run(self) -> Row:
         start = time.process_time()
-        fixed = {"optimizer": "sgd", "subdivisions": 1, "norm": "bn", "seed": self.seed, "device": "cpu", "workers": 0}
+        fixed = {
+            "optimizer": "sgd",
+            "amp": "off",
+            "subdivisions": 1,
+            "norm": "bn",
+            "seed": self.seed,
+            "device": "cpu",
+            "workers": 0,
+        }
         job = job_of({**fixed, **self.typed, **self.variant.typed})
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(job, Path(folder), Stop())
@@ -227,10 +236,10 @@ def key(row: Row) -> tuple[object, ...]:
 def cells(args: argparse.Namespace, scratch: Path) -> Iterator[Cell]:
     files = {"data": args.data, "cfg": args.cfg, "weights": args.weights}
     tuned = {**files, "image_size": (args.image_size,) * 2, "epochs": args.epochs, "batch_size": 16, "mosaic": 0.5}
-    tuned |= {"lr_policy": "cosine", "channels_last": True}
+    tuned |= {"lr_policy": "cosine", "channels_last": "on"}
     name = f"{FINE_TUNING}, {args.epochs} epochs"
     batches: dict[int, list[Batch]] = {}
-    crowds = {}
+    crowds: dict[str, tuple[Row, dict[int, list[Batch]]]] = {}
     for side in CROWDS:
         crowded_set(scratch / str(side), side)
         typed = {"data": str(scratch / str(side)), "image_size": (320, 320), "max_steps": CROWD_STEPS, "batch_size": 8}
@@ -256,7 +265,8 @@ def crowded_set(folder: Path, side: int) -> None:
     for split, count in (("train", 12), ("val", 3)):
         (folder / split).mkdir(parents=True)
         (folder / "annotations").mkdir(exist_ok=True)
-        images, boxes = [], []
+        images: list[Row] = []
+        boxes: list[Row] = []
         for image_id in range(1, count + 1):
             pixels = rng.integers(90, 140, (400, 400, 3)).astype(np.uint8)
             for x, y in np.ndindex(side, side):
@@ -273,10 +283,10 @@ def crowded_set(folder: Path, side: int) -> None:
 def drawn(trainer: Trainer) -> list[Batch]:
     """Return the training's batches, which do not depend on the variant."""
     batches: list[Batch] = []
-    for epoch in range(trainer.epochs):
+    for epoch in range(trainer.length.epochs):
         trainer.loader.set_epoch(epoch, 0)
         batches += trainer.loader
-    return batches[: trainer.total_steps]
+    return batches[: trainer.length.total_steps]
 
 
 def parts_of(network: Network) -> dict[str, list[nn.Parameter]]:
@@ -319,7 +329,7 @@ def sharpness(trainer: Trainer, batch: Batch, part: Sequence[nn.Parameter]) -> f
 
     def product(vector: np.ndarray) -> np.ndarray:
         length = float(np.linalg.norm(vector))
-        pieces = torch.from_numpy(vector.ravel() / length).float().split(sizes)
+        pieces = torch.split(torch.from_numpy(vector.ravel() / length).float(), sizes)
         direction = [piece.view_as(p) for piece, p in zip(pieces, part, strict=True)]
         ahead = gradients(trainer, batch, part, direction, step)
         behind = gradients(trainer, batch, part, direction, -step)
@@ -382,7 +392,7 @@ def adamw_on(
     name: str, sgd: torch.optim.Optimizer, parts: Mapping[str, Sequence[nn.Parameter]], options: OptimOptions
 ) -> Any:
     """Return an optimizer that trains the part `name` with AdamW at its own rate, and the other as `sgd` does."""
-    inside = groups_of(parts[name], sgd, lr_scale=ADAMW_RATE / options.learning_rate)
+    inside = groups_of(parts[name], sgd, lr_scale=ADAMW_RATE / float(options.learning_rate))
     (other,) = parts.keys() - {name}
     outside = groups_of(parts[other], sgd)
     return TwoOptimizers(torch.optim.AdamW(inside, lr=0.0), torch.optim.SGD(outside, lr=0.0, momentum=options.momentum))
@@ -395,7 +405,7 @@ def partly_adam(
     options: OptimOptions,
 ) -> SharedScaleAdam:
     """Return an optimizer that trains the parts in `shared` as Adam with AdamW's rate, and the others as `sgd` does."""
-    adam = {**AVERAGED, "lr_scale": ADAMW_RATE / options.learning_rate, "weight_decay": 0.0}
+    adam = {**AVERAGED, "lr_scale": ADAMW_RATE / float(options.learning_rate), "weight_decay": 0.0}
     groups = []
     for name, part in parts.items():
         how = {"shared": shared[name], **adam} if name in shared else {"shared": "", "momentum": options.momentum}
