@@ -87,7 +87,9 @@ class Evaluator:
         show: is called on rank 0 with a drawing, (H, W, 3) uint8, of the first batch and its detections.
         """
         most, labels = self.detector.options.max_detections, torch.tensor(list(self.categories))
-        detector = self.detector.with_options(max_detections=None)  # it may know more classes than the image set
+        detector = self.detector
+        if len(self.categories) < len(detector.class_names):  # the best of these classes only
+            detector = detector.with_options(max_detections=None)
         progress, show = progress and ranks.is_rank_zero(), show if ranks.is_rank_zero() else None
         parts: list[CocoResults] = []
         batches = self.batches if self.stop is None else self.stop.interruptible(self.batches)

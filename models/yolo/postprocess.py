@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from utils.structures import Detections
 # NMS is quadratic in the worst case, so the weakest candidates of an image beyond this number are dropped. They cannot
 # be among the best 100.
 MAX_CANDIDATES = 30_000
+FIRST_CANDIDATES = 5  # times the detections asked for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,5 +84,21 @@ def _best(found: Detections, rule: NmsRule, unit_px: tuple[float, float], max_de
     """Suppress the candidates of one image, and return the best of those kept, best first."""
     if len(found) > MAX_CANDIDATES:
         found = found.where(found.scores.topk(MAX_CANDIDATES).indices)
-    found = found.where(classwise_nms(found.boxes, found.scores, found.labels, rule, unit=unit_px))
-    return found.where(found.scores.argsort(descending=True, stable=True)[:max_detections])
+    for strongest in _strongest(found, max_detections):
+        kept = strongest.where(classwise_nms(strongest.boxes, strongest.scores, strongest.labels, rule, unit=unit_px))
+        if max_detections is not None and len(kept) >= max_detections:
+            break
+    return kept.where(kept.scores.argsort(descending=True, stable=True)[:max_detections])
+
+
+def _strongest(found: Detections, max_detections: int | None) -> Iterator[Detections]:
+    """Yield the strongest candidates, then more, in the end all: only stronger ones decide whether a box is kept.
+
+    A network at the start of its training has thousands of candidates in an image, of which hundreds are enough.
+    """
+    if max_detections is not None:
+        falling, count = found.scores.sort(descending=True).values, FIRST_CANDIDATES * max_detections
+        while count < len(found):
+            yield found.where(found.scores >= falling[count - 1])  # with all that are equal to the last
+            count *= FIRST_CANDIDATES
+    yield found

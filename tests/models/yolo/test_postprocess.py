@@ -153,6 +153,25 @@ def test_max_detections_keeps_the_best():
     assert every.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5])
 
 
+@pytest.mark.parametrize("kind", ["default", "greedynms", "diounms"])
+@pytest.mark.parametrize("max_detections", [1, 2, 3, 7])
+def test_the_strongest_candidates_are_enough(kind: str, max_detections: int) -> None:
+    """Also where scores are equal: the best of all that suppression keeps, whatever it began with."""
+    torch.manual_seed(max_detections)
+    for _ in range(20):
+        heads = random_heads(classes=2)
+        for head in heads:
+            head.logits[..., 4:] = head.logits[..., 4:].round()  # many are equal
+        options = replace(OPTIONS, nms=kind, confidence=0.01)
+        every = postprocess(heads, replace(options, max_detections=None))
+        for found, whole in zip(
+            postprocess(heads, replace(options, max_detections=max_detections)), every, strict=True
+        ):
+            expected = whole.where(torch.arange(min(max_detections, len(whole))))
+            assert torch.equal(found.boxes, expected.boxes) and torch.equal(found.scores, expected.scores)
+            assert torch.equal(found.labels, expected.labels)
+
+
 def test_suppression_is_within_a_class():
     same, other = [10, 10, 50, 50], [11, 10, 51, 50]
     (one,) = postprocess([head_saying([same, other], [[0.9, 0.0], [0.8, 0.0]])], OPTIONS)
