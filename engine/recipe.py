@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from cfg.net import NetSpec
+from models.norms.table import AUTO, NormOptions
 from options import OptimOptions, TrainOptions
 from utils import ranks
 from utils.errors import UserError
@@ -52,11 +53,14 @@ def adamw_recipe(options: TrainOptions, given: Mapping[str, Any], net: NetSpec, 
     A batch has at most 16 images, or 8 if the epochs would make few steps, and a forward at most as many as the cfg's;
     a cfg's batch=1 is meant for detection and is not taken. The rate grows with the root of the batch, as Adam's noise
     does (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms"); with trained weights
-    it is lower. images: of the training set. Raises UserError for a typed momentum.
+    it is lower, and lower still under statistics that are never measured, as nothing then keeps activations in bounds.
+    images: of the training set. Raises UserError for a typed momentum.
     """
     if "momentum" in given:
         raise UserError("--momentum is that of --optimizer sgd; adamw has its own")
     rate = SCRATCH_RATE if options.weights is None else FINE_TUNING_RATE
+    if is_never_measured(options.norm):
+        rate /= 4
     default, optim, world_size = OptimOptions(), options.optim, ranks.world_size()
     batch, parts = optim.batch_size, optim.subdivisions
     if "batch_size" not in given:
@@ -79,6 +83,10 @@ def adamw_recipe(options: TrainOptions, given: Mapping[str, Any], net: NetSpec, 
         "lr_policy": default.lr_policy,
         "momentum": default.momentum,
     }
+
+
+def is_never_measured(norm: NormOptions) -> bool:
+    return norm.norm != AUTO and norm.never_measures
 
 
 def planned_steps(optim: OptimOptions, images: int) -> int:

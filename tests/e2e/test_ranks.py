@@ -88,7 +88,7 @@ def test_what_two_ranks_measure_is_what_one_measures(scenes: Path, toy_cfg: str,
     said = (tmp_path / "log").read_text()
     assert said.count("batch 4 = 2 processes x ") == 1  # rank 0 prints
     assert said.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") == 1
-    report = ["--weights", str(run / "best.pt"), "--data", str(scenes), "--batch-size", "1", "--workers", "0"]
+    report = ["--weights", str(run / "best.pt"), "--data", str(scenes), "--batch-size", "2", "--workers", "0"]
     evaluate.main([*report, "--out", str(tmp_path / "report")])
     for name in ("detections.json", "metrics.json"):
         assert json.loads((tmp_path / "report" / name).read_text()) == json.loads((run / name).read_text())

@@ -119,7 +119,7 @@ def test_a_time_budget_sets_the_length_and_all_that_depends_on_it(
     said = capsys.readouterr().out
     assert "schedule  the pace of the first steps decides how many fit into 1m\n" in said
     assert f"schedule  3 steps measured at 1 s: {STEPS} steps and 2 evaluations fit into 1m\n" in said
-    assert f"          {STEPS} steps: cosine from 0.005\n" in said
+    assert f"          {STEPS} steps: cosine from 0.006\n" in said
     rows = list(csv.DictReader((run / "results.csv").read_text().splitlines()))
     assert float(rows[-1]["lr"]) == pytest.approx(1e-5), "the cosine is at its end"
     assert [row["epoch"] for row in rows if row["AP"]] == ["1", "14"]
