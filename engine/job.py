@@ -19,7 +19,7 @@ from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, planned_steps
 from models.norms.auto import choose_norm
 from models.norms.old_spelling import respelled
 from models.norms.table import norm_of_weights
-from models.weights.start import read_start
+from models.weights.start import knows_all, read_start
 from options import FOREIGN_FLAGS, TrainOptions
 from utils import ranks
 from utils.checkpoint import RESUMABLE_FROM, Checkpoint
@@ -94,7 +94,8 @@ def job_of(given: dict[str, Any]) -> Job:
     options = resolve(TrainOptions, given, from_files)
     optimizer, optimizer_reason = choose_optimizer(options, given, len(train_set))
     if optimizer == "adamw" and checkpoint is None:
-        recipe = adamw_recipe(options, given, plan.net, len(train_set))
+        is_known = start is not None and plan.name == start.cfg_name and knows_all(start, train_set.class_names)
+        recipe = adamw_recipe(options, given, plan.net, len(train_set), knows_classes=is_known)
         sources["cfg"] = {name: value for name, value in sources["cfg"].items() if name not in recipe}
         sources["optimizer"] = recipe
         from_files = {**from_files, **recipe}

@@ -18,7 +18,7 @@ from utils import ranks
 from utils.errors import UserError
 
 BATCH = 16  # images, that the rates are for
-FINE_TUNING_RATE, SCRATCH_RATE = 0.008, 0.012  # of AdamW
+KNOWN_RATE, FINE_TUNING_RATE, SCRATCH_RATE = 0.0008, 0.008, 0.012  # of AdamW
 # AdamW's usual memory of gradients, 1000 steps, is longer than a short training, whose large first ones would slow it
 # down to the end.
 BETAS = (0.9, 0.99)
@@ -47,18 +47,23 @@ def choose_optimizer(options: TrainOptions, given: Mapping[str, Any], images: in
     return "adamw", "adamw, because the cfg's numbers for sgd are meant for trainings longer than this"
 
 
-def adamw_recipe(options: TrainOptions, given: Mapping[str, Any], net: NetSpec, images: int) -> dict[str, Any]:
+def adamw_recipe(
+    options: TrainOptions, given: Mapping[str, Any], net: NetSpec, images: int, *, knows_classes: bool = False
+) -> dict[str, Any]:
     """Return what AdamW sets in place of the cfg; what was typed goes before it.
 
     A batch has at most 16 images, or 8 if the epochs would make few steps, and a forward at most as many as the cfg's;
     a cfg's batch=1 is meant for detection and is not taken. The rate grows with the root of the batch, as Adam's noise
     does (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms"); with trained weights
     it is lower, and lower still under statistics that are never measured, as nothing then keeps activations in bounds.
-    images: of the training set. Raises UserError for a typed momentum.
+    images: of the training set. knows_classes: whether the weights have heads for all classes; then there is more to
+    forget than to learn. Raises UserError for a typed momentum.
     """
     if "momentum" in given:
         raise UserError("--momentum is that of --optimizer sgd; adamw has its own")
     rate = SCRATCH_RATE if options.weights is None else FINE_TUNING_RATE
+    if knows_classes:
+        rate = KNOWN_RATE
     if is_never_measured(options.norm):
         rate /= 4
     default, optim, world_size = OptimOptions(), options.optim, ranks.world_size()

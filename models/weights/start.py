@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from cfg.plan import parse_plan
 from models.blocks import merge_conv_norm
 from models.network import Network
 from models.norms.table import stored_norm
@@ -22,6 +23,14 @@ _BOX = range(5)  # x, y, w, h and objectness, which come before an anchor's clas
 def read_start(path: str, cfg: str | None) -> Checkpoint:
     """Read a checkpoint or a .weights file, which may hold the first layers only."""
     return read_darknet(path, cfg, whole=False)[0] if is_darknet(Path(path)) else Checkpoint.from_file(Path(path))
+
+
+def knows_all(start: Checkpoint, class_names: Sequence[str]) -> bool:
+    """Return whether the start has heads for all of these classes, so that in its network none begins at random."""
+    plan = parse_plan(start.cfg_text, path=start.cfg_name + ".cfg")
+    heads = [f"layers.{plan.nodes[index].inputs[0]}.conv.weight" for index in plan.heads]
+    names_fit = set(class_names) <= set(start.class_names) or start.class_names == made_up_names(len(class_names))
+    return names_fit and all(head in start.weights for head in heads)
 
 
 def start_from(path: str, cfg: str | None, network: Network, class_names: Sequence[str] | None = None) -> str:

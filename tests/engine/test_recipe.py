@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfg.net import NetSpec
+from cfg.plan import load_plan
 from engine.build import make_schedule
 from engine.job import Job, parse_job
 from engine.recipe import (
     BATCH,
     FINE_TUNING_RATE,
+    KNOWN_RATE,
     LONG,
     SCRATCH_RATE,
     SHORT,
@@ -23,6 +25,9 @@ from engine.recipe import (
     planned_steps,
     usual_steps,
 )
+from models.detector import make_checkpoint
+from models.network import Network
+from models.norms.table import NormOptions, norm_factory, resolve_norm
 from options import OptimOptions, TrainOptions
 from tests.e2e.conftest import TOY_CFG
 
@@ -160,3 +165,16 @@ def test_planned_steps_are_whole_batches(images: int, batch: int, epochs: int) -
     steps = planned_steps(OptimOptions(epochs=epochs, batch_size=batch), images)
     assert steps == epochs * max(1, images // batch)
     assert planned_steps(OptimOptions(max_steps=7, batch_size=batch), images) == 7
+
+
+@pytest.mark.parametrize(
+    ("classes", "rate"), [(tuple(map(str, range(10))), KNOWN_RATE), (tuple(map(str, range(9))), FINE_TUNING_RATE)]
+)
+def test_weights_that_know_all_classes_are_changed_gently(
+    scenes: Path, toy_cfg: str, tmp_path: Path, classes: tuple[str, ...], rate: float
+) -> None:
+    plan, norm = load_plan(toy_cfg, classes=len(classes)), resolve_norm(NormOptions())
+    weights = Network(plan, norm_factory(norm)).state_dict()
+    make_checkpoint(plan, norm, weights, class_names=classes, letterbox=True).to_file(tmp_path / "w.pt")
+    job = parse_job(["--data", str(scenes), "--weights", str(tmp_path / "w.pt"), "--batch-size", "16"])
+    assert job.options.optim.learning_rate == rate
