@@ -230,10 +230,12 @@ def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
         if ranks.is_rank_zero():
             open_image_set(data, given.get("train_split", "train"))
         ranks.broadcast(None)
-    train_set = open_image_set(data, given.get("train_split", "train"))
-    val_set = open_image_set(data, given.get("val_split", "val"))
-    if len(train_set.labels) == 0:
-        nothing = f"{data}: none of the {len(train_set)} images of '{train_set.split}' has an object"
-        more = f"python -m data.doctor {data} has details"
-        raise UserError("; ".join((nothing, *train_set.problems.summary(), more)))
+    default = TrainOptions()
+    fraction = 0 if given.get("val_data") else given.get("val_fraction", default.val_fraction)
+    train_set = open_image_set(data, given.get("train_split", "train"), val_fraction=fraction)
+    val_set = open_image_set(given.get("val_data") or data, given.get("val_split", "val"), val_fraction=fraction)
+    if classes := given.get("classes"):
+        train_set, val_set = (image_set.of_classes(classes) for image_set in (train_set, val_set))
+    for image_set in (train_set, val_set):
+        image_set.require_objects()
     return train_set, val_set

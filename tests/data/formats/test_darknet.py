@@ -4,7 +4,7 @@ import pytest
 
 from cfg.plan import load_plan
 from data.annotation_formats import open_image_set, splits_of
-from data.darknet import label_file
+from data.formats.darknet import label_file
 from models.weights.trained import class_names
 from tests.data.sets import write_darknet, write_image
 from utils.errors import UserError

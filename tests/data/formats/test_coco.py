@@ -7,9 +7,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data import coco
 from data.annotation_formats import open_image_set
-from data.coco import splits
+from data.formats import coco
+from data.formats.coco import splits
 from data.image_set import ImageSet
 from tests.data.sets import SCENES, Scene, turn, write_coco
 from utils.errors import UserError

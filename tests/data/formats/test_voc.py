@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from data.annotation_formats import open_image_set
-from data.voc import splits
+from data.formats.voc import splits
 from tests.data.sets import SCENES, Scene, turn, voc_object, write_voc
 from utils.errors import UserError
 
