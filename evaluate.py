@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     image_set = open_image_set(options.data, options.split, val_fraction=options.val_fraction)
     if options.classes:
         image_set = image_set.of_classes(options.classes)
-    image_set.require_objects()
+    image_set.require_objects(options.data)
     loading: _Loading = {"batch_size": options.batch_size, "workers": options.workers}
     evaluator = Evaluator(detector, image_set, **loading, rect=options.rect, backend=options.eval_backend)
     population = open_image_set(options.recalibrate_on, "train") if options.recalibrate_on else None

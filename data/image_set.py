@@ -103,12 +103,12 @@ class ImageSet:
         """(M,) index of each object's image."""
         return np.repeat(np.arange(len(self)), np.diff(self.starts))
 
-    def require_objects(self) -> None:
-        """Raise UserError if there is no object to learn or to measure."""
+    def require_objects(self, path: str) -> None:
+        """Raise UserError if there is no object to learn or to measure. path: of the data set, as it was typed."""
         if self.is_crowd.all():
             crowds = f" but {len(self.is_crowd)} crowd regions" if len(self.is_crowd) else ""
-            nothing = f"{self.source}: none of the {len(self)} images of '{self.split}' has a readable object{crowds}"
-            raise UserError("; ".join((nothing, *self.problems.summary(), "python -m data.doctor has details")))
+            nothing = f"{path}: none of the {len(self)} images of '{self.split}' has an object{crowds}"
+            raise UserError("; ".join((nothing, *self.problems.summary(), f"python -m data.doctor {path} has details")))
 
     def of_classes(self, names: Sequence[str]) -> ImageSet:
         """Return the set with these classes only, in its own order; images without their objects stay.

@@ -236,6 +236,6 @@ def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
     val_set = open_image_set(given.get("val_data") or data, given.get("val_split", "val"), val_fraction=fraction)
     if classes := given.get("classes"):
         train_set, val_set = (image_set.of_classes(classes) for image_set in (train_set, val_set))
-    for image_set in (train_set, val_set):
-        image_set.require_objects()
+    train_set.require_objects(data)
+    val_set.require_objects(given.get("val_data") or data)
     return train_set, val_set

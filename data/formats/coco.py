@@ -34,7 +34,7 @@ _IMAGES_KEY = re.compile(rb'"images"\s*:\s*\[')
 
 
 def holds(path: Path) -> bool:
-    return path.suffix == ".json" or bool(_files(path))
+    return path.suffix == ".json" if path.is_file() else bool(_files(path))
 
 
 def splits(path: Path) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ def _names_splits(file: Path) -> bool:
     except (UserError, UnicodeDecodeError):
         return file.stem == "data"
     keys = {line.partition(":")[0].strip("\"' ") for line in lines if line[:1] not in " #-"}
-    return bool(keys & SPELLED.keys()) and bool(keys & {"names", "nc"})
+    return bool(keys & SPELLED.keys()) and (file.stem == "data" or bool(keys & {"names", "nc"}))
 
 
 def _layout_of_yaml(file: Path) -> _Layout:
