@@ -30,7 +30,7 @@ ADAMW_RATE = 0.003  # for batches of 16 images
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
 # not depend on, and what helps a training over a crisis.
 RESUMABLE = {
-    *("resume", "data", "epochs", "save_minutes"),
+    *("resume", "data", "val_data", "epochs", "save_minutes"),
     *("subdivisions", "learning_rate", "clip_norm", "amp"),
     *("device", "workers", "cache", "eval_backend", "checkpoint_activations", "profile"),
 }
@@ -188,6 +188,7 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     # Memory may have run out since the settings were made.
     settings = respelled(current_names(TrainOptions, checkpoint.settings))
     settings["subdivisions"] = checkpoint.training.subdivisions
+    settings.setdefault("val_fraction", 0)  # which earlier versions did not have
     data = settings.get("data", BUILT_IN)
     if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
         raise UserError(f"{path}: its data set {data} is not found from {Path.cwd()}; --data may name where it is now")

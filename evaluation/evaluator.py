@@ -57,7 +57,8 @@ class Evaluator:
             detector, image_set, batch_size=batch_size, workers=workers, is_sharded=True, rect=rect
         )
         self.ground_truth = image_set.ground_truth()
-        self.categories = category_of_label(detector.class_names, image_set.class_names, image_set.category_ids)
+        names, ids = image_set.class_names, image_set.category_ids
+        self.categories = category_of_label(detector.class_names, names, ids, source=image_set.source)
 
     def measure(self, *, show: Callable[[np.ndarray], None] | None = None) -> CocoTable:
         """Compute COCO's AP. show: see `detect`."""
@@ -125,20 +126,23 @@ def _without_idle_classes(image_set: ImageSet, known: Sequence[str]) -> ImageSet
 
 
 def category_of_label(
-    model_names: Sequence[str], data_names: Sequence[str], category_ids: Sequence[int]
+    model_names: Sequence[str], data_names: Sequence[str], category_ids: Sequence[int], *, source: str = ""
 ) -> dict[int, int]:
     """Return label of the model -> category id of the data set, matched by class name.
 
     Classes of the model that the data set does not have are left out: nothing there could confirm them.
-    Raises UserError if the data set has a class that the model was not trained on.
+    source: the data set's file, for messages. Raises UserError if it has a class that the model was not trained on.
     """
     category = dict(zip(data_names, category_ids, strict=True))
     unknown = [name for name in data_names if name not in set(model_names)]
     if unknown:
+        folded = {name.casefold(): name for name in model_names}
+        alike = next((name for name in unknown if name.casefold() in folded), None)
         raise UserError(
-            f"the data set has classes that the network was not trained on: {', '.join(unknown[:5])}"
-            f" (the network knows {', '.join(list(model_names)[:10])}); if they only have other names in darknet's"
-            " .weights, --names FILE gives them"
+            f"{source + ': ' if source else ''}the data set has classes that the network was not trained on: "
+            f"{', '.join(unknown[:5])} (the network knows {', '.join(list(model_names)[:10])}); if they only have other"
+            " names in darknet's .weights, --names FILE gives them"
+            + (f"; rename '{alike}' to '{folded[alike.casefold()]}'" if alike is not None else "")
         )
     return {label: category[name] for label, name in enumerate(model_names) if name in category}
 

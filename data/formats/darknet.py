@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 from data.formats.image_finder import ImageFinder, find_path, images_below
@@ -70,9 +69,10 @@ def listed_images(
     folders: what paths in lists are relative to. root: the data set's folder.
     """
     finder = ImageFinder(folders, problems, root)
-    lines = chain.from_iterable(images_below(source) if source.is_dir() else read_lines(source) for source in sources)
-    found = ((number, line if isinstance(line, Path) else finder.find(line)) for number, line in enumerate(lines, 1))
-    return [(number, image) for number, image in found if image is not None]
+    found: list[Path | None] = []
+    for source in sources:
+        found += images_below(source) if source.is_dir() else map(finder.find, read_lines(source))
+    return [(number, image) for number, image in enumerate(found, start=1) if image is not None]
 
 
 def _data_file(path: Path) -> Path:

@@ -99,7 +99,7 @@ def read(path: Path, split: str) -> ImageSet:
             continue
         place = _named(layout, name)
         image = _image(finder, layout, name, files[name], _text(tree, "filename"))
-        record = image and _record(image, place, image_ids[name], tree, labels, problems)
+        record = None if image is None else _record(image, place, image_ids[name], tree, labels, problems)
         if record is not None:
             records.append(record)
     return pack(

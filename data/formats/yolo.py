@@ -45,7 +45,7 @@ class _Layout:
     keypoints: bool = False
 
 
-class _Strings(yaml.BaseLoader):
+class _Strings(yaml.BaseLoader):  # type: ignore[misc]
     """Loader of lists, dictionaries and strings only: `no` is a class name. Without aliases, which can explode."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
