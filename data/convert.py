@@ -74,6 +74,8 @@ def for_label_files(image_set: ImageSet) -> ImageSet:
         raise UserError(f"{image_set.source}: split '{split}' has no place in this format; --to coco and voc keep it")
     records = [image_set[index] for index in range(len(image_set))]
     upright = [not lies_on_its_side(image_hw(each.path) or each.hw, each.hw) for each in records]
+    if not any(upright):
+        raise UserError(f"{image_set.source}: EXIF turns all images of '{split}' after their boxes: --to coco or voc")
     if not all(upright):
         left_out = f"{upright.count(False)} images of {split} are left out: their boxes lie as before EXIF turned them"
         say("", left_out)

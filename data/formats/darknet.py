@@ -107,5 +107,5 @@ def _find_file(value: str, file: Path) -> Path:
     """Resolve a path in a .data file against its folder, the folder above, or the current one."""
     found = find_path(value, (file.parent, file.parent.parent, Path()))
     if found is None:
-        raise UserError(f"{file}: names the file {value}, which does not exist.")
+        raise UserError(f"{file}: names the file {value[:200]}, which does not exist.")
     return found

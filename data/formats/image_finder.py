@@ -106,7 +106,7 @@ def find_path(written: str, folders: Iterable[Path]) -> Path | None:
     for spelling in spellings(written):
         for folder in folders:
             path = folder / spelling
-            if spelling and (path.is_file() or path.is_dir()):
+            if spelling and (os.path.isfile(path) or os.path.isdir(path)):  # False for what can be no name
                 return path
     return None
 

@@ -168,7 +168,7 @@ def _source(layout: _Layout, split: str, value: str) -> Path:
     if found is None:
         searched = ", ".join(map(str, layout.roots))
         raise UserError(
-            f"{layout.file}: '{split}: {value}' leads to no folder or list in {searched}: correct the line, or 'path:'."
+            f"{layout.file}: '{split}: {value[:200]}' leads to no folder or list in {searched}: correct the line, or 'path:'."
         )
     inner = found / "images"
     return inner if inner.is_dir() and (found / "labels").is_dir() else found

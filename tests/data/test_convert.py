@@ -79,9 +79,11 @@ def test_boxes_names_and_splits_survive_every_pair_of_formats(data: st.DataObjec
 )
 def test_what_tools_export_is_converted(tmp_path: Path, name: str, to: str) -> None:
     path = PACKAGINGS[name](tmp_path / "a")
-    convert.main([str(path), str(tmp_path / "b"), "--to", to])
     if name == "VOC, images turned" and to in ("yolo", "darknet"):
-        return  # left out, see below
+        with pytest.raises(UserError, match=r"EXIF turns all images of 'train' after their boxes: --to coco or voc"):
+            convert.main([str(path), str(tmp_path / "b"), "--to", to])
+        return
+    convert.main([str(path), str(tmp_path / "b"), "--to", to])
     for split in ("train", "val"):
         assert_same(open_image_set(path, split), open_image_set(tmp_path / "b", split))
 
