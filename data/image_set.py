@@ -14,6 +14,7 @@ import numpy as np
 from data.formats.instances import usable_instances
 from data.problems import Problems, usable_boxes
 from utils.errors import UserError
+from utils.printable import printable
 
 
 class FoundObject(NamedTuple):
@@ -225,7 +226,7 @@ def pack(
     return ImageSet(
         name=name,
         split=split,
-        class_names=tuple(class_names),
+        class_names=tuple(map(printable, class_names)),
         category_ids=tuple(category_ids),
         problems=problems,
         paths=np.array([os.fsencode(record.path) for record in records]),

@@ -126,6 +126,8 @@ def _layout_of_yaml(file: Path) -> _Layout:
         shown = str(odd[0])[:60] if odd else "none"
         raise UserError(f"{file}: expected a folder or a list file for 'train' and 'val', found {shown}.")
     roots = tuple(dict.fromkeys([*([found] if found is not None and found.is_dir() else []), file.parent]))
+    if "test" in lists and not any(find_path(value, (*roots, Path())) for value in lists["test"]):
+        del lists["test"]  # Roboflow lists it in any case
     keypoints = "kpt_shape" in content
     return _Layout(file=file, roots=roots, splits=lists, names=_names(file, content), keypoints=keypoints)
 
@@ -167,9 +169,8 @@ def _source(layout: _Layout, split: str, value: str) -> Path:
     found = find_path(value, (*layout.roots, Path()))
     if found is None:
         searched = ", ".join(map(str, layout.roots))
-        raise UserError(
-            f"{layout.file}: '{split}: {value[:200]}' leads to no folder or list in {searched}: correct the line, or 'path:'."
-        )
+        leads = f"'{split}: {value[:200]}' leads to no folder or list in {searched}"
+        raise UserError(f"{layout.file}: {leads}: correct the line, or 'path:'.")
     inner = found / "images"
     return inner if inner.is_dir() and (found / "labels").is_dir() else found
 
