@@ -202,8 +202,8 @@ def choose_plan(given: dict[str, Any], checkpoint: Checkpoint | None, class_name
         plan = parse_plan(checkpoint.cfg_text, path=name, classes=len(class_names), input_hw=checkpoint.input_hw)
     else:
         plan = load_plan(given.get("cfg") or "yolov4-pico", classes=len(class_names))
-    if not plan.heads or plan.net.channels != 3:
-        raise UserError(f"{plan.path}: training needs [yolo] layers and channels=3")
+    if not plan.heads or plan.net.channels not in (1, 3):
+        raise UserError(f"{plan.path}: training needs [yolo] layers, and channels=3 or 1")
     height, width = given.get("image_size") or plan.net.input_hw
     if height % max(plan.strides) or width % max(plan.strides):
         raise UserError(f"an input of {height}x{width} does not fit: sides must be multiples of {max(plan.strides)}")
