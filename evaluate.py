@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     image_set.require_objects(options.data)
     loading: _Loading = {"batch_size": options.batch_size, "workers": options.workers}
     evaluator = Evaluator(detector, image_set, **loading, rect=options.rect, backend=options.eval_backend)
-    population = open_image_set(options.recalibrate_on, "train") if options.recalibrate_on else None
+    population = None
+    if options.recalibrate_on:
+        population = open_image_set(options.recalibrate_on, "train", val_fraction=options.val_fraction)
     folder = free_folder(options.out, default=f"eval-{image_set.name}-{image_set.split}")
     announce(checkpoint, origin, image_set)
     if options.norm_report:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data.digits import make_digits
-from data.formats import coco, darknet, voc, yolo
+from data.formats import boxes_csv, coco, darknet, voc, yolo
 from data.formats.split_names import WHOLE
 from data.image_set import ImageSet
 from data.problems import HELD_OUT
@@ -57,6 +57,7 @@ _FORMATS: tuple[AnnotationFormat, ...] = (
     voc,
     darknet,
     yolo,
+    boxes_csv,
 )
 
 _LOOKED_INTO = 50  # folders in a folder without a data set
@@ -81,7 +82,9 @@ def open_image_set(path: str | Path, split: str, *, val_fraction: float = 0) -> 
     if not reader.has_split(path, split):
         lacks = f"has no split '{split}'; it has {', '.join(there) or 'none'}."
         if there == (WHOLE,):
-            lacks = f"nothing divides its images into splits, so there is no '{split}'; --split {WHOLE} takes all."
+            lacks = (
+                f"nothing divides its images into splits, so there is no '{split}'; the split '{WHOLE}' is all of them."
+            )
         hint = " --val-fraction 0.1 holds out a tenth of its images for validation." if is_divisible else ""
         raise UserError(f"{path}: {lacks}{hint}")
     return _read(reader, path, split)

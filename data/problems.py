@@ -50,8 +50,9 @@ NO_CLASS = (
     "category without objects, the others' supercategory, is no class",
     "categories without objects, the others' supercategories, are no classes",
 )
+OTHER_FILES = ("kind of file among the images skipped", "kinds of files among the images skipped")
 HELD_OUT = ("image held out for validation", "images held out for validation")
-NOTES = {FOUND_ELSEWHERE, POLYGON, SIXTH_NUMBER, KEYPOINTS, NO_CLASS, HELD_OUT}
+NOTES = {FOUND_ELSEWHERE, POLYGON, SIXTH_NUMBER, KEYPOINTS, NO_CLASS, OTHER_FILES, HELD_OUT}
 
 _KEPT = 1000  # places of each kind: as many as anybody would correct by hand
 _SHOWN = 3

@@ -227,12 +227,11 @@ def check_batch(options: TrainOptions, images: int) -> None:
 def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
     """Return the training and validation split; rank 0 makes what is made on first use."""
     data = given.get("data", "digits")
+    fraction = 0 if given.get("val_data") else given.get("val_fraction", TrainOptions().val_fraction)
     if ranks.world_size() > 1:
         if ranks.is_rank_zero():
-            open_image_set(data, given.get("train_split", "train"))
+            open_image_set(data, given.get("train_split", "train"), val_fraction=fraction)
         ranks.broadcast(None)
-    default = TrainOptions()
-    fraction = 0 if given.get("val_data") else given.get("val_fraction", default.val_fraction)
     train_set = open_image_set(data, given.get("train_split", "train"), val_fraction=fraction)
     val_set = open_image_set(given.get("val_data") or data, given.get("val_split", "val"), val_fraction=fraction)
     if classes := given.get("classes"):

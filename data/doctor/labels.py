@@ -49,6 +49,7 @@ _ADVICE = {
     problems.SIXTH_NUMBER: "It is taken for the score of a detection, as detect.py --save-txt writes it.",
     problems.KEYPOINTS: "A detector learns the boxes. Nothing is to do.",
     problems.NO_CLASS: "Some tools write it in front of the classes. Nothing is to do.",
+    problems.OTHER_FILES: "Their endings are none of images that can be read. Convert those that are images.",
     problems.HELD_OUT: "No list says which images are for validation, so a hash of their names does.",
 }
 _NO_OBJECT = "There is nothing to learn or to measure. Check that the labels are where the reader expects them."

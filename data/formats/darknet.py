@@ -71,7 +71,7 @@ def listed_images(
     finder = ImageFinder(folders, problems, root)
     found: list[Path | None] = []
     for source in sources:
-        found += images_below(source) if source.is_dir() else map(finder.find, read_lines(source))
+        found += images_below(source, problems) if source.is_dir() else map(finder.find, read_lines(source))
     return [(number, image) for number, image in enumerate(found, start=1) if image is not None]
 
 

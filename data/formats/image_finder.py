@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 from data.image_file import SUFFIXES
-from data.problems import FOUND_ELSEWHERE, LEFT_FOLDER, MISSING_IMAGE, Problems
+from data.problems import FOUND_ELSEWHERE, LEFT_FOLDER, MISSING_IMAGE, OTHER_FILES, Problems
+
+_NOTES = {".txt", ".xml", ".json", ".yaml", ".yml", ".csv", ".md", ".cache", ".names", ".data"}
+_DEEPEST = 12  # folders within each other
+_MOST_FOLDERS = 100_000
 
 
 def spellings(written: str) -> Iterator[str]:
@@ -111,19 +116,24 @@ def find_path(written: str, folders: Iterable[Path]) -> Path | None:
     return None
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Return the images in a folder and its sub-folders, sorted. Hidden files and folders are left out."""
-    found = []
+def images_below(folder: Path, problems: Problems) -> list[Path]:
+    """Return the images in a folder and its sub-folders, sorted. Hidden files and folders are left out.
+
+    Other files than annotations are noted by their endings.
+    """
+    found, others = [], Counter[str]()
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if name[0] != ".")[:_MOST_FOLDERS]
         if parent.count(os.sep) - str(folder).count(os.sep) >= _DEEPEST:
             folders.clear()  # a link that leads to itself
-        found += [os.path.join(parent, name) for name in names if is_image_name(name)]
+        images = [name for name in names if is_image_name(name)]
+        found += [os.path.join(parent, name) for name in images]
+        if len(images) < len(names):
+            others.update(os.path.splitext(name)[1].lower() for name in set(names) - set(images) if name[0] != ".")
+    for ending, count in sorted(others.items()):
+        if ending not in _NOTES:
+            problems.add(OTHER_FILES, f"{count} {ending or 'without ending'}")
     return [Path(path) for path in sorted(found)]
-
-
-_DEEPEST = 12  # folders within each other
-_MOST_FOLDERS = 100_000
 
 
 def is_image_name(name: str) -> bool:

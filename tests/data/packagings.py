@@ -281,6 +281,38 @@ def declared(encoding: str) -> Callable[[bytes], bytes]:
     return lambda content: f'<?xml version="1.0" encoding="{encoding}"?>{content.decode()}'.encode(encoding)
 
 
+# --- tables ----------------------------------------------------------------------------------------------------
+
+
+def table(
+    image_at: str, csv_at: str, header: str, row: str, *, relative: bool = False, valid: str = "val"
+) -> Packaging:
+    """row: of the fields file, stem, name, x0, y0, x1, y1, w, h. An image without objects has a row without a box."""
+
+    def write(root: Path) -> Path:
+        rows: dict[Path, list[str]] = {}
+        for split, scene in everything():
+            names = {"split": valid if split == "val" else split, "stem": scene.stem}
+            image(root / image_at.format(**names), scene)
+            (height, width) = scene.hw
+            scale = (width, height, width, height) if relative else (1, 1, 1, 1)
+            for name, box in scene.objects or [("", None)]:
+                sides = (
+                    ("",) * 4 if box is None else tuple(f"{side / by:.6f}" for side, by in zip(box, scale, strict=True))
+                )
+                fields = dict(zip(("x0", "y0", "x1", "y1"), sides, strict=True), name=name, w=width, h=height)
+                line = row.format(file=f"{scene.stem}.png", stem=scene.stem, **fields)
+                rows.setdefault(root / csv_at.format(**names), []).append(line)
+        for file, lines in rows.items():
+            text(file, "\n".join([header, *lines, ""]))
+        return root
+
+    return write
+
+
+TENSORFLOW = ("filename,width,height,class,xmin,ymin,xmax,ymax", "{file},{w},{h},{name},{x0},{y0},{x1},{y1}")
+OPEN_IMAGES = ("ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf", "{stem},{name},{x0},{x1},{y0},{y1},0")
+
 PACKAGINGS: dict[str, Packaging] = {
     # Ultralytics, Roboflow
     "yaml": data_yaml(f"path: .\ntrain: images/train\nval: images/val\ntest:\nnc: 3\n{NAMES}", *BY_SPLIT),
@@ -355,6 +387,10 @@ PACKAGINGS: dict[str, Packaging] = {
     "VOC, images turned": with_turned_images,
     "VOC in GBK": rewritten(voc(), "*.xml", declared("GBK")),
     "VOC in UTF-16": rewritten(voc(), "*.xml", declared("utf-16")),
+    # tables
+    "csv of Roboflow": table("{split}/{stem}.png", "{split}/_annotations.csv", *TENSORFLOW, valid="valid"),
+    "csv by split": table("images/{stem}.png", "{split}.csv", *TENSORFLOW),
+    "csv of Open Images": table("{split}/{stem}.png", "{split}-boxes.csv", *OPEN_IMAGES, relative=True),
     "VOC without sizes": rewritten(voc(), "*.xml", lambda content: re.sub(rb"<size>.*</size>", b"", content)),
 }
 
@@ -369,6 +405,7 @@ ONE_JSON: dict[str, Packaging] = {
     "CVAT": one_json("annotations/instances_default.json", "images/day 1/cam/{stem}.png", "day 1/cam/{stem}.png"),
     "Label Studio": one_json("result.json", "images/{stem}.png", "images\\{stem}.png"),
     "FiftyOne": one_json("labels.json", "data/{stem}.png"),
+    "one csv": table("{stem}.png", "labels.csv", "image,score,label,x1,y1,x2,y2", "{file},,{name},{x0},{y0},{x1},{y1}"),
     "images in a folder of any name": one_json("my.json", "photos/{stem}.png"),
 }
 

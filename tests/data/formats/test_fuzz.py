@@ -25,6 +25,7 @@ TARGETS = {
     "darknet": (PACKAGINGS["darknet"], "obj_*/*.txt"),
     "darknet's lists": (PACKAGINGS["darknet"], "*.txt"),
     "darknet's .data": (PACKAGINGS["darknet"], "obj.*"),
+    "csv": (PACKAGINGS["csv of Roboflow"], "*.csv"),
     "yaml": (PACKAGINGS["yaml"], "data.yaml"),
     "yaml with polygons": (PACKAGINGS["yaml with polygons"], "*.txt"),
 }

@@ -69,7 +69,9 @@ def test_a_packaging_does_not_change_what_is_read(tmp_path: Path, name: str) -> 
 def test_a_heap_of_images_is_divided_by_a_fraction(tmp_path: Path, name: str) -> None:
     path = UNDIVIDED[name](tmp_path / "set")
     assert content_of(open_image_set(path, "all")) == expected("train", "val")
-    with pytest.raises(UserError, match=r"nothing divides its images.*--split all takes all.*--val-fraction 0\.1"):
+    with pytest.raises(
+        UserError, match=r"nothing divides its images.*the split 'all' is all of them.*--val-fraction 0\.1"
+    ):
         open_image_set(path, "val")
     train, val = (open_image_set(path, split, val_fraction=0.4) for split in ("train", "val"))
     assert (len(train), len(val)) == (3, 2)
@@ -207,6 +209,15 @@ def test_a_near_miss_is_named(tmp_path: Path) -> None:
     (tmp_path / "other" / "a.TXT").touch()
     with pytest.raises(UserError, match=r"holds no known data set \(1 \.txt and 1 folders\); expected"):
         open_image_set(tmp_path / "other", "val")
+
+
+def test_skipped_files_are_counted_by_their_endings(tmp_path: Path) -> None:
+    path = PACKAGINGS["yaml of Roboflow"](tmp_path)
+    for name in ("a.heic", "b.HEIC", "notes.txt", ".hidden.raw", "README"):
+        text(tmp_path / "valid" / "images" / name, "x")
+    assert open_image_set(path, "val").problems.notes() == [
+        "2 kinds of files among the images skipped (first: 1 without ending, 2 .heic)"
+    ]
 
 
 def test_two_names_do_not_become_one_image(tmp_path: Path) -> None:
