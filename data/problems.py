@@ -33,7 +33,7 @@ OTHER_SIZE_BOXES = (
     "image annotated with a size that its boxes exceed, its own size used",
     "images annotated with sizes that their boxes exceed, their own sizes used",
 )
-LEFT_FOLDER = ("image read from outside the data set's folder", "images read from outside the data set's folder")
+LEFT_FOLDER = ("path read that leads out of the data set's folder", "paths read that lead out of the data set's folder")
 
 # What was read in another way than written, without a loss. `NOTES` lists these kinds.
 FOUND_ELSEWHERE = ("image found under another path than listed", "images found under other paths than listed")

@@ -43,9 +43,9 @@ class DoctorOptions:
 
     Show what is in a data set, and what is wrong with it. Exit code: 0 nothing is wrong, 1 something is worth a look, 2
     bad input. Worth a look is whatever readers skip, drop or clip; images that do not open, have another size than
-    annotated or are nearly black for their 16 bits; boxes drawn twice; equal files in two splits, or twice in one;
-    classes that no object of the training split has, or that it does not list; a split without objects; an absent
-    split. Images without objects are fine.
+    annotated or are nearly black for their 16 bits; boxes drawn twice; images with more objects than COCO's AP counts;
+    equal files in two splits, or twice in one; classes that no object of the training split has, or that it does not
+    list; a split without objects; an absent split. Images without objects are fine.
     """
 
     data: str = knob(

@@ -43,7 +43,7 @@ _ADVICE = {
     problems.OTHER_SIZE_BOXES: SWAPPED_ADVICE,
     problems.REPEATED_LINE: "Nothing is lost: the object is there once. Delete the repeated lines.",
     problems.NO_LABEL_FILE: "Every image counts as one without objects. Put the label files where they are looked for.",
-    problems.LEFT_FOLDER: "Its path leads out of the data set by `..`. If that is not meant, correct the path.",
+    problems.LEFT_FOLDER: "By `..`. If that is not meant, correct the path.",
     problems.FOUND_ELSEWHERE: "Its path is of another machine or in other letters. Nothing is lost.",
     problems.POLYGON: "A detector learns upright boxes. Nothing is to do.",
     problems.SIXTH_NUMBER: "It is taken for the score of a detection, as detect.py --save-txt writes it.",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.formats.image_finder import ImageFinder, find_path, images_below
+from data.formats.image_finder import ImageFinder, find_path, images_below, note_if_outside
 from data.formats.label_files import LabelFiles
 from data.image_set import ImageSet, pack
 from data.problems import Problems
@@ -48,6 +48,7 @@ def read(path: Path, split: str) -> ImageSet:
     class_names = _class_names(file, settings, names_file)
     source = _find_file(_listed_by(settings, split), file)
     problems = Problems()
+    note_if_outside(source, [file.parent], problems)
     images = listed_images([source], [file.parent, source.parent, file.parent.parent, Path()], file.parent, problems)
     return pack(
         LabelFiles(class_names, problems).records(images),

@@ -66,7 +66,7 @@ class ImageFinder:
     def __init__(self, folders: Iterable[Path], problems: Problems, root: Path) -> None:
         self.folders = list(dict.fromkeys(str(folder) for folder in folders))
         self.problems, self.listings = problems, Listings()
-        self._root = os.path.realpath(root)
+        self._root = root
         self._listed_as: dict[str, str] = {}  # of those found elsewhere than listed
 
     def find(self, written: str, *, place: str | None = None) -> Path | None:
@@ -75,8 +75,7 @@ class ImageFinder:
         if found is None:
             self.problems.add(MISSING_IMAGE, (place or written) + self._near_miss(written))
             return None
-        if ".." in found and not os.path.realpath(found).startswith(self._root + os.sep):
-            self.problems.add(LEFT_FOLDER, found)
+        note_if_outside(Path(found), [self._root], self.problems)
         return Path(found)
 
     def _exact(self, written: str) -> str | None:
@@ -104,6 +103,14 @@ class ImageFinder:
                     if self.listings.has(path):
                         return f" (there is {path})"
         return ""
+
+
+def note_if_outside(path: Path, roots: Iterable[Path], problems: Problems) -> None:
+    """Add a problem if the path leads out of all these folders by `..`."""
+    if ".." in path.parts:
+        real = os.path.realpath(path)
+        if not any(real.startswith(os.path.join(os.path.realpath(root), "")) for root in roots):
+            problems.add(LEFT_FOLDER, str(path))
 
 
 def find_path(written: str, folders: Iterable[Path]) -> Path | None:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from data.formats.darknet import listed_images
-from data.formats.image_finder import find_path, is_image_name
+from data.formats.image_finder import find_path, is_image_name, note_if_outside
 from data.formats.label_files import LabelFiles
 from data.formats.split_names import SPELLED, WHOLE, ordered, split_folders
 from data.image_set import ImageSet, pack
@@ -76,6 +76,8 @@ def read(path: Path, split: str) -> ImageSet:
     layout = _layout(path)
     problems = Problems()
     sources = [_source(layout, split, value) for value in layout.splits[split]]
+    for source in sources:
+        note_if_outside(source, layout.roots, problems)
     names = read_lines(layout.file) if layout.names is None else layout.names
     folders = [*layout.roots, *(source.parent for source in sources if source.is_file())]
     images = listed_images(sources, folders, layout.roots[0], problems)

@@ -16,6 +16,7 @@ from data.image_set import ImageSet
 from data.problems import NOTES, REPEATED_LINE
 from tests.data.packagings import (
     CONTENT,
+    NAMES,
     ONE_JSON,
     PACKAGINGS,
     UNDIVIDED,
@@ -235,8 +236,16 @@ def test_a_path_that_leaves_the_folder_is_said(tmp_path: Path) -> None:
     image_set = open_image_set(tmp_path / "set", "val")
     assert len(image_set) == 3
     assert image_set.problems.summary() == [
-        f"1 image read from outside the data set's folder (first: {tmp_path / 'set'}/../other/obj_val/v1.png)"
+        f"1 path read that leads out of the data set's folder (first: {tmp_path / 'set'}/../other/obj_val/v1.png)"
     ]
+    data_yaml(GOOD.replace("val: ", "val: ../yaml/") + NAMES, *YAML)(tmp_path / "yaml")
+    data_yaml(GOOD.replace("val: ", "val: ../yaml/") + NAMES, *YAML)(tmp_path / "set")
+    assert len(open_image_set(tmp_path / "yaml", "val").problems) == 0
+    (tmp_path / "set" / "obj.data").unlink()
+    (line,) = open_image_set(tmp_path / "set", "val").problems.summary()
+    assert line.startswith("1 path read that leads out of the data set's folder (first: ")
+    text(tmp_path / "other" / "obj.data", DARKNET.replace("val.txt", "../set/val.txt"))
+    assert "leads out of the data set's folder" in open_image_set(tmp_path / "other", "val").problems.summary()[0]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
