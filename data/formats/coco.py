@@ -107,7 +107,9 @@ def _files(path: Path) -> dict[str, Path]:
         files = [*_coco_jsons(path / "annotations"), *_coco_jsons(path)]
     if len(files) == 1 and _fits_all(files[0]):
         return {"": files[0]}
-    return {_split_name(file): file for file in files}
+    by_split = {_split_name(file): file for file in files}
+    is_clear = len(by_split) == len(files) or files[0].stem.startswith("instances_")
+    return by_split if is_clear else {file.stem: file for file in files}
 
 
 def _fits_all(file: Path) -> bool:
@@ -140,9 +142,8 @@ def _split_name(file: Path) -> str:
     """Return train for instances_train2017.json and instances_Train.json, val for valid.json and my_val.json."""
     name = file.stem.removeprefix("instances_")
     name = re.sub(r"\d{4}$", "", name) or name
-    if file.stem == name:
-        return usual_split(name) or name
-    return SPELLED.get(name.lower(), name)
+    is_instances = file.stem.startswith("instances_")
+    return SPELLED.get(name.lower(), name) if is_instances else usual_split(name) or name
 
 
 def _annotation_file(path: Path, split: str) -> Path:

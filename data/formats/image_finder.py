@@ -12,8 +12,6 @@ from data.image_file import SUFFIXES
 from data.problems import FOUND_ELSEWHERE, LEFT_FOLDER, MISSING_IMAGE, OTHER_FILES, Problems
 
 _NOTES = {".txt", ".xml", ".json", ".yaml", ".yml", ".csv", ".md", ".cache", ".names", ".data"}
-_DEEPEST = 12  # folders within each other
-_MOST_FOLDERS = 100_000
 
 
 def spellings(written: str) -> Iterator[str]:
@@ -128,11 +126,13 @@ def images_below(folder: Path, problems: Problems) -> list[Path]:
 
     Other files than annotations are noted by their endings.
     """
-    found, others = [], Counter[str]()
+    found, others, walked = [], Counter[str](), set[str]()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if name[0] != ".")[:_MOST_FOLDERS]
-        if parent.count(os.sep) - str(folder).count(os.sep) >= _DEEPEST:
-            folders.clear()  # a link that leads to itself
+        if os.path.realpath(parent) in walked:  # by a link, which may lead to a folder that it is in
+            folders.clear()
+            continue
+        walked.add(os.path.realpath(parent))
+        folders[:] = sorted(name for name in folders if name[0] != ".")
         images = [name for name in names if is_image_name(name)]
         found += [os.path.join(parent, name) for name in images]
         if len(images) < len(names):

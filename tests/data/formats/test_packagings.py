@@ -221,6 +221,22 @@ def test_skipped_files_are_counted_by_their_endings(tmp_path: Path) -> None:
     ]
 
 
+def test_a_link_to_a_folder_above_is_walked_once(tmp_path: Path) -> None:
+    path = PACKAGINGS["yaml of Roboflow"](tmp_path / "set")
+    for name in ("a", "b"):
+        (path / "valid" / "images" / name).symlink_to(path / "valid" / "images", target_is_directory=True)
+    assert content_of(open_image_set(path, "val")) == expected("val")
+
+
+def test_two_json_of_one_split_are_not_chosen_between(tmp_path: Path) -> None:
+    path = PACKAGINGS["COCO in annotations"](tmp_path / "set")
+    for split in ("train", "val"):
+        text(path / "annotations" / f"other_{split}2017.json", (path / "annotations" / f"my_{split}.json").read_bytes())
+    with pytest.raises(UserError, match="no split 'val'; it has my_train, my_val, other_train2017, other_val2017"):
+        open_image_set(path, "val")
+    assert content_of(open_image_set(path / "annotations" / "my_val.json", "val")) == expected("val")
+
+
 def test_two_names_do_not_become_one_image(tmp_path: Path) -> None:
     darknet(DARKNET)(tmp_path / "set")
     text(tmp_path / "set" / "val.txt", "a/obj_val/v1.png\nb/obj_val/v1.png\n")
