@@ -17,12 +17,14 @@ from models.norms.old_spelling import removed_flags
 from models.norms.table import NormOptions
 from models.yolo.loss import LossOptions
 from models.yolo.postprocess import DetectionOptions
-from utils.flags import image_size_knob, parse_names, parse_subdivisions
+from utils.duration import checked_duration
+from utils.flags import image_size_knob, parse_learning_rate, parse_names, parse_subdivisions
 from utils.knob import knob
 from utils.schedule import POLICIES
 
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("auto", "sgd", "adamw")
 AMP_KINDS = ("auto", "off", "bf16", "fp16")
+LAYOUTS = ("auto", "on", "off")
 DATA = "data set: a COCO, VOC or YOLO folder, COCO json, data.yaml, darknet .data file, or 'digits'"
 
 
@@ -32,16 +34,27 @@ class OptimOptions:
 
     epochs: int | None = knob(None, "passes over the training images (default: as many as make max_steps)", low=1)
     max_steps: int = knob(2000, "optimizer steps, unless epochs is given (cfg: max_batches)", unit="STEPS", low=1)
+    time_budget: str | None = knob(
+        None,
+        "train as many steps as fit into this time, as 3h, 90m, 1h30m, by the pace of the first; evaluations count",
+        unit="TIME",
+        parse=checked_duration,
+    )
     batch_size: int = knob(16, "images per optimizer step (cfg: batch)", unit="IMAGES", low=1)
     subdivisions: int | str = knob(
         1, "mini-batches of a batch, one forward each; auto: as few as fit into memory (cfg)", parse=parse_subdivisions
     )
     optimizer: str = knob(
-        "sgd", "sgd, with the cfg's learning rate and momentum; or adamw, with a rate of its own", choices=OPTIMIZERS
+        "auto",
+        "sgd, as the cfg says (its batch, rate, policy, momentum, burn-in), for long trainings and --loss darknet; or "
+        "adamw with a recipe of its own; auto chooses, and says why",
+        choices=OPTIMIZERS,
     )
-    learning_rate: float = knob(
+    learning_rate: float | str = knob(
         0.01,
-        "learning rate after burn-in (cfg; adamw: 0.003 for 16 images a batch, by the root of --batch-size)",
+        "learning rate after burn-in (sgd: the cfg's; adamw: for 16 images a batch 0.012 from scratch, 0.008 from "
+        "--weights, else by the root of --batch-size); auto: found by a test of about a minute before the first step",
+        parse=parse_learning_rate,
         low=1e-12,
     )
     final_learning_rate: float = knob(1e-5, "rate at which cosine and sgdr end (cfg: learning_rate_min)", low=0)
@@ -65,9 +78,17 @@ class OptimOptions:
     )
     clip_norm: float | None = knob(None, "clip the whole gradient to this norm", unit="NORM", low=1e-12)
     ema_decay: float | None = knob(
-        None, "EMA decay of the weights, 0 = off (default: about the last twentieth of a run)", low=0, high=0.99999
+        None,
+        "largest decay of the weights' EMA, 0 = off; it remembers a ninth of the steps so far (default 0.9999)",
+        low=0,
+        high=0.99999,
     )
-    amp: str = knob("auto", "mixed precision; auto = bf16 or fp16 on CUDA, off elsewhere", choices=AMP_KINDS)
+    amp: str = knob(
+        "auto",
+        "mixed precision; auto = bf16 where the CPU or GPU has it, fp16 on other GPUs, off elsewhere and with --loss "
+        "darknet",
+        choices=AMP_KINDS,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +96,9 @@ class SpeedOptions:
     """Settings of memory and speed, which change results by rounding only."""
 
     checkpoint_activations: bool = knob(False, "recompute most activations in the backward: less memory, more time")
-    channels_last: bool = knob(False, "use the channels-last memory format; often faster, especially with amp")
+    channels_last: str = knob(
+        "auto", "channels-last memory format; auto = with amp, but for gn, ln, in", choices=LAYOUTS, alone="on"
+    )
     compile: bool = knob(False, "compile the network with torch.compile, once per input size")
     profile: bool = knob(False, "profile the first steps: profile.json for a trace viewer, and a table")
 
@@ -125,7 +148,19 @@ class TrainOptions:
         choices=CACHES,
     )
     seed: int = knob(0, "seed of initial weights, image order and augmentation", low=0, high=2**32 - 1)
-    evals: int = knob(10, "number of evaluations over the run; the last epoch always has one", low=1)
+    balance: bool = knob(
+        False, "show images of rare classes more often: by the root of (images with the commonest class / with theirs)"
+    )
+    evals: int = knob(
+        10, "number of evaluations: one after a twentieth of the run, others evenly, one after the last epoch", low=1
+    )
+    patience: int | None = knob(
+        None,
+        "end early, after this many evaluations in a row without a gain in AP beyond noise, which is 0.002 (default: "
+        "never)",
+        unit="EVALS",
+        low=1,
+    )
     eval_backend: str = knob(
         "auto", "library of COCO's metrics, with equal results; auto = faster-coco-eval if there", choices=BACKENDS
     )
@@ -237,6 +272,7 @@ FOREIGN_FLAGS = (
     ("--lrf", "write --final-learning-rate, which is a rate and not a share of the first one"),
     ("--cos-lr", "write --lr-policy cosine"),
     ("--warmup-epochs", "write --burn-in-steps, in optimizer steps"),
+    ("--no-channels-last", "write --channels-last off"),
     ("--hyp", "its settings are flags of train.py, or keys of the cfg file"),
     *removed_flags().items(),
 )

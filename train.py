@@ -13,6 +13,7 @@ from pathlib import Path
 from cfg.parse import CfgError
 from engine.announce import announce
 from engine.job import Job, open_run, parse_job
+from engine.rate_finder import find_rate
 from engine.trainer import Trainer, make_val_evaluator
 from evaluation.evaluator import Evaluator
 from evaluation.plots import plot_results
@@ -33,22 +34,25 @@ def train(job: Job, folder: Path, stop: Stop | None = None) -> None:
     Raises Stopped if `stop` was requested, after last.pt was written, from which --resume continues.
     """
     run = Trainer(job, folder, stop or Stop())
-    announce(run)
     try:
         if job.checkpoint is None:
             run.save_last()  # so that a run that is killed before its first checkpoint can be resumed
-        for epoch in range(run.epochs_done, run.epochs):
+        if job.options.optim.learning_rate == "auto":
+            run.settle_rate(find_rate(run))
+        announce(run)
+        while not run.is_over:
+            epoch = run.epochs_done
             for batch in run.batches(epoch):
                 lr = run.schedule.rate(run.steps_done)
-                for group in run.step.optimizer.param_groups:
-                    group["lr"] = lr * group["lr_scale"]
+                run.step.set_rate(lr)
                 run.norm_freeze.set_mode(run.steps_done)
                 losses = run.step(batch)
                 run.loss_watch(run.steps_done, float(losses.sum()))
                 run.ema.update(run.network, step=run.steps_done)
-                run.log.losses(run.steps_done, losses, lr=lr, epoch=f"{epoch + 1}/{run.epochs}")
+                run.log.losses(run.steps_done, losses, lr=lr, epoch=f"{epoch + 1}/{run.length.epochs}")
+                run.fit_to_time_budget()
                 run.save_if_due_or_stop()
-            run.end_epoch(epoch, run.evaluate() if run.is_evaluation_due(epoch) else None)
+            run.end_epoch(epoch, run.evaluate() if run.length.is_evaluation_due(epoch) else None)
         run.ensure_best()
     except Stopped as stopped:
         if not run.is_saved:

@@ -1,8 +1,9 @@
 """Cost of a training step by the way it is computed: time and memory, relative to plain eager PyTorch.
 
-    python -m benchmarks.train_step [--nets yolov4-tiny yolov4] [--device cpu] [--images 1] [--rounds 5] [--only ...]
+    python -m benchmarks.train_step [--nets yolov4-tiny yolov4] [--image-size 416] [--device cpu] [--images 1]
+        [--rounds 5] [--only ...]
 
-A step is one forward, the loss and backward of a mini-batch, and SGD, at 416 px through the project's own TrainStep.
+A step is one forward, the loss and backward of a mini-batch, and SGD, through the project's own TrainStep.
 "eager" is stock nn.BatchNorm2d followed by an activation, in float32. All ways take turns in every round, because the
 speed of a machine changes; a ratio is the median over rounds of t(way) / t(eager) in the same round.
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from benchmarks.measured import Row, against, circumstances, results_path, write
 from benchmarks.tensor_bytes import saved_bytes
 from cfg.plan import load_plan
-from engine.amp import MixedPrecision
+from engine.amp import MixedPrecision, cpu_bf16
 from engine.oom_recovery import OutOfMemoryRecovery
 from engine.step import TrainStep
 from models.network import Network, parameter_groups
@@ -37,7 +38,6 @@ from utils.clock import BatchClock
 from utils.environment import pick_device
 from utils.structures import Batch, Targets
 
-SIDE_PX = 416
 BOXES = 12  # in each image
 
 
@@ -56,6 +56,7 @@ WAYS = {
     "channels last": Way(channels_last=True),
     "fused, channels last": Way(fused=True, channels_last=True),
     "bf16": Way(bf16=True),
+    "channels last, bf16": Way(channels_last=True, bf16=True),
     "fused, channels last, bf16": Way(fused=True, channels_last=True, bf16=True),
     "compiled": Way(compiled=True),
     "compiled, channels last, bf16": Way(compiled=True, channels_last=True, bf16=True),
@@ -64,11 +65,11 @@ WAYS = {
 
 
 class Contestant:
-    def __init__(self, net: str, way: Way, device: torch.device) -> None:
+    def __init__(self, net: str, side_px: int, way: Way, device: torch.device) -> None:
         torch.manual_seed(0)
         norm = NormOptions(norm="bn:running=pooled" if way.fused else "bn")
         self.way, self.device = way, device
-        self.network = Network(load_plan(net, input_hw=(SIDE_PX, SIDE_PX)), norm_factory(norm)).to(device).train()
+        self.network = Network(load_plan(net, input_hw=(side_px, side_px)), norm_factory(norm)).to(device).train()
         if way.recomputes:
             self.network.recompute_activations()
         if way.channels_last:
@@ -125,17 +126,17 @@ def _collect(run: Callable[[], Iterable[Tensor]], into: list[Tensor]) -> None:
     into.extend(run())
 
 
-def batch_of(image_count: int, device: torch.device) -> Batch:
+def batch_of(image_count: int, side_px: int, device: torch.device) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(image_count * BOXES, 2, generator=generator) * SIDE_PX * 0.7
-    sides = 8 + torch.rand(image_count * BOXES, 2, generator=generator) * SIDE_PX * 0.25
+    corners = torch.rand(image_count * BOXES, 2, generator=generator) * side_px * 0.7
+    sides = 8 + torch.rand(image_count * BOXES, 2, generator=generator) * side_px * 0.25
     targets = Targets(
         boxes=torch.cat((corners, corners + sides), 1),
         labels=torch.randint(80, (image_count * BOXES,), generator=generator),
         image_index=torch.arange(image_count).repeat_interleave(BOXES),
         is_crowd=torch.zeros(image_count * BOXES, dtype=torch.bool),
     )
-    images = torch.randint(256, (image_count, 3, SIDE_PX, SIDE_PX), dtype=torch.uint8, generator=generator)
+    images = torch.randint(256, (image_count, 3, side_px, side_px), dtype=torch.uint8, generator=generator)
     batch = Batch(
         images=images,
         targets=targets,
@@ -150,12 +151,12 @@ def has_bf16(device: torch.device) -> bool:
     """Return whether the hardware has bf16; emulated it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported()) or bool(torch.cpu._is_amx_tile_supported())
+    return bool(cpu_bf16())
 
 
-def measure(net: str, ways: list[str], image_count: int, rounds: int, device: torch.device) -> list[Row]:
-    batch = batch_of(image_count, device)
-    contestants = {name: Contestant(net, WAYS[name], device) for name in ways}
+def measure(net: str, side_px: int, ways: list[str], image_count: int, rounds: int, device: torch.device) -> list[Row]:
+    batch = batch_of(image_count, side_px, device)
+    contestants = {name: Contestant(net, side_px, WAYS[name], device) for name in ways}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     peaks = dict.fromkeys(ways, 0)
     for turn in range(rounds + 2):
@@ -171,7 +172,8 @@ def measure(net: str, ways: list[str], image_count: int, rounds: int, device: to
         step_s = statistics.median(seconds[name])
         rows.append(
             {
-                "net": net,
+                "net": Path(net).stem,
+                "side_px": side_px,
                 "way": name,
                 **asdict(WAYS[name]),
                 "images": image_count,
@@ -186,13 +188,13 @@ def measure(net: str, ways: list[str], image_count: int, rounds: int, device: to
 
 
 def table(rows: list[Row]) -> str:
-    head = f"{'net':<14}{'way':<32}{'images/s':>11}{'time':>7}{'quartiles':>14}{'memory MB':>11}{'memory':>8}"
+    head = f"{'net':<22}{'way':<32}{'images/s':>11}{'time':>7}{'quartiles':>14}{'memory MB':>11}{'memory':>8}"
     lines = ["time and memory relative to eager", head]
     for row in rows:
         low, high = row["time_ratio_quartiles"]
         memory = f"{row['memory_MB']:>11.0f}{row['memory_ratio']:>8.2f}" if row["memory_MB"] else f"{'-':>11}{'-':>8}"
         lines.append(
-            f"{row['net']:<14}{row['way']:<32}{row['images_per_s']:>11.2f}{row['time_ratio']:>7.2f}"
+            f"{row['net']:<22}{row['way']:<32}{row['images_per_s']:>11.2f}{row['time_ratio']:>7.2f}"
             f"{f'{low:.2f}-{high:.2f}':>14}{memory}"
         )
     return "\n".join(lines)
@@ -201,6 +203,7 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=["yolov4-tiny", "yolov4"])
+    parser.add_argument("--image-size", type=int, default=416, metavar="PX")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--images", type=int, help="of a mini-batch (default 1, on CUDA 8)")
     parser.add_argument("--rounds", type=int, default=5)
@@ -217,7 +220,7 @@ def main() -> None:
     image_count = args.images or (8 if device.type == "cuda" else 1)
     rows: list[Row] = []
     for net in args.nets:
-        rows += measure(net, ways, image_count, args.rounds, device)
+        rows += measure(net, args.image_size, ways, image_count, args.rounds, device)
         print(table(rows[-len(ways) :]), flush=True)
     write(args.out or results_path("train_step", device), {"rows": rows}, circumstances(device))
 

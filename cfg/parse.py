@@ -127,10 +127,10 @@ class Section:
         """Accept keys that darknet knows and that have no effect on a detector here."""
         self.used.update(keys)
 
-    def warn_unless(self, **defaults: float | str) -> None:
-        """Warn of keys that change training and are not implemented, unless they have these values."""
+    def warn_unless(self, reason: str = "is not supported", /, **defaults: float | str) -> None:
+        """Warn of keys that change training and are not used here for a reason, unless they have these values."""
         for key, value in self._deviating(defaults):
-            self.note(f"{key}={value} is not supported and is ignored", key)
+            self.note(f"{key}={value} {reason} and is ignored", key)
 
     def refuse_unless(self, **defaults: float | str) -> None:
         """Raise CfgError for keys that change the output and are not implemented, unless they have these values."""

@@ -30,6 +30,7 @@ def cfg_settings(plan: Plan, mosaic_geometry: str = "content") -> dict[str, Sett
         "ema_decay": net.ema_alpha or None,
         "multi_scale": 1.4 if head.random == 1 else head.random or None,
         "mosaic": 0.5 if net.mosaic else 0.0,
+        "mixup": 0.5 if net.mixup and not net.mosaic else 0.0,  # darknet does one of them, to half of the images
         "flip": net.flip,
         "letterbox": net.letter_box,
         "jitter": head.jitter,

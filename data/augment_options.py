@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from data.user_pipeline import read_pipeline
 from utils.errors import UserError
 from utils.knob import check_limits, knob
 
@@ -24,10 +25,26 @@ class AugmentOptions:
     mosaic_bound: bool = knob(
         True, "cut boxes of a mosaic to their tiles; if off (only in darknet's geometry), to the whole mosaic"
     )
+    mixup: float = knob(
+        0.0, "share of training images blended with another one (cfg: mixup=1 without mosaic is 0.5)", low=0, high=1
+    )
+    cutmix: float = knob(0.0, "share of training images with a window of another one pasted in", low=0, high=1)
+    close_mosaic: float = knob(
+        0.0, "train without mosaic, mixup and cutmix in this last share of the steps", low=0, high=1
+    )
     max_boxes: int | None = knob(
         None, "keep at most N random objects per training image (cfg, in darknet's geometry: max)", unit="N", low=1
     )
     flip: bool = knob(True, 'mirror half of the images (off if the data set forbids it: "mirror_safe": false)')
+    flip_ud: bool = knob(False, "turn half of the images upside down")
+    rotate: float = knob(
+        0.0,
+        "rotate by up to this, either way; the box of the ellipse in an object's box becomes its box (not read from a "
+        "cfg: angle is for darknet's classifiers)",
+        unit="DEGREES",
+        low=0,
+        high=180,
+    )
     jitter: float = knob(0.3, "move each margin of the crop by up to this share of the side", low=0, high=0.45)
     resize: float = knob(1.5, "zoom between 1/resize and resize", low=1, high=10)
     letterbox: bool = knob(False, "keep the images' aspect ratio, in training and evaluation (cfg: letter_box)")
@@ -36,6 +53,13 @@ class AugmentOptions:
     hue: float = knob(0.1, "shift the hue by up to this share of the colour circle", low=0, high=0.5)
     blur: float = knob(0.0, "probability of Gaussian blur", low=0, high=1)
     noise: float = knob(0.0, "probability of Gaussian noise", low=0, high=1)
+    albumentations: str | None = knob(
+        None,
+        "apply a pipeline that albumentations has saved (A.save, .json or .yaml) to each image, before all the rest; "
+        "the run keeps a copy",
+        unit="FILE",
+        parse=read_pipeline,
+    )
     min_visibility: float = knob(
         0.2, "drop objects with a smaller share of their area left after all cuts", low=0, high=1
     )

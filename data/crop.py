@@ -61,6 +61,9 @@ class Warped:
 class JitteredCrop(A.Affine):  # type: ignore[misc]
     """Image of any size -> network input of `input_hw`, in one warp, kept as `warped`; the image returned is blank.
 
+    With options.rotate the image turns around its centre under the crop; with options.flip_ud half of the crops are
+    upside down.
+
     With options.letterbox the crop is drawn around the letterboxed rectangle instead of the image. corner: (column,
     row), each 0 or 1, of the image's corner that the crop is pushed into, in the size drawn; None leaves it in place.
     """
@@ -75,9 +78,15 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
         self._blank = np.zeros((*input_hw, 3), np.uint8)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        left, top, width, height = self._rectangle(params["shape"][:2])
+        image_hw = params["shape"][:2]
+        is_upside_down = self.options.flip_ud and self.random_generator.random() < 0.5
+        left, top, width, height = self._rectangle(image_hw, is_upside_down)
         scale_x, scale_y = self.input_hw[1] / width, self.input_hw[0] / height
         edges = np.array([[scale_x, 0, -left * scale_x], [0, scale_y, -top * scale_y], [0, 0, 1]])
+        if is_upside_down:
+            edges = np.array([[1, 0, 0], [0, -1, self.input_hw[0]], [0, 0, 1]]) @ edges
+        if self.options.rotate:
+            edges = edges @ self._rotation(image_hw)
         # OpenCV warps pixel centres, which lie half a pixel inside the edges that boxes are made of.
         to_edges = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
         centres = np.linalg.inv(to_edges) @ edges @ to_edges
@@ -93,13 +102,20 @@ class JitteredCrop(A.Affine):  # type: ignore[misc]
         self.warped = Warped(source=img, matrix=params["matrix"][:2], hw=self.input_hw, fill=fill)
         return self._blank
 
-    def _rectangle(self, image_hw: tuple[int, int]) -> tuple[float, float, float, float]:
+    def _rotation(self, image_hw: tuple[int, int]) -> np.ndarray:
+        """Draw (3, 3) a rotation around the image's centre."""
+        degrees = self.random_generator.uniform(-self.options.rotate, self.options.rotate)
+        matrix = cv2.getRotationMatrix2D((image_hw[1] / 2, image_hw[0] / 2), degrees, 1.0)
+        return np.concatenate([matrix, [[0.0, 0.0, 1.0]]])
+
+    def _rectangle(self, image_hw: tuple[int, int], is_upside_down: bool) -> tuple[float, float, float, float]:
         """Draw left, top, width and height of the crop, in pixels of the image."""
         height, width = image_hw
         left, right, top, bottom = self._margins(image_hw)
         crop_w, crop_h = max(width - left - right, 1.0), max(height - top - bottom, 1.0)
         if self.corner is not None:
-            left, top = self.corner[0] * (width - crop_w), self.corner[1] * (height - crop_h)
+            column, row = self.corner
+            left, top = column * (width - crop_w), (row ^ is_upside_down) * (height - crop_h)
         return left, top, crop_w, crop_h
 
     def _margins(self, image_hw: tuple[int, int]) -> np.ndarray:

@@ -23,12 +23,13 @@ log = logging.getLogger(__name__)
 
 
 class SampleKey(NamedTuple):
-    """All that determines a training Sample, in whichever process it is made."""
+    """All that determines a training Sample, in whichever process it is made. is_single: see `Augmenter`."""
 
     epoch: int
     position: int
     image: int
     input_hw: tuple[int, int]
+    is_single: bool = False
 
 
 @dataclass(eq=False)
@@ -74,15 +75,17 @@ class ShrunkImages:
 
 
 class TrainDataset(Dataset[Sample]):
-    """SampleKey -> augmented Sample."""
+    """SampleKey -> augmented Sample. shares: see `Augmenter`."""
 
-    def __init__(self, images: ShrunkImages, augment: AugmentOptions, seed: int) -> None:
-        self.augmenter = Augmenter(augment, images, len(images.image_set))
+    def __init__(
+        self, images: ShrunkImages, augment: AugmentOptions, seed: int, shares: np.ndarray | None = None
+    ) -> None:
+        self.augmenter = Augmenter(augment, images, len(images.image_set), shares)
         self.seed = seed
 
     def __getitem__(self, key: SampleKey) -> Sample:
         rng = np.random.default_rng([self.seed, key.epoch, key.position])
-        return self.augmenter(key.image, key.input_hw, rng)
+        return self.augmenter(key.image, key.input_hw, rng, is_single=key.is_single)
 
 
 class EvalKey(NamedTuple):

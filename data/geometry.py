@@ -98,11 +98,11 @@ def clip_boxes(boxes: np.ndarray, bounds: tuple[float, float, float, float]) -> 
 def visible(whole: np.ndarray, cut: np.ndarray, is_crowd: np.ndarray, options: AugmentOptions) -> np.ndarray:
     """Return (M,) bool: the objects still worth learning after their boxes `whole` were cut to `cut`.
 
-    An object needs the options' min_side_px and min_visibility. A crowd region needs only some area, since what is left
-    of it is still not background.
+    An object needs some area, and the options' min_side_px and min_visibility. A crowd region needs only some area,
+    since what is left of it is still not background.
     """
     sides = cut[:, 2:] - cut[:, :2]
     whole_sides = whole[:, 2:] - whole[:, :2]
     share = sides.prod(axis=1) / np.maximum(whole_sides.prod(axis=1), 1e-9)
     is_visible = (sides >= options.min_side_px).all(axis=1) & (share >= options.min_visibility)
-    return np.where(is_crowd, (sides > 0).all(axis=1), is_visible)
+    return (sides > 0).all(axis=1) & (is_visible | is_crowd)

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from data.augment_options import AugmentOptions
+from data.balance import balanced_order, image_shares
 from data.dataset import EvalDataset, EvalKey, SampleKey, ShrunkImages, TrainDataset
 from data.geometry import whole_placement
 from data.image_cache import open_cache
@@ -74,7 +75,9 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     """The batches of one epoch as lists of SampleKeys: of each batch the `rank`-th of `ranks` equal slices.
 
     Images that do not fill a last batch sit out the epoch; a set smaller than one batch makes one smaller batch.
-    batch_size counts the images of all ranks. Raises UserError if it is not divisible by `ranks`.
+    batch_size counts the images of all ranks. Raises UserError if it is not divisible by `ranks`. shares: how often
+    each image is shown, see `image_shares`; None shows each once. single_from: the first batch without mosaic, mixup
+    and cutmix, counted over all epochs.
     """
 
     images: int
@@ -83,6 +86,8 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     seed: int
     rank: int = 0
     ranks: int = 1
+    shares: np.ndarray | None = None
+    single_from: float = math.inf
     epoch: int = 0
     start_batch: int = 0
 
@@ -96,12 +101,15 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         return self.images // self.batch_size
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        order = np.random.default_rng([self.seed, self.epoch, 0, _ORDER]).permutation(self.images).tolist()
+        rng = np.random.default_rng([self.seed, self.epoch, 0, _ORDER])
+        drawn = rng.permutation(self.images) if self.shares is None else balanced_order(self.shares, rng)
+        order = drawn.tolist()
         for batch in range(self.start_batch, len(self)):
-            hw = self.sizes.of_batch(self.seed, self.epoch * len(self) + batch)
+            number = self.epoch * len(self) + batch
+            hw, is_single = self.sizes.of_batch(self.seed, number), number >= self.single_from
             share = self.batch_size // self.ranks
             start = batch * self.batch_size + self.rank * share
-            yield [SampleKey(self.epoch, at, order[at], hw) for at in range(start, start + share)]
+            yield [SampleKey(self.epoch, at, order[at], hw, is_single) for at in range(start, start + share)]
 
 
 class Loader:
@@ -150,6 +158,10 @@ class TrainLoader(Loader):
         self.keys.epoch = epoch
         self.keys.start_batch = start_batch
 
+    def close_mosaic(self, batch: int) -> None:
+        """Make no mosaic, mixup or cutmix from this batch on, counted over all epochs."""
+        self.keys.single_from = batch
+
 
 def make_train_loader(
     image_set: ImageSet,
@@ -162,13 +174,20 @@ def make_train_loader(
     rank: int = 0,
     ranks: int = 1,
     cache: str = "ram",
+    balance: bool = False,
 ) -> TrainLoader:
-    """Make the loader of a training. batch_size: over all ranks. cache: of decoded images, for `open_cache`."""
-    keys = TrainBatchSampler(len(image_set), batch_size=batch_size, sizes=sizes, seed=seed, rank=rank, ranks=ranks)
+    """Make the loader of a training.
+
+    batch_size: over all ranks. cache: of decoded images, for `open_cache`. balance: show rare classes more often.
+    """
+    shares = image_shares(image_set) if balance else None
+    keys = TrainBatchSampler(
+        len(image_set), batch_size=batch_size, sizes=sizes, seed=seed, rank=rank, ranks=ranks, shares=shares
+    )
     longest_px = int(_DETAIL * max(sizes.largest))
     kept = open_cache(cache, image_set, longest_px=longest_px)
     images = ShrunkImages(image_set, longest_px=longest_px, cache=kept)
-    return TrainLoader(TrainDataset(images, augment, seed), keys, workers)
+    return TrainLoader(TrainDataset(images, augment, seed, shares), keys, workers)
 
 
 @dataclass(frozen=True, slots=True)

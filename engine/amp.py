@@ -1,21 +1,29 @@
-"""Mixed precision: the dtype of the forward, and the loss scaling that float16 needs."""
+"""Mixed precision and memory format: what the machine is fast with, and the loss scaling that float16 needs."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
 
 import torch
 
+from models.norms.auto import choose_norm
+from options import TrainOptions
+from utils import ranks
+from utils.environment import pick_device
 from utils.errors import UserError
+
+# Chips that have float16 without tensor cores (TU116, TU117): their convolutions give NaN (pytorch #58123, #77955).
+_NAN_IN_FLOAT16 = re.compile(r"GTX 16\d\d|\bT(400|500|550|600|1000|1200|2000)\b")
 
 
 class MixedPrecision:
-    """kind: 'off', 'bf16', 'fp16', or 'auto' (on CUDA bf16 if the GPU has it, else fp16; elsewhere off)."""
+    """The dtype of forward and loss, 'off', 'bf16' or 'fp16', on a device. Raises UserError for fp16 on a CPU."""
 
     def __init__(self, kind: str, device: torch.device) -> None:
-        if kind == "auto":
-            on_cuda = device.type == "cuda"
-            kind = ("bf16" if _has_bf16(device) else "fp16") if on_cuda else "off"
         if kind == "fp16" and device.type == "cpu":
             raise UserError("--amp fp16 needs a GPU: choose bf16 or off")
         self.kind = kind
@@ -36,7 +44,68 @@ class MixedPrecision:
         self.scaler.update()
 
 
-def _has_bf16(device: torch.device) -> bool:
-    """Return whether the hardware has it (Ampere and later): emulated bf16 is slower than float32."""
+def choose_precision(options: TrainOptions) -> tuple[TrainOptions, str]:
+    """Return the options with `--amp auto` and `--channels-last auto` decided, and why; "" if both were given.
+
+    Every rank takes what rank 0 chooses: weights in two memory formats could not be averaged.
+    """
+    kind, layout = options.optim.amp, options.speed.channels_last
+    if "auto" not in (kind, layout):
+        return options, ""
+    device = ranks.local_device(pick_device(options.device))
+    if options.loss.loss == "darknet":
+        fast, has_fast_layout, reason = "off", False, "as darknet computes"
+    elif device.type == "cuda":
+        fast, has_fast_layout, reason = _fast_on_cuda(device)
+    elif device.type == "cpu" and (instructions := cpu_bf16()):
+        fast, has_fast_layout, reason = "bf16", True, f"the CPU has {instructions}"
+    else:
+        fast, has_fast_layout, reason = "off", False, f"no bf16 is known on this {device.type.upper()}"
+    norm = choose_norm(options.norm, mini_batch=1)[0].spec
+    if norm.normalizes and not norm.has_running_statistics:
+        has_fast_layout = False  # torch's group norm takes 6 to 25 times as long with it, in bf16 on a CPU
+    kind = fast if kind == "auto" else kind
+    if layout == "auto":
+        layout = "on" if has_fast_layout and kind != "off" else "off"
+    if options.optim.amp != "auto" and layout == "off":
+        reason = ""  # nothing follows from the device
+    kind, layout, reason = ranks.broadcast((kind, layout, reason))
+    optim, speed = replace(options.optim, amp=kind), replace(options.speed, channels_last=layout)
+    return replace(options, optim=optim, speed=speed), reason
+
+
+def as_it_ran(settings: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a run's settings as `choose_precision` left them, also those of an earlier version.
+
+    There `auto` was stored, which meant float32 but on CUDA, and channels_last was a bool.
+    """
+    layout = settings.get("channels_last", False)
+    if isinstance(layout, str):
+        return dict(settings)
+    is_float32 = settings.get("amp", "auto") == "auto" and device.type != "cuda"
+    return {**settings, "channels_last": "on" if layout else "off", **({"amp": "off"} if is_float32 else {})}
+
+
+def precision_in_words(options: TrainOptions) -> str:
+    """bf16, channels last"""
+    kind = "float32" if options.optim.amp == "off" else options.optim.amp
+    return f"{kind}{', channels last' if options.speed.channels_last == 'on' else ''}"
+
+
+def cpu_bf16() -> str:
+    """Return the name of this CPU's instructions for bf16, "" without any: emulated it is slower than float32."""
+    asked = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+    return next((name for name, function in asked.items() if getattr(torch.cpu, function, bool)()), "")
+
+
+def _fast_on_cuda(device: torch.device) -> tuple[str, bool, str]:
+    """Return the kind of mixed precision, whether tensor cores make channels last fast, and why."""
     with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)  # Ampere and later
+    name = torch.cuda.get_device_name(device)
+    if not has_bf16 and _NAN_IN_FLOAT16.search(name):
+        return "off", False, f"fp16 gives NaN on {name}"
+    has_tensor_cores = torch.cuda.get_device_capability(device) >= (7, 0)
+    if has_bf16:
+        return "bf16", has_tensor_cores, "the GPU has bf16"
+    return "fp16", has_tensor_cores, "the GPU has no bf16"

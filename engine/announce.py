@@ -7,11 +7,14 @@ from typing import Any
 
 from cfg.plan import parse_plan
 from cfg.settings import unread_settings
+from data.balance import balance_in_words, image_shares
 from data.doctor.checkup import quick_findings
+from data.user_pipeline import transform_names
+from engine.amp import precision_in_words
 from engine.job import Job, images_per_rank
 from engine.trainer import Trainer
 from models.norms.auto import ENOUGH
-from models.norms.effective_batch import FEW, describe_norm, norm_warnings
+from models.norms.effective_batch import FEW, burn_in_warnings, describe_norm, norm_warnings
 from options import TrainOptions
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
@@ -30,7 +33,7 @@ def announce(run: Trainer) -> None:
     job, options = run.job, run.job.options
     _announce_data(job, run.folder)
     _announce_network(job)
-    _announce_norm(job, run.total_steps)
+    _announce_norm(job)
     if run.weights_loaded:
         say("weights", run.weights_loaded)
     if run.layers_frozen:
@@ -38,8 +41,18 @@ def announce(run: Trainer) -> None:
         if options.weights is None and options.resume is None:
             warn(f"without --weights the {options.optim.freeze} frozen layers keep their random weights")
     say("optimizer", optimizer_in_words(job))
-    say("schedule", run.schedule.words())
+    if "optimizer" in job.reasons:
+        say("", f"auto: {job.reasons['optimizer']}")
+    if run.is_length_known:
+        say("schedule", run.schedule.words())
+        for warning in burn_in_warnings(options.norm, run.length.total_steps):
+            warn(warning)
+    else:
+        say("schedule", f"the pace of the first steps decides how many fit into {options.optim.time_budget}")
+    if run.patience.is_exhausted:
+        warn(run.patience.words())
     say("device", describe(run.device)["device"])
+    say("precision", precision_in_words(options) + (f": {job.reasons['amp']}" if "amp" in job.reasons else ""))
     say("run", str(run.folder))
     for number, line in enumerate(settings_lines(job)):
         say("" if number else "settings", line)
@@ -71,6 +84,8 @@ def flag(name: str, value: Any) -> str:
     dashed = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{dashed}" if value else f"--no-{dashed}"
+    if name == "albumentations":
+        value = f"({transform_names(value)})"
     if isinstance(value, tuple):
         return f"--{dashed} {('x' if name == 'image_size' else ' ').join(map(str, value))}"
     return f"--{dashed} {value}"
@@ -81,6 +96,8 @@ def _announce_data(job: Job, folder: Path) -> None:
     for image_set in sets:
         size = f"{len(image_set)} images, {len(image_set.labels)} objects"
         say("data", f"{image_set.name} {image_set.split}: {size}")
+    if job.options.balance:
+        say("balance", balance_in_words(job.train_set, image_shares(job.train_set)))
     before = None if job.checkpoint is None else job.checkpoint.train_images
     if before not in (None, len(job.train_set)):
         warn(f"the run had {before} training images before: the epochs done are recounted from its steps")
@@ -107,15 +124,13 @@ def _announce_network(job: Job) -> None:
         warn(warning)
 
 
-def _announce_norm(job: Job, total_steps: int) -> None:
+def _announce_norm(job: Job) -> None:
     options, norm = job.options, job.options.norm
     cut = {"mini_batch": job.mini_batch, "subdivisions": job.forwards}
     say("norm", describe_norm(norm, **cut))
-    if job.norm_reason:
-        say("", f"auto: {job.norm_reason}")
+    if "norm" in job.reasons:
+        say("", f"auto: {job.reasons['norm']}")
     from_scratch = options.weights is None and options.resume is None
-    few = ENOUGH if job.norm_reason else FEW  # `auto` has decided by ENOUGH
+    few = ENOUGH if "norm" in job.reasons else FEW  # `auto` has decided by ENOUGH
     for warning in norm_warnings(norm, **cut, from_scratch=from_scratch, few=few):
         warn(warning)
-    if norm.spec.burn_in >= total_steps:
-        warn(f"burn_in_steps={norm.spec.burn_in} is the whole training: --norm {norm.norm} is plain batch norm here")

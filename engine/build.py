@@ -12,6 +12,7 @@ from data.image_set import ImageSet
 from data.loader import InputSizes, TrainLoader, make_train_loader
 from engine.amp import MixedPrecision
 from engine.oom_recovery import OutOfMemoryRecovery
+from engine.recipe import BETAS
 from engine.step import TrainStep
 from models.network import Network, parameter_groups
 from models.norms.table import norm_factory
@@ -28,7 +29,7 @@ def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Net
     network = Network(plan, norm_factory(options.norm)).to(device)
     if options.speed.checkpoint_activations:
         network.recompute_activations()
-    if options.speed.channels_last:
+    if options.speed.channels_last == "on":
         network.to(memory_format=torch.channels_last)
     return network
 
@@ -40,7 +41,7 @@ def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: 
     groups = parameter_groups(network, weight_decay=optim.weight_decay, backbone_rate=optim.backbone_rate)
     # The loop sets lr before each step.
     if optim.optimizer == "adamw":
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=0.0)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS)
     else:
         optimizer = torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum)
     return TrainStep(
@@ -69,6 +70,7 @@ def make_loader(options: TrainOptions, plan: Plan, train_set: ImageSet) -> Train
         seed=options.seed,
         workers=options.workers,
         cache=options.cache,
+        balance=options.balance,
         rank=ranks.rank(),
         ranks=ranks.world_size(),
     )
@@ -92,7 +94,7 @@ def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Sch
     try:
         return Schedule(
             policy=optim.lr_policy,
-            base_rate=optim.learning_rate,
+            base_rate=float("nan" if optim.learning_rate == "auto" else optim.learning_rate),
             final_rate=optim.final_learning_rate,
             total_steps=total_steps,
             burn_in_steps=burn_in_steps,

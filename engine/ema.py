@@ -7,7 +7,6 @@ norms, which are as large as the weights and mean nothing outside training. Here
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor
@@ -15,23 +14,28 @@ from torch import Tensor
 from models.network import Network
 from utils import ranks
 
+DECAY = 0.9999
+
 
 class ModelEMA:
     """`model` is the averaged copy, in eval mode, without gradients.
 
-    The decay grows as decay * (1 - exp(-step / warm_up_steps)), so that the random start is soon forgotten. Integer
-    buffers (counters) are copied. Build it before the first mini-batch is announced, while norms hold no history.
+    The decay of step n is (1 + n) / (10 + n), at most `decay` (None: DECAY): a memory of about the last ninth of the
+    steps so far. So it follows the weights closely while they move fast, smooths them in a training of 100 steps as in
+    one of 100,000, and does not depend on how long the training will be. Source: TensorFlow's
+    ExponentialMovingAverage, num_updates. Integer buffers (counters) are copied. Build it before the first mini-batch
+    is announced, while norms hold no history.
     """
 
-    def __init__(self, model: Network, *, decay: float, warm_up_steps: int = 100) -> None:
+    def __init__(self, model: Network, *, decay: float | None = None) -> None:
         self.model = copy.deepcopy(model)
         self.model.eval().requires_grad_(False)
-        self.decay, self.warm_up_steps = decay, warm_up_steps
+        self.decay = DECAY if decay is None else decay
 
     @torch.no_grad()
     def update(self, model: Network, *, step: int) -> None:
         """Average in the weights after optimizer step number `step` (from 1)."""
-        decay = self.decay * (1 - math.exp(-step / max(1, self.warm_up_steps)))
+        decay = min(self.decay, (1 + step) / (10 + step))
         current = model.state_dict()
         averaged, fresh = [], []
         for name, mean in self.model.state_dict().items():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,25 +13,27 @@ from cfg.plan import Plan, load_plan, parse_plan
 from cfg.settings import cfg_settings
 from data.annotation_formats import BUILT_IN, open_image_set
 from data.image_set import ImageSet
+from engine.amp import as_it_ran, choose_precision
 from engine.auto_subdivisions import resolve_subdivisions
+from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, planned_steps
 from models.norms.auto import choose_norm
 from models.norms.old_spelling import respelled
 from models.norms.table import norm_of_weights
 from models.weights.start import read_start
-from options import FOREIGN_FLAGS, OptimOptions, TrainOptions
+from options import FOREIGN_FLAGS, TrainOptions
 from utils import ranks
 from utils.checkpoint import RESUMABLE_FROM, Checkpoint
+from utils.console import warn
+from utils.environment import pick_device
 from utils.errors import UserError
 from utils.flags import current_names, parse_flags, resolve
 from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run, writable_folder
 
-ADAMW_RATE = 0.003  # for batches of 16 images
-
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
 # not depend on, and what helps a training over a crisis.
 RESUMABLE = {
-    *("resume", "data", "val_data", "epochs", "save_minutes"),
-    *("subdivisions", "learning_rate", "clip_norm", "amp"),
+    *("resume", "data", "val_data", "epochs", "time_budget", "patience", "save_minutes"),
+    *("subdivisions", "learning_rate", "clip_norm", "amp", "albumentations"),
     *("device", "workers", "cache", "eval_backend", "checkpoint_activations", "profile"),
 }
 
@@ -41,8 +43,8 @@ class Job:
     """A training with every setting decided.
 
     checkpoint: what it resumes from, None for a new run. origins: by name of a setting, where its value comes from:
-    "typed", "cfg", "data", "weights" (to start from) or "run" (resumed); the others have their defaults. norm_reason:
-    why `--norm auto` chose this norm, "" for a typed one.
+    "typed", "cfg", "data", "weights" (to start from), "optimizer" (its recipe) or "run" (resumed); the others have
+    their defaults. reasons: why `auto` chose what it did, by setting; none for what was typed.
     """
 
     options: TrainOptions
@@ -51,7 +53,7 @@ class Job:
     val_set: ImageSet
     checkpoint: Checkpoint | None
     origins: Mapping[str, str]
-    norm_reason: str
+    reasons: Mapping[str, str]
 
     @property
     def mini_batch(self) -> int:
@@ -71,8 +73,8 @@ def parse_job(argv: Sequence[str] | None = None) -> Job:
 
 def job_of(given: dict[str, Any]) -> Job:
     """Return the job of these settings, by name. Raises as `parse_job`."""
-    if given.keys() >= {"epochs", "max_steps"}:
-        raise UserError("--epochs and --max-steps both set the length of the training: give one of them")
+    if len(lengths := ["--" + name.replace("_", "-") for name in LENGTHS if name in given]) > 1:
+        raise UserError(f"{' and '.join(lengths)} both set the length of the training: give one of them")
     given = restore_after_restart(given)
     typed = given.keys()
     checkpoint, given = load_resume(given) if "resume" in given else (None, given)
@@ -90,14 +92,21 @@ def job_of(given: dict[str, Any]) -> Job:
             given = {**given, "norm": sources["weights"]["norm"]}
     from_files = {name: value for source in sources.values() for name, value in source.items()}
     options = resolve(TrainOptions, given, from_files)
-    if options.optim.optimizer == "adamw":
-        sources["optimizer"] = adamw_settings(options, given)
-        from_files = {**from_files, **sources["optimizer"]}
-        sources["cfg"] = {name: value for name, value in sources["cfg"].items() if from_files[name] == value}
-        options = resolve(TrainOptions, given, from_files)
+    optimizer, optimizer_reason = choose_optimizer(options, given, len(train_set))
+    if optimizer == "adamw" and checkpoint is None:
+        recipe = adamw_recipe(options, given, plan.net, len(train_set))
+        sources["cfg"] = {name: value for name, value in sources["cfg"].items() if name not in recipe}
+        sources["optimizer"] = recipe
+        from_files = {**from_files, **recipe}
+    options = resolve(TrainOptions, {**given, "optimizer": optimizer}, from_files)
     check_batch(options, len(train_set))
+    options, precision_reason = choose_precision(options)
     options = resolve_subdivisions(options, plan)
     norm, norm_reason = choose_norm(options.norm, mini_batch=images_per_forward(options, train_set))
+    if checkpoint is None and options.optim.time_budget is None:
+        spec = norm.spec.for_training(planned_steps(options.optim, len(train_set)))
+        norm = replace(norm, norm=str(spec))
+    reasons = {"optimizer": optimizer_reason, "amp": precision_reason, "norm": norm_reason}
     sources |= {"run": given, "typed": {name: given[name] for name in typed}}
     return Job(
         options=replace(options, norm=norm),
@@ -106,25 +115,8 @@ def job_of(given: dict[str, Any]) -> Job:
         val_set=val_set,
         checkpoint=checkpoint,
         origins={name: origin for origin, source in sources.items() for name in source},
-        norm_reason=norm_reason,
+        reasons={name: reason for name, reason in reasons.items() if reason},
     )
-
-
-def adamw_settings(options: TrainOptions, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what AdamW sets in place of the cfg, which is meant for darknet's SGD.
-
-    The rate grows with the root of the batch, as Adam's noise does (Malladi et al. 2022, "On the SDEs and Scaling Rules
-    for Adaptive Gradient Algorithms"). Raises UserError for a typed momentum.
-    """
-    if "momentum" in given and "resume" not in given:
-        raise UserError("--momentum is that of --optimizer sgd; adamw has its own")
-    rate = ADAMW_RATE * math.sqrt(options.optim.batch_size / 16)
-    default = OptimOptions()
-    return {
-        "learning_rate": float(f"{rate:.3g}"),
-        "final_learning_rate": default.final_learning_rate,
-        "momentum": default.momentum,
-    }
 
 
 def images_per_rank(options: TrainOptions, train_set: ImageSet) -> int:
@@ -151,7 +143,9 @@ def open_run(job: Job) -> Path:
     if ranks.is_rank_zero():
         # A job that torchrun restarted may have died before its first last.pt.
         is_own = ranks.restarts() > 0 and folder_of_job(job_id, name) is not None
-        default = f"{job.train_set.name}-{job.plan.name}-{job.options.norm.norm}"
+        norm = re.sub(r",?burn_in_steps=\d+", "", job.options.norm.norm)
+        norm = "-".join(re.findall(r"[^:,]+", norm))  # names with a colon are trouble on other systems
+        default = f"{job.train_set.name}-{job.plan.name}-{norm}"
         folder = free_folder(name, default=default, may_hold_files=is_own)
         mark_folder(folder, job_id)
     return ranks.broadcast(folder)
@@ -165,7 +159,10 @@ def restore_after_restart(given: dict[str, Any]) -> dict[str, Any]:
     folder = ranks.broadcast(folder_of_job(job_id, given.get("out")) if ranks.is_rank_zero() else None)
     if folder is None or not ranks.broadcast((folder / "last.pt").exists()):
         return given
-    return {name: value for name, value in given.items() if name in RESUMABLE} | {"resume": str(folder)}
+    kept = {name: value for name, value in given.items() if name in RESUMABLE} | {"resume": str(folder)}
+    if kept.get("learning_rate") == "auto":  # last.pt has what was found
+        del kept["learning_rate"]
+    return kept
 
 
 def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
@@ -174,6 +171,8 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     if extra:
         flags = ", ".join("--" + name.replace("_", "-") for name in sorted(extra))
         raise UserError(f"--resume continues with the run's own settings: {flags} cannot be changed")
+    if given.get("learning_rate") == "auto":
+        raise UserError("--learning-rate auto is found before the first step; --resume can be told a number")
     path = Path(given["resume"]) if given["resume"] else newest_run()
     checkpoint = Checkpoint.from_file(path / "last.pt" if path.is_dir() else path)
     if checkpoint.format < RESUMABLE_FROM:
@@ -186,12 +185,16 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     if checkpoint.settings.get("norm_growth_steps"):
         raise UserError(f"{path}: --norm-growth-steps does not exist any more; start a new run with --weights")
     # Memory may have run out since the settings were made.
-    settings = respelled(current_names(TrainOptions, checkpoint.settings))
+    settings = {"optimizer": "sgd", "val_fraction": 0, **respelled(current_names(TrainOptions, checkpoint.settings))}
     settings["subdivisions"] = checkpoint.training.subdivisions
-    settings.setdefault("val_fraction", 0)  # which earlier versions did not have
+    settings = as_it_ran(settings, pick_device({**settings, **given}.get("device", "auto")))
+    if given.keys() & set(LENGTHS):  # in place of what set it before
+        settings = {name: value for name, value in settings.items() if name not in LENGTHS}
     data = settings.get("data", BUILT_IN)
     if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
         raise UserError(f"{path}: its data set {data} is not found from {Path.cwd()}; --data may name where it is now")
+    if given.get("albumentations", settings.get("albumentations")) != settings.get("albumentations"):
+        warn("--albumentations names another pipeline than the run had: it is the new one from here on")
     return checkpoint, {**settings, **given, "resume": str(path)}
 
 

@@ -19,10 +19,17 @@ class TrainingLost(UserError):
     exit_code = 3
 
 
-class LossWatch:
-    """Call it with the loss of each step. Raises TrainingLost."""
+def remedies(*, is_sgd: bool, clip_norm: float | None) -> str:
+    """Return what may keep the next training from diverging, as flags, what helps most often first."""
+    clip = "--clip-norm 10" if clip_norm is None else "a smaller --clip-norm"
+    return f"{'--optimizer adamw, ' * is_sgd}a lower --learning-rate, --learning-rate auto or {clip}"
 
-    def __init__(self) -> None:
+
+class LossWatch:
+    """Call it with the loss of each step. Raises TrainingLost, which names the `remedies`."""
+
+    def __init__(self, remedies: str) -> None:
+        self.remedies = remedies
         self._first: list[float] = []
         self._last: deque[float] = deque(maxlen=_LAST)
 
@@ -33,7 +40,7 @@ class LossWatch:
         elif len(self._last) == _LAST and median_low(self._last) > _LOST * median(self._first):
             raise TrainingLost(
                 f"step {step}: the loss has risen from {median(self._first):.3g} to {median_low(self._last):.3g}, the "
-                "training is lost: start again with --optimizer adamw, a lower --learning-rate or --clip-norm 10"
+                f"training is lost: start again with {self.remedies}"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,19 +22,21 @@ class NotFinite(TrainingLost):
 
 def find_not_finite(
     network: Network, criterion: Criterion, parts: Sequence[Batch], *, is_loss_finite: bool, precision: MixedPrecision
-) -> str:
-    """Return what is not finite, on any rank, in words.
+) -> tuple[str, bool]:
+    """Return what is not finite, on any rank, in words, and whether it is the data: a label or a pixel.
 
     Call it before the weights are updated, on every rank: all search in the same order, because a norm may communicate
     in its forward. Forwards through the mini-batches `parts` again, which changes the statistics of norms.
     """
     if is_loss_finite:
-        return _on_any_rank(_in_gradients(network)) or "the norm of the gradient is not finite"
-    if found := _on_any_rank(next(_in_inputs(network, parts), "")):
-        return found
+        return _on_any_rank(_in_gradients(network)) or "the norm of the gradient is not finite", False
+    if found := _on_any_rank(_in_weights(network)):
+        return found, False
+    if found := _on_any_rank(next(_in_data(parts), "")):
+        return found, True
     # All of them, also after one was found: another rank's forward may wait for this one's.
     in_layers = [_in_forward(network, part, criterion, precision) for part in parts]
-    return _on_any_rank(next(filter(None, in_layers), "")) or "the loss is not finite"
+    return _on_any_rank(next(filter(None, in_layers), "")) or "the loss is not finite", False
 
 
 def _on_any_rank(found: str) -> str:
@@ -49,10 +51,14 @@ def _in_gradients(network: Network) -> str:
     return ""
 
 
-def _in_inputs(network: Network, parts: Sequence[Batch]) -> Iterator[str]:
+def _in_weights(network: Network) -> str:
     for name, parameter in network.named_parameters():
         if not torch.isfinite(parameter).all():
-            yield f"the weights {name} are not finite"
+            return f"the weights {name} are not finite"
+    return ""
+
+
+def _in_data(parts: Sequence[Batch]) -> Iterator[str]:
     for part in parts:
         bad_boxes = ~torch.isfinite(part.targets.boxes).all(1)
         if paths := {part.paths[image] for image in part.targets.image_index[bad_boxes].tolist()}:

@@ -35,13 +35,20 @@ class RunLog:
     Only rank 0 writes and prints. A file that cannot be written, on a full disk, is reported in a line, and the
     training continues.
 
-    epochs_done: rows of later epochs, which a run that was killed had written, are dropped.
+    total_steps: None if it is not known yet. epochs_done: rows of later epochs, which a run that was killed had
+    written, are dropped.
     """
 
     def __init__(
-        self, folder: Path, *, total_steps: int, first_step: int = 0, epochs_done: int = 0, save_every_s: float = 600
+        self,
+        folder: Path,
+        *,
+        total_steps: int | None,
+        first_step: int = 0,
+        epochs_done: int = 0,
+        save_every_s: float = 600,
     ) -> None:
-        self.folder, self.total_steps, self.save_every_s = folder, total_steps, save_every_s
+        self.folder, self.save_every_s = folder, save_every_s
         self._is_writer = ranks.is_rank_zero()
         self._board: SummaryWriter | None = None
         if self._is_writer:
@@ -68,6 +75,9 @@ class RunLog:
         self._watched = 0  # batches since the start or resume
         self._saved_at, self._save_took_s = time.monotonic(), 0.0
 
+    def set_length(self, total_steps: int) -> None:
+        self._bar.total = total_steps
+
     def settings(self, settings: Mapping[str, Any]) -> None:
         if not self._is_writer:
             return
@@ -82,8 +92,9 @@ class RunLog:
             if self._watched == _WARM_UP_STEPS:  # they allocate, start workers, compile and choose algorithms
                 speed.clear()
             if self._watched == _WARM_UP_STEPS + _TIMED_STEPS:
-                left = speed.hours_for(self.total_steps - self._bar.n)
-                self.say(line("speed", f"{speed}; {left} h to go"))
+                total_steps = self._bar.total
+                left = f"; {speed.hours_for(total_steps - self._bar.n)} h to go" if total_steps else ""
+                self.say(line("speed", f"{speed}{left}"))
             self._watched += 1
             yield batch
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.amp import MixedPrecision
+from engine.loss_watch import remedies
 from engine.not_finite import NotFinite, find_not_finite
 from engine.oom_recovery import OutOfMemoryRecovery
 from models.network import Network
@@ -74,17 +75,32 @@ class TrainStep:
         self.clock.stepped()
         return losses
 
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the steps that follow: of each group of parameters, `rate` times its lr_scale."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+
+    @property
+    def remedies(self) -> str:
+        """Return what to change in the next training if this one diverges."""
+        return remedies(is_sgd=isinstance(self.optimizer, torch.optim.SGD), clip_norm=self.clip_norm)
+
     def _not_finite(self, batch: Batch, losses: Tensor) -> NotFinite:
-        found = find_not_finite(
+        """Name what is not finite, and the remedies; images only last, unless it is they."""
+        found, is_data = find_not_finite(
             self.network,
             self.criterion,
             list(batch.split(self.recovery.subdivisions)),
             is_loss_finite=bool(losses.isfinite().all()),
             precision=self.precision,
         )
+        start = f"step {self.clock.step + 1}: {found}"
+        if is_data:
+            return NotFinite(f"{start}: correct that file, and go on from last.pt with --resume")
         return NotFinite(
-            f"step {self.clock.step + 1}: {found} (images of this batch: {_names(batch.paths)}): correct those, or "
-            "resume from last.pt, which holds earlier weights, with --resume and a lower --learning-rate or --clip-norm"
+            f"{start}, the training has diverged: start again with {self.remedies}; or go on from last.pt, which holds "
+            "earlier weights, with --resume and a lower --learning-rate or --clip-norm; if nothing helps, look at the "
+            f"images of this batch: {_names(batch.paths)}"
         )
 
 

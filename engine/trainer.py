@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,24 @@ from engine import build
 from engine.ema import ModelEMA
 from engine.job import Job
 from engine.loss_watch import LossWatch
+from engine.patience import Patience
 from engine.profiling import profiled
+from engine.run_length import RunLength
 from engine.runlog import RunLog
+from engine.time_budget import TimeBudget
 from engine.training_state import restore, training_state
 from evaluation.coco_map import CocoTable
 from evaluation.evaluator import Evaluator
 from models.detector import Detector, make_checkpoint
 from models.freeze import freeze
 from models.network import Network
-from models.norms.effective_batch import check_values
+from models.norms.effective_batch import burn_in_warnings, check_values
 from models.norms.freeze_stats import StatisticsFreeze
 from models.weights.start import start_from
 from models.yolo.postprocess import DetectionOptions
 from utils import ranks
 from utils.checkpoint import Checkpoint, ResumeState
-from utils.console import warn
+from utils.console import line, warn
 from utils.draw import draw_batch
 from utils.environment import describe, leave_a_core_to_loaders, pick_device
 from utils.flags import flatten
@@ -44,6 +47,7 @@ class Trainer:
     def __init__(self, job: Job, folder: Path, stop: Stop) -> None:
         self.job, self.folder, self.stop = job, folder, stop
         options, plan = job.options, job.plan
+        self.time_budget = make_time_budget(job)  # its clock starts here
         self.device = ranks.local_device(pick_device(options.device))
         leave_a_core_to_loaders(self.device, options.workers)
         seed_everything(options.seed)
@@ -55,19 +59,21 @@ class Trainer:
         self.loader = build.make_loader(options, plan, job.train_set)
         check_values(plan.with_input_hw(self.loader.smallest_hw), options.norm, mini_batch=job.mini_batch)
         optim = options.optim
-        self.total_steps = optim.epochs * len(self.loader) if optim.epochs else optim.max_steps
-        self.epochs = -(-self.total_steps // len(self.loader))
-        self.schedule = build.make_schedule(options, plan, total_steps=self.total_steps)
-        decay = self.schedule.average_decay() if optim.ema_decay is None else optim.ema_decay
-        self.ema = ModelEMA(self.network, decay=decay)
+        total_steps = optim.epochs * len(self.loader) if optim.epochs else optim.max_steps
+        if self.time_budget is not None:  # before its first fit there is at least more to train
+            total_steps = self.time_budget.total_steps or total_steps + (job.checkpoint.step if job.checkpoint else 0)
+        self.length = RunLength(total_steps=total_steps, epoch_steps=len(self.loader), evals=options.evals)
+        self.close_mosaic()
+        self.schedule = build.make_schedule(options, plan, total_steps=total_steps)
+        self.ema = ModelEMA(self.network, decay=optim.ema_decay)
         self.evaluator = make_val_evaluator(job, self.ema.model, stop)
-        self.norm_freeze = StatisticsFreeze(self.network, options.norm, self.total_steps)
+        self.norm_freeze = StatisticsFreeze(self.network, options.norm, total_steps)
         first_step, self.epochs_done = place_of(
-            job.checkpoint, images=len(job.train_set), epoch_steps=len(self.loader), total_steps=self.total_steps
+            job.checkpoint, images=len(job.train_set), epoch_steps=len(self.loader), total_steps=total_steps
         )
         self.log = RunLog(
             folder,
-            total_steps=self.total_steps,
+            total_steps=total_steps if self.is_length_known else None,
             first_step=first_step,
             epochs_done=self.epochs_done,
             save_every_s=60 * options.save_minutes,
@@ -75,7 +81,8 @@ class Trainer:
         if options.speed.compile:
             build.compile_for_all_sizes(self.network)
         self.step = build.make_step(options, self.network, ranks.data_parallel(self.network), self.log.say)
-        self.loss_watch = LossWatch()
+        self.loss_watch = LossWatch(self.step.remedies)
+        self.patience = Patience(options.patience)
         self.best_ap = float("-inf")
         self._saved_step: int | None = None
         if job.checkpoint is not None:
@@ -91,11 +98,33 @@ class Trainer:
         """True if last.pt holds all that was trained."""
         return self._saved_step == self.steps_done
 
+    def settle_rate(self, rate: float) -> None:
+        """Train with this rate from here on, in place of `--learning-rate auto`, and save that."""
+        optim = replace(self.job.options.optim, learning_rate=rate)
+        self.job = replace(self.job, options=replace(self.job.options, optim=optim))
+        self.schedule = replace(self.schedule, base_rate=rate)
+        self.log.settings(self._resolved_settings())
+        self.save_last()
+
+    def close_mosaic(self) -> None:
+        """End mosaic, mixup and cutmix in the last part of the training, as `--close-mosaic` has it."""
+        self.loader.close_mosaic(round((1 - self.job.options.augment.close_mosaic) * self.length.total_steps))
+
+    @property
+    def is_length_known(self) -> bool:
+        """False before the first fit of a time budget: the length is then that of a run without one."""
+        return self.time_budget is None or self.time_budget.total_steps is not None
+
+    @property
+    def is_over(self) -> bool:
+        """True after the last epoch, which `--patience` may make an earlier one."""
+        return self.epochs_done >= self.length.epochs or self.patience.is_exhausted
+
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of the epoch that were not trained on yet, on the device."""
         self.network.train()
         self.loader.set_epoch(epoch, self.steps_done - epoch * len(self.loader))
-        batches: Iterator[Batch] = islice(self.loader, self.total_steps - self.steps_done)
+        batches = self._batches_to_the_end()
         if self.job.options.speed.profile and epoch == self.epochs_done and ranks.is_rank_zero():
             batches = profiled(batches, self.folder / "profile.json", say=self.log.say)
         for batch in self.log.watch(batches):
@@ -103,17 +132,34 @@ class Trainer:
                 self.log.image("first_batch", draw_batch(batch, self.job.train_set.class_names))
             yield batch.to(self.device, non_blocking=True)
 
-    def is_evaluation_due(self, epoch: int) -> bool:
-        """Return whether to evaluate after this epoch: after about `--evals` of the epochs, and after the last."""
-        evals, last = self.job.options.evals, self.epochs
-        return epoch + 1 == last or (epoch + 1) * evals // last > epoch * evals // last
+    def _batches_to_the_end(self) -> Iterator[Batch]:
+        """Yield the loader's batches up to the last step, which a time budget may move meanwhile."""
+        batches = iter(self.loader)
+        while self.steps_done < self.length.total_steps and (batch := next(batches, None)) is not None:
+            yield batch
 
     def evaluate(self) -> CocoTable:
         """Measure the EMA weights on the validation split, and draw what they find in its first images."""
-        self.save_last()  # an evaluation can take long, and run out of memory
-        self.step.optimizer.zero_grad(set_to_none=True)  # it needs the memory more than the old gradients do
-        self.ema.agree()
-        return self.evaluator.measure(show=lambda rgb: self.log.image("predictions", rgb, self.steps_done))
+        with nullcontext() if self.time_budget is None else self.time_budget.evaluation():
+            self.save_last()  # an evaluation can take long, and run out of memory
+            self.step.optimizer.zero_grad(set_to_none=True)  # it needs the memory more than the old gradients do
+            self.ema.agree()
+            return self.evaluator.measure(show=lambda rgb: self.log.image("predictions", rgb, self.steps_done))
+
+    def fit_to_time_budget(self) -> None:
+        """After a step: take another length if `--time-budget` asks for it, with all that depends on it."""
+        if self.time_budget is None or (length := self.time_budget.fit(self.length, self.steps_done)) is None:
+            return
+        self.length = length
+        self.schedule = build.make_schedule(self.job.options, self.job.plan, total_steps=length.total_steps)
+        self.norm_freeze.total_steps = length.total_steps
+        self.close_mosaic()
+        self.log.set_length(length.total_steps)
+        self.log.settings(self._resolved_settings())
+        self.log.say(line("schedule", self.time_budget.words(length)))
+        self.log.say(line("", self.schedule.words()))
+        for warning in burn_in_warnings(self.job.options.norm, length.total_steps):
+            self.log.say(f"warning: {warning}")
 
     def save_if_due_or_stop(self) -> None:
         """After a step: write last.pt if it is time to. Raises Stopped if a stop was requested on any rank."""
@@ -129,6 +175,9 @@ class Trainer:
         if table is not None:
             row |= {"AP": table.AP, "AP50": table.AP50}
             self.log.say(f"epoch {epoch + 1}: AP {table.AP:.3f}  AP50 {table.AP50:.3f}")
+            self.patience(table.AP)
+            if self.patience.is_exhausted:
+                self.log.say(f"epoch {epoch + 1}: {self.patience.words()}")
         self.log.end_epoch(row)
         self.epochs_done = epoch + 1
         if table is not None and self.best_ap <= table.AP:  # of equal ones the later, which was trained longer
@@ -155,7 +204,12 @@ class Trainer:
         """Write last.pt, from which training resumes as if it had never stopped. Between batches, by all ranks."""
         training = ResumeState(
             state=training_state(self.step, self.ema),
-            log={**self.log.state_dict(), "loss_watch": self.loss_watch.state_dict()},
+            log={
+                **self.log.state_dict(),
+                "loss_watch": self.loss_watch.state_dict(),
+                "patience": self.patience.state_dict(),
+                "time_budget": None if self.time_budget is None else self.time_budget.state_dict(),
+            },
             subdivisions=self.step.recovery.subdivisions,
         )
         is_written = self.log.save("last.pt", replace(self._checkpoint(), training=training))
@@ -168,11 +222,10 @@ class Trainer:
             **flatten(self.job.options),
             "cfg": self.job.plan.path,
             "image_size": self.job.plan.net.input_hw,
-            "amp": self.step.precision.kind,
             "burn_in_steps": self.schedule.burn_in_steps,
             "lr_steps": self.schedule.steps,
             "ema_decay": self.ema.decay,
-            "total_steps": self.total_steps,
+            "total_steps": self.length.total_steps,
             "environment": describe(self.device),
         }
 
@@ -199,8 +252,9 @@ class Trainer:
         assert checkpoint.training is not None
         restore(self.step, self.ema, checkpoint.training.state, checkpoint.weights)
         self.log.load_state_dict(checkpoint.training.log)
-        if "loss_watch" in checkpoint.training.log:  # not in earlier checkpoints
-            self.loss_watch.load_state_dict(checkpoint.training.log["loss_watch"])
+        for name, part in (("loss_watch", self.loss_watch), ("patience", self.patience)):
+            if name in checkpoint.training.log:  # not in earlier checkpoints
+                part.load_state_dict(checkpoint.training.log[name])
         best = self.folder / "best.pt"
         if ranks.broadcast(best.exists()):
             self.best_ap = checkpoint.best_ap
@@ -219,6 +273,23 @@ def make_val_evaluator(job: Job, network: Network, stop: Stop | None) -> Evaluat
         backend=job.options.eval_backend,
         stop=stop,
     )
+
+
+def make_time_budget(job: Job) -> TimeBudget | None:
+    """Return the time budget of the job, with the state of its checkpoint; None without `--time-budget`."""
+    options, saved = job.options, None
+    if options.optim.time_budget is None:
+        return None
+    budget = TimeBudget(
+        options.optim.time_budget,
+        evaluation_batches=len(job.val_set) / options.optim.batch_size,
+        reports=3 if options.norm.precise_bn else 2,  # it draws, too; with precise statistics it measures twice
+    )
+    if job.checkpoint is not None and job.checkpoint.training is not None:
+        saved = job.checkpoint.training.log.get("time_budget")  # not there if it began without one
+    if saved is not None:
+        budget.load_state_dict(saved)
+    return budget
 
 
 def place_of(checkpoint: Checkpoint | None, *, images: int, epoch_steps: int, total_steps: int) -> tuple[int, int]:

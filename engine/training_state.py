@@ -59,12 +59,12 @@ def restore(step: TrainStep, ema: ModelEMA, state: Mapping[str, Any], weights: M
 def norm_histories(model: nn.Module) -> dict[str, Tensor]:
     """Return the buffers that state dicts leave out, by name, on the CPU."""
     persistent = model.state_dict()
-    return {name: t.cpu() for name, t in model.named_buffers() if name not in persistent and t.numel()}
+    return {name: t.cpu() for name, t in model.named_buffers() if name not in persistent}
 
 
 @torch.no_grad()
 def load_norm_histories(model: nn.Module, histories: dict[str, Tensor]) -> None:
-    """Copy in place; buffers that are not allocated yet take the saved shape."""
+    """Copy in place; buffers take the saved shape, which is empty before they are allocated."""
     buffers = dict(model.named_buffers())
     for name, saved in histories.items():
         buffers[name].resize_(saved.shape).copy_(saved)

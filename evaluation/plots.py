@@ -135,6 +135,19 @@ def plot_results(csv_path: Path, png_path: Path) -> None:
     _save(figure, png_path)
 
 
+def plot_range_test(rates: np.ndarray, losses: np.ndarray, curve: np.ndarray, chosen: float, path: Path) -> None:
+    """Plot the (N,) losses over the learning rates, of each step and smoothed as `curve`, and mark the chosen rate."""
+    figure, (axes,) = _figure(1, width_inches=6.0, height_inches=4.0)
+    axes.plot(rates, losses, color="C0", alpha=0.25, linewidth=0.8)
+    axes.plot(rates, curve, color="C0")
+    _choose_scale(axes)
+    axes.axvline(chosen, color="C1", linestyle="--", label=f"chosen: {chosen:g}")
+    axes.set_xscale("log")
+    axes.legend(frameon=False)
+    label_axes(axes, "learning-rate range test", "learning rate", "loss / (1 + objects in an image)")
+    _save(figure, path)
+
+
 def _draw_curve(axis: Axes, places: np.ndarray, values: np.ndarray, colour: str, name: str, *, noisy: bool) -> None:
     """Draw a line, with markers if it has few points; a long noisy one pale beneath its running mean."""
     window = len(values) // 50

@@ -22,6 +22,15 @@ def seeded() -> None:
     seed_everything(0)
 
 
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--amp auto` chooses float32 on every machine, so that tests find the same bits on all of them.
+
+    Children have it by `tests/e2e/children.py`; a subprocess computes in what the machine is fast with.
+    """
+    monkeypatch.setattr("engine.amp.cpu_bf16", lambda: "")
+
+
 @pytest.fixture
 def root() -> Path:
     """The checkout."""

@@ -161,8 +161,10 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         "is_initialized": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
+        "device": lambda device: contextlib.nullcontext(),
         "set_device": lambda device: None,
         "get_device_name": lambda device=None: "pretended",
+        "get_device_capability": lambda device=None: (7, 0),
         "is_bf16_supported": lambda including_emulation=True: False,
         "get_rng_state": lambda device="cuda": torch.zeros(16, dtype=torch.uint8),
         "set_rng_state": lambda state, device="cuda": None,
@@ -175,6 +177,8 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     with monkeypatch.context() as patch:
         for name, function in patched.items():
             patch.setattr(torch.cuda, name, function)
+        # Adam asks it whether a CUDA graph is being captured.
+        patch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
         patch.setattr(Tensor, "pin_memory", _pinned)  # not above: a thread does it
         before = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)

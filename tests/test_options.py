@@ -349,6 +349,18 @@ def test_darknets_mosaic_uses_more_of_the_cfg():
         assert (typed.max_boxes, typed.min_side_px, typed.min_visibility) == (7, 3, 0)
 
 
+@pytest.mark.parametrize(
+    ("lines", "mosaic", "mixup"),
+    [("", 0, 0), ("mixup=1", 0, 0.5), ("mosaic=1", 0.5, 0), ("mixup=1\nmosaic=1", 0.5, 0), ("mixup=0", 0, 0)],
+)
+def test_a_cfg_mixes_as_darknet_does(lines, mosaic, mixup):
+    text = f"[net]\nwidth=32\nheight=32\n{lines}\n[convolutional]\nfilters=18\nactivation=linear\n[yolo]\nclasses=1\n"
+    plan = parse_plan(text + "anchors=4,4,5,5,6,6\n", path="some.cfg")
+    made = resolve(TrainOptions, {}, cfg_settings(plan)).augment
+    assert (made.mosaic, made.mixup, made.cutmix) == (mosaic, mixup, 0)
+    assert plan.warnings == ()
+
+
 @pytest.mark.parametrize("name", ["yolov4", "yolov4-csp", "yolov4-tiny", "yolov4-tiny-3l", "yolov4-pico"])
 def test_each_shipped_cfg_resolves(name):
     settings = cfg_settings(load_plan(name))

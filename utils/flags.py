@@ -112,6 +112,13 @@ def parse_subdivisions(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
+def parse_learning_rate(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} must be a number, or auto") from None
+
+
 def _add_flags(parser: FlagParser, title: str, kind: type) -> dict[str, bool]:
     """Add the flags of `kind`'s knobs, and of the groups in it. Returns for each flag whether --help shows it."""
     group, hints = parser.add_argument_group(title), typing.get_type_hints(kind)

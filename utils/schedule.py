@@ -96,7 +96,3 @@ class Schedule:
         burn_in = f"{self.burn_in_steps} of burn-in, then " if self.burn_in_steps else ""
         at = f" at {', '.join(map(str, self.steps))}" if self.policy == "steps" and self.steps else ""
         return f"{self.total_steps} steps: {burn_in}{self.policy}{at} from {self.base_rate:g}"
-
-    def average_decay(self) -> float:
-        """Return the EMA decay with a memory of about the last twentieth of the training."""
-        return min(0.9999, max(0.9, 1 - 20 / max(1, self.total_steps)))

@@ -26,7 +26,7 @@ from cfg.plan import Plan
 from data.annotation_formats import open_image_set
 from data.image_set import ImageSet
 from engine.job import Job, job_of
-from engine.not_finite import NotFinite
+from engine.loss_watch import TrainingLost
 from evaluation.evaluator import Evaluator
 from evaluation.recalibration import sample_images
 from models.detector import Detector
@@ -81,7 +81,7 @@ def run_cell(
             table = Evaluator(detector, test_set, batch_size=BATCH, workers=workers).measure()
             scores |= {"test_AP": table.AP, "test_AP50": table.AP50}
         row |= trained(folder) | gaps(detector, val_set, cell, options.norm, workers=workers)
-    except NotFinite:
+    except TrainingLost:
         row["diverged"] = True  # a result: it scores 0
         scores |= {"test_AP": 0.0, "test_AP50": 0.0} if is_tested else {}
     row |= {name: value if value is None else round(value, 5) for name, value in scores.items()}
@@ -104,6 +104,7 @@ def job_of_cell(cell: Cell, source: Source, *, device: str, workers: int) -> Job
         "workers": workers,
         "evals": EVALS,
         "max_steps": cell.steps,
+        "optimizer": "sgd",
         "batch_size": BATCH,
         "subdivisions": BATCH // cell.mini_batch,
         "learning_rate": cell.rate,

@@ -68,11 +68,16 @@ class BatchRenormSpec(NormSpec):
 
     r_max: float = knob(3.0, "largest ratio to the running deviation", low=1)
     d_max: float = knob(5.0, "largest shift, in running deviations", low=0)
-    burn_in_steps: int = knob(100, "optimizer steps of plain batch norm at the start", low=0)
-    ramp_steps: int = knob(400, "steps in which the limits open after burn-in", low=0)
+    burn_in_steps: int | None = knob(
+        None, "optimizer steps of plain batch norm at the start (default: 100, or a tenth of a shorter training)", low=0
+    )
+    ramp_steps: int | None = knob(None, "steps in which the limits open after burn-in (default: 4 times that)", low=0)
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
-        return BatchRenorm(conv.out_channels, **self.options, eps=eps, momentum=momentum)
+        options = self.options
+        if self.ramp_steps is None:
+            options["ramp_steps"] = 4 * self.burn_in
+        return BatchRenorm(conv.out_channels, **options, eps=eps, momentum=momentum)
 
     def images(self, cut: Cut, *, momentum: float) -> float:
         """Return the time constant of the running average; without momentum it averages all batches."""

@@ -219,7 +219,9 @@ class CrossIterationBatchNormSpec(NormSpec):
         "std", "how past variances are compensated (std, ours; taylor, the paper's)", choices=ESTIMATORS
     )
     window: int = knob(4, "mini-batches, the current one included; 0 = as many as a batch has", low=0)
-    burn_in_steps: int = knob(100, "optimizer steps of plain batch norm at the start", low=0)
+    burn_in_steps: int | None = knob(
+        None, "optimizer steps of plain batch norm at the start (default: 100, or a tenth of a shorter training)", low=0
+    )
     positions: int = knob(256, "positions a patch covariance is taken from; 0 = all", low=0)
     sync: bool = knob(False, "pool over the ranks of a torchrun job too")
 

@@ -76,7 +76,9 @@ class CrossIterationBatchNormLiteSpec(NormSpec):
     # The gradient `weights` would need a covariance per mini-batch.
     gradient: str = knob("share", "past held constant (share), or BN's (renorm)", choices=("share", "renorm"))
     window: int = knob(4, "mini-batches, the current one included; 0 = as many as a batch has", low=0)
-    burn_in_steps: int = knob(100, "optimizer steps of plain batch norm at the start", low=0)
+    burn_in_steps: int | None = knob(
+        None, "optimizer steps of plain batch norm at the start (default: 100, or a tenth of a shorter training)", low=0
+    )
     refresh_steps: int = knob(4, "steps between two measurements of the patch covariance", low=1)
     positions: int = knob(256, "positions a patch covariance is taken from; 0 = all", low=0)
     sync: bool = knob(False, "pool over the ranks of a torchrun job too")

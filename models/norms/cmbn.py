@@ -272,7 +272,10 @@ class CrossMiniBatchNormSpec(NormSpec):
     )
     carry: bool = knob(False, "the previous batch replaces the mini-batches still to come (ours; gradient=weights)")
     burn_in_steps: int | None = knob(
-        None, "optimizer steps of plain batch norm at the start (gradient=weights; default 0, with carry 100)", low=0
+        None,
+        "optimizer steps of plain batch norm at the start (gradient=weights; default 0; with carry 100, or a "
+        "tenth of a shorter training)",
+        low=0,
     )
     positions: int = knob(256, "positions a patch covariance is taken from; 0 = all (gradient=weights)", low=0)
     sync: bool = knob(False, "pool over the ranks of a torchrun job too (gradient=weights, share)")
@@ -308,10 +311,8 @@ class CrossMiniBatchNormSpec(NormSpec):
         return 0.01 if self.gradient == "darknet" else 0.1
 
     @property
-    def burn_in(self) -> int:
-        if self.burn_in_steps is not None:
-            return self.burn_in_steps
-        return 100 if self.carry else 0  # early weights change too fast for the previous batch, as in CBN
+    def usual_burn_in(self) -> int:
+        return 100 if self.carry else 0
 
     @property
     def remark(self) -> str:

@@ -59,6 +59,14 @@ def norm_warnings(
     return warnings
 
 
+def burn_in_warnings(options: NormOptions, total_steps: int) -> list[str]:
+    """Return a line if the norm would not begin before the end of the training."""
+    burn_in, norm = options.spec.burn_in, options.norm
+    if burn_in < total_steps:
+        return []
+    return [f"burn_in_steps={burn_in} is the whole training: --norm {norm} is plain batch norm here"]
+
+
 def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
     """Raise UserError where a norm would take the variance of a single value, which has none.
 

@@ -17,17 +17,18 @@ class StatisticsFreeze:
 
     In eval mode they use their running statistics, which then stay; the trainer announces no mini-batches to them.
     Norms that are in eval mode to begin with, because their layer is frozen (`models/freeze.py`), stay there. There is
-    no state to save: the step decides.
+    no state to save: the step decides. total_steps: may be changed on the way.
     """
 
     def __init__(self, network: nn.Module, options: NormOptions, total_steps: int) -> None:
+        self.total_steps = total_steps
         self._norms = [norm for norm in network.modules() if has_running_statistics(norm) and norm.training]
-        fraction = 1.0 if options.norm_freeze_after is None else options.norm_freeze_after
-        self._first_frozen_step = 0.0 if options.norm_eval else fraction * total_steps
+        share = 1.0 if options.norm_freeze_after is None else options.norm_freeze_after
+        self._share_by_batches = 0.0 if options.norm_eval else share
 
     def set_mode(self, step: int) -> None:
         """Set the norms' mode before the batch of `step`: `network.train()` puts norms into training mode as well."""
-        by_batches = step < self._first_frozen_step
+        by_batches = step < self._share_by_batches * self.total_steps
         for norm in self._norms:
             if norm.training != by_batches:
                 norm.train(by_batches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -58,7 +58,8 @@ class NormSpec(ABC):
     @property
     def options(self) -> dict[str, Any]:
         """The options by name, as the norm's constructor takes them."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**options, "burn_in_steps": self.burn_in} if "burn_in_steps" in options else options
 
     @property
     def pools(self) -> bool:
@@ -77,7 +78,20 @@ class NormSpec(ABC):
     @property
     def burn_in(self) -> int:
         """Optimizer steps of plain batch norm at the start of training."""
-        return int(getattr(self, "burn_in_steps", 0))
+        steps = getattr(self, "burn_in_steps", 0)
+        return self.usual_burn_in if steps is None else int(steps)
+
+    @property
+    def usual_burn_in(self) -> int:
+        """The burn-in of a long training: early weights change too fast for statistics of the past."""
+        return 100
+
+    def for_training(self, total_steps: int) -> NormSpec:
+        """Return the spec with a burn-in of at most a tenth of the training, unless it has been typed."""
+        if getattr(self, "burn_in_steps", 0) is not None or self.burn_in <= total_steps // 10:
+            return self
+        shorter: dict[str, Any] = {"burn_in_steps": total_steps // 10}
+        return replace(self, **shorter)
 
     @property
     def remark(self) -> str:

@@ -79,4 +79,4 @@ def test_contrastive_and_recurrent_training_is_said():
 def test_what_darknet_would_do_and_we_do_not_is_said():
     section = parse_sections("[net]\nwidth=8\nheight=8\ncutmix=1\nmixup=0\nangle=0\nmax_crop=9", path="a.cfg")[0]
     NetSpec.read(section)
-    assert section.warnings(set()) == ["a.cfg:4: cutmix=1 is not supported and is ignored"]
+    assert section.warnings(set()) == ["a.cfg:4: cutmix=1 is for darknet's classifiers and is ignored"]

@@ -4,11 +4,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import data.augment
 from data.albumentations_import import albumentations as A
-from data.augment import Augmenter
+from data.augment import Augmenter, ellipse_boxes
 from data.augment_options import AugmentOptions
+from data.crop import JitteredCrop
 from data.photometric import photometric_transforms
 from tests.data.test_geometry import extent, rectangle
 from utils.errors import UserError
@@ -206,3 +209,139 @@ def test_the_fill_is_the_mean_colour_unless_given() -> None:
 def test_impossible_knobs(knob: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(knob))):
         AugmentOptions(**knob)
+
+
+def drawn_object(box: tuple[int, int, int, int], *, is_ellipse: bool, is_crowd: bool = False) -> Sample:
+    """A box's object in white: all of the box, or the ellipse in it."""
+    image = rectangle((120, 160), box)
+    if is_ellipse:
+        left, top, right, bottom = box
+        rows, columns = np.indices((120, 160)) + 0.5
+        away = ((columns - (left + right) / 2) / (right - left)) ** 2 + (
+            (rows - (top + bottom) / 2) / (bottom - top)
+        ) ** 2
+        image[away > 0.25] = 0
+    return replace(one_object(0), image=image, boxes=np.array([box], np.float32), is_crowd=np.array([is_crowd]))
+
+
+BOXES = st.tuples(st.integers(0, 120), st.integers(0, 80), st.integers(12, 40), st.integers(12, 40)).map(
+    lambda box: (box[0], box[1], box[0] + box[2], box[1] + box[3])
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    box=BOXES,
+    rotate=st.sampled_from([0.0, 10.0, 90.0, 180.0]),
+    flip_ud=st.booleans(),
+    letterbox=st.booleans(),
+    is_crowd=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_a_box_goes_where_its_pixels_go(
+    box: tuple[int, int, int, int], rotate: float, flip_ud: bool, letterbox: bool, is_crowd: bool, seed: int
+) -> None:
+    """Rotated, an object is the ellipse in its box; of a crowd region nothing is left out."""
+    options = replace(PLAIN, rotate=rotate, flip_ud=flip_ud, letterbox=letterbox, resize=1.2)
+    source = drawn_object(box, is_ellipse=rotate > 0 and not is_crowd, is_crowd=is_crowd)
+    hw = (144, 176)
+    sample = Augmenter(options, lambda _: source, 1)(0, hw, np.random.default_rng(seed))
+    for moved in sample.boxes:
+        if rotate == 0 or ((moved[:2] > 1).all() and (moved[2:] < np.array(hw[::-1]) - 1).all()):
+            np.testing.assert_allclose(moved, extent(sample.image), atol=1.6)
+    if not len(sample.boxes):
+        assert (sample.image[..., 0] > 127).mean() < 0.02
+    assert sample.is_crowd.tolist() == [is_crowd] * len(sample.boxes)
+
+
+@pytest.mark.parametrize("geometry", ["content", "darknet"])
+def test_boxes_follow_their_pixels_into_turned_mosaics(geometry: str) -> None:
+    """All of an object's colour lies in the boxes with its label."""
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 255]], np.uint8)
+
+    def coloured(index: int) -> Sample:
+        source = drawn_object((50, 30, 110, 90), is_ellipse=True)
+        image = np.where(source.image > 0, colours[index], 0).astype(np.uint8)
+        return replace(source, image=image, labels=np.array([index]))
+
+    knobs = {"mosaic": 1, "rotate": 180, "flip_ud": True, "mosaic_geometry": geometry, "min_visibility": 0}
+    augmenter = Augmenter(replace(PLAIN, min_side_px=1, **knobs), coloured, 5)
+    for seed in range(20):
+        sample = augmenter(seed % 5, (128, 128), np.random.default_rng(seed))
+        for label, colour in enumerate(colours):
+            is_shown = (np.abs(sample.image.astype(int) - colour) < 60).all(axis=2)
+            for left, top, right, bottom in sample.boxes[sample.labels == label]:
+                is_shown[int(max(top - 2, 0)) : int(bottom + 3), int(max(left - 2, 0)) : int(right + 3)] = False
+            assert is_shown.sum() <= 30  # a sliver has no box; an object has 2000 px
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_an_image_upside_down_stays_in_its_corner_of_darknets_mosaic(corner: tuple[int, int]) -> None:
+    crop = JitteredCrop(replace(PLAIN, flip_ud=True), (64, 80), corner)
+    pipeline = A.Compose([crop], keypoint_params=A.KeypointParams("xy", remove_invisible=False))
+    turned = 0
+    for seed in range(20):
+        pipeline.set_random_seed(seed)
+        ends = pipeline(image=no_object(0).image, keypoints=np.array([[-0.5, -0.5], [69.5, 49.5]]))["keypoints"] + 0.5
+        turned += ends[0, 1] > ends[1, 1]
+        content = np.sort(ends, axis=0)
+        np.testing.assert_allclose(content[corner, [0, 1]], np.array(corner) * (80, 64), atol=1e-3)
+    assert 4 <= turned <= 16
+
+
+def test_half_of_the_images_are_upside_down() -> None:
+    shaded = replace(no_object(0), image=np.indices((100, 100))[0][..., None].repeat(3, axis=2).astype(np.uint8))
+    augmenter = Augmenter(replace(STILL, flip_ud=True), lambda _: shaded, 1)
+    firsts = [augmenter(0, (100, 100), np.random.default_rng(seed)).image[0, 0, 0] for seed in range(200)]
+    assert set(firsts) == {0, 99} and 0.4 < np.mean(np.array(firsts) == 99) < 0.6
+
+
+def test_the_ellipse_of_an_upright_box_has_that_box_and_a_circle_keeps_its_own() -> None:
+    upright = np.array([[1, 2], [5, 2], [5, 9], [1, 9]], float)
+    turned = np.array([[0, -1], [1, 0], [0, 1], [-1, 0]], float) * np.sqrt(2)  # a square of 2x2 on its corner
+    np.testing.assert_allclose(ellipse_boxes(np.stack([upright, turned])), [[1, 2, 5, 9], [-1, -1, 1, 1]], atol=1e-6)
+    assert ellipse_boxes(np.zeros((0, 4, 2))).shape == (0, 4)
+
+
+@pytest.mark.parametrize("knob", ["mixup", "cutmix"])
+@pytest.mark.parametrize(("share", "mosaic"), [(0.5, 0), (1, 1)])
+def test_images_are_mixed_as_often_as_asked(knob: str, share: float, mosaic: float) -> None:
+    loads: list[int] = []
+
+    def load(index: int) -> Sample:
+        loads.append(index)
+        return one_object(index)
+
+    augmenter = Augmenter(AugmentOptions(mosaic=mosaic, **{knob: share}), load, 50)
+    counts = []
+    for seed in range(60):
+        loads.clear()
+        sample = augmenter(7, (64, 64), np.random.default_rng(seed))
+        assert loads[0] == sample.image_id == 7
+        counts.append(len(loads))
+    assert set(counts) == ({8} if mosaic else {1, 2})
+    assert np.mean(np.array(counts) > 1) == pytest.approx(share, abs=0.2)
+
+
+@pytest.mark.parametrize("joined", [{"mosaic": 1}, {"mosaic": 0, "mixup": 1}, {"mosaic": 0, "cutmix": 1}])
+def test_a_single_image_is_that_of_a_run_without_mosaic_and_mixing(joined: dict[str, float]) -> None:
+    alone, other = (Augmenter(AugmentOptions(**knobs), one_object, 9) for knobs in ({"mosaic": 0}, joined))
+    for seed in range(5):
+        expected = alone(seed, (64, 64), np.random.default_rng(seed))
+        single = other(seed, (64, 64), np.random.default_rng(seed), is_single=True)
+        np.testing.assert_array_equal(single.image, expected.image)
+        assert single.path == expected.path
+
+
+def test_what_is_joined_is_drawn_by_its_share() -> None:
+    loads: list[int] = []
+
+    def load(index: int) -> Sample:
+        loads.append(index)
+        return one_object(index)
+
+    augmenter = Augmenter(AugmentOptions(mosaic=1), load, 3, np.array([0.0, 0.2, 0.8]))
+    for seed in range(100):
+        augmenter(0, (32, 32), np.random.default_rng(seed))
+    drawn = np.delete(np.array(loads), np.s_[::4])
+    np.testing.assert_allclose(np.bincount(drawn, minlength=3) / len(drawn), [0, 0.2, 0.8], atol=0.08)

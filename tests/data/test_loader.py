@@ -175,6 +175,48 @@ def test_an_epoch_shows_each_image_once_in_an_order_of_its_own() -> None:
     assert orders[0] != [key.image for batch in keys(103, seed=1) for key in batch]
 
 
+def test_the_last_batches_show_single_images_wherever_a_run_was_resumed() -> None:
+    sampler = keys(103, single_from=30)
+    for epoch, start in [(0, 0), (1, 0), (1, 6)]:
+        sampler.epoch, sampler.start_batch = epoch, start
+        flags = [{key.is_single for key in batch} for batch in sampler]
+        assert flags == [{25 * epoch + batch >= 30} for batch in range(start, 25)]
+    assert not any(key.is_single for batch in keys() for key in batch)
+
+
+def test_closing_mosaic_leaves_the_batches_before_as_they_are(noise_set: ImageSet) -> None:
+    augment = AugmentOptions(mosaic=1, mixup=0.5)
+    opened, closed, helped = (loader(noise_set, workers, augment=augment) for workers in (0, 0, 2))
+    for each in (closed, helped):
+        each.close_mosaic(4)
+    for epoch in range(2):
+        for each in (opened, closed, helped):
+            each.set_epoch(epoch)
+        without, with_mosaic, again = list(closed), list(opened), list(helped)
+        assert same(again, without)
+        assert same(without[:1], with_mosaic[:1])
+        assert same(without, with_mosaic) == (epoch == 0)
+    assert all("+" not in path for batch in without[1:] for path in batch.paths)
+
+
+def test_balanced_epochs_keep_their_length_and_ranks_their_shares(noise_set: ImageSet) -> None:
+    shares = np.array([0.5] + [0.05] * 10)
+    whole, *parts = (
+        keys(11, batch_size=2, shares=shares, rank=rank, ranks=ranks) for rank, ranks in ((0, 1), (0, 2), (1, 2))
+    )
+    epochs = []
+    for epoch in range(20):
+        for each in (whole, *parts):
+            each.epoch = epoch
+        epochs.append([key for batch in whole for key in batch])
+        assert [key.position for key in epochs[-1]] == list(range(10))
+        assert [[*a, *b] for a, b in zip(*parts, strict=True)] == list(whole)
+    counts = np.bincount([key.image for epoch in epochs for key in epoch]) / 200
+    np.testing.assert_allclose(counts, shares, atol=0.05)
+    assert epochs[0] != epochs[1]
+    assert same(list(loader(noise_set, 2, balance=True)), list(loader(noise_set, balance=True)))
+
+
 def test_input_sizes_change_every_ten_batches_within_their_bounds() -> None:
     sampler = keys()
     sizes = []

@@ -50,7 +50,7 @@ def line_of(text: str, start: str) -> str:
 def test_training_from_a_partial_file_and_its_resume_without_it(flags, tmp_path, capsys):
     weights, cfg = darknets(tmp_path, TOY_CFG, layers=2)
     run = tmp_path / "run"
-    start = ["--weights", weights, "--cfg", cfg, "--norm", "cmbn", "--norm-momentum", "0.001"]
+    start = ["--weights", weights, "--cfg", cfg, "--norm", "cmbn", "--norm-momentum", "0.001", "--optimizer", "sgd"]
     train.main([*flags, *start, "--epochs", "1", "--out", str(run)])
     assert line_of(capsys.readouterr().out, "weights ") == (
         f"weights   {weights}: loaded 2 of 3 convolutions, 0 bytes left; the file ends before layer 2 [convolutional] "
@@ -73,7 +73,7 @@ def test_training_from_a_partial_file_and_its_resume_without_it(flags, tmp_path,
 @pytest.mark.parametrize(("norm", "also"), [("mabn", ""), ("gn", "; this norm has no running m")])
 def test_training_for_other_classes_takes_all_but_the_heads(flags, tmp_path, capsys, norm, also):
     weights, cfg = darknets(tmp_path, TOY_OF_THREE)
-    start = ["--weights", weights, "--cfg", cfg, "--norm", norm, "--max-steps", "1"]
+    start = ["--weights", weights, "--cfg", cfg, "--norm", norm, "--max-steps", "1", "--optimizer", "sgd"]
     train.main([*flags, *start, "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
     assert f"          10 classes in the data, 3 in {cfg}: the heads are resized" in said

@@ -115,6 +115,22 @@ def test_histories_of_both_ranks_are_saved_and_the_job_goes_on_to_the_bit(
     children.assert_same_training(whole, parts)
 
 
+def test_two_ranks_find_one_learning_rate_and_train_as_if_it_had_been_typed(
+    scenes: Path, toy_cfg: str, tmp_path: Path
+) -> None:
+    """Each has statistics and histories of its own to put back."""
+    auto, typed, log = tmp_path / "auto", tmp_path / "typed", tmp_path / "log"
+    rate = "auto"
+    for run in (auto, typed):
+        for child in start_two(
+            flags(scenes, toy_cfg, run, "--norm", "cbn:burn_in_steps=1", "--learning-rate", rate), log
+        ):
+            assert children.ended(child) == 0, log.read_text()[-3000:]
+        rate = str(Checkpoint.from_file(run / "last.pt").settings["learning_rate"])
+    assert log.read_text().count("(range test of ") == 1  # rank 0 prints
+    children.assert_same_training(auto, typed)
+
+
 def be_slow_to_evaluate() -> None:
     detect = inference._detect_in_parts
     inference._detect_in_parts = lambda *given: (time.sleep(1), detect(*given))[1]  # type: ignore[assignment]

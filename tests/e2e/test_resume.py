@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import resource
@@ -19,12 +20,17 @@ import pytest
 import torch
 
 import train
+from data.albumentations_import import albumentations as A
 from data.digits import make_digits
 from engine.job import open_run, parse_job
+from engine.step import TrainStep
+from engine.trainer import Trainer
 from models.network import Network
 from tests.e2e import children
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
+from utils.stop import Stop
+from utils.structures import Batch
 
 NORMS = ("bn", "cmbn", "cbn:burn_in_steps=2")
 
@@ -33,6 +39,13 @@ def flags(scenes: Path, cfg: str, norm: str, run: Path, *more: str) -> list[str]
     common = ["--data", str(scenes), "--cfg", cfg, "--norm", norm, "--epochs", "3", "--evals", "2", "--workers", "1"]
     common += ["--device", "cpu"]
     return [*common, "--save-minutes", "0", "--mosaic", "0.5", "--out", str(run), *more]
+
+
+def all_that_is_drawn(pipeline: Path) -> list[str]:
+    """Flags of the augmentation that is off by default."""
+    A.save(A.Compose([A.Rotate(p=0.5), A.GaussNoise(p=0.5)]), pipeline)
+    mixed = ["--mixup", "0.3", "--cutmix", "0.3", "--close-mosaic", "0.4", "--rotate", "20", "--flip-ud", "--balance"]
+    return [*mixed, "--blur", "0.3", "--albumentations", str(pipeline)]
 
 
 def seconds_of(start: list[str], log: Path) -> float:
@@ -68,8 +81,9 @@ def kill_until_done(start: list[str], run: Path, log: Path, *, kills: int, rng: 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_killed_training_ends_like_one_that_was_not(scenes: Path, toy_cfg: str, tmp_path: Path, norm: str) -> None:
-    took_s = seconds_of(flags(scenes, toy_cfg, norm, tmp_path / "whole"), tmp_path / "log")
-    start = flags(scenes, toy_cfg, norm, tmp_path / "parts")
+    more = all_that_is_drawn(tmp_path / "mine.json") if norm == "bn" else []
+    took_s = seconds_of(flags(scenes, toy_cfg, norm, tmp_path / "whole", *more), tmp_path / "log")
+    start = flags(scenes, toy_cfg, norm, tmp_path / "parts", *more)
     rng = random.Random(norm.partition(":")[0])
     killed = kill_until_done(start, tmp_path / "parts", tmp_path / "log", kills=2, rng=rng, typical_s=took_s)
     assert killed > 0
@@ -103,6 +117,26 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(
     assert f"resume with: python train.py --resume {parts}" in log.read_text()
     assert "Traceback" not in log.read_text()
     train.main(["--resume", str(parts), "--workers", "1", "--save-minutes", "0"])
+    children.assert_same_training(whole, parts)
+
+
+def be_slow() -> None:
+    whole = TrainStep.__call__
+    TrainStep.__call__ = lambda *given: (time.sleep(0.05), whole(*given))[1]  # type: ignore[method-assign]
+
+
+def test_a_training_killed_while_it_tests_learning_rates_tests_them_again(
+    scenes: Path, toy_cfg: str, tmp_path: Path
+) -> None:
+    whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
+    auto = ("--learning-rate", "auto")
+    child = children.start(flags(scenes, toy_cfg, "cbn:burn_in_steps=2", parts, *auto), log=log, before=be_slow)
+    children.wait_for_step(parts, 0)
+    child.kill()
+    assert children.ended(child) == -signal.SIGKILL
+    assert Checkpoint.from_file(parts / "last.pt").settings["learning_rate"] == "auto"
+    train.main(["--resume", str(parts), "--workers", "1"])
+    train.main(flags(scenes, toy_cfg, "cbn:burn_in_steps=2", whole, *auto))
     children.assert_same_training(whole, parts)
 
 
@@ -172,6 +206,35 @@ def test_memory_that_ran_out_in_training_and_in_evaluation_costs_only_time(
     assert Checkpoint.from_file(tmp_path / "run" / "last.pt").training.subdivisions == 2
     train.main(["--resume", str(tmp_path / "run"), "--epochs", "3", "--workers", "0", "--subdivisions", "4"])
     assert Checkpoint.from_file(tmp_path / "run" / "last.pt").training.subdivisions == 4
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_what_auto_chose_is_kept_to_the_last_bit_on_a_machine_that_would_choose_otherwise(
+    scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch, capsys, optimizer: str
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    monkeypatch.setattr("engine.amp.cpu_bf16", lambda: "avx512_bf16")
+    common = ("--workers", "0", "--optimizer", optimizer)
+    trained(flags(scenes, toy_cfg, "cmbn:carry", whole, *common))
+    assert "precision bf16, channels last: the CPU has avx512_bf16\n" in capsys.readouterr().out
+    settings = json.loads((whole / "settings.json").read_text())
+    assert (settings["amp"], settings["channels_last"]) == ("bf16", "on")
+
+    step = TrainStep.__call__
+
+    def interrupted(self: TrainStep, batch: Batch) -> torch.Tensor:
+        if self.clock.step == 6:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainStep, "__call__", interrupted)
+        trained(flags(scenes, toy_cfg, "cmbn:carry", parts, *common))
+    monkeypatch.setattr("engine.amp.cpu_bf16", lambda: "")
+    capsys.readouterr()
+    trained(["--resume", str(parts), "--workers", "0"])
+    assert "precision bf16, channels last\n" in capsys.readouterr().out
+    children.assert_same_training(whole, parts)
 
 
 def fill_disk_at_the_end() -> None:
@@ -276,6 +339,23 @@ def test_the_data_set_may_have_moved(once: Path, scenes: Path, resume, tmp_path:
     assert Checkpoint.from_file(run / "last.pt").settings["data"] == moved
     monkeypatch.chdir(tmp_path / "here")
     assert parse_job(["--resume", str(copied(once, tmp_path / "relative", settings=settings))]).options.data == "scenes"
+
+
+def test_a_run_keeps_its_pipeline_and_closes_mosaic_by_its_length(
+    scenes: Path, toy_cfg: str, resume, tmp_path: Path, capsys
+) -> None:
+    file, run = tmp_path / "mine.json", tmp_path / "run"
+    trained(flags(scenes, toy_cfg, "bn", run, "--epochs", "1", "--workers", "0", *all_that_is_drawn(file)))
+    shown = "--albumentations (Rotate, GaussNoise)"
+    assert shown in (out := capsys.readouterr().out) and "the rarest class, is in" in out
+    file.unlink()
+    resume(run, "--epochs", "2")
+    assert shown in (out := capsys.readouterr().out) and "names another pipeline" not in out
+    job = parse_job(["--resume", str(run), "--epochs", "5"])
+    assert Trainer(job, tmp_path / "other", Stop()).loader.keys.single_from == 12  # of 20 steps
+    A.save(A.Blur(), file)
+    parse_job(["--resume", str(run), "--albumentations", str(file)])
+    assert "warning: --albumentations names another pipeline than the run had" in capsys.readouterr().out
 
 
 def test_a_run_saved_before_out_got_its_name_goes_on(once: Path, tmp_path: Path) -> None:

@@ -20,9 +20,12 @@ def flags(scenes: Path, cfg: str, run: Path, *more: str) -> list[str]:
     return [*common, "--ema-decay", "0.9", "--out", str(run), *more]
 
 
-def test_recomputed_activations_train_to_the_same_bits(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("amp", [("--amp", "off"), ("--amp", "bf16", "--channels-last")])
+def test_recomputed_activations_train_to_the_same_bits(
+    scenes: Path, toy_cfg: str, tmp_path: Path, amp: tuple[str, ...]
+) -> None:
     for name, more in (("plain", ()), ("recomputed", ("--checkpoint-activations",))):
-        train.main(flags(scenes, toy_cfg, tmp_path / name, "--norm", "cbn:burn_in_steps=1", *more))
+        train.main(flags(scenes, toy_cfg, tmp_path / name, "--norm", "cbn:burn_in_steps=1", *amp, *more))
     children.assert_same_training(tmp_path / "plain", tmp_path / "recomputed")
 
 

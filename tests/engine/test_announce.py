@@ -21,16 +21,27 @@ def test_lines_are_in_the_order_in_which_one_asks(scenes: Path, toy_cfg: str, tm
     announce(run)
     run.log.close()
     labels = [line[:10].strip() for line in capsys.readouterr().out.splitlines() if not line.startswith("warning:")]
-    order = ["data", "network", "norm", "freeze", "optimizer", "schedule", "device", "run", "settings"]
+    order = ["data", "network", "norm", "freeze", "optimizer", "schedule", "device", "precision", "run", "settings"]
     assert [label for label in dict.fromkeys(labels) if label] == order
 
 
 def test_settings_are_the_flags_that_differ_from_the_defaults(scenes: Path, toy_cfg: str) -> None:
     """Typed ones first; a typed default is not shown."""
     job = parse_job(["--data", str(scenes), "--cfg", toy_cfg, "--mosaic", "0.7", "--workers", "2", "--no-flip"])
-    typed, from_cfg = settings_lines(job)
+    typed, from_cfg, from_optimizer = settings_lines(job)
     assert typed == f"--data {scenes}  --cfg {toy_cfg}  --mosaic 0.7  --no-flip"
-    assert from_cfg.startswith("from the cfg: ") and "--learning-rate 0.005" in from_cfg
+    assert from_cfg.startswith("from the cfg: ") and "--letterbox" in from_cfg and "rate" not in from_cfg
+    assert from_optimizer == (
+        "from the optimizer: --max-steps 1200  --batch-size 4  --subdivisions 2  --optimizer adamw  "
+        "--learning-rate 0.006"
+    )
+    assert optimizer_in_words(job) == "AdamW, weight decay 0.0001; batch 4 = 2 forwards of 2"
+
+
+def test_sgd_takes_the_numbers_of_the_cfg(scenes: Path, toy_cfg: str) -> None:
+    job = parse_job(["--data", str(scenes), "--cfg", toy_cfg, "--optimizer", "sgd"])
+    _, from_cfg, *_ = settings_lines(job)
+    assert "--learning-rate 0.005  --lr-policy constant" in from_cfg
     assert optimizer_in_words(job) == "SGD, momentum 0.9, weight decay 0.0001; batch 4 = 2 forwards of 2"
 
 

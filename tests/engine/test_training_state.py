@@ -44,7 +44,7 @@ class Training:
 
     def __init__(self, norm: str) -> None:
         network = model_with(NORMS[norm])
-        self.average = ModelEMA(network, decay=0.9, warm_up_steps=2)
+        self.average = ModelEMA(network, decay=0.9)
         self.step = TrainStep(
             network=network,
             forward=network,

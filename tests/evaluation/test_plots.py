@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from evaluation.coco_map import evaluate_coco
-from evaluation.plots import plot_confusion, plot_layer_gaps, plot_pr_curves, plot_results
+from evaluation.plots import plot_confusion, plot_layer_gaps, plot_pr_curves, plot_range_test, plot_results
 from tests.reference.coco_rows import results_from
 
 HEADER = "step,epoch,lr,loss,box,objectness,class,AP,AP50,seconds"
@@ -90,3 +90,10 @@ def test_without_results_there_is_no_plot(tmp_path: Path) -> None:
     assert not (tmp_path / "results.png").exists()
     with pytest.raises(FileNotFoundError):
         plot_results(tmp_path / "absent.csv", tmp_path / "results.png")
+
+
+@pytest.mark.parametrize("losses", [[100.0], [100.0, 50.0, 1e23]])
+def test_a_range_test(tmp_path: Path, losses: list[float]) -> None:
+    curve = np.array(losses)
+    plot_range_test(np.geomspace(1e-6, 1e-4, len(curve)), curve, curve, 2e-5, tmp_path / "rate_test.png")
+    assert ink(tmp_path / "rate_test.png") > 0.005

@@ -135,7 +135,7 @@ def test_the_norms_mode_is_the_regimes_in_layers_that_learn_and_eval_in_frozen_o
 def test_the_averaged_copy_has_the_same_frozen_layers() -> None:
     network = network_of()
     freeze(network, 2)
-    average = ModelEMA(network, decay=0.9, warm_up_steps=1)
+    average = ModelEMA(network, decay=0.9)
     before = copy.deepcopy(network.state_dict())
     train(network, steps=2)
     average.update(network, step=1)

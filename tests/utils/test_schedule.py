@@ -168,11 +168,6 @@ def test_a_policy_without_its_key_names_the_key(policy, fields, message):
     assert Schedule(policy="constant", base_rate=0.1, total_steps=10, **fields).rate(0) == 0.1
 
 
-@pytest.mark.parametrize(("steps", "decay"), [(1, 0.9), (1000, 0.98), (10**9, 0.9999)])
-def test_the_average_remembers_about_a_twentieth(steps, decay):
-    assert replace(COSINE, total_steps=steps).average_decay() == pytest.approx(decay)
-
-
 def test_it_says_what_it_is():
     stepped = Schedule(
         policy="steps", base_rate=0.01, total_steps=2000, burn_in_steps=200, steps=(1600,), scales=(0.1,)

@@ -19,6 +19,7 @@ from tests.models.norms.kinds import (
     CONV_AWARE,
     CORE,
     KINDS,
+    LAYOUTS,
     assert_same_bits,
     autocast,
     block,
@@ -246,6 +247,32 @@ def test_10_autocast_leaves_statistics_in_float32(kind):
     if kind != "cmbn-darknet" and not isinstance(module.norm, MovingAverageNorm):
         exact = seen[0].double().var((0, 2, 3))
         torch.testing.assert_close(module.norm.running_var.double(), exact, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["bn", *BATCH_STATISTICS])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_10_large_populations_of_bfloat16_are_summed_in_float32(kind, layout):
+    """In bfloat16 a sum of numbers about 5 ends at 2048: the next 5 is less than half a unit of its last place."""
+    norm = norm_factory(KINDS[kind])(nn.Conv2d(4, 4, 1))
+    norm = norm.to(memory_format=LAYOUTS[layout]).train()
+    norm.momentum = 1.0
+    x = (noise_like(torch.empty(4, 4, 64, 64), 1) + 5).bfloat16().to(memory_format=LAYOUTS[layout])
+    with autocast("bf16 autocast"), torch.no_grad():
+        out = norm(x)
+    mean, var = x.double().mean((0, 2, 3)), x.double().var((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-4, atol=0)
+    torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-3, atol=0)
+    expected = nn.functional.batch_norm(x.double(), None, None, training=True)
+    torch.testing.assert_close(out.double(), expected, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_10_group_norm_sums_bfloat16_in_float32(layout):
+    x = (noise_like(torch.empty(2, 4, 64, 64), 1) + 5).bfloat16().to(memory_format=LAYOUTS[layout])
+    with autocast("bf16 autocast"), torch.no_grad():
+        out = norm_factory(KINDS["gn"])(nn.Conv2d(4, 4, 1))(x)
+    expected = nn.functional.group_norm(x.double(), 2)
+    torch.testing.assert_close(out.double(), expected, rtol=2**-7, atol=2**-7)
 
 
 @pytest.mark.parametrize("kind", CORE)

@@ -237,7 +237,10 @@ COMMON = {"norm_eps": 1e-5, "norm_momentum": 0.1, "precise_bn": 0}
         ({"norm": "cmbn", "norm_carry": True, "norm_burn_in_steps": 51}, "cmbn:carry,burn_in_steps=51"),
         ({"norm": "cmbn", "norm_carry": False, "norm_burn_in_steps": 0}, "cmbn"),
         ({"norm": "cbn", "norm_estimator": "none", "norm_gradient": "share"}, "cbn:gradient=share,estimator=none"),
-        ({"norm": "cbn", "norm_window": 0, "norm_growth_steps": 0, "norm_burn_in_steps": 100}, "cbn:window=0"),
+        (
+            {"norm": "cbn", "norm_window": 0, "norm_growth_steps": 0, "norm_burn_in_steps": 100},
+            "cbn:window=0,burn_in_steps=100",
+        ),
         ({"norm": "mabn", "norm_average_images": 8.0}, "mabn:average_images=8"),
         ({"norm": "gn", "norm_groups": 8, "norm_momentum": None, "precise_bn": None}, "gn:groups=8"),
     ],
