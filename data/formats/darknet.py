@@ -100,7 +100,9 @@ def _class_names(file: Path, settings: dict[str, str], names_file: Path | None) 
     if not classes.isdecimal() or not 0 < int(classes[:7]) <= _MOST_CLASSES:
         raise UserError(f"{file}: expected 'classes = N', the number of classes, or a 'names' file.")
     if names is not None and len(names) != int(classes):
-        raise UserError(f"{file}: classes = {classes}, but {settings['names']} has {len(names)} names.")
+        raise UserError(
+            f"{file}: classes = {classes}, but {settings['names']} has {len(names)} names: correct one of them."
+        )
     return names or [f"class {label}" for label in range(int(classes))]
 
 

@@ -162,7 +162,7 @@ def _names(file: Path, content: dict[str, Any]) -> list[str]:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"{file}: expected 'names', a list of the classes, found {str(names)[:60]}.")
     if count is not None and str(count) != str(len(names)):
-        raise UserError(f"{file}: nc is {count}, but 'names' has {len(names)} names.")
+        raise UserError(f"{file}: nc is {count}, but 'names' has {len(names)} names: correct one of them.")
     return names
 
 
