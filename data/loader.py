@@ -158,7 +158,7 @@ class TrainLoader(Loader):
         self.keys.epoch = epoch
         self.keys.start_batch = start_batch
 
-    def close_mosaic(self, batch: int) -> None:
+    def close_mosaic(self, batch: float) -> None:
         """Make no mosaic, mixup or cutmix from this batch on, counted over all epochs."""
         self.keys.single_from = batch
 

@@ -7,6 +7,7 @@ the loss tells which rates train.
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,6 +126,7 @@ def _undone(run: Trainer) -> Iterator[None]:
     """Undo to the bit, afterwards, what training changes, as `--resume` would; without use of GPU memory."""
     saved, subdivisions = io.BytesIO(), run.step.recovery.subdivisions
     torch.save(training_state(run.step, run.ema), saved)
+    run.loader.close_mosaic(math.inf)  # the test may be longer than the training
     try:
         yield
     finally:
@@ -133,3 +135,4 @@ def _undone(run: Trainer) -> Iterator[None]:
         state = torch.load(saved, map_location="cpu", weights_only=True)
         restore(run.step, run.ema, state, run.ema.model.state_dict())
         run.step.recovery.subdivisions = subdivisions
+        run.close_mosaic()

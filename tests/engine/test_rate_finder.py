@@ -79,6 +79,12 @@ def test_smoothing_keeps_the_number_of_steps_and_the_bounds(losses: list[float])
 # --- a training -------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _no_limit_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine would shorten the test, and find another rate."""
+    monkeypatch.setattr(rate_finder, "LIMIT_S", 1e9)
+
+
 @pytest.fixture
 def flags(scenes: Path, toy_cfg: str) -> list[str]:
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--evals", "1"]
@@ -249,6 +255,7 @@ def test_slow_steps_make_a_shorter_test(
     flags: list[str], tmp_path: Path, steps_tried: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A clock that is read once a step, and says that steps take an hour."""
+    monkeypatch.setattr(rate_finder, "LIMIT_S", 60)
     monkeypatch.setattr(rate_finder, "_RISEN", float("inf"))
     monkeypatch.setattr(rate_finder, "choose_rate", lambda *_, **__: 0.01)
     monkeypatch.setattr(time, "monotonic", lambda: 3600.0 * len(steps_tried))
