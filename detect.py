@@ -20,8 +20,10 @@ from models.norms.fold import can_fold, fold
 from models.weights.trained import read_trained
 from options import FOREIGN_FLAGS, DetectOptions
 from utils.environment import pick_device
+from utils.errors import UserError
 from utils.flags import parse_flags, resolve
 from utils.page import run_page
+from utils.printable import printable
 from utils.run_folder import free_folder
 from utils.save_detections import DetectionFiles
 from utils.structures import Detections, pixels_of
@@ -48,14 +50,24 @@ def describe_frame(frame: Frame, found: Detections, class_names: Sequence[str], 
     return f"{name}: {width}x{height}, {objects}, {milliseconds:.1f} ms"
 
 
+def labels_of(classes: Sequence[str], class_names: Sequence[str]) -> torch.Tensor | None:
+    """Return the labels of the named classes; None for no name: all. Raises UserError for an unknown one."""
+    unknown = [name for name in classes if name not in class_names]
+    if unknown:
+        raise UserError(f"--classes: the network knows no '{unknown[0]}', but {', '.join(class_names[:20])}")
+    return torch.tensor([class_names.index(name) for name in classes]) if classes else None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     options = resolve(DetectOptions, parse_flags(DetectOptions, argv, foreign=FOREIGN_FLAGS))
     device = pick_device(options.device)
-    sources = find_sources(options.sources)
+    other_files: Counter[str] = Counter()
+    sources = find_sources(options.sources, other_files)
     checkpoint, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
     detector = Detector.from_checkpoint(
         checkpoint, options.detection, path=options.weights, device=device, input_hw=options.image_size
     )
+    kept = labels_of(options.classes, detector.class_names)
     if can_fold(detector.network):
         detector = replace(detector, network=fold(detector.network))
     for line in origin:
@@ -75,15 +87,19 @@ def main(argv: Sequence[str] | None = None) -> None:
                 bar.update()
                 if frame.image is None:
                     unreadable += 1
-                    bar.write(f"warning: {source.path}: cannot be read, skipped")
+                    bar.write(printable(f"warning: {source.path}: cannot be read, skipped"))
                     continue
                 started = time.perf_counter()
                 found = detect(detector, frame.image)
+                found = found if kept is None else found.where(torch.isin(found.labels, kept))
                 milliseconds = 1000 * (time.perf_counter() - started)
-                bar.write(describe_frame(frame, found, detector.class_names, milliseconds))
+                bar.write(printable(describe_frame(frame, found, detector.class_names, milliseconds)))
                 video_fps = source.fps if source.is_video else None
                 files.add(source.path, frame.image, found, number=frame.number, video_fps=video_fps)
     skipped = f", {unreadable} unreadable" if unreadable else ""
+    if other_files:
+        endings = ", ".join(f"{count} {ending}" for ending, count in other_files.most_common())
+        print(f"skipped files, neither images nor videos by their endings: {endings}")
     print(f"{files.written} images annotated{skipped}; they are in {folder}")
 
 

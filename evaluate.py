@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 from cfg.parse import CfgError
 from data.annotation_formats import open_image_set
+from data.doctor.checkup import quick_findings
 from data.image_set import ImageSet
 from evaluation.darknet_map import WHY_NOT_COCO, measure_as_darknet
 from evaluation.evaluator import Evaluator
@@ -45,10 +46,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         input_hw=options.image_size,
     )
     check_flags(options, given, detector)
-    image_set = open_image_set(options.data, options.split)
+    image_set = open_image_set(options.data, options.split, val_fraction=options.val_fraction)
+    if options.classes:
+        image_set = image_set.of_classes(options.classes)
+    image_set.require_objects(options.data)
     loading: _Loading = {"batch_size": options.batch_size, "workers": options.workers}
     evaluator = Evaluator(detector, image_set, **loading, rect=options.rect, backend=options.eval_backend)
-    population = open_image_set(options.recalibrate_on, "train") if options.recalibrate_on else None
+    population = None
+    if options.recalibrate_on:
+        population = open_image_set(options.recalibrate_on, "train", val_fraction=options.val_fraction)
     folder = free_folder(options.out, default=f"eval-{image_set.name}-{image_set.split}")
     announce(checkpoint, origin, image_set)
     if options.norm_report:
@@ -63,12 +69,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         recalibrated = replace(checkpoint, input_hw=detector.input_hw, weights=weights, training=None)
         recalibrated.to_file(folder / "recalibrated.pt")
     table = evaluator.report(folder)
-    print(table.summary(), table.class_table(), sep="\n\n")
+    print(table.text())
     json = image_set.coco_json or folder / "ground_truth.json"
     print(f"\nthese are COCOeval's numbers for {json} and {folder / 'detections.json'}; curves are in {folder}")
     if options.metric == "darknet":
         points = int(options.map_points)
-        darknet = measure_as_darknet(detector, image_set, iou=options.map_iou, points=points, **loading)
+        darknet = measure_as_darknet(detector, evaluator.image_set, iou=options.map_iou, points=points, **loading)
         text = f"{darknet.summary()}\n\n{WHY_NOT_COCO}\n"
         (folder / "darknet_map.txt").write_text(text)
         print(f"\n{text}")
@@ -98,8 +104,10 @@ def announce(checkpoint: Checkpoint, origin: Sequence[str], image_set: ImageSet)
     for text in origin:
         print(text)
     say("data", f"{image_set.name} {image_set.split}: {len(image_set)} images")
-    for text in image_set.problems.summary():
-        say("", text)
+    for finding in quick_findings(image_set):
+        warn(finding)
+    for note in image_set.problems.notes():
+        say("", note)
     is_official = checkpoint.is_darknet and "yolov4" in checkpoint.cfg_name and len(checkpoint.class_names) == 80
     places = (image_set.name, image_set.coco_json or "", os.path.dirname(image_set[0].path))
     if is_official and any("val2017" in place for place in places):

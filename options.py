@@ -18,13 +18,14 @@ from models.norms.table import NormOptions
 from models.yolo.loss import LossOptions
 from models.yolo.postprocess import DetectionOptions
 from utils.duration import checked_duration
-from utils.flags import image_size_knob, parse_learning_rate, parse_subdivisions
+from utils.flags import image_size_knob, parse_learning_rate, parse_names, parse_subdivisions
 from utils.knob import knob
 from utils.schedule import POLICIES
 
 OPTIMIZERS = ("auto", "sgd", "adamw")
 AMP_KINDS = ("auto", "off", "bf16", "fp16")
 LAYOUTS = ("auto", "on", "off")
+DATA = "data set: a COCO, VOC or YOLO folder, COCO json, data.yaml, darknet .data file, or 'digits'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +112,12 @@ class TrainOptions:
     given comes from the cfg file, else from the default.
     """
 
-    data: str = knob("digits", "data set: COCO or VOC folder, COCO json, darknet .data file, or 'digits'", unit="PATH")
+    data: str = knob("digits", DATA, unit="PATH")
+    val_data: str | None = knob(None, "validate on this data set, such as a second COCO json", unit="PATH")
+    val_fraction: float = knob(
+        0.1, "of a data set without a split 'val', hold out this part of its images; 0 = none", low=0, high=0.9
+    )
+    classes: tuple[str, ...] = knob((), "train on these classes only, by name: a,b", unit="NAMES", parse=parse_names)
     cfg: str | None = knob(None, "network: a darknet .cfg, or the name of one in cfg/ (default: yolov4-pico, for CPUs)")
     train_split: str = knob("train", "split to train on", unit="NAME")
     val_split: str = knob("val", "split to evaluate on, which selects the best weights", unit="NAME")
@@ -176,8 +182,12 @@ class EvaluateOptions:
     weights: str = knob(MISSING, "checkpoint to evaluate, or darknet's .weights (with --cfg)", unit="FILE")
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
-    data: str = knob("digits", "data set: COCO or VOC folder, COCO json, darknet .data file, or 'digits'", unit="PATH")
-    split: str = knob("val", "split to evaluate on", unit="NAME")
+    data: str = knob("digits", DATA, unit="PATH")
+    split: str = knob("val", "split to evaluate on; 'all' of a set that nothing divides", unit="NAME")
+    val_fraction: float = knob(
+        0.0, "of a data set without a split 'val', evaluate on what train.py holds out by this", low=0, high=0.9
+    )
+    classes: tuple[str, ...] = knob((), "evaluate on these classes only, by name: a,b", unit="NAMES", parse=parse_names)
     image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: as trained)")
     batch_size: int = knob(16, "images per forward", unit="IMAGES", low=1)
     rect: bool = knob(False, "batch letterboxed images of similar shape, to pad less: faster, slightly other AP")
@@ -234,6 +244,7 @@ class DetectOptions:
     weights: str = knob(MISSING, "checkpoint to detect with, or darknet's .weights (with --cfg)", unit="FILE")
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
+    classes: tuple[str, ...] = knob((), "keep these classes only, by name: a,b", unit="NAMES", parse=parse_names)
     image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: as trained)")
     out: str | None = knob(None, "folder for annotated copies (default: runs/detect)", unit="DIR", formerly="run")
     save_json: bool = knob(False, "write detections.json: one entry per image, boxes as x, y, width, height in px")

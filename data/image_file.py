@@ -9,13 +9,24 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# The first frame of a .gif is read. Whether .avif and .jp2 can be depends on how OpenCV was built.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"),
+    *(".jfif", ".jpe", ".gif", ".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+_MOST_SIDE_PX = 65535  # a JPEG's
+_MOST_PIXELS = 1 << 28  # 805 MB decoded
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _Header = tuple[tuple[int, int], bool]  # height and width as stored, and whether EXIF transposes them
 _MOST_EXIF = 1 << 16  # bytes read of a chunk, which may claim any length
 _JPEG_START = b"\xff\xd8"
 # JPEG start-of-frame markers; C4, C8 and CC lie among them but are tables.
 _JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def is_plausible(hw: tuple[int, int]) -> bool:
+    """Return whether an image may have this size: a header of a few bytes must not fill the memory."""
+    return min(hw) > 0 and max(hw) <= _MOST_SIDE_PX and hw[0] * hw[1] <= _MOST_PIXELS
 
 
 def image_hw(path: str) -> tuple[int, int] | None:
@@ -26,6 +37,8 @@ def image_hw(path: str) -> tuple[int, int] | None:
     header = _header(path)
     if header is not None:
         stored_hw, transposed = header
+        if not is_plausible(stored_hw):
+            return None
         return stored_hw[::-1] if transposed else stored_hw
     image = decode(_content(path), cv2.IMREAD_COLOR)
     return None if image is None else image.shape[:2]
@@ -66,6 +79,9 @@ def read_image(
     not smaller than this: a JPEG is then decoded at a half, a quarter or an eighth, sides rounded up, in less time.
     """
     content = _content(path)
+    header = _header_of(BytesIO(content.data))
+    if header is not None and not is_plausible(header[0]):
+        return None
     flag = cv2.IMREAD_COLOR if enough_px is None else _reduced(content, enough_px)
     image = decode(content, flag)
     if image is not None and source_hw is not None and lies_on_its_side(image.shape[:2], source_hw):
@@ -91,11 +107,7 @@ def decode(content: np.ndarray, flag: int) -> np.ndarray | None:
 
 def _reduced(content: np.ndarray, enough_px: int) -> int:
     """Return OpenCV's flag for the smallest sufficient size, by the file's header, as annotations may be wrong."""
-    file = BytesIO(content.data)
-    try:
-        header = _jpeg_header(file) if file.read(2) == _JPEG_START else None
-    except struct.error:  # truncated
-        header = None
+    header = _header_of(BytesIO(content.data)) if content[:2].tobytes() == _JPEG_START else None
     factor = max(header[0]) // enough_px if header else 1
     return next((_REDUCED[step] for step in (8, 4, 2) if factor >= step), cv2.IMREAD_COLOR)
 
@@ -104,14 +116,21 @@ def _header(path: str) -> _Header | None:
     """Read the header of a JPEG or PNG; None for other formats, and if it is incomplete."""
     try:
         with open(path, "rb") as file:
-            start = file.read(24)
-            if start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR":
-                width, height = struct.unpack(">II", start[16:])
-                return (height, width), _png_is_transposed(file)
-            if start[:2] == _JPEG_START:
-                file.seek(2)
-                return _jpeg_header(file)
-    except (OSError, struct.error):
+            return _header_of(file)
+    except OSError:
+        return None
+
+
+def _header_of(file: BinaryIO) -> _Header | None:
+    try:
+        start = file.read(24)
+        if start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR":
+            width, height = struct.unpack(">II", start[16:])
+            return (height, width), _png_is_transposed(file)
+        if start[:2] == _JPEG_START:
+            file.seek(2)
+            return _jpeg_header(file)
+    except struct.error:
         pass
     return None
 

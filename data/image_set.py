@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.instances import usable_instances
+from data.formats.instances import usable_instances
 from data.problems import Problems, usable_boxes
 from utils.errors import UserError
+from utils.printable import printable
 
 
 class FoundObject(NamedTuple):
@@ -59,9 +60,9 @@ class ImageSet:
     """N images with M objects in total, packed in arrays: forked workers that touch a list copy all its pages.
 
     class_names, category_ids: by class index. paths (N,) bytes; ids (N,); hws (N, 2); boxes (M, 4); labels (M,);
-    is_crowd (M,); image i has the objects starts[i] to starts[i + 1] - 1. coco_json: the annotation file, if it is in
-    COCO's format. mirror_safe: whether labels are still right on a mirrored image; a COCO file can deny it with
-    "mirror_safe": false in its `info`.
+    is_crowd (M,); image i has the objects starts[i] to starts[i + 1] - 1. source: what lists the images, for messages.
+    coco_json: the annotation file, if it is in COCO's format. mirror_safe: whether labels are still right on a mirrored
+    image; a COCO file can deny it with "mirror_safe": false in its `info`.
     """
 
     name: str
@@ -76,6 +77,7 @@ class ImageSet:
     labels: np.ndarray
     is_crowd: np.ndarray
     starts: np.ndarray
+    source: str = ""
     coco_json: str | None = None
     mirror_safe: bool = True
 
@@ -102,6 +104,34 @@ class ImageSet:
         """(M,) index of each object's image."""
         return np.repeat(np.arange(len(self)), np.diff(self.starts))
 
+    def require_objects(self, path: str) -> None:
+        """Raise UserError if there is no object to learn or to measure. path: of the data set, as it was typed."""
+        if self.is_crowd.all():
+            crowds = f" but {len(self.is_crowd)} crowd regions" if len(self.is_crowd) else ""
+            nothing = f"{path}: none of the {len(self)} images of '{self.split}' has an object{crowds}"
+            raise UserError("; ".join((nothing, *self.problems.summary(), f"python -m data.doctor {path} has details")))
+
+    def of_classes(self, names: Sequence[str]) -> ImageSet:
+        """Return the set with these classes only, in its own order; images without their objects stay.
+
+        Raises UserError for a class that it does not have.
+        """
+        absent = [name for name in names if name not in self.class_names]
+        if absent:
+            known = ", ".join(self.class_names[:20])
+            raise UserError(f"{self.source}: has no class '{absent[0]}'; it has {known}.")
+        labels = [label for label, name in enumerate(self.class_names) if name in set(names)]
+        keep = np.isin(self.labels, labels)
+        return replace(
+            self,
+            class_names=tuple(self.class_names[label] for label in labels),
+            category_ids=tuple(self.category_ids[label] for label in labels),
+            boxes=self.boxes[keep],
+            labels=np.searchsorted(labels, self.labels[keep]).astype(np.int64),
+            is_crowd=self.is_crowd[keep],
+            starts=np.concatenate([[0], np.cumsum(keep)])[self.starts],
+        )
+
     def ground_truth(self) -> dict[str, Any]:
         """Return COCO's json as a dict: the data set's own file, if it has one; else made from the records.
 
@@ -109,7 +139,7 @@ class ImageSet:
         on this disk: score only the `image_ids` of this set.
         """
         if self.coco_json is not None:
-            return usable_instances(Path(self.coco_json))
+            return usable_instances(Path(self.coco_json), self.category_ids)
         return as_instances(map(self.__getitem__, range(len(self))), self.class_names, self.category_ids)
 
     def sample(self, images: int) -> ImageSet:
@@ -117,7 +147,11 @@ class ImageSet:
 
         Always the same ones; a smaller sample is the beginning of a larger one. coco_json stays that of the whole set.
         """
-        drawn = np.random.default_rng(0).permutation(len(self))[:images]
+        return self.subset(np.random.default_rng(0).permutation(len(self))[:images])
+
+    def subset(self, images: Sequence[int] | np.ndarray) -> ImageSet:
+        """Return the images of these indices, in this order; coco_json stays that of the whole set."""
+        drawn = np.asarray(images, np.int64)
         counts = np.diff(self.starts)[drawn]
         objects = np.concatenate([np.arange(*self.starts[at : at + 2]) for at in drawn]).astype(np.int64)
         return replace(
@@ -192,7 +226,7 @@ def pack(
     return ImageSet(
         name=name,
         split=split,
-        class_names=tuple(class_names),
+        class_names=tuple(map(printable, class_names)),
         category_ids=tuple(category_ids),
         problems=problems,
         paths=np.array([os.fsencode(record.path) for record in records]),
@@ -202,6 +236,7 @@ def pack(
         labels=np.concatenate([record.labels for record in records]).astype(np.int64)[keep],
         is_crowd=np.concatenate([record.is_crowd for record in records]).astype(bool)[keep],
         starts=np.concatenate([[0], np.cumsum(keep)])[np.cumsum([0, *counts])],
+        source=source,
         coco_json=coco_json,
         mirror_safe=mirror_safe,
     )

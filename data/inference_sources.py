@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,43 +64,48 @@ class Source:
             capture.release()
 
 
-def find_sources(names: Sequence[str]) -> list[Source]:
+def find_sources(names: Sequence[str], others: Counter[str] | None = None) -> list[Source]:
     """Find the sources in the order of `names`, the files of a folder or a glob sorted.
 
+    others: counts the other files of folders and globs by their endings.
     Raises UserError for a name without any source, and for a named webcam or video that cannot be opened; a broken
     video of a folder or glob becomes one Frame without an image, as a broken image does.
     """
     sources: list[Source] = []
     for name in names:
-        found = list(_sources_of(name))
+        found = list(_sources_of(name, Counter() if others is None else others))
         if not found:
             raise UserError(f"{name}: holds no image ({', '.join(SUFFIXES)}) and no video")
         sources += found
     return sources
 
 
-def _sources_of(name: str) -> Iterator[Source]:
+def _sources_of(name: str, others: Counter[str]) -> Iterator[Source]:
     path = Path(os.path.expanduser(name))  # unlike Path.expanduser, leaves `~tmp.png` as it is
     if name.isdigit() and not path.exists():
         yield _video(Path(f"webcam{name}"), webcam=int(name), complaint="no such webcam")
     elif path.is_dir():
-        yield from _files(sorted(path.iterdir()))
+        yield from _files(sorted(path.iterdir()), others)
     elif path.is_file():
         if path.suffix.lower() not in {*SUFFIXES, *VIDEOS}:
             raise UserError(f"{path}: its suffix is neither that of an image nor that of a video")
-        yield from _files([path], complaint="cannot be opened as a video")
+        yield from _files([path], others, complaint="cannot be opened as a video")
     elif glob.has_magic(name):
-        yield from _files(sorted(Path(match) for match in glob.glob(name, recursive=True)))
+        yield from _files(sorted(Path(match) for match in glob.glob(name, recursive=True)), others)
     else:
         raise UserError(f"{path}: no such image, folder or video")
 
 
-def _files(paths: Sequence[Path], complaint: str = "") -> Iterator[Source]:
+def _files(paths: Sequence[Path], others: Counter[str], complaint: str = "") -> Iterator[Source]:
     for path in paths:
+        if path.exists() and not path.is_file():  # a folder, or a FIFO, which could be read for ever
+            continue
         if path.suffix.lower() in VIDEOS:
             yield _video(path, complaint=complaint)
         elif path.suffix.lower() in SUFFIXES:
             yield Source(path=path)
+        else:
+            others[path.suffix.lower() or "without ending"] += 1
 
 
 def _video(path: Path, *, webcam: int | None = None, complaint: str = "") -> Source:

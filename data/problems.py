@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from utils.printable import printable
+
 # Kinds, in singular and plural, as the summary prints them.
 MISSING_IMAGE = ("missing image skipped", "missing images skipped")
 BROKEN_IMAGE = ("unreadable image skipped", "unreadable images skipped")
@@ -25,6 +27,33 @@ SWAPPED_SIZE = (
     "images annotated with width and height swapped, their own sizes used",
 )
 
+REPEATED_LINE = ("label line that repeats an earlier one of its file dropped", "repeated label lines dropped")
+NO_LABEL_FILE = ("split without any label file", "splits without any label file")
+OTHER_SIZE_BOXES = (
+    "image annotated with a size that its boxes exceed, its own size used",
+    "images annotated with sizes that their boxes exceed, their own sizes used",
+)
+LEFT_FOLDER = ("path read that leads out of the data set's folder", "paths read that lead out of the data set's folder")
+
+# What was read in another way than written, without a loss. `NOTES` lists these kinds.
+FOUND_ELSEWHERE = ("image found under another path than listed", "images found under other paths than listed")
+POLYGON = (
+    "polygon or rotated box read as the upright box around it",
+    "polygons or rotated boxes read as the upright boxes around them",
+)
+SIXTH_NUMBER = (
+    "label with a sixth number, a score, which is left out",
+    "labels with a sixth number, a score, left out",
+)
+KEYPOINTS = ("label whose keypoints are left out", "labels whose keypoints are left out")
+NO_CLASS = (
+    "category without objects, the others' supercategory, is no class",
+    "categories without objects, the others' supercategories, are no classes",
+)
+OTHER_FILES = ("kind of file among the images skipped", "kinds of files among the images skipped")
+HELD_OUT = ("image held out for validation", "images held out for validation")
+NOTES = {FOUND_ELSEWHERE, POLYGON, SIXTH_NUMBER, KEYPOINTS, NO_CLASS, OTHER_FILES, HELD_OUT}
+
 _KEPT = 1000  # places of each kind: as many as anybody would correct by hand
 _SHOWN = 3
 
@@ -40,17 +69,23 @@ class Problems:
         return sum(self.counts.values())
 
     def add(self, kind: tuple[str, str], place: str) -> None:
+        """Count one more of a kind. Control characters in the place, which a terminal would obey, are escaped."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         places = self.examples.setdefault(kind, [])
         if len(places) < _KEPT:
-            places.append(place)
+            places.append(printable(place))
 
     def summary(self) -> list[str]:
         """Return a line per kind, such as `2 boxes without area dropped (first: a.xml object 3, b.xml object 1)`."""
-        return [
-            f"{count} {kind[count != 1]} (first: {', '.join(self.examples[kind][:_SHOWN])})"
-            for kind, count in self.counts.items()
-        ]
+        return [self._line(kind) for kind in self.counts]
+
+    def notes(self) -> list[str]:
+        """Return the lines of `summary` that are no defects, see `NOTES`."""
+        return [self._line(kind) for kind in self.counts if kind in NOTES]
+
+    def _line(self, kind: tuple[str, str]) -> str:
+        count = self.counts[kind]
+        return f"{count} {kind[count != 1]} (first: {', '.join(self.examples[kind][:_SHOWN])})"
 
     def lines(self) -> list[str]:
         """Return a line per place, such as `box without area dropped: a.xml object 3`, and how many were not kept."""

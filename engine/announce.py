@@ -105,6 +105,8 @@ def _announce_data(job: Job, folder: Path) -> None:
         for finding in findings:
             warn(finding)
         say("", f"python -m data.doctor {job.options.data}  has details and remedies")
+    for note in (f"{image_set.split}: {note}" for image_set in sets for note in image_set.problems.notes()):
+        say("", note)
     if problems := [problem for image_set in sets for problem in image_set.problems.lines()]:
         path = folder / "data_problems.txt"
         with warn_on_disk_error(path):

@@ -32,7 +32,7 @@ from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
 # not depend on, and what helps a training over a crisis.
 RESUMABLE = {
-    *("resume", "data", "epochs", "time_budget", "patience", "save_minutes"),
+    *("resume", "data", "val_data", "epochs", "time_budget", "patience", "save_minutes"),
     *("subdivisions", "learning_rate", "clip_norm", "amp", "albumentations"),
     *("device", "workers", "cache", "eval_backend", "checkpoint_activations", "profile"),
 }
@@ -186,7 +186,7 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     if checkpoint.settings.get("norm_growth_steps"):
         raise UserError(f"{path}: --norm-growth-steps does not exist any more; start a new run with --weights")
     # Memory may have run out since the settings were made.
-    settings = {"optimizer": "sgd", **respelled(current_names(TrainOptions, checkpoint.settings))}
+    settings = {"optimizer": "sgd", "val_fraction": 0, **respelled(current_names(TrainOptions, checkpoint.settings))}
     settings["subdivisions"] = checkpoint.training.subdivisions
     settings = as_it_ran(settings, pick_device({**settings, **given}.get("device", "auto")))
     if given.keys() & set(LENGTHS):  # in place of what set it before
@@ -206,8 +206,8 @@ def choose_plan(given: dict[str, Any], checkpoint: Checkpoint | None, class_name
         plan = parse_plan(checkpoint.cfg_text, path=name, classes=len(class_names), input_hw=checkpoint.input_hw)
     else:
         plan = load_plan(given.get("cfg") or "yolov4-pico", classes=len(class_names))
-    if not plan.heads or plan.net.channels != 3:
-        raise UserError(f"{plan.path}: training needs [yolo] layers and channels=3")
+    if not plan.heads or plan.net.channels not in (1, 3):
+        raise UserError(f"{plan.path}: training needs [yolo] layers, and channels=3 or 1")
     height, width = given.get("image_size") or plan.net.input_hw
     if height % max(plan.strides) or width % max(plan.strides):
         raise UserError(f"an input of {height}x{width} does not fit: sides must be multiples of {max(plan.strides)}")
@@ -231,14 +231,15 @@ def check_batch(options: TrainOptions, images: int) -> None:
 def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
     """Return the training and validation split; rank 0 makes what is made on first use."""
     data = given.get("data", "digits")
+    fraction = 0 if given.get("val_data") else given.get("val_fraction", TrainOptions().val_fraction)
     if ranks.world_size() > 1:
         if ranks.is_rank_zero():
-            open_image_set(data, given.get("train_split", "train"))
+            open_image_set(data, given.get("train_split", "train"), val_fraction=fraction)
         ranks.broadcast(None)
-    train_set = open_image_set(data, given.get("train_split", "train"))
-    val_set = open_image_set(data, given.get("val_split", "val"))
-    if len(train_set.labels) == 0:
-        nothing = f"{data}: none of the {len(train_set)} images of '{train_set.split}' has an object"
-        more = f"python -m data.doctor {data} has details"
-        raise UserError("; ".join((nothing, *train_set.problems.summary(), more)))
+    train_set = open_image_set(data, given.get("train_split", "train"), val_fraction=fraction)
+    val_set = open_image_set(given.get("val_data") or data, given.get("val_split", "val"), val_fraction=fraction)
+    if classes := given.get("classes"):
+        train_set, val_set = (image_set.of_classes(classes) for image_set in (train_set, val_set))
+    train_set.require_objects(data)
+    val_set.require_objects(given.get("val_data") or data)
     return train_set, val_set

@@ -15,20 +15,27 @@ import numpy as np
 from evaluation.coco_backends import run_coco_eval
 from evaluation.coco_results import CocoResults
 
-_CONDITIONS = {  # the twelve numbers in COCO's order, with the IoU, area and detections per image behind each
-    "AP": ("0.50:0.95", "all", 100),
-    "AP50": ("0.50", "all", 100),
-    "AP75": ("0.75", "all", 100),
-    "AP_S": ("0.50:0.95", "small", 100),
-    "AP_M": ("0.50:0.95", "medium", 100),
-    "AP_L": ("0.50:0.95", "large", 100),
-    "AR_1": ("0.50:0.95", "all", 1),
-    "AR_10": ("0.50:0.95", "all", 10),
-    "AR_100": ("0.50:0.95", "all", 100),
-    "AR_S": ("0.50:0.95", "small", 100),
-    "AR_M": ("0.50:0.95", "medium", 100),
-    "AR_L": ("0.50:0.95", "large", 100),
-}
+COCO_DETECTIONS = 100  # of an image and class, that COCO counts
+
+
+def _conditions(most: int) -> dict[str, tuple[str, str, int]]:
+    """Return the twelve numbers in COCO's order, with the IoU, area and detections per image behind each."""
+    return {
+        "AP": ("0.50:0.95", "all", most),
+        "AP50": ("0.50", "all", most),
+        "AP75": ("0.75", "all", most),
+        "AP_S": ("0.50:0.95", "small", most),
+        "AP_M": ("0.50:0.95", "medium", most),
+        "AP_L": ("0.50:0.95", "large", most),
+        "AR_1": ("0.50:0.95", "all", 1),
+        "AR_10": ("0.50:0.95", "all", 10),
+        f"AR_{most}": ("0.50:0.95", "all", most),
+        "AR_S": ("0.50:0.95", "small", most),
+        "AR_M": ("0.50:0.95", "medium", most),
+        "AR_L": ("0.50:0.95", "large", most),
+    }
+
+
 _READ_KEYS = ("image_id", "category_id", "bbox", "area", "iscrowd", "score")
 
 
@@ -49,13 +56,15 @@ class CocoTable:
     """COCO's numbers, and rows and curves by class.
 
     stats: the twelve numbers in 0..1 by name, in COCO's order; -1 without ground truth. classes: by ascending id.
-    precision: (101, C) at IoU 0.5, all areas, 100 detections per image, at the recalls 0, 0.01 ... 1; -1 throughout
-    the column of a class without boxes.
+    precision: (101, C) at IoU 0.5, all areas, `max_detections` per image and class, at the recalls 0, 0.01 ... 1; -1
+    throughout the column of a class without boxes. beyond: the table with more detections than COCO's 100.
     """
 
     stats: dict[str, float]
     classes: tuple[ClassRow, ...]
     precision: np.ndarray
+    max_detections: int = COCO_DETECTIONS
+    beyond: CocoTable | None = None
 
     @property
     def AP(self) -> float:
@@ -68,11 +77,19 @@ class CocoTable:
     def summary(self) -> str:
         """Return twelve lines, exactly as `COCOeval.summarize` prints them."""
         lines = []
-        for name, (iou, area, detections) in _CONDITIONS.items():
+        for name, (iou, area, detections) in _conditions(self.max_detections).items():
             title = "Average Precision" if name.startswith("AP") else "Average Recall"
             where = f"IoU={iou:<9} | area={area:>6} | maxDets={detections:>3}"
             lines.append(f" {title:<18} ({name[:2]}) @[ {where} ] = {self.stats[name]:0.3f}")
         return "\n".join(lines)
+
+    def text(self) -> str:
+        """Return all tables."""
+        tables = [self.summary(), self.class_table()]
+        if self.beyond is not None:
+            tables += [f"with {self.beyond.max_detections} detections per image in place of COCO's 100:"]
+            tables += [self.beyond.summary(), self.beyond.class_table()]
+        return "\n\n".join(tables)
 
     def class_table(self) -> str:
         """Return an aligned table of the classes that have boxes."""
@@ -91,21 +108,24 @@ def evaluate_coco(
     *,
     image_ids: Sequence[int] | None = None,
     backend: str = "auto",
+    max_detections: int = COCO_DETECTIONS,
 ) -> CocoTable:
     """Compute the AP of results on all images of the ground truth or on `image_ids`; mutates neither.
 
     An annotation may lack `area` (then width x height) and `iscrowd` (then 0). Results outside `image_ids` are left
-    out. backend: of `coco_backends.BACKENDS`.
+    out. backend: of `coco_backends.BACKENDS`. max_detections: of an image and class, the best of which count.
     """
     measured = [image["id"] for image in ground_truth["images"]] if image_ids is None else list(image_ids)
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     truth = _dataset(ground_truth, ground_truth["annotations"])
-    stats, precision = run_coco_eval(truth, _dataset(ground_truth, results.rows()), measured, backend=backend)
-    precision = precision[:, :, :, 0, 2]  # (IoU, recall, class): all areas, 100 detections
+    found = _dataset(ground_truth, results.rows())
+    stats, precision = run_coco_eval(truth, found, measured, backend=backend, max_detections=max_detections)
+    precision = precision[:, :, :, 0, 2]  # (IoU, recall, class): all areas, most detections
     return CocoTable(
-        stats=dict(zip(_CONDITIONS, stats.tolist(), strict=True)),
+        stats=dict(zip(_conditions(max_detections), stats.tolist(), strict=True)),
         classes=_class_rows(truth["annotations"], set(measured), dict(sorted(names.items())), precision),
         precision=precision[0],
+        max_detections=max_detections,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -50,12 +51,14 @@ class Evaluator:
 
         Raises UserError if the backend is not installed or the classes do not match (`category_of_label`).
         """
+        image_set = _without_idle_classes(image_set, detector.class_names)
         self.detector, self.image_set, self.backend, self.stop = detector, image_set, choose_backend(backend), stop
         self.batches = image_batches(
             detector, image_set, batch_size=batch_size, workers=workers, is_sharded=True, rect=rect
         )
         self.ground_truth = image_set.ground_truth()
-        self.categories = category_of_label(detector.class_names, image_set.class_names, image_set.category_ids)
+        names, ids = image_set.class_names, image_set.category_ids
+        self.categories = category_of_label(detector.class_names, names, ids, source=image_set.source)
 
     def measure(self, *, show: Callable[[np.ndarray], None] | None = None) -> CocoTable:
         """Compute COCO's AP. show: see `detect`."""
@@ -76,7 +79,7 @@ class Evaluator:
                 if self.image_set.coco_json is None:
                     (folder / "ground_truth.json").write_text(json.dumps(self.ground_truth))
                 (folder / "metrics.json").write_text(json.dumps(table.stats, indent=2))
-                (folder / "metrics.txt").write_text(f"{table.summary()}\n\n{table.class_table()}\n")
+                (folder / "metrics.txt").write_text(f"{table.text()}\n", encoding="utf-8", errors="backslashreplace")
                 plot_pr_curves(table, folder / "pr_curves.png")
                 plot_confusion(confusion, [row.name for row in table.classes], folder / "confusion.png")
         return table
@@ -108,27 +111,40 @@ class Evaluator:
         table = None
         if ranks.is_rank_zero():
             image_ids = self.image_set.image_ids
-            table = evaluate_coco(self.ground_truth, results, image_ids=image_ids, backend=self.backend)
+            measure = partial(evaluate_coco, self.ground_truth, results, image_ids=image_ids, backend=self.backend)
+            table, most = measure(), self.detector.options.max_detections
+            if most is not None and most > table.max_detections:
+                table = replace(table, beyond=measure(max_detections=most))
         table = ranks.broadcast(table)
         assert table is not None
         return table
 
 
+def _without_idle_classes(image_set: ImageSet, known: Sequence[str]) -> ImageSet:
+    """Leave out the classes that the network does not know and no object has: they cannot be measured."""
+    counts = np.bincount(image_set.labels, minlength=len(image_set.class_names))
+    names = [name for name, count in zip(image_set.class_names, counts, strict=True) if count or name in known]
+    return image_set if len(names) == len(counts) else image_set.of_classes(names)
+
+
 def category_of_label(
-    model_names: Sequence[str], data_names: Sequence[str], category_ids: Sequence[int]
+    model_names: Sequence[str], data_names: Sequence[str], category_ids: Sequence[int], *, source: str = ""
 ) -> dict[int, int]:
     """Return label of the model -> category id of the data set, matched by class name.
 
     Classes of the model that the data set does not have are left out: nothing there could confirm them.
-    Raises UserError if the data set has a class that the model was not trained on.
+    source: the data set's file, for messages. Raises UserError if it has a class that the model was not trained on.
     """
     category = dict(zip(data_names, category_ids, strict=True))
     unknown = [name for name in data_names if name not in set(model_names)]
     if unknown:
+        folded = {name.casefold(): name for name in model_names}
+        alike = next((name for name in unknown if name.casefold() in folded), None)
         raise UserError(
-            f"the data set has classes that the network was not trained on: {', '.join(unknown[:5])}"
-            f" (the network knows {', '.join(list(model_names)[:10])}); if they only have other names in darknet's"
-            " .weights, --names FILE gives them"
+            f"{source + ': ' if source else ''}the data set has classes that the network was not trained on: "
+            f"{', '.join(unknown[:5])} (the network knows {', '.join(list(model_names)[:10])}); if they only have other"
+            " names in darknet's .weights, --names FILE gives them"
+            + (f"; rename '{alike}' to '{folded[alike.casefold()]}'" if alike is not None else "")
         )
     return {label: category[name] for label, name in enumerate(model_names) if name in category}
 

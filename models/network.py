@@ -24,8 +24,12 @@ class Network(nn.Module):
     `layers` has one module per layer of the cfg, under darknet's layer index. An output is dropped as soon as its last
     reader has run. A network without [yolo] has no heads, but a `last_output`.
 
+    Of channels=1 in the cfg, the images are made grey first, by the weights of OpenCV and darknet.
+
     After `recompute_activations`, training uses activation checkpointing over spans of layers.
     """
+
+    _grey: Tensor | None
 
     def __init__(self, plan: Plan, norm: NormFactory) -> None:
         super().__init__()
@@ -38,6 +42,8 @@ class Network(nn.Module):
         self.head_inputs = tuple(plan.nodes[index].inputs[0] for index in plan.heads)  # layers that the heads read
         self._held_until |= dict.fromkeys((self._last, *self.head_inputs), len(plan.nodes))
         self._spans: Sequence[range] = [range(len(plan.nodes))]
+        grey = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1) if plan.net.channels == 1 else None
+        self.register_buffer("_grey", grey, persistent=False)
         self.frozen_layers = 0  # the first N layers (`models/freeze.py`)
         init_weights(self)
 
@@ -60,6 +66,8 @@ class Network(nn.Module):
 
     def _run(self, images: Tensor) -> tuple[tuple[RawHead, ...], Tensor]:
         """Return the heads, and the output of the last layer that is not a [yolo]."""
+        if self._grey is not None and images.shape[1] == 3:
+            images = (images * self._grey).sum(1, keepdim=True)
         outputs: dict[int, Tensor] = {-1: images}
         spans = self._spans if self.training else [range(len(self.layers))]
         for span in spans:

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from utils.printable import printable
+
 
 class UserError(ValueError):
     """Bad input: a path, a file, a value. The message is one sentence with file (and line) and remedy."""
@@ -28,7 +30,8 @@ def exit_on_error(page: Callable[[], None], kinds: tuple[type[Exception], ...] =
             message = f"{error.filename}: {error.strerror}"
         elif not isinstance(error, kinds):
             raise
-        print(f"error: {message}", file=sys.stderr)
+        lines = map(printable, message.splitlines() or [""])  # names of files and classes may hold terminal escapes
+        print("error: " + "\n".join(lines), file=sys.stderr)
         raise SystemExit(getattr(error, "exit_code", 2)) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -98,6 +98,14 @@ def image_size_knob(text: str) -> Any:
     return knob(None, text, unit="PX", parse=parse_image_hw)
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """'cat,traffic light' -> ('cat', 'traffic light')."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError(f"'{text}' has no name: write a,b")
+    return names
+
+
 def parse_subdivisions(text: str) -> int | str:
     if text != "auto" and not (text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text} must be a number of at least 1, or auto")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from data.doctor.checkup import full_checkup, quick_checkup
 from data.doctor.finding import Finding
 from data.doctor.labels import tiny_findings
 from data.doctor.report import anchor_line, overview, verdict
+from data.formats.split_names import WHOLE
 from data.image_set import ImageSet
 from utils.console import line
 from utils.flags import image_size_knob, parse_flags, resolve
@@ -32,8 +32,8 @@ from utils.run_folder import free_folder
 _SPLITS = ("train", "val", "test")
 _ADVICE_IF_ABSENT = {
     "train": "train.py learns from it: name another one with --train-split, or make a list of images with this name.",
-    "val": "train.py chooses the best weights by it: name another one with --val-split, or make it of a tenth of the "
-    "training images.",
+    "val": "train.py chooses the best weights by it: name another one with --val-split, make it of a tenth of the "
+    "training images, or let train.py hold them out (--val-fraction).",
 }
 
 
@@ -43,9 +43,9 @@ class DoctorOptions:
 
     Show what is in a data set, and what is wrong with it. Exit code: 0 nothing is wrong, 1 something is worth a look, 2
     bad input. Worth a look is whatever readers skip, drop or clip; images that do not open, have another size than
-    annotated or are nearly black for their 16 bits; boxes drawn twice; equal files in two splits, or twice in one;
-    classes that no object of the training split has, or that it does not list; a split without objects; an absent
-    split. Images without objects are fine.
+    annotated or are nearly black for their 16 bits; boxes drawn twice; images with more objects than COCO's AP counts;
+    equal files in two splits, or twice in one; classes that no object of the training split has, or that it does not
+    list; a split without objects; an absent split. Images without objects are fine.
     """
 
     data: str = knob(
@@ -97,9 +97,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def absent_splits(data: str) -> list[Finding]:
-    """Report the splits that a training needs and the data set lacks; a lone COCO json needs none."""
+    """Report the splits that a training needs and the data set lacks; a set that nothing divides needs none."""
     present = splits_of(data)
-    absent = [] if Path(data).suffix == ".json" else [split for split in _ADVICE_IF_ABSENT if split not in present]
+    is_whole = present in ((), (WHOLE,))
+    absent = [] if is_whole else [split for split in _ADVICE_IF_ABSENT if split not in present]
     kind = ("absent split", "absent splits")
     return [Finding(kind=kind, where=split, count=1, advice=_ADVICE_IF_ABSENT[split]) for split in absent]
 

@@ -16,11 +16,14 @@ from data.image_set import ImageSet
 _QUICKLY_READ = 20_000
 
 
-def quick_checkup(image_sets: Sequence[ImageSet]) -> list[Finding]:
-    """Check labels, classes and duplicate images without decoding any. image_sets: the training split first."""
+def quick_checkup(image_sets: Sequence[ImageSet], *, classes: bool = True) -> list[Finding]:
+    """Check labels, classes and duplicate images without decoding any. image_sets: the training split first.
+
+    classes: whether to compare what the classes list with what objects there are.
+    """
     few = sum(map(len, image_sets)) <= _QUICKLY_READ
     digests = [quick_digests(image_set) if few else image_set.paths.tolist() for image_set in image_sets]
-    return [*_annotation_findings(image_sets), *same_bytes(image_sets, digests)]
+    return [*_annotation_findings(image_sets, classes), *same_bytes(image_sets, digests)]
 
 
 def full_checkup(image_sets: Sequence[ImageSet], threads: int) -> list[Finding]:
@@ -34,11 +37,12 @@ def full_checkup(image_sets: Sequence[ImageSet], threads: int) -> list[Finding]:
     return [*findings, *same_bytes(image_sets, digests)]
 
 
-def quick_findings(train_set: ImageSet, val_set: ImageSet) -> list[str]:
-    """Return one line per defect that the quick checkup finds, for the start of a training."""
-    return [each.line() for each in quick_checkup((train_set, val_set)) if not each.is_note]
+def quick_findings(*image_sets: ImageSet) -> list[str]:
+    """Return one line per defect that the quick checkup finds, for the start of a training, or of an evaluation."""
+    findings = quick_checkup(image_sets, classes=len(image_sets) > 1)
+    return [each.line() for each in findings if not each.is_note]
 
 
-def _annotation_findings(image_sets: Sequence[ImageSet]) -> list[Finding]:
+def _annotation_findings(image_sets: Sequence[ImageSet], classes: bool = True) -> list[Finding]:
     findings = [finding for image_set in image_sets for finding in label_findings(image_set)]
-    return [*findings, *class_findings(image_sets)]
+    return [*findings, *(class_findings(image_sets) if classes else ())]

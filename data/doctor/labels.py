@@ -14,6 +14,8 @@ from utils.boxes import elementwise_iou
 NO_OBJECT = ("image, which has no object", "images, none of which has an object")
 REPEATED_BOX = ("box drawn twice", "boxes drawn twice")
 
+COUNTED = 100  # detections of an image and class that COCO's AP takes
+
 # Two neighbours of one class never overlap this far; boxes of one object that was annotated twice mostly do.
 REPEATED_IOU = 0.95
 
@@ -38,11 +40,26 @@ _ADVICE = {
     problems.CLIPPED: "Their visible parts are learned. If they reach far out, the labels may be for images of "
     "another size; otherwise nothing is lost.",
     problems.SWAPPED_SIZE: SWAPPED_ADVICE,
+    problems.OTHER_SIZE_BOXES: SWAPPED_ADVICE,
+    problems.REPEATED_LINE: "Nothing is lost: the object is there once. Delete the repeated lines.",
+    problems.NO_LABEL_FILE: "Every image counts as one without objects. Put the label files where they are looked for.",
+    problems.LEFT_FOLDER: "By `..`. If that is not meant, correct the path.",
+    problems.FOUND_ELSEWHERE: "Its path is of another machine or in other letters. Nothing is lost.",
+    problems.POLYGON: "A detector learns upright boxes. Nothing is to do.",
+    problems.SIXTH_NUMBER: "It is taken for the score of a detection, as detect.py --save-txt writes it.",
+    problems.KEYPOINTS: "A detector learns the boxes. Nothing is to do.",
+    problems.NO_CLASS: "Some tools write it in front of the classes. Nothing is to do.",
+    problems.OTHER_FILES: "Their endings are none of images that can be read. Convert those that are images.",
+    problems.HELD_OUT: "No list says which images are for validation, so a hash of their names does.",
 }
 _NO_OBJECT = "There is nothing to learn or to measure. Check that the labels are where the reader expects them."
 _REPEATED = (
     f"One class, IoU of at least {REPEATED_IOU:g}: the object is learned with double weight, and one of its two boxes "
     "always counts as missed. Delete one of them."
+)
+_CROWDED = (
+    "Detections beyond are not counted, however good. evaluate.py --max-detections N adds a table that counts N; or "
+    "cut the images into tiles."
 )
 _TINY = (
     "Training leaves them out, evaluation counts them as missed. If they matter, use a larger --image-size, or cut the "
@@ -54,12 +71,45 @@ def label_findings(image_set: ImageSet) -> list[Finding]:
     """Return the reader's problems, a split without objects, and boxes drawn twice."""
     where, problem_places = image_set.split, image_set.problems.examples
     findings = [
-        Finding(kind=kind, where=where, count=count, advice=_ADVICE[kind], places=tuple(problem_places[kind]))
+        Finding(
+            kind=kind,
+            where=where,
+            count=count,
+            advice=_ADVICE[kind],
+            places=tuple(problem_places[kind]),
+            is_note=kind in problems.NOTES,
+        )
         for kind, count in image_set.problems.counts.items()
     ]
     if image_set.is_crowd.all():
         findings.append(Finding(kind=NO_OBJECT, where=where, count=len(image_set), advice=_NO_OBJECT))
+    findings += _crowded(image_set)
     return findings + findings_at(_places(image_set, repeated_boxes(image_set)), REPEATED_BOX, where, _REPEATED)
+
+
+def _crowded(image_set: ImageSet) -> list[Finding]:
+    """Find images with more objects than COCO's AP can count."""
+    counts = np.bincount(image_set.owners[~image_set.is_crowd], minlength=len(image_set))
+    crowded = np.flatnonzero(counts > COUNTED)
+    limit = f"so AP on them all is at most {highest_ap(image_set):.3f}"
+    ending = f"with more than {COUNTED} objects: COCO's AP counts the {COUNTED} best detections of each, {limit}"
+    places = [f"{image_set[image].path}: {counts[image]} objects" for image in crowded.tolist()]
+    return findings_at(places, (f"image {ending}", f"images {ending}"), image_set.split, _CROWDED)
+
+
+def highest_ap(image_set: ImageSet) -> float:
+    """Return COCO's AP of a perfect detector, of whose detections of an image and class the best `COUNTED` count.
+
+    An upper bound, as an image of several classes may have more than that in all of them together.
+    """
+    single = ~image_set.is_crowd
+    cells = image_set.owners[single] * np.int64(len(image_set.class_names)) + image_set.labels[single]
+    cell, count = np.unique(cells, return_counts=True)
+    labels = cell % max(1, len(image_set.class_names))
+    total, counted = np.bincount(labels, count), np.bincount(labels, np.minimum(count, COUNTED))
+    recall = counted[total > 0] / total[total > 0]
+    points = np.linspace(0, 1, 101)  # at which COCO reads the precision, which is 1 up to the recall
+    return float((points <= recall[:, None] + 1e-9).mean()) if len(recall) else 0.0
 
 
 def tiny_findings(image_set: ImageSet, sides: np.ndarray) -> list[Finding]:

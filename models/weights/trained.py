@@ -63,8 +63,8 @@ def read_darknet(
     if whole:
         if not loaded.is_complete:
             raise UserError(f"{path}: is not the whole network, only train.py can use it: {loaded.report}")
-        if not plan.heads or plan.net.channels != 3:
-            raise UserError(f"{plan.path}: is no detector of images, which has [yolo] layers and channels=3")
+        if not plan.heads or plan.net.channels not in (1, 3):
+            raise UserError(f"{plan.path}: is no detector of images, which has [yolo] layers, and channels=3 or 1")
     classes, origin = class_names(plan, None if names is None else Path(names))
     is_cmbn = any(isinstance(node.spec, ConvSpec) and node.spec.batch_normalize == 2 for node in plan.nodes)
     norm = resolve_norm(NormOptions(norm="cmbn" if is_cmbn else "bn"))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cfg.parse import CfgError
-from data import coco, problems
+from data import problems
 from data.annotation_formats import open_image_set, splits_of
 from data.box_sizes import input_sides
 from data.digits import make_digits
@@ -27,6 +27,7 @@ from data.doctor.finding import Finding
 from data.doctor.images import jpeg_ends, scan_images
 from data.doctor.labels import REPEATED_IOU, label_findings, repeated_boxes
 from data.doctor.report import overview, verdict
+from data.formats import coco
 from data.image_set import ImageSet, Record, pack
 from tests.data.sets import CLASSES, Scene, turn, write_coco, write_darknet, write_image, write_voc
 from utils.page import run_page

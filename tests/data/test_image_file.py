@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.image_file import hw_of_boxes, image_hw, is_transposed, read_image
+from data.image_file import SUFFIXES, hw_of_boxes, image_hw, is_transposed, read_image
 from tests.data.sets import with_orientation, write_image
 
 SHORT_SEGMENTS = [b"\xff\xd8\xff\xe0\x00" + bytes([length]) + bytes(40) for length in (0, 1)]
@@ -169,3 +169,34 @@ def test_unreadable(tmp_path: Path, content: bytes) -> None:
     assert image_hw(str(tmp_path / "absent.jpg")) is None
     assert read_image(str(tmp_path / "absent.jpg")) is None
     assert read_image(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("suffix", [each for each in SUFFIXES if each not in (".jpg", ".png")])
+def test_every_ending_that_the_decoder_knows(tmp_path: Path, suffix: str) -> None:
+    """And its size without decoding it, where the header is read."""
+    image = np.full((40, 60, 3), (200, 30, 90), np.uint8)
+    coder = {".jfif": ".jpg"}.get(suffix, suffix)
+    try:
+        made, content = cv2.imencode(coder, image if suffix not in (".pgm", ".pbm") else image[..., 0])
+    except cv2.error:
+        made = False
+    if not made:
+        pytest.skip(f"this OpenCV writes no {suffix}")
+    (tmp_path / f"a{suffix}").write_bytes(content.tobytes())
+    found = read_image(str(tmp_path / f"a{suffix}"))
+    assert found is not None and found.shape == (40, 60, 3)
+    assert image_hw(str(tmp_path / f"a{suffix}")) == (40, 60)
+    if suffix not in (".pgm", ".pbm"):
+        np.testing.assert_allclose(found.mean((0, 1)), (90, 30, 200), atol=12)  # a .gif is dithered
+
+
+def test_the_first_frame_of_a_gif(tmp_path: Path) -> None:
+    frames = [np.full((20, 30, 3), value, np.uint8) for value in (255, 0)]
+    if not hasattr(cv2, "Animation"):
+        pytest.skip("this OpenCV writes no animations")
+    animation = cv2.Animation()
+    animation.frames, animation.durations = frames, [100, 100]
+    if not cv2.imwriteanimation(str(tmp_path / "a.gif"), animation):
+        pytest.skip("this OpenCV writes no animated .gif")
+    image = read_image(str(tmp_path / "a.gif"))
+    assert image is not None and image.min() > 240

@@ -184,3 +184,24 @@ def test_a_class_without_boxes_is_minus_one_and_not_in_the_table() -> None:
     lines = table.class_table().splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [line[:8] for line in lines[1:]] == ["class 10", "class 20"]
+
+
+@pytest.mark.parametrize("backend", [PYCOCOTOOLS, FASTER])
+def test_more_detections_than_there_are_change_nothing(backend: str) -> None:
+    """So the twelve numbers beyond COCO's 100 detections are computed as COCO's."""
+    ground_truth, rows = images(12, 3)
+    coco, beyond = (evaluate(ground_truth, rows, backend=backend, max_detections=most) for most in (100, 150))
+    assert list(beyond.stats.values()) == pytest.approx(list(coco.stats.values()), abs=1e-12)
+    assert beyond.summary() == coco.summary().replace("maxDets=100", "maxDets=150")
+    assert beyond.class_table() == coco.class_table()
+
+
+@pytest.mark.parametrize("backend", [PYCOCOTOOLS, FASTER])
+def test_detections_beyond_100_count_in_a_table_of_their_own(backend: str) -> None:
+    boxes = [[10 * x, 10 * y, 8, 8] for x in range(15) for y in range(10)]
+    rows = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.5} for box in boxes]
+    truth = [{**row, "id": number, "area": 64, "iscrowd": 0} for number, row in enumerate(rows, 1)]
+    ground_truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": truth}
+    coco, beyond = (evaluate(ground_truth, rows, backend=backend, max_detections=most) for most in (100, 150))
+    assert pytest.approx(67 / 101) == coco.AP  # the recalls 0, 0.01 ... 0.66 of 100 / 150
+    assert pytest.approx(1) == beyond.AP

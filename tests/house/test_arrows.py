@@ -28,6 +28,7 @@ STANDARD_LIBRARY_ONLY = {"cfg"}
 # Pages inside a room, run as `python -m data.anchors`; like any page they are imported by nobody.
 PAGES_IN_ROOMS = {
     "data/anchors.py": {"data", "cfg", "utils"},
+    "data/convert.py": {"data", "utils"},
     "data/doctor/__main__.py": {"data", "cfg", "utils"},
     "models/weights/__main__.py": {"models", "cfg", "utils"},
 }

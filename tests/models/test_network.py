@@ -193,6 +193,15 @@ def test_a_network_without_heads_gives_its_last_output():
     assert network(images) == ()
 
 
+def test_a_network_of_one_channel_makes_images_grey():
+    text = "[net]\nwidth=4\nheight=4\nchannels=1\n[conv]\nfilters=3\nactivation=linear\n"
+    network = Network(parse_plan(text, path="toy.cfg"), BN).eval()
+    images = torch.rand(2, 3, 4, 4)
+    grey = 0.299 * images[:, 0:1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:3]
+    torch.testing.assert_close(network.last_output(images), network.last_output(grey))
+    assert all(name.startswith("layers.") for name in network.state_dict())
+
+
 def test_a_head_may_read_the_input():
     text = "[net]\nwidth=4\nheight=4\nchannels=6\n[yolo]\nclasses=1\nanchors=1,1\n"
     network = Network(parse_plan(text, path="toy.cfg"), BN)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from data.annotation_formats import open_image_set
-from data.voc import splits
+from data.formats.voc import splits
 from tests.data.sets import SCENES, Scene, turn, voc_object, write_voc
 from utils.errors import UserError
 
@@ -90,8 +90,9 @@ def test_malformed_objects_are_dropped_and_named(tmp_path: Path) -> None:
     image_set = open_image_set(tmp_path, "train")
     assert len(image_set[0].labels) == 1
     assert image_set.problems.summary() == [
-        "4 malformed labels dropped (first: Annotations/a.xml object 2, Annotations/a.xml object 3, "
-        "Annotations/a.xml object 4)"
+        "4 malformed labels dropped (first: Annotations/a.xml object 2: expected <bndbox>, found <name>, "
+        "Annotations/a.xml object 3: expected a class in <name>, found none, "
+        "Annotations/a.xml object 4: expected numbers in <bndbox>, found xmin='nan', ymin='1', xmax='20', ymax='20')"
     ]
 
 

@@ -7,9 +7,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data import coco
 from data.annotation_formats import open_image_set
-from data.coco import splits
+from data.formats import coco
+from data.formats.coco import splits
 from data.image_set import ImageSet
 from tests.data.sets import SCENES, Scene, turn, write_coco
 from utils.errors import UserError
@@ -101,9 +101,11 @@ def test_faulty_annotations_are_dropped_and_named(tmp_path: Path) -> None:
     image_set = open_image_set(tmp_path, "train")
     assert len(image_set.boxes) == len(good)
     assert image_set.problems.summary() == [
-        "4 malformed labels dropped (first: instances_train.json annotation 50, "
-        "instances_train.json annotation 51, instances_train.json annotation 52)",
-        "1 label of an unknown class dropped (first: instances_train.json annotation 53 names category 1000)",
+        "4 malformed labels dropped (first: "
+        "instances_train.json annotation 50: expected 4 numbers as bbox, found [1, 2, 3], "
+        "instances_train.json annotation 51: expected 4 numbers as bbox, found [1, 2, 3, null], "
+        "instances_train.json annotation 52: expected 4 numbers as bbox, found [1, 2, 3, NaN])",
+        "1 label of an unknown class dropped (first: instances_train.json annotation 53: names category 1000)",
     ]
 
 
@@ -117,7 +119,7 @@ def test_a_polygon_without_a_bbox_is_distinguished_from_a_malformed_label(
     changed(file, annotations=[*good, polygon | bbox])
     image_set = open_image_set(tmp_path, "train")
     assert image_set.problems.summary() == [
-        "1 annotation without a bbox dropped (first: instances_train.json annotation 50)"
+        "1 annotation without a bbox dropped (first: instances_train.json annotation 50: has a segmentation only)"
     ]
     assert image_set.ground_truth()["annotations"] == good
 
@@ -136,10 +138,11 @@ FAULTS = [
     {"image_id": None},
     {"image_id": 1000},
     {"image_id": {"a": 1}},
-    {"image_id": "1"},
+    {"image_id": "1a"},
+    {"area": 10**400},
+    {"iscrowd": 10**300},
     {"id": [1]},
-    {"area": None},
-    {"iscrowd": None},
+    {"area": "large"},
 ]
 
 
@@ -153,6 +156,21 @@ def test_reader_and_ground_truth_drop_the_same_rows(tmp_path: Path, fault: dict[
     assert len(image_set.boxes) == len(good)
     assert image_set.ground_truth()["annotations"] == good
     assert score(image_set) == pytest.approx(1)
+
+
+MENDED = [{"image_id": "1"}, {"category_id": "3"}, {"area": None}, {"iscrowd": None}, {"iscrowd": False}]
+
+
+@pytest.mark.parametrize("row", MENDED, ids=str)
+def test_numbers_in_quotes_and_nulls_that_say_nothing_are_read(tmp_path: Path, row: dict[str, object]) -> None:
+    file = write_coco(tmp_path, "train")
+    plain = open_image_set(tmp_path, "train")
+    good = json.loads(file.read_text())["annotations"]
+    changed(file, annotations=[good[0] | row, *good[1:]])
+    image_set = open_image_set(tmp_path, "train")
+    assert image_set.problems.summary() == []
+    assert image_set.boxes.tolist() == plain.boxes.tolist()
+    assert len(image_set.ground_truth()["annotations"]) == len(good)
 
 
 @pytest.mark.parametrize("missing", ["bbox", "image_id", "category_id"])

@@ -4,7 +4,8 @@ import pytest
 
 from cfg.plan import load_plan
 from data.annotation_formats import open_image_set, splits_of
-from data.darknet import label_file
+from data.formats.label_files import LabelFiles
+from data.problems import Problems
 from models.weights.trained import class_names
 from tests.data.sets import write_darknet, write_image
 from utils.errors import UserError
@@ -32,6 +33,10 @@ def test_unnamed_classes_are_those_of_weights_without_names(tmp_path: Path) -> N
     assert open_image_set(file, "train").class_names == named
 
 
+def label_file(image: Path) -> Path | None:
+    return LabelFiles(["cat"], Problems()).label_file(image)
+
+
 def test_label_file_follows_darknets_rule(tmp_path: Path) -> None:
     for image, label in (
         ("x/images/train2017/a.jpg", "x/labels/train2017/a.txt"),
@@ -52,7 +57,9 @@ def test_faulty_lines_are_dropped_and_named(tmp_path: Path) -> None:
     image_set = open_image_set(file, "train")
     assert image_set[1].labels.tolist() == [0]
     assert image_set.problems.summary() == [
-        f"4 malformed labels dropped (first: {labels}:2, {labels}:4, {labels}:5)",
+        f"4 malformed labels dropped (first: {labels}:2: expected 'class x y w h', found 4 numbers, "
+        f"{labels}:4: expected 'class x y w h', found 'zero .5 .5 .1 .1' (expected the class's number, from 0), "
+        f"{labels}:5: expected 'class x y w h', found '0 nan .5 .1 .1')",
         f"1 label of an unknown class dropped (first: {labels}:7 names class 3 of 3)",
     ]
 
