@@ -53,8 +53,8 @@ class OptimOptions:
     learning_rate: float | str = knob(
         0.01,
         "learning rate after burn-in (sgd: the cfg's; adamw: for 16 images a batch 0.012 from scratch, 0.008 from "
-        "--weights, 0.0008 if these know all classes; else by the root of --batch-size); auto: found by a test of about "
-        "a minute before the first step",
+        "--weights, 0.0008 if these know all classes; else by the root of --batch-size); auto: found by a test of "
+        "about a minute before the first step",
         parse=parse_learning_rate,
         low=1e-12,
     )
