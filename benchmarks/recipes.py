@@ -185,7 +185,8 @@ def basins(rows: Sequence[Row]) -> str:
     test at each rate over that at the best.
     """
     lines = []
-    for name, group in grouped(rows, lambda cell: f"{start_of(cell)}: {replace(cell, rate='default').recipe}").items():
+    typed = [row for row in rows if row["rate"] != "auto"]
+    for name, group in grouped(typed, lambda cell: f"{start_of(cell)}: {replace(cell, rate='default').recipe}").items():
         by_rate: dict[float, dict[int, Row]] = {}
         for row in group:
             by_rate.setdefault(row["learning_rate"], {})[row["seed"]] = row
