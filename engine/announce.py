@@ -51,6 +51,8 @@ def announce(run: Trainer) -> None:
         say("schedule", f"the pace of the first steps decides how many fit into {options.optim.time_budget}")
     if run.patience.is_exhausted:
         warn(run.patience.words())
+    elif job.checkpoint is not None and run.is_over:
+        warn(f"the run has {run.steps_done} steps: nothing is left to train; --epochs with a larger number goes on")
     say("device", describe(run.device)["device"])
     say("precision", precision_in_words(options) + (f": {job.reasons['amp']}" if "amp" in job.reasons else ""))
     say("run", str(run.folder))
@@ -72,7 +74,10 @@ def settings_lines(job: Job) -> list[str]:
     """Return the settings that differ from the defaults, as flags one could type, in a line for each origin."""
     default = flatten(TrainOptions())
     flags: dict[str, list[str]] = {origin: [] for origin in ("typed", "cfg", "data", "weights", "optimizer", "run")}
-    for name, value in flatten(job.options).items():
+    settings, optim = flatten(job.options), job.options.optim
+    if optim.epochs or optim.time_budget:
+        del settings["max_steps"]  # not in force
+    for name, value in settings.items():
         if value is not None and value != default[name] and name in job.origins:
             flags[job.origins[name]].append(flag(name, value))
     lines = {origin: "  ".join(shown) for origin, shown in flags.items() if shown}

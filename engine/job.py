@@ -98,6 +98,8 @@ def job_of(given: dict[str, Any]) -> Job:
         recipe = adamw_recipe(options, given, plan.net, len(train_set), knows_classes=is_known)
         sources["cfg"] = {name: value for name, value in sources["cfg"].items() if name not in recipe}
         sources["optimizer"] = recipe
+        if is_known and optimizer_reason and "learning_rate" not in given:
+            optimizer_reason += "; at a tenth of its rate, because the weights know all classes"
         from_files = {**from_files, **recipe}
     options = resolve(TrainOptions, {**given, "optimizer": optimizer}, from_files)
     check_batch(options, len(train_set))

@@ -73,7 +73,9 @@ def choose_rate(rates: np.ndarray, curve: np.ndarray, *, place: float) -> float:
     lowest = int(levels.argmin())
     fall = levels[:_WINDOW].mean() - levels[lowest]
     if lowest < _WINDOW or fall < _LEAST_FALL:
-        raise UserError(f"--learning-rate auto: no rate up to {rates[-1]:.2g} lowers the loss; type a number")
+        raise UserError(
+            f"--learning-rate auto: no rate up to {rates[-1]:.2g} lowers the loss; leave it out, or type a number"
+        )
     valley = rates[levels <= levels[lowest] + (1 - _SHARE_OF_FALL) * fall]
     return float(f"{valley[0] * (valley[-1] / valley[0]) ** place:.2g}")
 

@@ -44,7 +44,7 @@ def choose_optimizer(options: TrainOptions, given: Mapping[str, Any], images: in
     is_for_other_data = not given.keys() & set(LENGTHS) and usual_steps(optim, images) < steps
     if steps >= LONG and not is_for_other_data and optim.time_budget is None:
         return "sgd", f"sgd with the cfg's numbers, because a training of {steps} steps is what they are meant for"
-    return "adamw", "adamw, because the cfg's numbers for sgd are meant for trainings longer than this"
+    return "adamw", f"adamw, because the cfg's numbers for sgd are meant for trainings of {LONG:,} steps and more"
 
 
 def adamw_recipe(
@@ -83,7 +83,7 @@ def adamw_recipe(
         "optimizer": "adamw",
         "batch_size": batch,
         "subdivisions": parts,
-        "learning_rate": float(f"{rate * math.sqrt(batch / BATCH):.3g}"),
+        "learning_rate": float(f"{rate * math.sqrt(min(batch, images) / BATCH):.3g}"),
         "final_learning_rate": default.final_learning_rate,
         "lr_policy": default.lr_policy,
         "momentum": default.momentum,

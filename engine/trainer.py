@@ -176,7 +176,7 @@ class Trainer:
             row |= {"AP": table.AP, "AP50": table.AP50}
             self.log.say(f"epoch {epoch + 1}: AP {table.AP:.3f}  AP50 {table.AP50:.3f}")
             self.patience(table.AP)
-            if self.patience.is_exhausted:
+            if self.patience.is_exhausted and epoch + 1 < self.length.epochs:
                 self.log.say(f"epoch {epoch + 1}: {self.patience.words()}")
         self.log.end_epoch(row)
         self.epochs_done = epoch + 1

@@ -65,7 +65,9 @@ def test_the_unit_of_the_loss_does_not_matter(decade: float, width: float, level
 @pytest.mark.parametrize("growth", [0.0, 0.1])
 def test_where_no_rate_lowers_the_loss_the_user_types_one(steps: int, growth: float) -> None:
     losses = 100 * np.exp(growth * np.arange(steps))
-    with pytest.raises(UserError, match=r"^--learning-rate auto: no rate .* lowers the loss; type a number$"):
+    with pytest.raises(
+        UserError, match=r"^--learning-rate auto: no rate .* lowers the loss; leave it out, or type a number$"
+    ):
         choose_rate(RATES[:steps], smoothed(losses), place=0.5)
 
 

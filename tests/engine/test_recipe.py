@@ -148,9 +148,15 @@ def test_typed_subdivisions_that_do_not_divide_the_batch_raise_it(parse) -> None
 @pytest.mark.parametrize(("weights", "rate"), [(None, SCRATCH_RATE), ("some.pt", FINE_TUNING_RATE)])
 def test_the_rate_follows_the_root_of_the_batch(weights: str | None, rate: float, batch: int) -> None:
     options = TrainOptions(weights=weights, optim=OptimOptions(batch_size=batch))
-    recipe = adamw_recipe(options, {"batch_size": batch}, NetSpec(width=32, height=32, batch=64, subdivisions=8), 99)
+    recipe = adamw_recipe(options, {"batch_size": batch}, NetSpec(width=32, height=32, batch=64, subdivisions=8), 256)
     assert recipe["learning_rate"] == pytest.approx(rate * (batch / BATCH) ** 0.5, rel=0.005)
     assert batch % recipe["subdivisions"] == 0 and batch // recipe["subdivisions"] <= 8
+
+
+def test_a_set_smaller_than_a_batch_has_the_rate_of_the_batches_it_makes() -> None:
+    net = NetSpec(width=32, height=32, batch=64, subdivisions=8)
+    rates = [adamw_recipe(TrainOptions(), {"batch_size": 16}, net, images)["learning_rate"] for images in (1, 4, 16)]
+    assert rates == [SCRATCH_RATE / 4, SCRATCH_RATE / 2, SCRATCH_RATE]
 
 
 @given(images=st.integers(1, 300), most_images=st.integers(1, 300))
