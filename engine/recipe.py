@@ -23,7 +23,7 @@ KNOWN_RATE, FINE_TUNING_RATE, SCRATCH_RATE = 0.0008, 0.008, 0.012  # of AdamW
 # down to the end.
 BETAS = (0.9, 0.99)
 LENGTHS = ("epochs", "max_steps", "time_budget")  # settings, one of which may be typed
-SHORT = 250  # steps; with fewer, half a batch and twice as many do better
+SHORT = 1000  # steps; with fewer, half a batch and twice as many do better
 MOST_EPOCHS, FEW_STEPS = 300, 1000  # of a training without a typed length
 LONG = 20_000  # steps from which on the cfg's own recipe is the one that is published
 

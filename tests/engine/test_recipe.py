@@ -127,7 +127,8 @@ def test_without_a_typed_length_a_cfg_made_for_coco_is_cut(
     ("images", "length", "batch"),
     [
         (205, {"epochs": 12}, 8),
-        (205, {"epochs": 40}, 16),
+        (205, {"epochs": 40}, 8),
+        (205, {"epochs": 100}, 16),
         (205, {"max_steps": 20}, 16),  # as many steps whatever the batch
         (SHORT * 16, {"epochs": 1}, 16),
         (SHORT * 16 - 1, {"epochs": 1}, 8),

@@ -36,7 +36,7 @@ def test_categories_are_matched_by_name(model, data, ids, expected):
 
 @pytest.mark.parametrize("data", [("a", "zebra"), ("zebra",)])
 def test_a_class_the_network_cannot_know_is_the_users_error(data):
-    with pytest.raises(UserError, match=r"not trained on: zebra \(the network knows a, b\); .*--names FILE"):
+    with pytest.raises(UserError, match=r"not trained on: zebra \(the network knows a, b\): .*--names FILE"):
         category_of_label(("a", "b"), data, range(len(data)))
 
 
