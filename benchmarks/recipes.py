@@ -170,10 +170,10 @@ def table(rows: Sequence[Row]) -> str:
     for name, group in groups.items():
         test = [row["test_AP"] for row in group]
         spread = f"({100 * min(test):.1f}, {100 * max(test):.1f})"
+        val_ap, test_ap, ap50 = (100 * mean(group, key) for key in ("val_AP", "test_AP", "test_AP50"))
         lines.append(
-            f"{name:{width}}  {len(group):5}  {sum(row['diverged'] for row in group):8}  {mean(group, 'val_AP'):6.1f}  "
-            f"{mean(group, 'test_AP'):7.1f}  {spread:17}  {mean(group, 'test_AP50'):4.1f}  "
-            f"{mean(group, 'seconds') / 100:7.0f}"
+            f"{name:{width}}  {len(group):5}  {sum(row['diverged'] for row in group):8}  {val_ap:6.1f}  "
+            f"{test_ap:7.1f}  {spread:17}  {ap50:4.1f}  {mean(group, 'seconds'):7.0f}"
         )
     return "\n".join(lines)
 
@@ -214,8 +214,7 @@ def start_of(cell: Cell) -> str:
 
 
 def mean(rows: Sequence[Row], name: str) -> float:
-    """Return the mean in per cent."""
-    return 100 * statistics.mean(row[name] for row in rows)
+    return statistics.mean(row[name] for row in rows)
 
 
 if __name__ == "__main__":

@@ -374,8 +374,7 @@ def train(trainer: Trainer, batches: Sequence[Batch], variant: Variant) -> Row:
         for number, batch in enumerate(batches):
             for part in parts["rest"]:
                 part.requires_grad_(number >= variant.heads_first * len(batches))
-            for group in step.optimizer.param_groups:
-                group["lr"] = trainer.schedule.rate(number) * group["lr_scale"]
+            step.set_rate(trainer.schedule.rate(number))
             losses.append(step(batch))
             trainer.loss_watch(number + 1, float(losses[-1].sum()))
             trainer.ema.update(network, step=number + 1)

@@ -118,7 +118,7 @@ def _hold_out(image_set: ImageSet, split: str, val_fraction: float) -> ImageSet:
     keys = [blake2b(os.path.basename(path), digest_size=8).digest() for path in image_set.paths.tolist()]
     order = sorted(range(count), key=lambda index: (keys[index], index))
     chosen = sorted(order[:held_out] if split == "val" else order[held_out:])
-    for index in sorted(order[:held_out]) if split == "val" else ():
+    for index in chosen if split == "val" else ():
         image_set.problems.add(HELD_OUT, os.path.basename(os.fsdecode(image_set.paths[index])))
     return replace(image_set.subset(chosen), split=split)
 

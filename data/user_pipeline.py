@@ -24,7 +24,7 @@ def read_pipeline(path: str) -> str:
     """Return the pipeline in a file that `albumentations.save` wrote, as json text, with all defaults written out.
 
     Albumentations makes transforms of its own from names and plain values; no code comes from the file. Raises
-    UserError if there is no pipeline, or one whose boxes cannot be followed.
+    UserError if there is no pipeline, or one that moves boxes in a way that cannot be followed.
     """
     file = Path(path).expanduser()
     if file.suffix.lower() not in _FORMATS:

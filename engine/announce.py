@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from cfg.plan import parse_plan
 from cfg.settings import unread_settings
-from data.balance import balance_in_words, image_shares
+from data.balance import balance_in_words
 from data.doctor.checkup import quick_findings
 from data.user_pipeline import transform_names
 from engine.amp import precision_in_words
@@ -31,7 +30,7 @@ def announce(run: Trainer) -> None:
     if not ranks.is_rank_zero():
         return
     job, options = run.job, run.job.options
-    _announce_data(job, run.folder)
+    _announce_data(run)
     _announce_network(job)
     _announce_norm(job)
     if run.weights_loaded:
@@ -96,13 +95,14 @@ def flag(name: str, value: Any) -> str:
     return f"--{dashed} {value}"
 
 
-def _announce_data(job: Job, folder: Path) -> None:
+def _announce_data(run: Trainer) -> None:
+    job, shares = run.job, run.loader.keys.shares
     sets = (job.train_set, job.val_set)
     for image_set in sets:
         size = f"{len(image_set)} images, {len(image_set.labels)} objects"
         say("data", f"{image_set.name} {image_set.split}: {size}")
-    if job.options.balance:
-        say("balance", balance_in_words(job.train_set, image_shares(job.train_set)))
+    if shares is not None:
+        say("balance", balance_in_words(job.train_set, shares))
     before = None if job.checkpoint is None else job.checkpoint.train_images
     if before not in (None, len(job.train_set)):
         warn(f"the run had {before} training images before: the epochs done are recounted from its steps")
@@ -113,7 +113,7 @@ def _announce_data(job: Job, folder: Path) -> None:
     for note in (f"{image_set.split}: {note}" for image_set in sets for note in image_set.problems.notes()):
         say("", note)
     if problems := [problem for image_set in sets for problem in image_set.problems.lines()]:
-        path = folder / "data_problems.txt"
+        path = run.folder / "data_problems.txt"
         with warn_on_disk_error(path):
             path.write_text("\n".join(problems) + "\n", encoding="utf-8", errors="backslashreplace")
 

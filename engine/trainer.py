@@ -14,6 +14,7 @@ from engine.job import Job
 from engine.loss_watch import LossWatch
 from engine.patience import Patience
 from engine.profiling import profiled
+from engine.recipe import planned_steps
 from engine.run_length import RunLength
 from engine.runlog import RunLog
 from engine.time_budget import TimeBudget
@@ -59,7 +60,7 @@ class Trainer:
         self.loader = build.make_loader(options, plan, job.train_set)
         check_values(plan.with_input_hw(self.loader.smallest_hw), options.norm, mini_batch=job.mini_batch)
         optim = options.optim
-        total_steps = optim.epochs * len(self.loader) if optim.epochs else optim.max_steps
+        total_steps = planned_steps(optim, len(job.train_set))
         if self.time_budget is not None:  # before its first fit there is at least more to train
             total_steps = self.time_budget.total_steps or total_steps + (job.checkpoint.step if job.checkpoint else 0)
         self.length = RunLength(total_steps=total_steps, epoch_steps=len(self.loader), evals=options.evals)

@@ -98,7 +98,7 @@ def _crowded(image_set: ImageSet) -> list[Finding]:
 
 
 def highest_ap(image_set: ImageSet) -> float:
-    """Return COCO's AP of a perfect detector, of whose detections of an image and class the best `COUNTED` count.
+    """Return COCO's AP of a perfect detector; COCO counts its best `COUNTED` detections of an image and class.
 
     An upper bound, as an image of several classes may have more than that in all of them together.
     """

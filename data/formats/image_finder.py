@@ -47,7 +47,7 @@ class Listings:
         return name in self.names(folder)
 
     def in_other_case(self, path: str) -> str | None:
-        """Return the file whose name differs in the case of letters only."""
+        """Return the file with the same name in another letter case."""
         folder, name = os.path.split(path)
         if folder not in self._folded:
             self._folded[folder] = {each.casefold(): each for each in sorted(self.names(folder), reverse=True)}
@@ -58,7 +58,7 @@ class Listings:
 class ImageFinder:
     """Finds listed images in `folders`, the likeliest first, and adds a problem for each that is not there.
 
-    root: the data set's folder. A path that leaves it by `..` is read, and said.
+    root: the data set's folder. A path that leaves it by `..` is read and reported.
     """
 
     def __init__(self, folders: Iterable[Path], problems: Problems, root: Path) -> None:

@@ -50,8 +50,8 @@ def load_instances(file: Path) -> dict[str, Any]:
     for key, field in (("images", "file_name"), ("categories", "name")):
         odd = [row[field] for row in content[key] if not isinstance(row[field], str)]
         if odd and (key == "images" or not isinstance(odd[0], int | float)):
-            wanted = "file names" if key == "images" else "names"
-            raise UserError(f"{file}: expected {wanted} in its list '{key}', found {json.dumps(odd[0])[:80]}.")
+            expected = "file names" if key == "images" else "names"
+            raise UserError(f"{file}: expected {expected} in its list '{key}', found {json.dumps(odd[0])[:80]}.")
     for row in content["categories"]:
         row["name"] = printable(str(row["name"]))
     for row in content["annotations"]:
@@ -98,9 +98,9 @@ def annotation_fault(
 def usable_instances(file: Path, category_ids: Collection[int]) -> dict[str, Any]:
     """Read the file with these categories only, and without the annotations that have a fault."""
     content = load_instances(file)
-    image_ids, wanted = {image["id"] for image in content["images"]}, set(category_ids)
-    rows = [row for row in content["annotations"] if annotation_fault(row, image_ids, wanted) is None]
-    categories = [row for row in content["categories"] if row["id"] in wanted]
+    image_ids, known_ids = {image["id"] for image in content["images"]}, set(category_ids)
+    rows = [row for row in content["annotations"] if annotation_fault(row, image_ids, known_ids) is None]
+    categories = [row for row in content["categories"] if row["id"] in known_ids]
     return content | {"annotations": rows, "categories": categories}
 
 

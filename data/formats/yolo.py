@@ -33,7 +33,7 @@ _PEEKED = 1000  # names of a folder that are looked at, to know the format
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Layout:
-    """Where the images of each split are: folders and lists. file: what says so, and names the classes.
+    """Folders and lists with the images of each split. file: the one that defines them, and names the classes.
 
     roots: what the paths are relative to. names: None where `file` is a list of them. keypoints: of `LabelFiles`.
     """

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.moments import Moments
-from models.norms.spec import Cut, NormSpec
+from models.norms.spec import Cut, NormSpec, burn_in_knob
 from utils.clock import Tick
 from utils.knob import knob
 
@@ -68,9 +68,7 @@ class BatchRenormSpec(NormSpec):
 
     r_max: float = knob(3.0, "largest ratio to the running deviation", low=1)
     d_max: float = knob(5.0, "largest shift, in running deviations", low=0)
-    burn_in_steps: int | None = knob(
-        None, "optimizer steps of plain batch norm at the start (default: 100, or a tenth of a shorter training)", low=0
-    )
+    burn_in_steps: int | None = burn_in_knob()
     ramp_steps: int | None = knob(None, "steps in which the limits open after burn-in (default: 4 times that)", low=0)
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:

@@ -25,7 +25,7 @@ from models.norms.batch_stat import BatchStatNorm
 from models.norms.contract import ConvAware, ConvView
 from models.norms.moments import Moments
 from models.norms.normalize import Past
-from models.norms.spec import Cut, NormSpec, patch_shape
+from models.norms.spec import Cut, NormSpec, burn_in_knob, patch_shape
 from utils.clock import Tick
 from utils.errors import UserError
 from utils.knob import knob
@@ -219,9 +219,7 @@ class CrossIterationBatchNormSpec(NormSpec):
         "std", "how past variances are compensated (std, ours; taylor, the paper's)", choices=ESTIMATORS
     )
     window: int = knob(4, "mini-batches, the current one included; 0 = as many as a batch has", low=0)
-    burn_in_steps: int | None = knob(
-        None, "optimizer steps of plain batch norm at the start (default: 100, or a tenth of a shorter training)", low=0
-    )
+    burn_in_steps: int | None = burn_in_knob()
     positions: int = knob(256, "positions a patch covariance is taken from; 0 = all", low=0)
     sync: bool = knob(False, "pool over the ranks of a torchrun job too")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.norms.cbn import CrossIterationBatchNorm
 from models.norms.contract import ConvView
 from models.norms.moments import Moments
-from models.norms.spec import Cut, NormSpec, patch_shape
+from models.norms.spec import Cut, NormSpec, burn_in_knob, patch_shape
 from utils.clock import Tick
 from utils.knob import knob
 
@@ -76,9 +76,7 @@ class CrossIterationBatchNormLiteSpec(NormSpec):
     # The gradient `weights` would need a covariance per mini-batch.
     gradient: str = knob("share", "past held constant (share), or BN's (renorm)", choices=("share", "renorm"))
     window: int = knob(4, "mini-batches, the current one included; 0 = as many as a batch has", low=0)
-    burn_in_steps: int | None = knob(
-        None, "optimizer steps of plain batch norm at the start (default: 100, or a tenth of a shorter training)", low=0
-    )
+    burn_in_steps: int | None = burn_in_knob()
     refresh_steps: int = knob(4, "steps between two measurements of the patch covariance", low=1)
     positions: int = knob(256, "positions a patch covariance is taken from; 0 = all", low=0)
     sync: bool = knob(False, "pool over the ranks of a torchrun job too")

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from utils.knob import knob
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cut:
@@ -102,6 +104,12 @@ class NormSpec(ABC):
         """Spell the choice as it is typed: `cmbn:carry,burn_in_steps=0`."""
         parts = [_spelled(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
         return self.name + (":" + ",".join(parts) if parts else "")
+
+
+def burn_in_knob() -> Any:
+    """Return the knob `burn_in_steps` of a norm that begins as plain batch norm; None: see `for_training`."""
+    text = "optimizer steps of plain batch norm at the start (default: 100, or a tenth of a shorter training)"
+    return knob(None, text, low=0)
 
 
 def _spelled(option: str, value: Any) -> str:

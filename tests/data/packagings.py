@@ -52,7 +52,7 @@ def box_line(label: int, x0: float, y0: float, x1: float, y1: float) -> str:
 
 
 def polygon_line(label: int, x0: float, y0: float, x1: float, y1: float) -> str:
-    """Of five corners: 11 numbers."""
+    """A polygon with five corners: 11 numbers."""
     return f"{label} {x0} {y0} {x1} {y0} {x1} {y1} {(x0 + x1) / 2} {y1} {x0} {y1}"
 
 

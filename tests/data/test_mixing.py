@@ -16,7 +16,7 @@ OPTIONS = AugmentOptions(min_visibility=0.25, min_side_px=2)
 
 @st.composite
 def boxes(draw: st.DrawFn) -> tuple[int, int, int, int]:
-    """Of at least a pixel, on whole pixels."""
+    """A rectangle of at least a pixel, on whole pixels."""
     left, right = sorted(draw(st.lists(st.integers(0, HW[1]), min_size=2, max_size=2, unique=True)))
     top, bottom = sorted(draw(st.lists(st.integers(0, HW[0]), min_size=2, max_size=2, unique=True)))
     return left, top, right, bottom

@@ -189,7 +189,7 @@ def test_a_full_disk_costs_checkpoints_but_not_the_training(scenes: Path, toy_cf
 def test_memory_that_ran_out_in_training_and_in_evaluation_costs_only_time(
     scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of 4 images 2 fit; the run goes on, evaluates, and after --resume still knows."""
+    """Two of 4 images fit; the run goes on, evaluates, and after --resume still knows."""
     forward = Network.forward
 
     def limited(network: Network, images: torch.Tensor) -> object:

@@ -25,7 +25,7 @@ from utils.stop import Stopped
 
 
 def flags(scenes: Path, cfg: str, run: Path, *more: str) -> list[str]:
-    """Of a training with epochs of 4 steps."""
+    """The flags of a training with epochs of 4 steps."""
     common = ["--data", str(scenes), "--cfg", cfg, "--workers", "0", "--device", "cpu", "--lr-policy", "cosine"]
     return [*common, "--out", str(run), *more]
 

@@ -206,7 +206,7 @@ def test_data_that_is_not_finite_ends_the_run(flags: list[str], tmp_path: Path, 
 def test_memory_that_runs_out_in_the_test_changes_nothing(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 4 images 2 fit, in the test as in the training."""
+    """Two of 4 images fit, in the test as in the training."""
     auto, typed, forward = tmp_path / "auto", tmp_path / "typed", Network.forward
 
     def limited(network: Network, images: Tensor) -> object:
