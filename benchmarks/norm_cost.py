@@ -25,12 +25,12 @@ import torch
 from torch import nn
 
 from benchmarks.measured import Row, against, circumstances, results_path, write
-from benchmarks.small_batch.recipes import settings_of, with_burn_in
-from benchmarks.tensor_bytes import saved_bytes, state_bytes
 from cfg.plan import Plan, load_plan, parse_plan
 from models.network import Network
 from models.norms import cmbn
 from models.norms.table import NORMS, NormOptions, norm_factory
+from study.memory import saved_bytes, state_bytes
+from study.recipes import settings_of, with_burn_in
 from utils.clock import BatchClock
 from utils.environment import pick_device
 from utils.errors import exit_on_error

@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.measured import RESULTS, ROOT, Row, circumstances
-from benchmarks.small_batch.rows import RowFile, read_rows
 from data.annotation_formats import open_image_set
+from study.rows import RowFile, read_rows
 from utils.environment import pick_device
 from utils.errors import UserError, exit_on_error
 

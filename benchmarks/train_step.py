@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.measured import Row, against, circumstances, results_path, write
-from benchmarks.tensor_bytes import saved_bytes
 from cfg.plan import load_plan
 from engine.amp import MixedPrecision, cpu_bf16
 from engine.oom_recovery import OutOfMemoryRecovery
@@ -34,6 +33,7 @@ from engine.step import TrainStep
 from models.network import Network, parameter_groups
 from models.norms.table import NormOptions, norm_factory
 from models.yolo.loss import LossOptions, YoloLoss
+from study.memory import saved_bytes
 from utils.clock import BatchClock
 from utils.environment import pick_device
 from utils.structures import Batch, Targets

@@ -28,7 +28,6 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from benchmarks.measured import RESULTS, Row, circumstances
-from benchmarks.small_batch.rows import RowFile, read_rows
 from engine.job import job_of
 from engine.loss_watch import TrainingLost
 from engine.trainer import Trainer, make_val_evaluator
@@ -37,6 +36,7 @@ from models.yolo.criterion import Criterion
 from models.yolo.head import RawHead
 from models.yolo.loss import LossTerms
 from options import OptimOptions
+from study.rows import RowFile, read_rows
 from utils.errors import exit_on_error
 from utils.stop import Stop
 from utils.structures import Batch, Targets

@@ -78,7 +78,7 @@ def open_image_set(path: str | Path, split: str, *, val_fraction: float = 0) -> 
     pool = WHOLE if there == (WHOLE,) else "train"
     is_divisible = split in ("train", "val") and "val" not in there and reader.has_split(path, pool)
     if val_fraction and is_divisible:
-        return _hold_out(_read(reader, path, pool), split, val_fraction)
+        return hold_out(_read(reader, path, pool), split, val_fraction)
     if not reader.has_split(path, split):
         lacks = f"has no split '{split}'; it has {', '.join(there) or 'none'}."
         if there == (WHOLE,):
@@ -106,7 +106,7 @@ def _read(reader: AnnotationFormat, path: Path, split: str) -> ImageSet:
             gc.enable()
 
 
-def _hold_out(image_set: ImageSet, split: str, val_fraction: float) -> ImageSet:
+def hold_out(image_set: ImageSet, split: str, val_fraction: float) -> ImageSet:
     """Return the held-out images, or the others. A hash of its name decides about an image, wherever the set lies.
 
     So it hardly changes sides when others are added. Raises UserError if there are too few.

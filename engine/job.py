@@ -71,15 +71,18 @@ def parse_job(argv: Sequence[str] | None = None) -> Job:
     return job_of(parse_flags(TrainOptions, argv, foreign=FOREIGN_FLAGS))
 
 
-def job_of(given: dict[str, Any]) -> Job:
-    """Return the job of these settings, by name. Raises as `parse_job`."""
+def job_of(given: dict[str, Any], sets: tuple[ImageSet, ImageSet] | None = None) -> Job:
+    """Return the job of these settings, by name. Raises as `parse_job`.
+
+    sets: the training and validation split, in place of those that the settings name.
+    """
     if len(lengths := ["--" + name.replace("_", "-") for name in LENGTHS if name in given]) > 1:
         raise UserError(f"{' and '.join(lengths)} both set the length of the training: give one of them")
     given = restore_after_restart(given)
     typed = given.keys()
     checkpoint, given = load_resume(given) if "resume" in given else (None, given)
     start = read_start(given["weights"], given.get("cfg")) if checkpoint is None and "weights" in given else None
-    train_set, val_set = open_sets(given)
+    train_set, val_set = sets or open_sets(given)
     if checkpoint is not None and checkpoint.class_names != tuple(train_set.class_names):
         raise UserError(f"{given['resume']}: {_other_classes(checkpoint.class_names, train_set.class_names)}")
     plan = choose_plan(given, checkpoint or start, train_set.class_names)

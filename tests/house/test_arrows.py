@@ -1,6 +1,6 @@
 """Rooms may import only what is to the right, and no files import each other in a circle.
 
-pages -> engine -> options -> evaluation -> models, data -> utils; models -> cfg -> nothing.
+study -> train -> engine -> options -> evaluation -> models, data -> utils; models -> cfg -> nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 PAGES = ("train", "evaluate", "detect")
 ARROWS = {  # room or page -> the rooms it may import
     **{page: {"engine", "options", "evaluation", "models", "data", "cfg", "utils"} for page in PAGES},
+    "study": {"study", "train", "engine", "options", "evaluation", "models", "data", "cfg", "utils"},
     "engine": {"engine", "options", "evaluation", "models", "data", "cfg", "utils"},
     "options": {"evaluation", "models", "data", "cfg", "utils"},
     "evaluation": {"evaluation", "models", "data", "utils"},
@@ -31,6 +32,7 @@ PAGES_IN_ROOMS = {
     "data/convert.py": {"data", "utils"},
     "data/doctor/__main__.py": {"data", "cfg", "utils"},
     "models/weights/__main__.py": {"models", "cfg", "utils"},
+    "study/__main__.py": {"study", "cfg", "utils"},
 }
 
 
@@ -181,6 +183,9 @@ def write(root: Path, files: dict[str, str]) -> None:
         ("data/doctor/charts.py", "from .__main__ import main", "data.doctor.__main__"),
         ("models/weights/writer.py", "from models.weights.__main__ import convert", "models.weights.__main__"),
         ("models/weights/__main__.py", "import data.coco", "data"),
+        ("engine/step.py", "from study.rows import RowFile", "study"),
+        ("train.py", "import study.grid", "study"),
+        ("study/cell.py", "import detect", "detect"),
     ],
 )
 def test_a_planted_import_is_found(tmp_path: Path, place: str, source: str, name: str) -> None:
@@ -203,6 +208,7 @@ def test_a_planted_import_is_found(tmp_path: Path, place: str, source: str, name
         ("data/anchors.py", "import cfg.plan, utils.errors\nfrom data import clusters"),
         ("data/doctor/__main__.py", "import cfg.plan, utils.errors\nfrom data.doctor import charts"),
         ("models/weights/__main__.py", "import cfg.plan, utils.errors\nfrom models.weights import writer"),
+        ("study/cell.py", "import train, engine.job, options, data.loader, study.grid"),
     ],
 )
 def test_an_import_to_the_right_passes(tmp_path: Path, place: str, source: str) -> None:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import benchmarks.small_batch.sources as sources
 import data.dataset
 import evaluation.evaluator
+import study.presets as presets
 import train
-from benchmarks.small_batch.cell import check_apart, job_of_cell, memory, run_cell
-from benchmarks.small_batch.grid import BUDGETS, Cell
-from data.annotation_formats import open_image_set
-from utils.errors import UserError
+from study.cell import job_of_cell, run_cell
+from study.grid import Cell
+from study.memory import memory_of_batch
+from study.presets import PRESETS, preset_source
+from study.splits import open_splits
 
-HERE = {"folders": {}, "device": "cpu", "workers": 0, "commit": "abc"}
-CELL: Cell = replace(BUDGETS["smoke"].main_cells(())[0], steps=3, mini_batch=16, mosaic=True)
+MORE = {"device": "cpu", "workers": 0}
+SOURCE = partial(preset_source, bccd=None)
+HERE: dict[str, Any] = {"source_of": SOURCE, "more": MORE, "commit": "abc"}
+CELL: Cell = replace(PRESETS["smoke"].main_cells(())[0], steps=3, mini_batch=16, mosaic=True)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def in_scratch(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MADE", made)
+    monkeypatch.setattr(presets, "MADE", made)
     for plot in ("plot_pr_curves", "plot_confusion"):  # they take longer than the training
         monkeypatch.setattr(evaluation.evaluator, plot, lambda *_: None)
 
@@ -65,16 +69,8 @@ def test_test_images_never_enter_training_or_selection(
     row = run_cell(replace(CELL, role=role), tmp_path / "run", **HERE)
     assert not (tmp_path / "run" / "metrics.json").exists(), "nobody looks at a cell's report"
     assert set(read[True]) == {"train", "val"}
-    assert set(read[False]) == ({"test", "val"} if role == "main" else {"val"})
+    assert set(read[False]) == ({"test"} if role == "main" else set())
     assert (row["test_AP"] is None) == (role == "tune")
-
-
-def test_a_test_split_that_shares_images_is_refused() -> None:
-    source = sources.prepare(CELL, {})
-    train_set, val_set = (open_image_set(source.path, split) for split in ("train", "val"))
-    check_apart(train_set, val_set, open_image_set(source.path, str(source.test)))
-    with pytest.raises(UserError, match="shares 8 images with 'val'"):
-        check_apart(train_set, val_set, val_set)
 
 
 def test_a_loss_that_explodes_scores_nothing(tmp_path: Path) -> None:
@@ -87,8 +83,9 @@ def test_memory_is_that_after_the_burn_in_and_of_whole_batches() -> None:
 
     def memory_of(recipe: str) -> float:
         cell = replace(CELL, recipe=recipe, mini_batch=1, mosaic=False)
-        job = job_of_cell(cell, sources.prepare(cell, {}), device="cpu", workers=0)
-        return memory(cell, job.options, job.plan)["memory_MB"]
+        source = SOURCE(cell)
+        job = job_of_cell(cell, source, open_splits(source.path), MORE)
+        return memory_of_batch(job, step=cell.steps - 1)["memory_MB"]
 
     bn, cmbn = memory_of("bn"), memory_of("cmbn")
     carried, burnt = (memory_of(f"cmbn:carry,burn_in_steps={steps}") for steps in (0, 1))

@@ -10,44 +10,50 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.small_batch.grid import BATCH, BUDGETS, TUNE_SEED, Cell, nearest, stand_in
-from benchmarks.small_batch.recipes import all_recipes, canonical, options_of, record_of, reference_of, with_references
-from benchmarks.small_batch.rows import read_rows
-from benchmarks.small_batch.sources import half_width
-from cfg.plan import Plan, load_plan, parse_plan
+from cfg.plan import Plan, load_plan
 from models.network import Network
+from models.norms.cmbn import GRADIENTS
 from models.norms.table import NORMS, norm_factory
+from study.grid import TUNE_SEED, Cell, Task, nearest
+from study.presets import BATCH, PRESETS, reference_of, stand_in
+from study.recipes import canonical, options_of, record_of, with_references
+from study.rows import read_rows
 from utils.clock import BatchClock
 from utils.errors import UserError
 from utils.seed import seed_everything
 
+TASKS = tuple(Task(name, "small", False) for name in ("digits-0.4", "bccd"))
 TOY = replace(
-    BUDGETS["standard"],
-    data=("digits-0.4", "bccd"),
+    PRESETS["standard"],
+    tasks=TASKS,
     recipes=("bn", "gn"),
     mini_batches=(1, 4),
     tuned_at=(1,),
 )
-NORM_RECIPES = [recipe for recipe in all_recipes(steps=10) if " " not in recipe]
+NORM_RECIPES = [
+    *(name for name in NORMS if name not in ("syncbn", "frozen", "none")),
+    *(f"cmbn:gradient={gradient}" for gradient in GRADIENTS[1:]),
+    *("cmbn:carry", "cmbn:burn_in_steps=1", "cmbn:carry,burn_in_steps=1", "cbn:gradient=share", "gn:groups=8"),
+]
 
 
 @pytest.fixture
 def plan(root: Path) -> Plan:
-    return load_plan(str(root / "benchmarks" / "small_batch" / "small.cfg"))
+    return load_plan(str(root / "study" / "small.cfg"))
 
 
 def tuned(cell: Cell, val_ap: float) -> Mapping[str, Any]:
     return {**asdict(cell), "val_AP": val_ap, "test_AP": None}
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
-def test_recipes_of_a_budget_are_canonical_with_a_burn_in_of_a_tenth(budget: str) -> None:
-    grid = BUDGETS[budget]
-    assert set(grid.recipes) == set(with_references(grid.recipes)), "the BN that a recipe is compared with"
+@pytest.mark.parametrize("name", PRESETS)
+def test_recipes_of_a_preset_are_canonical_with_a_burn_in_of_at_most_a_tenth(name: str) -> None:
+    grid = PRESETS[name]
+    assert set(grid.recipes) == set(with_references(grid.recipes, reference_of)), "the BN that it is compared with"
     for recipe in grid.recipes:
-        assert canonical(recipe) == recipe
-        assert options_of(recipe).spec.burn_in in (0, grid.steps // 10)
-    cells = replace(grid, tuned_at=(), recipes=("bn", "cmbn")).main_cells(())
+        assert canonical(recipe, from_weights=False) == recipe
+        assert options_of(recipe).spec.for_training(grid.steps).burn_in <= grid.steps // 10
+    cells = replace(grid, rates=(0.01,), own_rates={}).main_cells(())
     assert TUNE_SEED not in {cell.seed for cell in cells}
     assert len({(cell.steps, BATCH % cell.mini_batch) for cell in cells}) == 1, "all see equally many images"
 
@@ -56,16 +62,19 @@ def test_committed_rows_have_recipes_to_type_that_agree_with_their_settings(root
     rows = read_rows(root / "benchmarks" / "results" / "small_batch" / "standard.jsonl")
     assert len(rows) >= 771
     for row in rows:
-        assert canonical(row["recipe"]) == row["recipe"]
+        assert canonical(row["recipe"], from_weights=False) == row["recipe"]
         assert record_of(options_of(row["recipe"])) == row["settings"]
 
 
 def test_a_recipe_has_one_spelling_and_a_reference() -> None:
-    assert canonical("cbn:burn_in_steps=51,gradient=share,window=4") == "cbn:gradient=share,burn_in_steps=51"
-    assert canonical("bn --precise-bn 512 --weight-centralization") == "bn --weight-centralization --precise-bn 512"
-    assert canonical("mabn --weight-centralization") == "mabn"
+    spellings = {
+        "cbn:burn_in_steps=51,gradient=share,window=4": "cbn:gradient=share,burn_in_steps=51",
+        "bn --precise-bn 512 --weight-centralization": "bn --weight-centralization --precise-bn 512",
+        "mabn --weight-centralization": "mabn",
+    }
+    assert [canonical(recipe, from_weights=False) for recipe in spellings] == list(spellings.values())
     assert reference_of("mabn") == reference_of("cmbn:gradient=share --weight-centralization")
-    assert with_references(("gn", "mabn")) == ("bn", "bn --weight-centralization", "gn", "mabn")
+    assert with_references(("gn", "mabn"), reference_of) == ("bn", "bn --weight-centralization", "gn", "mabn")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +82,14 @@ def test_a_recipe_has_one_spelling_and_a_reference() -> None:
 )
 def test_what_is_no_recipe_is_refused(recipe: str) -> None:
     with pytest.raises(UserError):
-        options_of(recipe)
+        canonical(recipe, from_weights=False)
+
+
+@pytest.mark.parametrize("recipe", ["frozen", "bn --norm-eval", "bn --norm-freeze-after 0"])
+def test_statistics_that_stay_need_weights(recipe: str) -> None:
+    assert canonical(recipe, from_weights=True).startswith(recipe[:14])
+    with pytest.raises(UserError, match="--weights"):
+        canonical(recipe, from_weights=False)
 
 
 def test_all_norms_start_from_the_same_weights(plan: Plan) -> None:
@@ -84,7 +100,6 @@ def test_all_norms_start_from_the_same_weights(plan: Plan) -> None:
         convs = [m.weight.detach().flatten() for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
         weights.add(torch.cat(convs).numpy().tobytes())
     assert len(weights) == 1
-    assert len({options_of(recipe).spec.name for recipe in NORM_RECIPES}) == len(NORMS) - 3
 
 
 def train_on_single_mini_batches(plan: Plan, recipe: str) -> dict[str, torch.Tensor]:
@@ -129,23 +144,26 @@ def test_the_rate_is_chosen_on_val_by_data_and_recipe_once_its_tuning_is_complet
     rows = [
         tuned(cell, 0.5 if cell.rate == (0.02 if cell.recipe == "gn" else 0.01) else 0.4) for cell in TOY.tune_cells()
     ]
-    rates = {(cell.data, cell.recipe): cell.rate for cell in TOY.main_cells(rows)}
-    assert rates == {(data, recipe): 0.02 if recipe == "gn" else 0.01 for data in TOY.data for recipe in TOY.recipes}
+    rates = {(cell.task, cell.recipe): cell.rate for cell in TOY.main_cells(rows)}
+    assert rates == {(task, recipe): 0.02 if recipe == "gn" else 0.01 for task in TASKS for recipe in TOY.recipes}
     assert ("bccd", "gn") not in {(cell.data, cell.recipe) for cell in TOY.main_cells(rows[:-1])}
+    assert len(TOY.main_cells(rows[:-1], untuned=0.0)) == len(TOY.main_cells(rows))
     assert [nearest(mini_batch, (16, 1, 2)) for mini_batch in (1, 2, 4, 8, 16)] == [1, 2, 2, 16, 16]
 
 
 def test_the_quick_trainings_are_among_the_standard_ones() -> None:
-    standard, best = BUDGETS["standard"], {("cmbn", 1): 0.02}
+    standard, best = PRESETS["standard"], {("cmbn", 1): 0.02}
     rows = [
         tuned(cell, 0.9 if cell.rate == best.get((cell.recipe, cell.mini_batch), 0.01) else 0.1)
         for cell in standard.tune_cells()
     ]
-    assert set(BUDGETS["quick"].main_cells(())) <= set(standard.main_cells(rows))
+    assert set(PRESETS["quick"].main_cells(())) <= set(standard.main_cells(rows))
 
 
-def test_half_the_width_keeps_the_heads() -> None:
-    whole = load_plan("yolov4")
-    half = parse_plan(half_width(whole.source_text), path="half.cfg")
-    assert half.parameter_count() < 0.3 * whole.parameter_count()
-    assert [half.nodes[at].shape for at in half.heads] == [whole.nodes[at].shape for at in whole.heads]
+def test_one_rate_is_taken_without_tuning_and_each_recipe_may_have_its_own() -> None:
+    grid = replace(TOY, tuned_at=(), rates=(0.01,), own_rates={("gn", 4): (0.001, 0.003)})
+    tuned_at = [(cell.recipe, cell.mini_batch, cell.rate) for cell in grid.tune_cells()]
+    assert sorted(set(tuned_at)) == [("gn", 4, 0.001), ("gn", 4, 0.003)]
+    assert {cell.rate for cell in grid.main_cells(())} == {0.01}
+    rows = [tuned(cell, cell.rate) for cell in grid.tune_cells()]
+    assert {cell.rate for cell in grid.main_cells(rows) if (cell.recipe, cell.mini_batch) == ("gn", 4)} == {0.003}

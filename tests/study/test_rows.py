@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.small_batch.grid import BUDGETS, cell_of, left
-from benchmarks.small_batch.processes import run_cells
-from benchmarks.small_batch.rows import RowFile, read_rows
+from study.grid import cell_of, left
+from study.presets import PRESETS
+from study.processes import run_cells
+from study.rows import RowFile, read_rows
 from utils.errors import UserError
 
 
 def run_without_training(path: Path, dies_after: int) -> None:
-    """The cells of the quick budget; dies outright with a line half written."""
+    """The cells of the quick study; dies outright with a line half written."""
     with RowFile(path) as file:
-        waiting = list(left(BUDGETS["quick"].main_cells(()), file.rows))
+        waiting = list(left(PRESETS["quick"].main_cells(()), file.rows))
         for outcome in run_cells(waiting, lambda cell, folder: asdict(cell), jobs=0):
             if len(file.rows) == dies_after:
                 with open(path, "a") as unfinished:
@@ -32,7 +33,7 @@ def run_without_training(path: Path, dies_after: int) -> None:
 
 def test_a_killed_grid_neither_repeats_nor_loses_a_cell(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    cells = BUDGETS["quick"].main_cells(())
+    cells = PRESETS["quick"].main_cells(())
     for dies_after, code, rows in ((3, -signal.SIGKILL, 3), (-1, 0, len(cells))):
         grid = multiprocessing.get_context("fork").Process(target=run_without_training, args=(path, dies_after))
         grid.start()

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.small_batch.statistics import estimate, gain, holm, sign_flip_p, won_back
+from study.statistics import estimate, gain, holm, sign_flip_p, won_back
 
 
 def by_seed(*values: float) -> dict[int, float]:

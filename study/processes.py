@@ -10,15 +10,15 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks.small_batch.grid import Cell
+from study.grid import Cell
 
 Work = Callable[[Cell, Path], dict[str, Any]]
 _LOG_LINES = 15
@@ -38,23 +38,22 @@ def run_cells(
     work: Work,
     *,
     jobs: int,
-    deadline: float = float("inf"),
+    may_start: Callable[[Cell], bool] = lambda _: True,
     start_method: str | None = None,
 ) -> Iterator[Outcome]:
-    """Yield outcomes as cells finish. After `deadline`, on time.monotonic()'s clock, no cell is started.
+    """Yield outcomes as cells finish, up to the first cell that may not start.
 
     work: (cell, folder that does not exist yet) -> row; it must be importable, because another process runs it. jobs=0:
     this one does. Whatever ends this generator ends the processes.
     """
-    waiting = iter(cells)
-    with tempfile.TemporaryDirectory(prefix="small-batch-", ignore_cleanup_errors=True) as scratch:
+    started = takewhile(may_start, cells)
+    with tempfile.TemporaryDirectory(prefix="study-", ignore_cleanup_errors=True) as scratch:
         if jobs == 0:
-            for number, cell in enumerate(_before(waiting, deadline)):
+            for number, cell in enumerate(started):
                 yield Outcome(cell=cell, row=work(cell, Path(scratch) / str(number)), log_tail="")
             return
         pool = _Pool(work, Path(scratch), start_method or best_start_method())
         try:
-            started = _before(waiting, deadline)
             while True:
                 while len(pool) < jobs and (following := next(started, None)) is not None:
                     pool.start(following)
@@ -70,20 +69,13 @@ def best_start_method() -> str:
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
-def _before(cells: Iterator[Cell], deadline: float) -> Iterator[Cell]:
-    for cell in cells:
-        if time.monotonic() > deadline:
-            return
-        yield cell
-
-
 class _Pool:
     def __init__(self, work: Work, scratch: Path, start_method: str) -> None:
         self._context: Any = multiprocessing.get_context(start_method)  # the base class has no Process
         if start_method == "forkserver":
-            root = str(Path(__file__).resolve().parent.parent.parent)
+            root = str(Path(__file__).resolve().parent.parent)
             os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-            self._context.set_forkserver_preload(["benchmarks.small_batch.cell"])
+            self._context.set_forkserver_preload(["study.cell"])
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         self._work, self._scratch = work, scratch
         self._at_work: dict[int, tuple[Any, Cell, Path]] = {}
