@@ -10,57 +10,34 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import math
 import os
-import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from cfg.parse import CfgError
-from study.cell import Source, code_version, run_cell
-from study.grid import TUNE_SEED, Cell, Grid, Row, left
-from study.own import OwnStudy, own_source, own_study
+from study.cell import Study, code_version, run_cell
+from study.grid import TUNE_SEED, Row, left
+from study.own import own_study
 from study.plot import plot
-from study.presets import PRESETS, RESULTS, preset_source
+from study.presets import PRESETS, preset_study
 from study.processes import run_cells
 from study.progress import Progress
-from study.recipes import canonical, with_references
-from study.report import Line, Results, advice, json_report, report
+from study.report import Results, advice, json_report, report
 from study.rows import RowFile, read_rows
-from utils.console import say, warn
+from utils.console import warn
 from utils.environment import pick_device
 from utils.errors import UserError
 from utils.flags import FlagParser
 from utils.page import run_page
-from utils.run_folder import RUNS
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Study:
-    """A grid with what its cells and its folder need.
-
-    setup: what all rows must share, by name. command: what to type for a line of the table; None: no advice is given.
-    paths: of rows, table, plot and figures, by their endings.
-    """
-
-    title: str
-    grid: Grid
-    source_of: Callable[[Cell], Source]
-    setup: Mapping[str, Any]
-    command: Callable[[Line], str] | None
-    paths: Mapping[str, Path]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    study = preset_study(args) if args.preset else data_study(args)
+    study = preset_study(args) if args.preset else own_study(args)
     failed = 0
     try:
         if args.report_only:
@@ -136,100 +113,6 @@ def seeds(text: str) -> range:
     return found
 
 
-def rates(typed: Sequence[str]) -> Sequence[float] | str:
-    """Return typed learning rates as numbers; `tune` and `default` as they are. Raises UserError."""
-    if len(typed) == 1 and typed[0] in ("tune", "default"):
-        return typed[0]
-    try:
-        found = [float(rate) for rate in typed]
-    except ValueError:
-        found = []
-    if not found or not all(0 < rate < math.inf for rate in found):
-        raise UserError(f"--rates {' '.join(typed)}: give numbers above 0, or tune or default alone")
-    return found
-
-
-def preset_study(args: argparse.Namespace) -> Study:
-    """Return the built-in study, with what the command line chooses. Raises UserError for what is no norm."""
-    grid = PRESETS[args.preset]
-    tasks = grid.tasks
-    if args.bccd is None and not args.report_only and any(task.data == "bccd" for task in tasks):
-        warn("bccd is left out: give its folder with --bccd")
-        tasks = tuple(task for task in tasks if task.data != "bccd")
-    typed = tuple(canonical(norm, from_weights=False) for norm in args.norms or ())
-    grid = replace(
-        grid,
-        tasks=tasks,
-        recipes=with_references(typed, grid.reference_of) if typed else grid.recipes,
-        mini_batches=tuple(args.images_per_forward or grid.mini_batches),
-        seeds=args.seeds or grid.seeds,
-    )
-    if uneven := [images for images in grid.mini_batches if grid.batch_size % images]:
-        raise UserError(f"--images-per-forward {uneven[0]} does not divide its batch of {grid.batch_size} images")
-    folder = Path(args.out or RESULTS)
-    return Study(
-        title=f"Study {args.preset}",
-        grid=grid,
-        source_of=partial(preset_source, bccd=args.bccd),
-        setup={},
-        command=None,
-        paths={end: folder / f"{args.preset}.{end}" for end in ("jsonl", "md", "png", "json")},
-    )
-
-
-def data_study(args: argparse.Namespace) -> Study:
-    """Return the study of a reader's data, and print what it is. Raises UserError or CfgError for what is wrong."""
-    own = own_study(
-        args.data,
-        cfg=args.cfg,
-        weights=args.weights,
-        norms=args.norms or ("bn", "cmbn:carry"),
-        mini_batches=args.images_per_forward or (1, 2),
-        rates=rates(args.rates),
-        seeds=args.seeds or range(1, 6),
-        train=args.train,
-        more=more_settings(args),
-    )
-    announce(own)
-    folder = Path(args.out or RUNS / f"study-{own.grid.tasks[0].data}")
-    names = {"jsonl": "rows.jsonl", "md": "table.md", "png": "plot.png", "json": "table.json"}
-    return Study(
-        title=f"Which norm on {own.grid.tasks[0].data}",
-        grid=own.grid,
-        source_of=partial(own_source, source=own.source),
-        setup=own.setup,
-        command=partial(command, args, own),
-        paths={end: folder / name for end, name in names.items()},
-    )
-
-
-def announce(own: OwnStudy) -> None:
-    """Print which images are what, and how many trainings there are."""
-    grid, splits = own.grid, own.splits
-    parts = {"to train on": splits.train, "to select by (val)": splits.val, "to test on": splits.test}
-    say("data", f"{grid.tasks[0].data}: " + ", ".join(f"{len(part)} images {what}" for what, part in parts.items()))
-    say("", splits.origin)
-    say("network", f"{grid.tasks[0].net}, {grid.steps} steps on batches of {grid.batch_size}")
-    tuned, main = len(grid.tune_cells()), len(grid.main_cells((), untuned=0.0))
-    say("study", f"{tuned} trainings to find learning rates (seed {TUNE_SEED}), {main} to compare norms")
-
-
-def more_settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {"device": args.device, "workers": args.workers}
-
-
-def command(args: argparse.Namespace, own: OwnStudy, line: Line) -> str:
-    """Return the train.py command of a line."""
-    flags = ["--data", args.data, "--norm", *line.recipe.split(), "--batch-size", str(own.grid.batch_size)]
-    flags += ["--subdivisions", str(own.grid.batch_size // line.mini_batch), "--learning-rate", f"{line.rate:g}"]
-    for flag, value in (("--cfg", args.cfg), ("--weights", args.weights)):
-        flags += [flag, value] if value else []
-    typed = shlex.split(args.train)
-    if "--batch-size" in typed:
-        del typed[typed.index("--batch-size") :][:2]
-    return "python train.py " + shlex.join([*flags, *typed])
-
-
 def check_setup(rows: Sequence[Row], study: Study) -> None:
     """Raise UserError if rows are of another setup: they cannot be compared. Of another machine it only warns."""
     now, path = json.loads(json.dumps(study.setup)), study.paths["jsonl"]
@@ -250,9 +133,15 @@ def run(study: Study, file: RowFile, args: argparse.Namespace) -> int:
     """Run the tuning, then the main cells with known rates. Returns how many failed."""
     grid, deadline = study.grid, time.monotonic() + 3600 * args.hours if args.hours else float("inf")
     planned = [*left(grid.tune_cells(), file.rows), *left(grid.main_cells(file.rows, untuned=0.0), file.rows)]
-    jobs = args.jobs if args.jobs is not None else 1 if pick_device(args.device).type == "cuda" else os.cpu_count() or 1
+    many = 1 if pick_device(args.device).type == "cuda" else os.cpu_count() or 1
+    jobs = many if args.jobs is None else args.jobs
     progress = Progress(planned, file.rows, jobs=jobs, deadline=deadline)
-    work = partial(run_cell, source_of=study.source_of, more=more_settings(args), commit=code_version())
+    work = partial(
+        run_cell,
+        source_of=study.source_of,
+        more={"device": args.device, "workers": args.workers},
+        commit=code_version(),
+    )
     failed = 0
     for cells in (grid.tune_cells, lambda: grid.main_cells(file.rows)):
         waiting = list(left(cells(), file.rows))

@@ -8,7 +8,7 @@ import hashlib
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import train
 from engine.job import Job, job_of
 from engine.loss_watch import TrainingLost
 from evaluation.evaluator import Evaluator
-from study.grid import Cell
+from study.grid import Cell, Grid
 from study.memory import memory_of_batch
 from study.recipes import record_of, settings_of
 from study.splits import Splits, open_splits
@@ -32,6 +32,22 @@ class Source:
 
     path: str
     settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """A grid, and what its cells and its folder need.
+
+    setup: what all rows must share, by name. command: what to type for a recipe, images in a forward and a rate; None:
+    no advice is given. paths: of rows, table, plot and figures, by their endings.
+    """
+
+    title: str
+    grid: Grid
+    source_of: Callable[[Cell], Source]
+    paths: Mapping[str, Path]
+    setup: Mapping[str, Any] = field(default_factory=dict)
+    command: Callable[[str, int, float], str] | None = None
 
 
 def run_cell(
@@ -52,7 +68,7 @@ def run_cell(
     try:
         train.train(job, folder)
         detector = train.finish(job, folder).detector
-        check_forwards(job, folder)
+        check_memory(job, folder)
         row["val_AP"] = round(Checkpoint.from_file(folder / "best.pt").best_ap, 5)
         if cell.role == "main":
             batch = options.optim.batch_size
@@ -81,7 +97,7 @@ def job_of_cell(cell: Cell, source: Source, splits: Splits, more: Mapping[str, A
     return job_of(given, (splits.train, splits.val))
 
 
-def check_forwards(job: Job, folder: Path) -> None:
+def check_memory(job: Job, folder: Path) -> None:
     """Raise UserError if memory ran out, so that train.py went on with fewer images in a forward than asked for."""
     ended = Checkpoint.from_file(folder / "last.pt").training
     if ended is not None and ended.subdivisions != job.options.optim.subdivisions:

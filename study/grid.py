@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from study.recipes import BN
+from utils.errors import UserError
 
 TUNE_SEED = 0  # not used by main cells
 
@@ -157,6 +158,13 @@ class ChosenRates:
 def nearest(mini_batch: int, choices: Sequence[int]) -> int:
     """Return the choice nearest by ratio, the smaller of two."""
     return min(choices, key=lambda choice: (abs(math.log2(choice / mini_batch)), choice))
+
+
+def check_forwards(batch: int, mini_batches: Iterable[int]) -> None:
+    """Raise UserError if a batch cannot be cut into forwards of these sizes."""
+    for images in mini_batches:
+        if batch % images:
+            raise UserError(f"--images-per-forward {images} does not divide a batch of {batch} images")
 
 
 def left(cells: Iterable[Cell], rows: Iterable[Row]) -> Iterator[Cell]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import os
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
 from hashlib import blake2b
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +20,14 @@ from engine.recipe import planned_steps
 from models.norms.effective_batch import check_values
 from models.norms.table import NormOptions
 from options import FOREIGN_FLAGS, TrainOptions
-from study.cell import Source
-from study.grid import Cell, Grid, Task
+from study.cell import Source, Study
+from study.grid import TUNE_SEED, Cell, Grid, Task, check_forwards
 from study.recipes import BN, canonical, settings_of
 from study.splits import Splits, open_splits
+from utils.console import counted, say
 from utils.errors import UserError
 from utils.flags import flatten, parse_flags
+from utils.run_folder import RUNS
 
 FACTORS = (1 / 3, 1, 3)  # of the recipe's own learning rate, to tune among
 
@@ -44,76 +50,76 @@ _NOT_COMPARED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OwnStudy:
-    """A study of one data set. setup: what all its rows must share, by name."""
+def own_study(args: argparse.Namespace) -> Study:
+    """Return the study of a reader's data, and print what it is. Raises UserError or CfgError for what is wrong."""
+    typed = _typed(args.train)
+    splits = open_splits(args.data, typed.get("classes", ()))
+    typed |= {name: value for name in ("cfg", "weights") if (value := getattr(args, name)) is not None}
+    norms, mini_batches = args.norms or ("cmbn:carry",), sorted(set(args.images_per_forward or (1, 2)))
+    is_fine_tuning = args.weights is not None
+    recipes = tuple(dict.fromkeys([BN, *(canonical(norm, from_weights=is_fine_tuning) for norm in norms)]))
 
-    grid: Grid
-    source: Source
-    splits: Splits
-    setup: Mapping[str, Any]
+    def job_with(recipe: str) -> Job:
+        given = {**typed, "data": args.data, "device": args.device, **settings_of(recipe)}
+        return job_of(given, (splits.train, splits.val))
+
+    batch = job_with(BN).options.optim.batch_size
+    if "batch_size" not in typed:  # the next one that the most images in a forward divide
+        batch = -(-batch // mini_batches[-1]) * mini_batches[-1]
+    check_forwards(batch, mini_batches)
+    if len(splits.train) < batch:
+        raise UserError(f"{args.data}: has {len(splits.train)} images to train on, fewer than a batch of {batch}")
+    typed["batch_size"] = batch
+    jobs = {recipe: job_with(recipe) for recipe in recipes}
+    for job, mini_batch in product(jobs.values(), mini_batches):
+        check_values(job.plan, job.options.norm, mini_batch=mini_batch)
+    job = jobs[BN]
+    task = Task(Path(os.path.abspath(args.data)).stem, job.plan.name, job.options.augment.mosaic > 0)
+    rates = {recipe: _rates(args.rates, job.options.optim.learning_rate) for recipe, job in jobs.items()}
+    grid = Grid(
+        tasks=(task,),
+        recipes=recipes,
+        mini_batches=tuple(mini_batches),
+        seeds=args.seeds or range(1, 6),
+        steps=planned_steps(job.options.optim, len(splits.train)),
+        batch_size=batch,
+        own_rates={(recipe, mini_batch): rates[recipe] for recipe in recipes for mini_batch in mini_batches},
+    )
+    _announce(grid, splits)
+    folder = Path(args.out or RUNS / f"study-{task.data}")
+    names = {"jsonl": "rows.jsonl", "md": "table.md", "png": "plot.png", "json": "table.json"}
+    return Study(
+        title=f"Which norm on {task.data}",
+        grid=grid,
+        source_of=partial(own_source, source=Source(path=args.data, settings=typed)),
+        paths={end: folder / name for end, name in names.items()},
+        setup=_setup(job, splits, args.weights),
+        command=partial(_command, args, batch),
+    )
 
 
 def own_source(_cell: Cell, *, source: Source) -> Source:
     return source
 
 
-def own_study(
-    data: str,
-    *,
-    cfg: str | None,
-    weights: str | None,
-    norms: Sequence[str],
-    mini_batches: Sequence[int],
-    rates: Sequence[float] | str,
-    seeds: Sequence[int],
-    train: str,
-    more: Mapping[str, Any],
-) -> OwnStudy:
-    """Return the study of these settings.
+def _announce(grid: Grid, splits: Splits) -> None:
+    """Print which images are what, and how many trainings there are."""
+    (task,) = grid.tasks
+    uses = {"to train on": splits.train, "to select by (val)": splits.val, "to test on": splits.test}
+    say("data", f"{task.data}: " + ", ".join(f"{counted(len(part), 'image')} {use}" for use, part in uses.items()))
+    say("", splits.origin)
+    say("network", f"{task.net}, {grid.steps} steps on batches of {grid.batch_size}")
+    tuned, main = len(grid.tune_cells()), len(grid.main_cells((), untuned=0.0))
+    say("study", f"{counted(tuned, 'training')} to find learning rates (seed {TUNE_SEED}), {main} to compare norms")
 
-    rates: to choose from; "default" for the recipe's own, "tune" for that times `FACTORS`. train: more of train.py's
-    flags, as typed. more: settings that change no result. Raises UserError (or CfgError) for what cannot be trained.
-    """
-    typed = _typed(train)
-    splits = open_splits(data, typed.get("classes", ()))
-    typed |= {name: value for name, value in (("cfg", cfg), ("weights", weights)) if value is not None}
-    recipes = tuple(dict.fromkeys([BN, *(canonical(norm, from_weights=weights is not None) for norm in norms)]))
 
-    def job_with(recipe: str) -> Job:
-        return job_of({**typed, **more, "data": data, **settings_of(recipe)}, (splits.train, splits.val))
-
-    batch = _batch(job_with(BN).options.optim.batch_size, "batch_size" in typed, mini_batches)
-    if len(splits.train) < batch:
-        raise UserError(
-            f"{data}: {len(splits.train)} images to train on are fewer than a batch of {batch}: give "
-            f"--train '--batch-size {max(mini_batches)}', fewer --images-per-forward, or more images"
-        )
-    typed["batch_size"] = batch
-    own_rates = {}
-    for recipe in recipes:
-        job = job_with(recipe)
-        for mini_batch in mini_batches:
-            check_values(job.plan, job.options.norm, mini_batch=mini_batch)
-            own_rates[recipe, mini_batch] = _rates(rates, float(job.options.optim.learning_rate))
-    job = job_with(BN)
-    task = Task(Path(os.path.abspath(data)).stem, job.plan.name, job.options.augment.mosaic > 0)
-    grid = Grid(
-        tasks=(task,),
-        recipes=recipes,
-        mini_batches=tuple(sorted(set(mini_batches))),
-        seeds=seeds,
-        steps=planned_steps(job.options.optim, len(splits.train)),
-        batch_size=batch,
-        own_rates=own_rates,
-    )
-    setup = {
-        "data": _digest(*(part for each in (splits.train, splits.val, splits.test) for part in _content(each))),
-        "cfg": _digest(job.plan.source_text.encode()),
-        "weights": _digest(Path(weights).read_bytes()) if weights else None,
-        **{name: value for name, value in flatten(job.options).items() if name not in _NOT_COMPARED},
-    }
-    return OwnStudy(grid=grid, source=Source(path=data, settings=typed), splits=splits, setup=setup)
+def _command(args: argparse.Namespace, batch: int, recipe: str, mini_batch: int, rate: float) -> str:
+    """Return the train.py command of a training."""
+    flags = ["--data", args.data, *(["--cfg", args.cfg] if args.cfg else [])]
+    flags += ["--weights", args.weights] if args.weights else []
+    flags += [*shlex.split(args.train), "--norm", *recipe.split(), "--learning-rate", f"{rate:g}"]
+    flags += ["--batch-size", str(batch), "--subdivisions", str(batch // mini_batch)]
+    return f"python train.py {shlex.join(flags)}"
 
 
 def _typed(train: str) -> dict[str, Any]:
@@ -124,27 +130,30 @@ def _typed(train: str) -> dict[str, Any]:
     return typed
 
 
-def _batch(batch: int, is_typed: bool, mini_batches: Sequence[int]) -> int:
-    """Return the images of a batch: the recipe's, or the next multiple of the most that a forward sees.
+def _rates(typed: Sequence[str], own: float | str) -> tuple[float, ...]:
+    """Return the learning rates to choose from, ascending. own: the recipe's. Raises UserError."""
+    if typed == ["tune"]:
+        rates = [float(own) * factor for factor in FACTORS]
+    elif typed == ["default"]:
+        rates = [float(own)]
+    else:
+        try:
+            rates = list(map(float, typed))
+        except ValueError:
+            rates = [math.nan]
+    if not all(0 < rate < math.inf for rate in rates):
+        raise UserError(f"--rates {' '.join(typed)}: give numbers above 0, or tune or default alone")
+    return tuple(sorted({float(f"{rate:.3g}") for rate in rates}))
 
-    Raises UserError if it cannot be cut into forwards of these sizes.
-    """
-    most = max(mini_batches)
-    batch = batch if is_typed else -(-batch // most) * most
-    if uneven := [images for images in mini_batches if batch % images]:
-        raise UserError(
-            f"--images-per-forward {uneven[0]} does not divide a batch of {batch} images: give others, or a batch that "
-            "all of them divide, as --train '--batch-size 16'"
-        )
-    return batch
 
-
-def _rates(rates: Sequence[float] | str, own: float) -> tuple[float, ...]:
-    """Return the learning rates to choose from, ascending. own: the recipe's."""
-    if rates == "default":
-        return (own,)
-    chosen = [own * factor for factor in FACTORS] if isinstance(rates, str) else rates
-    return tuple(sorted({float(f"{rate:.3g}") for rate in chosen}))
+def _setup(job: Job, splits: Splits, weights: str | None) -> dict[str, Any]:
+    """Return what trainings must share to be compared, by name."""
+    return {
+        "data": _digest(*(part for each in (splits.train, splits.val, splits.test) for part in _content(each))),
+        "cfg": _digest(job.plan.source_text.encode()),
+        "weights": _digest(Path(weights).read_bytes()) if weights else None,
+        **{name: value for name, value in flatten(job.options).items() if name not in _NOT_COMPARED},
+    }
 
 
 def _content(part: ImageSet) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -10,9 +11,10 @@ from typing import Any
 
 from data.digits import make_digits
 from models.norms.cmbn import CrossMiniBatchNormSpec
-from study.cell import Source
-from study.grid import Cell, Grid, Task
-from study.recipes import BN, options_of, spelled
+from study.cell import Source, Study
+from study.grid import Cell, Grid, Task, check_forwards
+from study.recipes import BN, canonical, options_of, spelled, with_references
+from utils.console import warn
 
 HERE = Path(__file__).parent
 MADE = HERE.parent / "datasets" / "small_batch"  # ignored by git
@@ -20,6 +22,27 @@ RESULTS = HERE.parent / "benchmarks" / "results" / "small_batch"
 
 BATCH = 16  # images of an optimizer step, at every mini-batch size
 CENTRALIZED_BN = "bn --weight-centralization"
+
+
+def preset_study(args: argparse.Namespace) -> Study:
+    """Return the built-in study, with what the command line chooses. Raises UserError for what it cannot have."""
+    grid: Grid = PRESETS[args.preset]
+    tasks = grid.tasks
+    if args.bccd is None and not args.report_only and any(task.data == "bccd" for task in tasks):
+        warn("bccd is left out: give its folder with --bccd")
+        tasks = tuple(task for task in tasks if task.data != "bccd")
+    typed = tuple(canonical(norm, from_weights=False) for norm in args.norms or ())
+    grid = replace(
+        grid,
+        tasks=tasks,
+        recipes=with_references(typed, reference_of) if typed else grid.recipes,
+        mini_batches=tuple(args.images_per_forward or grid.mini_batches),
+        seeds=args.seeds or grid.seeds,
+    )
+    check_forwards(BATCH, grid.mini_batches)
+    paths = {end: Path(args.out or RESULTS) / f"{args.preset}.{end}" for end in ("jsonl", "md", "png", "json")}
+    source_of = partial(preset_source, bccd=args.bccd)
+    return Study(title=f"Study {args.preset}", grid=grid, source_of=source_of, paths=paths)
 
 
 def preset_source(cell: Cell, *, bccd: str | None) -> Source:
@@ -83,15 +106,12 @@ _preset: Callable[..., Grid] = partial(
     stand_in=stand_in,
     reference_of=reference_of,
     # Run before their own rate was tuned. Tables mark borrowed rates by ~.
-    borrowed=dict.fromkeys(
-        (
-            "cmbn:carry,burn_in_steps=0",
-            "cmbn:carry,burn_in_steps=51",
-            "cmbn:burn_in_steps=51",
-            "cbn:window=0,burn_in_steps=51",
-        ),
-        "cmbn",
-    ),
+    borrowed={
+        "cmbn:carry,burn_in_steps=0": "cmbn",
+        "cmbn:carry,burn_in_steps=51": "cmbn",
+        "cmbn:burn_in_steps=51": "cmbn",
+        "cbn:window=0,burn_in_steps=51": "cmbn",
+    },
 )
 
 # Burn-ins are a tenth of the steps, as the learning rate's.
@@ -143,19 +163,7 @@ PRESETS = {
     ),
     "full": _preset(
         tasks=_tasks("digits-1", "digits-0.4", "bccd", net="tiny", mosaic=True),
-        recipes=(
-            "bn",
-            "bn --weight-centralization",
-            "cmbn",
-            "cmbn:carry",
-            "cmbn:gradient=share",
-            "cmbn:gradient=darknet",
-            "cbn",
-            "cbn:gradient=share",
-            "brn",
-            "mabn",
-            "gn",
-        ),
+        recipes=("bn", "cmbn", "cmbn:carry", "cmbn:gradient=share", "cbn", "cbn:gradient=share", "brn", "gn"),
         mini_batches=(1, 2, 4, 8, 16),
         tuned_at=(1, 2, 16),
         rates=(0.0025, 0.005, 0.01),

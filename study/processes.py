@@ -75,7 +75,7 @@ class _Pool:
         if start_method == "forkserver":
             root = str(Path(__file__).resolve().parent.parent)
             os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-            self._context.set_forkserver_preload(["study.cell"])
+            self._context.set_forkserver_preload(["study.own", "study.presets"])
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         self._work, self._scratch = work, scratch
         self._at_work: dict[int, tuple[Any, Cell, Path]] = {}

@@ -248,8 +248,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def advice(lines: Sequence[Line], command: Callable[[Line], str]) -> Iterator[str]:
-    """Yield what to type at each number of images in a forward, by what was measured. command: of a line."""
+def advice(lines: Sequence[Line], command: Callable[[str, int, float], str]) -> Iterator[str]:
+    """Yield what to type at each number of images in a forward, by what was measured. command: see `Study`."""
     for mini_batch in sorted({line.mini_batch for line in lines}):
         block = [line for line in lines if line.mini_batch == mini_batch]
         at = f"With {counted(mini_batch, 'image')} in a forward"
@@ -260,9 +260,9 @@ def advice(lines: Sequence[Line], command: Callable[[Line], str]) -> Iterator[st
             assert best.gain is not None
             few = "" if best.gain.is_significant else "; with 5 seeds or more that would be surer"
             text = f"{best.recipe} is better than bn: {_percent(best.gain, sign='+')} AP{few}. Type:"
-            yield f"{at} {text}\n\n    {command(best)}"
+            yield f"{at} {text}\n\n    {command(best.recipe, mini_batch, best.rate)}"
         elif tested and bn:
-            yield f"{at} nothing was found to be better than bn. Type:\n\n    {command(bn)}"
+            yield f"{at} nothing was found to be better than bn. Type:\n\n    {command(bn.recipe, mini_batch, bn.rate)}"
         else:
             yield f"{at} there are fewer than {ENOUGH_SEEDS} seeds of a norm and of bn yet, too few for advice."
 
