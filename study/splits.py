@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -63,6 +64,7 @@ def _divided(image_set: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
 
 def check_apart(*parts: ImageSet) -> None:
     """Raise UserError if two parts share an image."""
-    for one, other in combinations(parts, 2):
-        if common := len({*one.paths.tolist()} & {*other.paths.tolist()}):
+    files = [{os.path.realpath(path) for path in part.paths.tolist()} for part in parts]
+    for (one, here), (other, there) in combinations(zip(parts, files, strict=True), 2):
+        if common := len(here & there):
             raise UserError(f"{other.name}: its splits '{one.split}' and '{other.split}' share {common} images")
