@@ -205,16 +205,15 @@ def _with_ratio(text: str, ratio: float | None) -> str:
 
 
 NOTES = (
-    "norm: what is typed after `train.py --norm`.",
+    "norm: what is typed after `train.py --norm`. Where a forward has the whole batch, cmbn's gradients, but for darknet, "
+    "and carry change nothing.",
     "AP (COCO, 50:95) and AP50 in per cent on the test images: mean over seeds [95 % interval: expanded percentile "
     "bootstrap over seeds; of 3 seeds it is their range, which covers only 75 %; of fewer there is none].",
-    "gain over bn: paired by seed, at the same number of images in a forward; in a built-in study, recipes with "
-    "centralized weights (mabn's, too) against bn with them. p: exact sign-flip permutation, one-sided (larger than "
-    "0), per comparison.",
+    "gain over bn: paired by seed, at the same number of images in a forward (in a built-in study, of norms that "
+    "centralize weights: over bn that does). p: exact sign-flip permutation, one-sided (larger than 0), of each alone.",
     "*: p <= .05, which takes 5 seeds, and the interval excludes 0; †: also after Holm's correction over the norms of "
     "the table, for which 5 seeds (p >= .031) do not suffice where there are two or more.",
-    "gap won back: of that from bn here to bn with the whole batch in a forward, where the gap's own interval excludes "
-    "0.",
+    "gap won back: of that from bn here to bn with the whole batch, where the gap's own interval excludes 0.",
     "rate: learning rate, ! at the edge of those tried, so a better one may lie outside; ~ not tuned but that of cmbn.",
     "s a step, MB: seconds of an optimizer step, beside whatever else ran; memory of a batch on a GPU, of a CPU what a "
     "forward saves for its backward and the norms keep. In round brackets: relative to bn.",
@@ -251,18 +250,21 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def advice(lines: Sequence[Line], command: Callable[[str, int, float], str]) -> Iterator[str]:
     """Yield what to type at each number of images in a forward, by what was measured. command: see `Study`."""
     for mini_batch in sorted({line.mini_batch for line in lines}):
-        block = [line for line in lines if line.mini_batch == mini_batch]
         at = f"With {counted(mini_batch, 'image')} in a forward"
-        tested = [line for line in block if line.gain is not None and line.gain.seeds >= ENOUGH_SEEDS]
-        better = [line for line in tested if line.gain is not None and line.gain.low > 0]
-        bn = next((line for line in block if line.gain is None), None)
-        if best := max(better, key=lambda line: line.ap.value, default=None):
-            assert best.gain is not None
-            few = "" if best.gain.is_significant else "; with 5 seeds or more that would be surer"
-            text = f"{best.recipe} is better than bn: {_percent(best.gain, sign='+')} AP{few}. Type:"
-            yield f"{at} {text}\n\n    {command(best.recipe, mini_batch, best.rate)}"
-        elif tested and bn:
-            yield f"{at} nothing was found to be better than bn. Type:\n\n    {command(bn.recipe, mini_batch, bn.rate)}"
+        block = [line for line in lines if line.mini_batch == mini_batch]
+        gains = {line.recipe: line.gain for line in block if line.gain and line.gain.seeds >= ENOUGH_SEEDS}
+        better = [line for line in block if line.recipe in gains and gains[line.recipe].low > 0]
+        best = max(better, key=lambda line: line.ap.value, default=None)
+        if {line.recipe for line in block} == {BN}:
+            yield f"{at} only bn was trained."
+        elif best:
+            gain = gains[best.recipe]
+            few = "" if gain.is_significant else ", which may be an accident of few seeds"
+            text = f"{at} {best.recipe} is better than bn: {_percent(gain, sign='+')} AP{few}. Type:"
+            yield f"{text}\n\n    {command(best.recipe, mini_batch, best.rate)}"
+        elif gains:
+            bn = next(line for line in block if line.recipe == BN)
+            yield f"{at} nothing was found to be better than bn. Type:\n\n    {command(BN, mini_batch, bn.rate)}"
         else:
             yield f"{at} there are fewer than {ENOUGH_SEEDS} seeds of a norm and of bn yet, too few for advice."
 

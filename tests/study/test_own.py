@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_a_study_from_command_line_to_advice(
     main(command(folder, tmp_path / "out", "--norms", "bn", "cmbn:carry", "--seeds", "1"))
     printed = capsys.readouterr().out
     assert "6 images to train on, 2 images to select by (val), 2 images to test on" in printed
-    assert "fewer than 3 seeds" in printed
+    assert "With 1 image in a forward there are fewer than 3 seeds" in printed
     rows = read_rows(tmp_path / "out" / "rows.jsonl")
     assert [(row["recipe"], row["mini_batch"]) for row in rows] == [
         ("bn", 1),
@@ -100,6 +101,7 @@ def kill_after(rows: int, argv: list[str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return run_cell(cell, folder, **settings)
 
+    tempfile.tempdir = argv[argv.index("--out") + 1]  # which a killed study cannot clear
     page.run_cell = dying_cell  # type: ignore[attr-defined]
     main(argv)
 
