@@ -108,7 +108,7 @@ class Grid:
 
     def tuned_near(self, mini_batch: int) -> int:
         """Return the mini-batch at which the rate for this one is chosen."""
-        return nearest(mini_batch, self.tuned_at or self.mini_batches)
+        return nearest(mini_batch, self.tuned_at) if self.tuned_at else mini_batch
 
     def rates_of(self, recipe: str, mini_batch: int) -> tuple[float, ...]:
         return self.own_rates.get((recipe, mini_batch), self.rates)
@@ -138,12 +138,13 @@ class ChosenRates:
                 self._val_ap.setdefault((cell.task, cell.recipe, cell.mini_batch), {})[cell.rate] = row["val_AP"]
 
     def of(self, task: Task, recipe: str, mini_batch: int) -> float | None:
-        """Return the rate, None if its tuning is incomplete."""
+        """Return the rate, None if its tuning is incomplete or the grid has none to choose from."""
         near, rates = self._tried(recipe, mini_batch)
         if len(rates) == 1:
             return rates[0]
         val_ap = self._val_ap.get((task, self._grid.stand_in(recipe, near), near), {})
-        return max(rates, key=lambda rate: val_ap[rate]) if val_ap.keys() >= set(rates) else None
+        is_complete = rates and val_ap.keys() >= set(rates)
+        return max(rates, key=lambda rate: val_ap[rate]) if is_complete else None
 
     def is_at_edge(self, recipe: str, mini_batch: int, rate: float) -> bool:
         """Return whether the rate is the smallest or largest that was tried, so that a better one may lie outside."""

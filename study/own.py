@@ -74,7 +74,7 @@ def own_study(args: argparse.Namespace) -> Study:
     for job, mini_batch in product(jobs.values(), mini_batches):
         check_values(job.plan, job.options.norm, mini_batch=mini_batch)
     job = jobs[BN]
-    task = Task(Path(os.path.abspath(args.data)).stem, job.plan.name, job.options.augment.mosaic > 0)
+    task = Task(splits.train.name, job.plan.name, job.options.augment.mosaic > 0)
     rates = {recipe: _rates(args.rates, job.options.optim.learning_rate) for recipe, job in jobs.items()}
     grid = Grid(
         tasks=(task,),

@@ -205,8 +205,8 @@ def _with_ratio(text: str, ratio: float | None) -> str:
 
 
 NOTES = (
-    "norm: what is typed after `train.py --norm`. Where a forward has the whole batch, cmbn's gradients, but for darknet, "
-    "and carry change nothing.",
+    "norm: what is typed after `train.py --norm`. Where a forward has the whole batch, cmbn's carry and gradients (all "
+    "but darknet) change nothing.",
     "AP (COCO, 50:95) and AP50 in per cent on the test images: mean over seeds [95 % interval: expanded percentile "
     "bootstrap over seeds; of 3 seeds it is their range, which covers only 75 %; of fewer there is none].",
     "gain over bn: paired by seed, at the same number of images in a forward (in a built-in study, of norms that "

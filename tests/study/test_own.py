@@ -163,6 +163,19 @@ def test_no_training_starts_that_would_end_after_the_time(folder: Path, tmp_path
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_later_command_adds_norms_and_shows_those_it_names(folder: Path, tmp_path: Path) -> None:
+    def shown(*flags: str) -> set[tuple[str, int]]:
+        main(command(folder, tmp_path / "out", "--seeds", "1", *flags))
+        lines = json.loads((tmp_path / "out" / "table.json").read_text())
+        return {(line["recipe"], line["mini_batch"]) for line in lines}
+
+    assert shown("--norms", "gn", "--images-per-forward", "1") == {("bn", 1), ("gn", 1)}
+    both = {(norm, images) for norm in ("bn", "ln") for images in (1, 2)}
+    assert shown("--norms", "ln", "--rates", "tune") == both
+    assert len(read_rows(tmp_path / "out" / "rows.jsonl")) == 2 + 3 * 4 + 4
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("change", ["data", "mosaic", "cfg"])
 def test_rows_of_another_study_are_not_mixed(change: str, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
