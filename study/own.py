@@ -60,7 +60,7 @@ def own_study(args: argparse.Namespace) -> Study:
     recipes = tuple(dict.fromkeys([BN, *(canonical(norm, from_weights=is_fine_tuning) for norm in norms)]))
 
     def job_with(recipe: str) -> Job:
-        given = {**typed, "data": args.data, "device": args.device, **settings_of(recipe)}
+        given = {**typed, "data": args.data, "device": args.device, "subdivisions": 1, **settings_of(recipe)}
         return job_of(given, (splits.train, splits.val))
 
     batch = job_with(BN).options.optim.batch_size

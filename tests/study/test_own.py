@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 import data.dataset
 import evaluation.evaluator
 import train
 from cfg.plan import load_plan
+from engine.step import TrainStep
 from study import __main__ as page
 from study.__main__ import main, parse
 from study.cell import run_cell
@@ -26,6 +28,7 @@ from study.own import own_study
 from study.rows import read_rows
 from tests.study.folders import roboflow, voc
 from utils.errors import UserError
+from utils.structures import Batch
 
 # Of 10 images 6 to train on, so a step an epoch.
 FLAGS = ["--images-per-forward", "1", "2", "--train", "--max-steps 2 --batch-size 2 --image-size 32 --evals 1"]
@@ -56,7 +59,8 @@ def test_a_study_from_command_line_to_advice(
 ) -> None:
     """With trainings, whose images are watched: norms see the same, and test images come last."""
     read: list[tuple[str, str]] = []
-    read_image, train_it = data.dataset.read_image, train.train
+    batches: list[list[tuple[tuple[str, ...], float]]] = []
+    read_image, train_it, take_step = data.dataset.read_image, train.train, TrainStep.__call__
     stage = "after"
 
     def watched_read(path: str, **settings: Any) -> Any:
@@ -66,11 +70,17 @@ def test_a_study_from_command_line_to_advice(
     def watched_train(*args: Any, **kwargs: Any) -> None:
         nonlocal stage
         stage = "training"
+        batches.append([])
         train_it(*args, **kwargs)
         stage = "after"
 
+    def watched_step(step: TrainStep, batch: Batch) -> Tensor:
+        batches[-1].append((tuple(batch.paths), float(batch.images.double().sum())))
+        return take_step(step, batch)
+
     monkeypatch.setattr(data.dataset, "read_image", watched_read)
     monkeypatch.setattr(train, "train", watched_train)
+    monkeypatch.setattr(TrainStep, "__call__", watched_step)
     main(command(folder, tmp_path / "out", "--norms", "bn", "cmbn:carry", "--seeds", "1"))
     printed = capsys.readouterr().out
     assert "6 images to train on, 2 images to select by (val), 2 images to test on" in printed
@@ -82,7 +92,7 @@ def test_a_study_from_command_line_to_advice(
         ("bn", 2),
         ("cmbn:carry", 2),
     ]
-    assert len({row["first_batch"] for row in rows}) == 1
+    assert len(batches[0]) == 2 and batches == 4 * [batches[0]]
     seen, tested = ({name for at, name in read if at == stage} for stage in ("training", "after"))
     assert len(seen) == 8 and len(tested) == 2 and not seen & tested
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"rows.jsonl", "table.md", "table.json", "plot.png"}
@@ -247,6 +257,9 @@ def test_a_batch_is_the_recipes_or_the_next_that_the_most_images_divide(tmp_path
     assert batch("--images-per-forward", "1", "2") == 8
     assert batch("--images-per-forward", "1", "16") == 16
     assert batch("--images-per-forward", "12") == 12
+    # The cfg's 8 subdivisions do not divide this one.
+    sgd = ["--cfg", "yolov4", "--train", "--optimizer sgd --batch-size 4 --epochs 1 --image-size 64"]
+    assert batch("--images-per-forward", "4", *sgd) == 4
 
 
 def test_a_norm_with_statistics_that_stay_has_a_rate_of_its_own(folder: Path, tmp_path: Path) -> None:
