@@ -10,12 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.norms import across_ranks
+from models.norms.contract import ActivationAware
 from models.norms.moments import Moments
-from models.norms.normalize import ACTIVATIONS, Past, normalize, renormalize
+from models.norms.normalize import Past, normalize, renormalize
 from utils.clock import BatchAware, Tick
 
 
-class BatchStatNorm(nn.Module, BatchAware):
+_FUSED: dict[type[nn.Module], str] = {nn.Mish: "mish", nn.SiLU: "silu"}  # names in normalize.ACTIVATIONS
+
+
+class BatchStatNorm(nn.Module, BatchAware, ActivationAware):
     """Owner of the affine parameters, running statistics, eval path, dtype policy and BN's state-dict keys.
 
     Without announcements it is `nn.BatchNorm2d`: each training forward updates the running statistics, unless
@@ -88,12 +92,10 @@ class BatchStatNorm(nn.Module, BatchAware):
         with torch.autocast(y.device.type, enabled=False):  # which would round products of statistics
             return self.normalize(y, own, pool, *context)
 
-    def fuse(self, activation: str) -> bool:
-        """Apply `activation` as well from now on. Return False, and change nothing, where that is not possible."""
-        if not self.fuses_activation or activation not in ACTIVATIONS:
-            return False
-        self.activation = activation
-        return True
+    def take_over(self, activation: nn.Module) -> bool:
+        if self.fuses_activation:
+            self.activation = _FUSED.get(type(activation))
+        return self.activation is not None
 
     def by_moments(self, y: Tensor, moments: Moments, *, is_share: bool = True, past: Past | None = None) -> Tensor:
         """Normalize as `normalize.normalize` does, with this norm's affine parameters."""

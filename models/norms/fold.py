@@ -16,7 +16,7 @@ from models.blocks import ConvNormAct, merge_conv_norm
 from models.network import Network
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.running_stats import has_running_statistics
-from models.norms.weight_centralization import used_weight
+from models.norms.used_weight import used_weight
 from utils.errors import UserError
 
 

@@ -16,7 +16,7 @@ from cfg.plan import Plan
 from models.blocks import ConvNormAct
 from models.network import Network
 from models.norms.running_stats import has_running_statistics
-from models.norms.weight_centralization import used_weight
+from models.norms.used_weight import used_weight
 from models.weights.layout import EPS, StoredLayer, place, stored_layers
 from models.weights.reader import Header
 from utils.atomic_file import atomic_write
@@ -59,7 +59,7 @@ def darknet_state(network: Network) -> dict[str, Tensor]:
             continue
         where, block = place(network.plan, node), network.layers[node.index]
         assert isinstance(block, ConvNormAct)
-        # Centralized filters are stored as they are used.
+        # Centralized and standardized filters are stored as they are used.
         state[f"layers.{node.index}.conv.weight"] = used_weight(block.conv).detach().cpu().float()
         if node.spec.batch_normalize:
             state[f"layers.{node.index}.norm.running_var"] = _variance_for_darknet(block.norm, where)

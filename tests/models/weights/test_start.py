@@ -13,7 +13,7 @@ from models.detector import make_checkpoint
 from models.network import Network
 from models.norms.running_stats import has_running_statistics
 from models.norms.table import NORMS, NormOptions, norm_factory
-from models.norms.weight_centralization import CentralizedConv2d
+from models.norms.used_weight import CentralizedConv2d
 from models.weights.start import load_matching, read_start, start_from
 from models.weights.writer import write_weights
 from tests.models.norms.kinds import KINDS

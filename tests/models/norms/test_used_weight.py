@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from models.norms.contract import ConvView
-from models.norms.weight_centralization import CentralizedConv2d, used_weight
+from models.norms.used_weight import CentralizedConv2d, used_weight
 from tests.models.norms.kinds import CONV_SHAPES, KINDS, block, noise_like, parts
 
 PLAIN = [
     kind
     for kind, options in KINDS.items()
-    if not options.weight_centralization and not options.spec.centralizes_weights
+    if not (options.weight_centralization or options.spec.centralizes_weights or options.spec.ws)
 ]
 
 
