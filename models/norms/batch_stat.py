@@ -15,7 +15,6 @@ from models.norms.moments import Moments
 from models.norms.normalize import Past, normalize, renormalize
 from utils.clock import BatchAware, Tick
 
-
 _FUSED: dict[type[nn.Module], str] = {nn.Mish: "mish", nn.SiLU: "silu"}  # names in normalize.ACTIVATIONS
 
 
@@ -36,6 +35,7 @@ class BatchStatNorm(nn.Module, BatchAware, ActivationAware):
     """
 
     fuses_activation = True
+    is_affine_in_inference = True  # so that it can be merged into the convolution
 
     # Method of the subclass: normalizes y (N, C, H, W) with the moments it chooses. Called as (y, own, pool) with the
     # mini-batch's moments and those of the batch's mini-batches so far, this one included; a ConvAware norm gets its

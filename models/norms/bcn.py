@@ -4,9 +4,10 @@ In the paper's form for micro-batches, the batch norm normalizes by estimates of
 the mini-batch at hand has moved already. They are constants for the gradient.
 
 Differences from the authors' code (github.com/joe-siyuan-qiao/Batch-Channel-Normalization): the estimates count a
-batch's mini-batches as one population, once per batch (with one mini-batch a batch it is the same); their variance is
-that of the mixture, where theirs is taken around the mean before; the first ones are plain averages; and the group
-norm's gamma and beta are per channel, not per group.
+batch's mini-batches as one population, once per batch; their variance is that of the mixture and unbiased, as all
+running statistics here, where theirs is taken around the mean before; the first 1/momentum batches are averaged
+plainly, where theirs start with a rate that the trainer sets; and the group norm's gamma and beta are per channel, not
+per group.
 """
 
 from __future__ import annotations
@@ -24,35 +25,30 @@ from models.norms.spec import Cut, NormSpec
 from utils.knob import knob
 
 
-class EstimatedBatchNorm(BatchStatNorm):
-    """Batch norm by the running statistics that there would be if the batch ended with this mini-batch.
+class BatchChannelNorm(BatchStatNorm):
+    """Batch norm by estimated statistics, then the group norm `channel`.
 
-    Without announcements it is batch norm by the mini-batch's own statistics, which is the paper's form for large
-    batches.
+    The estimates are the running statistics that there would be if the batch ended with this mini-batch. Without
+    announcements the batch norm is by the mini-batch's own statistics, which is the paper's form for large batches.
     """
 
     fuses_activation = False
+    is_affine_in_inference = False
+
+    def __init__(self, channels: int, *, groups: int, eps: float, momentum: float) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum)
+        self.channel = nn.GroupNorm(largest_divisor(channels, at_most=groups), channels, eps=eps)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.channel(super().forward(y))
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
         with torch.no_grad():
             rate = (1 / (self.num_batches_tracked + 1)).to(self.running_mean.dtype).clamp(min=self.momentum)
             before = Moments(count=1 - rate, mean=self.running_mean, var=self.running_var)
-            estimate = before.merged_with(Moments(count=rate, mean=pool.mean, var=pool.var))
+            mean, var = self.as_running(pool)
+            estimate = before.merged_with(Moments(count=rate, mean=mean, var=var))
         return F.batch_norm(y, estimate.mean, estimate.var, self.weight, self.bias, False, 0.0, self.eps)
-
-    def as_running(self, moments: Moments) -> tuple[Tensor, Tensor]:
-        return moments.mean, moments.var  # biased, as a mini-batch is normalized in training
-
-
-class BatchChannelNorm(nn.GroupNorm):
-    """Group norm, whose parameters these are, of what the batch norm `batch` makes of the input."""
-
-    def __init__(self, channels: int, *, groups: int, eps: float, momentum: float) -> None:
-        super().__init__(largest_divisor(channels, at_most=groups), channels, eps=eps)
-        self.batch = EstimatedBatchNorm(channels, eps=eps, momentum=momentum)
-
-    def forward(self, y: Tensor) -> Tensor:
-        return super().forward(self.batch(y))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

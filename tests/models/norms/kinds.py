@@ -174,7 +174,11 @@ def of_class(*classes: type) -> list[str]:
 
 
 OWN_ACTIVATION = ["evonorm-s0", "frn"]  # in place of the block's
-BATCH_STATISTICS = of_class(BatchStatNorm)  # which, never announced, are BN; stock BN and frozen are not of them
+# In inference batch norm; bcn has group norm after it.
+BN_IN_INFERENCE = [kind for kind, o in KINDS.items() if o.spec.has_running_statistics and o.spec.name != "bcn"]
+BATCH_STATISTICS = [
+    kind for kind in of_class(BatchStatNorm) if kind in BN_IN_INFERENCE
+]  # which, never announced, are BN; stock BN and frozen are not of them
 CONV_AWARE = of_class(ConvAware)
 
 

@@ -101,7 +101,7 @@ def test_what_darknet_gets_computes_the_same(tmp_path, kind):
         for key, tensor in network.state_dict().items()
         if not key.endswith("num_batches_tracked") and not torch.equal(read.state[key], tensor)
     }
-    expected = {"weight"} if settled.weight_centralization else set()
+    expected = {"weight"} if settled.weight_centralization or settled.spec.ws else set()
     assert moved == expected | ({"running_var"} if settled.norm_eps != 1e-5 else set())
 
 
@@ -121,11 +121,11 @@ def test_a_smaller_eps_needs_variances_that_can_spare_it(tmp_path):
     torch.testing.assert_close(heads_of(stock.eval()), heads_of(network), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("norm", ["gn", "ln", "in"])
+@pytest.mark.parametrize("norm", ["gn", "ln", "in", "bcn", "evonorm-s0", "frn"])
 def test_norms_of_single_images_are_refused(tmp_path, norm):
     network = network_of(plan_of(), NormOptions(norm=norm))
-    reason = "has no running statistics; darknet has batch norm only"
-    with pytest.raises(UserError, match=rf"^layer 0 \[convolutional\] \(small\.cfg:8\): GroupNorm {reason}"):
+    reason = "uses statistics of each image; darknet has batch norm only"
+    with pytest.raises(UserError, match=rf"^layer 0 \[convolutional\] \(small\.cfg:8\): \w+Norm\w* {reason}"):
         write_weights(tmp_path / "a", network, seen=0)
     assert not list(tmp_path.iterdir())
 
