@@ -26,7 +26,8 @@ from utils.errors import UserError
 def write_weights(path: Path, network: Network, *, seen: int) -> None:
     """Write all layers, with darknet's header 0.2.5; `seen` counts images.
 
-    Raises UserError, and writes nothing, for a norm that is not batch norm in inference, and for values that no reader accepts.
+    Raises UserError, and writes nothing, for a norm that is not batch norm in inference, and for values that no reader
+    accepts.
     """
     plan = network.plan
     write_state(path, plan, stored_layers(plan), darknet_state(network), seen=seen)

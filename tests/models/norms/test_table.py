@@ -26,7 +26,7 @@ from models.norms.table import (
     resolve_norm,
     stored_norm,
 )
-from models.norms.used_weight import CentralizedConv2d
+from models.norms.used_weight import CentralizedConv2d, StandardizedConv2d
 from tests.models.norms.kinds import KINDS, block, parts, run_batch
 from utils.clock import BatchClock
 from utils.errors import UserError
@@ -123,6 +123,9 @@ def test_a_norm_is_read_back_from_its_spelling(kind):
         ("mabn:average_images=2.5", "mabn:average_images=2.5"),
         ("mabn:average_images=16.123456789", "mabn:average_images=16.123456789"),
         ("cbn:window=8,estimator=taylor", "cbn:estimator=taylor,window=8"),
+        ("gn:ws", "gn:ws"),
+        ("cmbn:ws,carry", "cmbn:carry,ws"),
+        ("bn:ws=off", "bn"),
     ],
 )
 def test_a_norm_has_one_canonical_spelling(typed, canonical):
@@ -154,6 +157,8 @@ def test_a_norm_has_one_canonical_spelling(typed, canonical):
         ("cbn:estimator=none", "write cbn:estimator=none,gradient=share"),
         ("cmbn:gradient=share,positions=8", "--norm cmbn:gradient=share does not use positions"),
         ("cmbn:gradient=darknet,carry,burn_in_steps=0", "does not use carry and burn_in_steps"),
+        ("none:ws", "--norm none has no option ws: .* need a norm that restores the scale"),
+        ("gn:ws=2", "--norm gn: ws=2 must be on or off"),
         ("cmbn:gradient=renorm,sync", "--norm cmbn:gradient=renorm does not use sync"),
     ],
 )
@@ -180,6 +185,13 @@ def test_a_setting_about_statistics_is_used_or_refused(norm, setting):
 def test_a_freeze_after_a_freeze_is_refused():
     with pytest.raises(UserError, match=r"--norm-eval .* --norm-freeze-after has nothing to add"):
         resolve_norm(NormOptions(norm_eval=True, norm_freeze_after=0.5))
+
+
+@pytest.mark.parametrize("norm", ["gn:ws", "mabn:ws"])
+def test_filters_that_are_standardized_are_not_centralized_as_well(norm):
+    assert resolve_norm(NormOptions(norm=norm)).weight_centralization is False
+    with pytest.raises(UserError, match=f"--weight-centralization has nothing to add to {norm}"):
+        resolve_norm(NormOptions(norm=norm, weight_centralization=True))
 
 
 # --- what is filled in ---------------------------------------------------------------------------------------
@@ -344,6 +356,25 @@ def test_weights_bring_their_groups_unless_others_are_typed():
     assert norm_of_weights(stored, "gn:groups=32")["norm"] == "gn"  # its default, typed
 
 
+@pytest.mark.parametrize(
+    ("trained", "typed", "now"),
+    [
+        ("gn:ws", None, "gn:ws"),
+        ("gn:ws", "gn", "gn:ws"),
+        ("gn:ws", "cmbn:carry", "cmbn:carry,ws"),
+        ("gn:ws", "cmbn:ws=off", "cmbn"),
+        ("bn", "gn:ws", "gn:ws"),
+        ("mabn", "mabn:ws", "mabn:ws"),
+        ("gn:ws", "none", "none"),
+        ("bcn:groups=4,ws", "bcn", "bcn:groups=4,ws"),
+        ("evonorm-s0:groups=4", "evonorm-s0", "evonorm-s0:groups=4"),
+    ],
+)
+def test_weights_bring_their_standardized_filters_along(trained, typed, now):
+    stored = asdict(resolve_norm(NormOptions(norm=trained)))
+    assert resolve_norm(NormOptions(**norm_of_weights(stored, typed))).norm == now
+
+
 def test_how_statistics_are_pooled_is_not_fixed_by_the_weights():
     stored = asdict(resolve_norm(NormOptions(norm="cmbn:carry,positions=9")))
     assert norm_of_weights(stored, None)["norm"] == "cmbn"
@@ -359,6 +390,12 @@ def test_how_a_training_treats_statistics_is_not_the_weights_business():
 def test_darknets_variant_is_of_no_other_gradient():
     kinds = [kind for kind in KINDS if isinstance(block(kind).norm, DarknetCrossMiniBatchNorm)]
     assert kinds == ["cmbn-darknet"]
+
+
+@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "none"])
+def test_every_norm_standardizes_filters_where_asked(norm):
+    made = ConvNormAct.make(4, 8, 3, norm=norm_factory(NormOptions(norm=f"{norm}:ws")), activation=nn.Mish())
+    assert type(made.conv) is StandardizedConv2d and made.norm is not None
 
 
 @pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "none"])
