@@ -191,10 +191,14 @@ class BatchStatNorm(nn.Module, BatchAware, ActivationAware):
         """Average a batch's moments in; a no-op where it has no values. Branch-free: a branch would sync the GPU."""
         self.num_batches_tracked.add_(has_values)
         batches = self.num_batches_tracked.clamp(min=1).to(self.running_mean.dtype)
-        rate = (1 / batches).clamp(min=self.momentum) * has_values
+        rate = self.rate_after(batches) * has_values
         step = mean - self.running_mean
         self.running_mean.add_(rate * step)
         self.running_var.lerp_(var, rate).add_(rate * (1 - rate) * step * step)
+
+    def rate_after(self, batches: Tensor) -> Tensor:
+        """Return the rate () at which the last of so many batches enters the running statistics."""
+        return (1 / batches).clamp(min=self.momentum)
 
     @torch.no_grad()
     def _update_running_as_bn(self, own: Moments) -> None:

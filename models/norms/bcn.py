@@ -5,9 +5,8 @@ the mini-batch at hand has moved already. They are constants for the gradient.
 
 Differences from the authors' code (github.com/joe-siyuan-qiao/Batch-Channel-Normalization): the estimates count a
 batch's mini-batches as one population, once per batch; their variance is that of the mixture and unbiased, as all
-running statistics here, where theirs is taken around the mean before; the first 1/momentum batches are averaged
-plainly, where theirs start with a rate that the trainer sets; and the group norm's gamma and beta are per channel, not
-per group.
+running statistics here, where theirs is taken around the mean before; the rate is --norm-momentum, where theirs is set
+by a schedule; and the group norm's gamma and beta are per channel, not per group.
 """
 
 from __future__ import annotations
@@ -28,8 +27,10 @@ from utils.knob import knob
 class BatchChannelNorm(BatchStatNorm):
     """Batch norm by estimated statistics, then the group norm `channel`.
 
-    The estimates are the running statistics that there would be if the batch ended with this mini-batch. Without
-    announcements the batch norm is by the mini-batch's own statistics, which is the paper's form for large batches.
+    The estimates are the running statistics that there would be if the batch ended with this mini-batch. They start
+    with 0 and 1 and have one rate from the beginning: the group norm mends the scale, and as constants the statistics
+    of a few values would let gradients explode. Without announcements the batch norm is by the mini-batch's own
+    statistics, which is the paper's form for large batches.
     """
 
     fuses_activation = False
@@ -44,11 +45,14 @@ class BatchChannelNorm(BatchStatNorm):
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
         with torch.no_grad():
-            rate = (1 / (self.num_batches_tracked + 1)).to(self.running_mean.dtype).clamp(min=self.momentum)
+            rate = self.rate_after(self.num_batches_tracked)
             before = Moments(count=1 - rate, mean=self.running_mean, var=self.running_var)
             mean, var = self.as_running(pool)
             estimate = before.merged_with(Moments(count=rate, mean=mean, var=var))
         return F.batch_norm(y, estimate.mean, estimate.var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def rate_after(self, batches: Tensor) -> Tensor:
+        return torch.full_like(self.running_mean[0], self.momentum)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +62,7 @@ class BatchChannelNormSpec(NormSpec):
     name = "bcn"
     summary = "running statistics, then those of groups of channels of each image"
     source = "Qiao et al. Micro-Batch Training with Batch-Channel Normalization. 2019, arXiv:1903.10520"
+    has_image_statistics = True
     weight_options = ("groups",)
 
     groups: int = knob(32, "groups of channels; where they do not divide a layer's, its largest divisor below", low=1)

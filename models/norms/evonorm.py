@@ -64,6 +64,7 @@ class EvoNormS0Spec(NormSpec):
     source = "Liu et al. Evolving Normalization-Activation Layers. NeurIPS 2020, arXiv:2004.02967"
     has_batch_statistics = False
     has_running_statistics = False
+    has_image_statistics = True
     weight_options = ("groups",)
 
     groups: int = knob(32, "groups of channels; where they do not divide a layer's, its largest divisor below", low=1)

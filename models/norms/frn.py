@@ -56,6 +56,7 @@ class FilterResponseNormSpec(NormSpec):
     source = "Singh, Krishnan. Filter Response Normalization Layer. CVPR 2020, arXiv:1911.09737"
     has_batch_statistics = False
     has_running_statistics = False
+    has_image_statistics = True
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
         return FilterResponseNorm(conv.out_channels, eps=eps)

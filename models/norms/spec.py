@@ -36,7 +36,8 @@ class NormSpec(ABC):
     False where there is a bias in place of a norm.
     has_batch_statistics: False for a norm that normalizes by something else than statistics of mini-batches; then
     the flags about those (momentum, freezing) are refused. has_running_statistics: whether inference uses a
-    `running_mean` and `running_var`. centralizes_weights: the default of --weight-centralization. weight_options:
+    `running_mean` and `running_var`. has_image_statistics: whether it also uses those of the image at hand, so that it
+    cannot be merged into the convolution. centralizes_weights: the default of --weight-centralization. weight_options:
     the options of its own without which trained weights would compute another function. ws, the option of all norms,
     is another of those, and about the convolution, so that no norm's constructor gets it.
     """
@@ -47,6 +48,7 @@ class NormSpec(ABC):
     normalizes: ClassVar[bool] = True
     has_batch_statistics: ClassVar[bool] = True
     has_running_statistics: ClassVar[bool] = True
+    has_image_statistics: ClassVar[bool] = False
     centralizes_weights: ClassVar[bool] = False
     weight_options: ClassVar[tuple[str, ...]] = ()
 

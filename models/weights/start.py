@@ -129,8 +129,12 @@ def _load_darknet(network: Network, state: Mapping[str, Tensor]) -> tuple[int, l
         state = {**state, f"{layer}.conv.weight": weight.float(), f"{layer}.conv.bias": bias.float()}
     loaded, fresh = load_matching(network, state)
     exceptions = []
-    if other_size := [name for name in fresh if f"{name}.weight" in state]:
+    known = [name for name in fresh if f"{name}.weight" in state]
+    other_size = [name for name in known if own[f"{name}.weight"].shape != state[f"{name}.weight"].shape]
+    if other_size:
         exceptions.append(f"of another size in this network, so re-initialized: {' '.join(other_size)}")
+    if more := [name for name in known if name not in other_size]:
+        exceptions.append(f"with parameters that batch norm has not, so re-initialized: {' '.join(more)}")
     if biased:
         exceptions.append("batch norm is merged into weights and biases")
     if any(f"{layer}.norm.weight" in own and f"{layer}.norm.running_var" not in own for layer in normalized):

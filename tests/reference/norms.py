@@ -66,6 +66,17 @@ def running_by_batch(batches, momentum):
     return mean, square - mean**2
 
 
+def running_from_start(batches, momentum):
+    """As `running_by_batch`, but exponential averages from mean 0 and variance 1 on."""
+    channels = batches[0][0].shape[1]
+    mean, square = np.zeros(channels), np.ones(channels)
+    for parts in batches:
+        rows = np.concatenate([rows_of(y) for y in parts], axis=1)
+        mean = (1 - momentum) * mean + momentum * rows.mean(1)
+        square = (1 - momentum) * square + momentum * (rows.var(1, ddof=1) + rows.mean(1) ** 2)
+    return mean, square - mean**2
+
+
 # --- moments of which the mini-batch is a part ---------------------------------------------------------------
 
 

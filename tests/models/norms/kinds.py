@@ -174,8 +174,10 @@ def of_class(*classes: type) -> list[str]:
 
 
 OWN_ACTIVATION = ["evonorm-s0", "frn"]  # in place of the block's
-# In inference batch norm; bcn has group norm after it.
-BN_IN_INFERENCE = [kind for kind, o in KINDS.items() if o.spec.has_running_statistics and o.spec.name != "bcn"]
+# In inference batch norm.
+BN_IN_INFERENCE = [
+    kind for kind, o in KINDS.items() if o.spec.has_running_statistics and not o.spec.has_image_statistics
+]
 BATCH_STATISTICS = [
     kind for kind in of_class(BatchStatNorm) if kind in BN_IN_INFERENCE
 ]  # which, never announced, are BN; stock BN and frozen are not of them
