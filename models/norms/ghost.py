@@ -26,7 +26,7 @@ class GhostBatchNorm(BatchStatNorm):
         self.size = size
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
-        parts = y.split(part_sizes(len(y), size=self.size, positions=y.shape[2] * y.shape[3]))
+        parts = torch.split(y, part_sizes(len(y), size=self.size, positions=y.shape[2] * y.shape[3]))
         if len(parts) == 1:
             return self.by_own_moments(y, own)
         return torch.cat([self.by_own_moments(part, Moments.of(part)) for part in parts])
