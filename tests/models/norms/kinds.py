@@ -174,13 +174,10 @@ def of_class(*classes: type) -> list[str]:
 
 
 OWN_ACTIVATION = ["evonorm-s0", "frn"]  # in place of the block's
-# In inference batch norm.
-BN_IN_INFERENCE = [
-    kind for kind, o in KINDS.items() if o.spec.has_running_statistics and not o.spec.has_image_statistics
-]
-BATCH_STATISTICS = [
-    kind for kind in of_class(BatchStatNorm) if kind in BN_IN_INFERENCE
-]  # which, never announced, are BN; stock BN and frozen are not of them
+IMAGE_STATISTICS = [kind for kind, options in KINDS.items() if options.spec.has_image_statistics]
+BN_IN_INFERENCE = [k for k, o in KINDS.items() if o.spec.has_running_statistics and k not in IMAGE_STATISTICS]
+# Which, never announced, are BN; stock BN and frozen are not of them.
+BATCH_STATISTICS = [kind for kind in of_class(BatchStatNorm) if kind not in IMAGE_STATISTICS]
 CONV_AWARE = of_class(ConvAware)
 
 
