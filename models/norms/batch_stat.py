@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.norms import across_ranks
+from models.norms.contract import ActivationAware
 from models.norms.moments import Moments
-from models.norms.normalize import ACTIVATIONS, Past, normalize, renormalize
+from models.norms.normalize import Past, normalize, renormalize
 from utils.clock import BatchAware, Tick
 
+_FUSED: dict[type[nn.Module], str] = {nn.Mish: "mish", nn.SiLU: "silu"}  # names in normalize.ACTIVATIONS
 
-class BatchStatNorm(nn.Module, BatchAware):
+
+class BatchStatNorm(nn.Module, BatchAware, ActivationAware):
     """Owner of the affine parameters, running statistics, eval path, dtype policy and BN's state-dict keys.
 
     Without announcements it is `nn.BatchNorm2d`: each training forward updates the running statistics, unless
@@ -32,6 +35,7 @@ class BatchStatNorm(nn.Module, BatchAware):
     """
 
     fuses_activation = True
+    is_affine_in_inference = True  # so that it can be merged into the convolution
 
     # Method of the subclass: normalizes y (N, C, H, W) with the moments it chooses. Called as (y, own, pool) with the
     # mini-batch's moments and those of the batch's mini-batches so far, this one included; a ConvAware norm gets its
@@ -88,12 +92,10 @@ class BatchStatNorm(nn.Module, BatchAware):
         with torch.autocast(y.device.type, enabled=False):  # which would round products of statistics
             return self.normalize(y, own, pool, *context)
 
-    def fuse(self, activation: str) -> bool:
-        """Apply `activation` as well from now on. Return False, and change nothing, where that is not possible."""
-        if not self.fuses_activation or activation not in ACTIVATIONS:
-            return False
-        self.activation = activation
-        return True
+    def take_over(self, activation: nn.Module) -> bool:
+        if self.fuses_activation:
+            self.activation = _FUSED.get(type(activation))
+        return self.activation is not None
 
     def by_moments(self, y: Tensor, moments: Moments, *, is_share: bool = True, past: Past | None = None) -> Tensor:
         """Normalize as `normalize.normalize` does, with this norm's affine parameters."""
@@ -189,10 +191,14 @@ class BatchStatNorm(nn.Module, BatchAware):
         """Average a batch's moments in; a no-op where it has no values. Branch-free: a branch would sync the GPU."""
         self.num_batches_tracked.add_(has_values)
         batches = self.num_batches_tracked.clamp(min=1).to(self.running_mean.dtype)
-        rate = (1 / batches).clamp(min=self.momentum) * has_values
+        rate = self.rate_after(batches) * has_values
         step = mean - self.running_mean
         self.running_mean.add_(rate * step)
         self.running_var.lerp_(var, rate).add_(rate * (1 - rate) * step * step)
+
+    def rate_after(self, batches: Tensor) -> Tensor:
+        """Return the rate () at which the last of so many batches enters the running statistics."""
+        return (1 / batches).clamp(min=self.momentum)
 
     @torch.no_grad()
     def _update_running_as_bn(self, own: Moments) -> None:

@@ -22,7 +22,7 @@ C output channels, G groups, K numbers in a patch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from models.norms.cbn import deviation_ratio
 from models.norms.contract import ConvAware, ConvView
 from models.norms.moments import Moments
 from models.norms.normalize import Past, add_outer
-from models.norms.spec import Cut, NormSpec, patch_shape
+from models.norms.spec import Cut, NormSpec, own_fields, patch_shape
 from utils.clock import Tick
 from utils.errors import UserError
 from utils.knob import knob
@@ -282,7 +282,7 @@ class CrossMiniBatchNormSpec(NormSpec):
 
     def __post_init__(self) -> None:
         used = {"weights": {"carry", "burn_in_steps", "positions", "sync"}, "share": {"sync"}}.get(self.gradient, set())
-        typed = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        typed = [f.name for f in own_fields(type(self)) if getattr(self, f.name) != f.default]
         if unused := [option for option in typed if option != "gradient" and option not in used]:
             raise UserError(f"--norm cmbn:gradient={self.gradient} does not use {' and '.join(unused)}")
 

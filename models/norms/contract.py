@@ -1,10 +1,11 @@
 """What a norm may ask for beyond its input.
 
-A norm claims neither, one or both of two capabilities, so `nn.BatchNorm2d`, `nn.GroupNorm` or anybody's norm
+A norm claims none, some or all of three capabilities, so `nn.BatchNorm2d`, `nn.GroupNorm` or anybody's norm
 plugs in unchanged:
 
 - `ConvAware`: it is called with `(y, ConvView)` instead of `(y)`, because it needs the convolution before it.
 - `BatchAware` (utils/clock.py): the trainer tells it which mini-batch of which batch comes next.
+- `ActivationAware`: the block asks it, when it is built, whether it takes over the activation that follows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from models.norms import across_ranks
 from models.norms.moments import Moments
-from models.norms.weight_centralization import used_weight
+from models.norms.used_weight import used_weight
 
 _MOST_SCALE = 10.0  # of a grid's variance; with 256 positions 0.8..1.25 is usual
 
@@ -183,3 +184,20 @@ class ConvAware(ABC):
     @abstractmethod
     def forward(self, y: Tensor, view: ConvView) -> Tensor:
         """Normalize y (N, C, H, W), the output of the convolution behind `view`."""
+
+
+class ActivationAware(ABC):
+    """A norm that can apply the activation after it: fused with it, or one of its own in its place."""
+
+    @abstractmethod
+    def take_over(self, activation: nn.Module) -> bool:
+        """Apply `activation`, or the norm's own in its place, from now on. Return False, and change nothing, where the
+        activation is to follow the norm. Never called for a norm that none follows."""
+
+
+def may_be_replaced(activation: nn.Module) -> bool:
+    """Return whether a norm with an activation of its own replaces this one.
+
+    It leaves a layer linear that is linear, and between its limits one that is a gate or a bounded output.
+    """
+    return type(activation) not in (nn.Identity, nn.Sigmoid, nn.Tanh, nn.Hardtanh)

@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from models.blocks import ConvNormAct, merge_conv_norm
 from models.network import Network
 from models.norms.batch_stat import BatchStatNorm
-from models.norms.running_stats import has_running_statistics
-from models.norms.weight_centralization import used_weight
+from models.norms.running_stats import is_affine_in_inference
+from models.norms.used_weight import used_weight
 from utils.errors import UserError
 
 
@@ -29,7 +29,7 @@ def can_fold(network: Network) -> bool:
 def fold(network: Network) -> Network:
     """Return a copy in eval mode with plain convolutions in place of convolution and norm: equal outputs to rounding.
 
-    Raises UserError for norms without running statistics, such as group norm: they use those of the image at hand.
+    Raises UserError for norms that use statistics of the image at hand, such as group norm.
     """
     if stuck := _unfoldable(network):
         raise UserError(
@@ -44,7 +44,7 @@ def fold(network: Network) -> Network:
 
 def _unfoldable(network: Network) -> list[nn.Module]:
     norms = [block.norm for block in network.layers if isinstance(block, ConvNormAct)]
-    return [norm for norm in norms if norm is not None and not has_running_statistics(norm)]
+    return [norm for norm in norms if norm is not None and not is_affine_in_inference(norm)]
 
 
 def _merged(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:

@@ -20,6 +20,11 @@ def has_running_statistics(norm: nn.Module) -> bool:
     return hasattr(norm, "running_mean")
 
 
+def is_affine_in_inference(norm: nn.Module) -> bool:
+    """Return whether the norm has running statistics, and in inference multiplies and adds by channel and no more."""
+    return has_running_statistics(norm) and bool(getattr(norm, "is_affine_in_inference", True))
+
+
 def norms_with_statistics(network: nn.Module) -> dict[str, nn.Module]:
     """Return the norms with running statistics by name. Raises UserError where there is none."""
     found = {name: module for name, module in network.named_modules() if has_running_statistics(module)}

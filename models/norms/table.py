@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import textwrap
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, fields, replace
 from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from models.norms.old_spelling import respelled
-from models.norms.spec import NormSpec
-from models.norms.weight_centralization import CentralizedConv2d
+from models.norms.spec import NormSpec, own_fields
+from models.norms.used_weight import CentralizedConv2d, StandardizedConv2d
 from utils.errors import UserError
 from utils.knob import check_limits, knob, outside_limits
 
@@ -24,7 +24,11 @@ _FILES = (
     "cbn_lite",
     "mabn",
     "brn",
+    "ghost",
     "group_norm",
+    "bcn",
+    "evonorm",
+    "frn",
     "none",
 )
 
@@ -73,17 +77,22 @@ def norms_help() -> str:
     """Return every norm with its options, their defaults, and its source."""
     usage = "--norm NAME[:OPTION[=VALUE],...], such as cmbn:carry or cbn:window=8,estimator=taylor"
     auto = f"{AUTO:10}cmbn:carry where few images are in a forward (cbn where that is the whole batch), else bn"
-    return "\n\n".join([usage, auto, *map(_help, NORMS.values())])
+    common = "\n".join(["NAME:ws   every norm but none:", *_help_of(fields(NormSpec))])
+    return "\n\n".join([usage, auto, common, *map(_help, NORMS.values())])
 
 
 def _help(spec: type[NormSpec]) -> str:
-    lines = [f"{spec.name:10}{spec.summary}", f"{'':10}{spec.source}"]
-    for f in fields(spec):
+    return "\n".join([f"{spec.name:10}{spec.summary}", f"{'':10}{spec.source}", *_help_of(own_fields(spec))])
+
+
+def _help_of(options: Iterable[Field[Any]]) -> list[str]:
+    lines = []
+    for f in options:
         value = {True: "on", False: "off"}.get(f.default, f.default) if isinstance(f.default, bool) else f.default
         default = "" if value is None else f" (default {value})"
         text = textwrap.wrap(f.metadata["text"] + default, width=80)
         lines += [f"{'':12}{f.name if n == 0 else '':16}{part}" for n, part in enumerate(text)]
-    return "\n".join(lines)
+    return lines
 
 
 def _value(spec: type[NormSpec], option: str, text: str | None) -> Any:
@@ -170,7 +179,9 @@ def resolve_norm(options: NormOptions) -> NormOptions:
     else:
         spec = options.spec
         uses_batches, uses_running, normalizes = spec.has_batch_statistics, spec.has_running_statistics, spec.normalizes
-        momentum, centralizes = spec.default_momentum, spec.centralizes_weights
+        momentum, centralizes = spec.default_momentum, spec.centralizes_weights and not spec.ws
+        if spec.ws and options.weight_centralization:
+            raise UserError(f"--weight-centralization has nothing to add to {spec}, whose filters have no mean already")
         options = replace(options, norm=str(spec))
     own: dict[str, Any] = {}
     if uses_batches:
@@ -224,12 +235,14 @@ def norm_of_weights(stored: Mapping[str, Any], chosen: str | None) -> dict[str, 
     else:
         typed = before.spec.name if chosen is None else chosen
         spec = parse_norm(typed)
-        if type(spec) is type(before.spec):
-            untyped = [option for option in spec.weight_options if option not in _options_in(typed)]
-            spec = replace(spec, **{option: getattr(before.spec, option) for option in untyped})
         if not spec.normalizes:
             return {"norm": spec.name}
+        options = ("ws", *spec.weight_options) if type(spec) is type(before.spec) else ("ws",)
+        untyped = {option: getattr(before.spec, option) for option in options if option not in _options_in(typed)}
+        spec = replace(spec, **untyped)
     fixed = {"weight_centralization": before.weight_centralization, "norm_eps": before.norm_eps}
+    if spec is not None and spec.ws:
+        fixed["weight_centralization"] = False
     norm = {"norm": AUTO if spec is None else str(spec)}
     return norm | {name: value for name, value in fixed.items() if value is not None}
 
@@ -243,6 +256,8 @@ class NormFactory:
     @property
     def conv_class(self) -> type[nn.Conv2d]:
         """Class of the convolutions to be normalized."""
+        if self.options.spec.ws:
+            return StandardizedConv2d
         return CentralizedConv2d if self.options.weight_centralization else nn.Conv2d
 
     def __call__(self, conv: nn.Conv2d) -> nn.Module | None:
