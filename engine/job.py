@@ -87,9 +87,10 @@ def job_of(given: dict[str, Any]) -> Job:
     if not train_set.mirror_safe:
         sources["data"] = {"flip": False}
     if start is not None:
-        sources["weights"] = {**norm_of_weights(start.norm, given.get("norm")), "letterbox": start.letterbox}
-        if "norm" in given:  # with what the weights fix of it, such as their groups
-            given = {**given, "norm": sources["weights"]["norm"]}
+        norms = norm_of_weights(start.norm, given.get("norm"), given.get("norm_heads"))
+        sources["weights"] = {**norms, "letterbox": start.letterbox}
+        # What was typed, with what the weights fix of it, such as their groups.
+        given = {**given, **{name: norms.get(name) for name in ("norm", "norm_heads") if name in given}}
     from_files = {name: value for source in sources.values() for name, value in source.items()}
     options = resolve(TrainOptions, given, from_files)
     optimizer, optimizer_reason = choose_optimizer(options, given, len(train_set))
@@ -103,13 +104,13 @@ def job_of(given: dict[str, Any]) -> Job:
         from_files = {**from_files, **recipe}
     options = resolve(TrainOptions, {**given, "optimizer": optimizer}, from_files)
     check_batch(options, len(train_set))
-    options, precision_reason = choose_precision(options)
+    options, precision_reason = choose_precision(options, plan)
     options = resolve_subdivisions(options, plan)
     forwards = min(int(options.optim.subdivisions), images_per_rank(options, train_set))
-    norm, norm_reason = choose_norm(options.norm, mini_batch=images_per_forward(options, train_set), forwards=forwards)
+    mini_batch = images_per_forward(options, train_set)
+    norm, norm_reason = choose_norm(options.norm, mini_batch=mini_batch, forwards=forwards, plan=plan)
     if checkpoint is None and options.optim.time_budget is None:
-        spec = norm.spec.for_training(planned_steps(options.optim, len(train_set)))
-        norm = replace(norm, norm=str(spec))
+        norm = norm.for_training(planned_steps(options.optim, len(train_set)))
     reasons = {"optimizer": optimizer_reason, "amp": precision_reason, "norm": norm_reason}
     sources |= {"run": given, "typed": {name: given[name] for name in typed}}
     return Job(
@@ -147,7 +148,8 @@ def open_run(job: Job) -> Path:
     if ranks.is_rank_zero():
         # A job that torchrun restarted may have died before its first last.pt.
         is_own = ranks.restarts() > 0 and folder_of_job(job_id, name) is not None
-        norm = re.sub(r",?burn_in_steps=\d+", "", job.options.norm.norm)
+        norms = [job.options.norm.norm, job.options.norm.norm_heads or ""]
+        norm = re.sub(r",?burn_in_steps=\d+", "", ":".join(filter(None, norms)))
         norm = "-".join(re.findall(r"[^:,]+", norm))  # names with a colon are trouble on other systems
         default = f"{job.train_set.name}-{job.plan.name}-{norm}"
         folder = free_folder(name, default=default, may_hold_files=is_own)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cfg.plan import parse_plan
 from models.blocks import merge_conv_norm
 from models.network import Network
+from models.norms.parts import norm_parts
 from models.norms.table import stored_norm
 from models.norms.weight_centralization import CentralizedConv2d
 from models.weights.layout import EPS
@@ -107,7 +108,8 @@ def by_class_name(
 
 def _change_of_filters(start: Checkpoint, network: Network) -> list[str]:
     """Return a note if only one of the two uses centralized filters (models/norms/weight_centralization.py)."""
-    before = stored_norm(start.norm).weight_centralization
+    plan = parse_plan(start.cfg_text, path=start.cfg_name + ".cfg")
+    before = any(part.options.weight_centralization for part in norm_parts(stored_norm(start.norm, plan), plan))
     now = any(isinstance(module, CentralizedConv2d) for module in network.modules())
     if before == now:
         return []
