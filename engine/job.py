@@ -32,7 +32,7 @@ from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
 # not depend on, and what helps a training over a crisis.
 RESUMABLE = {
-    *("resume", "data", "val_data", "epochs", "time_budget", "patience", "save_minutes"),
+    *("resume", "trust", "data", "val_data", "epochs", "time_budget", "patience", "save_minutes"),
     *("subdivisions", "learning_rate", "clip_norm", "amp", "albumentations"),
     *("device", "workers", "cache", "eval_backend", "checkpoint_activations", "profile"),
 }

@@ -15,6 +15,7 @@ from cfg.backbone import backbone_layers
 from cfg.convolution import ConvSpec
 from cfg.plan import Node, Plan
 from models.norms.old_spelling import respelled
+from models.norms.own import is_own, own_spec, trust
 from models.norms.spec import NormSpec
 from models.norms.weight_centralization import CentralizedConv2d
 from utils.errors import UserError
@@ -42,9 +43,9 @@ def parse_norm(text: str) -> NormSpec:
     name = text.partition(":")[0]
     if name == AUTO:
         raise UserError(f"--norm {AUTO} has no options, and is no norm of a network: it chooses one")
-    if name not in NORMS:
+    if name not in NORMS and not is_own(name):
         raise UserError(f"unknown norm '{name}': choose one of {', '.join((*NORMS, AUTO))}; --norm help describes them")
-    spec = NORMS[name]
+    spec = NORMS[name] if name in NORMS else own_spec(name)
     return spec(**{option: _value(spec, option, value) for option, value in _options_in(text).items()})
 
 
@@ -63,10 +64,15 @@ def _options_in(text: str) -> dict[str, str | None]:
 
 
 def checked_norm(text: str) -> str:
-    """Return what was typed after --norm, once it is known to be a norm. `help` prints the norms and exits with 0."""
+    """Return what was typed after --norm, once it is known to be a norm. `help` prints the norms and exits with 0.
+
+    A class of the user's own is imported: they have typed it.
+    """
     if text == "help":
         print(norms_help())
         raise SystemExit(0)
+    if is_own(name := text.partition(":")[0]):
+        trust(name.rpartition(".")[0])
     if text != AUTO:
         parse_norm(text)
     return text
@@ -80,11 +86,11 @@ def norms_help() -> str:
 
 
 def _help(spec: type[NormSpec]) -> str:
-    lines = [f"{spec.name:10}{spec.summary}", f"{'':10}{spec.source}"]
+    lines = [f"{spec.name:9} {spec.summary}", f"{'':10}{spec.source}"]
     for f in fields(spec):
         value = {True: "on", False: "off"}.get(f.default, f.default) if isinstance(f.default, bool) else f.default
         default = "" if value is None else f" (default {value})"
-        text = textwrap.wrap(f.metadata["text"] + default, width=80)
+        text = textwrap.wrap(f.metadata.get("text", "") + default, width=80)
         lines += [f"{'':12}{f.name if n == 0 else '':16}{part}" for n, part in enumerate(text)]
     return "\n".join(lines)
 
@@ -103,7 +109,7 @@ def _value(spec: type[NormSpec], option: str, text: str | None) -> Any:
         if value is None:
             raise UserError(f"{wrong} must be on or off")
         return value
-    choices = field.metadata["choices"]
+    choices = field.metadata.get("choices")
     if choices and text not in choices:
         raise UserError(f"{wrong} must be one of {', '.join(choices)}")
     try:
