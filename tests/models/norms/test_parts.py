@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cfg.convolution import ConvSpec
-from cfg.plan import Plan, parse_plan
+from cfg.plan import Plan, load_plan, parse_plan
 from models.blocks import ConvNormAct
 from models.detector import build_network, make_checkpoint
 from models.network import Network
@@ -21,7 +21,9 @@ from models.norms.fold import can_fold
 from models.norms.parts import norm_parts, parts_in_words
 from models.norms.table import NormOptions, norm_factory, norm_of_weights, resolve_norm, stored_norm
 from models.norms.weight_centralization import CentralizedConv2d
-from models.weights.start import load_matching
+from models.weights.convert import write_darknet
+from models.weights.start import load_matching, start_from
+from models.weights.trained import read_trained
 from utils.errors import UserError
 
 CONV = "[convolutional]\nbatch_normalize=1\nfilters=8\nsize=3\npad=1\nactivation=leaky\n"
@@ -148,6 +150,37 @@ def test_a_single_value_is_trouble_only_where_the_norm_needs_two():
 def test_one_part_that_depends_on_the_image_keeps_all_unmerged():
     assert can_fold(network_of(plan_of(), "frozen", "cbn"))
     assert not can_fold(network_of(plan_of(), "frozen", "gn"))
+
+
+# --- darknet's files ------------------------------------------------------------------------------------------
+
+
+def test_darknets_weights_are_batch_norms_whatever_the_cfg_says(tmp_path):
+    """As darknet reads the cfg: exported with norm=cbn, and read again beside norm=gn."""
+    plan = plan_of(own={2: "cbn"})
+    options = resolve_norm(NormOptions(), plan)
+    network = Network(plan, norm_factory(options, plan)).eval()
+    checkpoint = make_checkpoint(plan, options, network.state_dict(), class_names=("a",), letterbox=False)
+    weights, cfg, _ = write_darknet(tmp_path / "x.weights", checkpoint, source="x.pt")
+    assert "norm=cbn\n" in cfg.read_text()
+    images = torch.rand(2, 3, 16, 16)
+    for other in ("cbn", "gn"):
+        cfg.write_text(cfg.read_text().replace("norm=cbn", f"norm={other}"))
+        again, _ = read_trained(str(weights), cfg=str(cfg), names=None)
+        torch.testing.assert_close(build_network(again)(images)[0].logits, network(images)[0].logits)
+    started = network_of(load_plan(str(cfg)), "frozen")  # with gn in layer 2
+    said = start_from(str(weights), str(cfg), started)
+    assert "this norm has no running means and variances to load" in said
+    assert torch.equal(started.layers[2].conv.weight, network.layers[2].conv.weight)
+
+
+def test_a_layer_that_darknet_cannot_have_is_named(tmp_path):
+    plan = plan_of(own={2: "gn"})
+    options = resolve_norm(NormOptions(), plan)
+    state = Network(plan, norm_factory(options, plan)).state_dict()
+    checkpoint = make_checkpoint(plan, options, state, class_names=("a",), letterbox=False)
+    with pytest.raises(UserError, match=r"layer 2 .* GroupNorm has no running statistics; darknet has batch norm only"):
+        write_darknet(tmp_path / "x.weights", checkpoint, source="x.pt")
 
 
 # --- a start from weights ------------------------------------------------------------------------------------
