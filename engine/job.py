@@ -15,7 +15,7 @@ from data.annotation_formats import BUILT_IN, open_image_set, splits_of
 from data.image_set import ImageSet
 from engine.amp import as_it_ran, choose_precision
 from engine.auto_subdivisions import resolve_subdivisions
-from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, planned_steps
+from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, has_fixed_statistics, planned_steps
 from models.norms.auto import choose_norm
 from models.norms.old_spelling import respelled
 from models.norms.table import norm_of_weights
@@ -96,7 +96,8 @@ def job_of(given: dict[str, Any]) -> Job:
     optimizer, optimizer_reason = choose_optimizer(options, given, len(train_set))
     if optimizer == "adamw" and checkpoint is None:
         is_known = start is not None and plan.name == start.cfg_name and knows_all(start, train_set.class_names)
-        recipe = adamw_recipe(options, given, plan.net, len(train_set), knows_classes=is_known)
+        start_of = {"knows_classes": is_known, "fixed_statistics": has_fixed_statistics(options.norm, plan)}
+        recipe = adamw_recipe(options, given, plan.net, len(train_set), **start_of)
         sources["cfg"] = {name: value for name, value in sources["cfg"].items() if name not in recipe}
         sources["optimizer"] = recipe
         if is_known and optimizer_reason and "learning_rate" not in given:

@@ -213,8 +213,7 @@ class NormOptions:
     @property
     def never_measures(self) -> bool:
         """Whether running statistics are used from the first step on, and stay as they are, in some part at least."""
-        frozen = any(spec.has_running_statistics and not spec.has_batch_statistics for spec in self.specs())
-        return frozen or bool(self.norm_eval) or self.norm_freeze_after == 0
+        return any(spec.is_frozen for spec in self.specs()) or bool(self.norm_eval) or self.norm_freeze_after == 0
 
 
 _OF_NORMS = ("norm_eps", "norm_freeze_affine", "weight_centralization")  # settings that a bias does not use
