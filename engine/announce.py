@@ -14,6 +14,7 @@ from engine.job import Job, images_per_rank
 from engine.trainer import Trainer
 from models.norms.auto import ENOUGH
 from models.norms.effective_batch import FEW, burn_in_warnings, describe_norm, norm_warnings
+from models.norms.parts import norm_parts, parts_in_words
 from options import TrainOptions
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
@@ -44,7 +45,7 @@ def announce(run: Trainer) -> None:
         say("", f"auto: {job.reasons['optimizer']}")
     if run.is_length_known:
         say("schedule", run.schedule.words())
-        for warning in (*burn_in_warnings(options.norm, run.length.total_steps), *idle_settings(run)):
+        for warning in (*burn_in_warnings(options.norm, job.plan, run.length.total_steps), *idle_settings(run)):
             warn(warning)
     else:
         say("schedule", f"the pace of the first steps decides how many fit into {options.optim.time_budget}")
@@ -157,10 +158,15 @@ def _announce_network(job: Job) -> None:
 def _announce_norm(job: Job) -> None:
     options, norm = job.options, job.options.norm
     cut = {"mini_batch": job.mini_batch, "subdivisions": job.forwards}
-    say("norm", describe_norm(norm, **cut))
+    parts = norm_parts(norm, job.plan)
+    if len(parts) > 1:
+        say("norm", parts_in_words(parts))
+    for part in parts:
+        say("norm" if len(parts) == 1 else "", describe_norm(part.options, **cut))
     if "norm" in job.reasons:
         say("", f"auto: {job.reasons['norm']}")
     from_scratch = options.weights is None and options.resume is None
     few = ENOUGH if "norm" in job.reasons else FEW  # `auto` has decided by ENOUGH
-    for warning in norm_warnings(norm, **cut, from_scratch=from_scratch, few=few):
+    warnings = [norm_warnings(part.options, **cut, from_scratch=from_scratch, few=few) for part in parts]
+    for warning in dict.fromkeys(line for lines in warnings for line in lines):
         warn(warning)

@@ -27,7 +27,7 @@ from utils.schedule import Schedule
 
 def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Network:
     """Return the network with random weights, in training mode."""
-    network = Network(plan, norm_factory(options.norm)).to(device)
+    network = Network(plan, norm_factory(options.norm, plan)).to(device)
     if options.speed.checkpoint_activations:
         network.recompute_activations()
     if options.speed.channels_last == "on":
