@@ -190,7 +190,7 @@ def test_a_freeze_after_a_freeze_is_refused():
 @pytest.mark.parametrize("norm", ["gn:ws", "mabn:ws"])
 def test_filters_that_are_standardized_are_not_centralized_as_well(norm):
     assert resolve_norm(NormOptions(norm=norm)).weight_centralization is False
-    with pytest.raises(UserError, match=f"--weight-centralization has nothing to add to {norm}"):
+    with pytest.raises(UserError, match=f"--weight-centralization adds nothing to {norm}"):
         resolve_norm(NormOptions(norm=norm, weight_centralization=True))
 
 
