@@ -14,7 +14,7 @@ from models.norms.batch_stat import BatchStatNorm
 from models.norms.contract import ConvAware, ConvView
 from models.norms.module_trace import ModuleTrace, trace_forward, trace_symbolically
 from models.norms.spec import NormSpec
-from models.norms.table import parse_norm
+from models.norms.table import NormOptions, norm_factory, parse_norm
 from utils.clock import BatchClock
 from utils.errors import UserError
 
@@ -70,10 +70,11 @@ def adopt(model: nn.Module, norm: str, /, *inputs: Any, **keywords: Any) -> Adop
 
 def _adoptable(norm: str) -> NormSpec:
     spec = parse_norm(norm)
-    if not spec.has_running_statistics:
-        raise UserError(f"{norm} has no running statistics, so weights of batch norm do not fit: it is not for adopt")
-    if spec.centralizes_weights:
-        raise UserError(f"{norm} changes how convolutions use their weights: it is not for adopt")
+    if norm_factory(NormOptions(norm=norm)).conv_class is not nn.Conv2d:
+        raise UserError(f"{norm} changes how convolutions use their weights, and adopt() replaces norms only")
+    one = spec.make(nn.Conv2d(1, 1, 1), eps=1e-5, momentum=0.1)
+    if one is None or one.state_dict().keys() != nn.BatchNorm2d(1).state_dict().keys():
+        raise UserError(f"{norm} keeps other weights or statistics than batch norm, so no checkpoint would fit")
     return spec
 
 

@@ -88,7 +88,7 @@ def trace_symbolically(model: nn.Module) -> ModuleTrace:
         graph = _Tracer().trace(copy.deepcopy(model))
     except Exception as error:  # of any class: the model's own code has met values that are none
         raise UserError(
-            f"{type(model).__name__} cannot be traced without inputs: give what your loop calls the model with, such as "
+            f"{type(model).__name__} cannot be traced without inputs: give what your loop calls the model with, as in "
             "adopt(model, norm, images) or adopt(model, norm, images, targets)"
         ) from error
     trace = ModuleTrace()

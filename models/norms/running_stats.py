@@ -57,9 +57,8 @@ def use_population(norm: nn.Module, population: Moments) -> None:
 def use_mini_batch(norm: nn.Module, y: Tensor) -> None:
     """Set the norm's running statistics to those of the mini-batch y (N, C, H, W), with the biased variance."""
     own = Moments.of(y)
-    use_population(
-        norm, Moments(count=torch.ones_like(own.count), mean=own.mean, var=own.var)
-    )  # of one, no N / (N - 1)
+    of_one = Moments(count=torch.ones_like(own.count), mean=own.mean, var=own.var)  # so without N / (N - 1)
+    use_population(norm, of_one)
 
 
 @contextmanager
