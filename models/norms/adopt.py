@@ -72,7 +72,7 @@ def _adoptable(norm: str) -> NormSpec:
     spec = parse_norm(norm)
     if norm_factory(NormOptions(norm=norm)).conv_class is not nn.Conv2d:
         raise UserError(f"{norm} changes how convolutions use their weights, and adopt() replaces norms only")
-    one = spec.make(nn.Conv2d(1, 1, 1), eps=1e-5, momentum=0.1)
+    one = spec.make(nn.Conv2d(1, 1, 1, device="meta"), eps=1e-5, momentum=0.1)
     if one is None or one.state_dict().keys() != nn.BatchNorm2d(1).state_dict().keys():
         raise UserError(f"{norm} keeps other weights or statistics than batch norm, so no checkpoint would fit")
     return spec

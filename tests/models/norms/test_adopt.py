@@ -151,17 +151,15 @@ def gradients(model: nn.Module) -> dict[str, Tensor | None]:
 # --- the models of others ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
-    ("name", "norm"),
+    ("name", "norm", "layout"),
     [
-        ("resnet18", "cmbn"),
-        ("ssdlite", "cmbn"),
-        ("yolo", "cmbn"),
-        ("yolo", CARRY),
-        ("yolo", "cmbn:gradient=share"),
-        ("yolo", "bn:running=pooled"),
-        ("yolo", "cbn"),  # in its burn-in
+        ("resnet18", "cmbn", torch.contiguous_format),
+        ("ssdlite", "cmbn", torch.contiguous_format),
+        ("yolo", "cmbn", torch.contiguous_format),
+        ("yolo", CARRY, torch.channels_last),
+        ("yolo", "cmbn:gradient=share", torch.contiguous_format),
+        ("yolo", "bn:running=pooled", torch.contiguous_format),
     ],
 )
 def test_one_mini_batch_is_stock_batch_norm_to_the_bit(name, norm, layout):
@@ -223,9 +221,8 @@ def test_four_mini_batches_are_the_oracles_in_each_layer(name):
         moments, eps = oracle.cmbn_moments(of.y), of.norm.eps
         affine = [np.zeros(2), np.zeros(2)]
         for t, (mean, var, count) in enumerate(moments):
-            assert_agree(
-                torch.tensor(of.out[t]), oracle.normalized(of.y[t], mean, var, gamma, beta, eps), relative=1e-9
-            )
+            expected = oracle.normalized(of.y[t], mean, var, gamma, beta, eps)
+            assert_agree(torch.tensor(of.out[t]), expected, relative=1e-9)
             dx, *more = oracle.share_backward(
                 of.y[t][:, :2], of.dout[t][:, :2], gamma[:2], mean[:2], var[:2], count[:2], eps
             )
@@ -303,14 +300,15 @@ def test_the_traced_forward_leaves_no_trace():
     assert not model.conv._forward_pre_hooks and not hasattr(x, "maker")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "yolo"])
-def test_without_inputs_the_same_is_found(name):
-    assert adopt(make(name), "cmbn").adopted == adopt(make(name), "cmbn", *inputs(name)).adopted
+def test_without_inputs_the_same_is_found():
+    assert adopt(resnet18(), "cmbn").adopted == adopt(resnet18(), "cmbn", *inputs("resnet18")).adopted
 
 
-def test_a_model_that_needs_inputs_says_so():
-    with pytest.raises(UserError, match="SSD cannot be traced without inputs"):
-        adopt(make("ssdlite"), "cmbn")
+@pytest.mark.parametrize("name", ["ssdlite", "yolo"])
+def test_a_model_that_needs_inputs_says_so(name):
+    """It goes through a list of images, or of a tensor's chunks."""
+    with pytest.raises(UserError, match="cannot be traced without inputs"):
+        adopt(make(name), "cmbn")
 
 
 def test_one_image_in_training_mode_is_enough():
@@ -548,7 +546,7 @@ def train(model: nn.Module, clock: AdoptedClock, *, steps: int = 3) -> list[Tens
 
 @pytest.mark.parametrize("norm", HISTORIES)
 def test_a_bias_before_the_norm_changes_nothing(norm):
-    """Neither outputs nor what is trained; it is in the running mean, and has no gradient."""
+    """It is in the running mean. With the gradient `weights` it has none, as before stock batch norm."""
     model, clock = pair(HISTORIES[norm], kernel_size=3)
     other, other_clock = pair(HISTORIES[norm], kernel_size=3)
     with torch.no_grad():
@@ -557,9 +555,11 @@ def test_a_bias_before_the_norm_changes_nothing(norm):
     bias = model[0].bias.detach().clone()
     for ours, theirs in zip(train(model, clock), train(other, other_clock), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model[1].running_var, other[1].running_var, rtol=1e-9, atol=1e-9)
+    if norm == "lite":  # whose gradient `share` holds the past constant
+        return
     torch.testing.assert_close(model[0].bias.detach(), bias, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(model[1].running_mean, other[1].running_mean + bias, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(model[1].running_var, other[1].running_var, rtol=1e-9, atol=1e-9)
 
 
 def test_two_batch_norms_of_one_convolution_each_get_its_input():
@@ -577,13 +577,8 @@ def test_two_batch_norms_of_one_convolution_each_get_its_input():
     clock = adopt(model, "cmbn:positions=0", batch()[0])
     assert clock.adopted == ("left", "right")
     single, single_clock = pair("cmbn:positions=0", kernel_size=3)
-    single.load_state_dict(
-        {
-            "0.weight": model.conv.weight,
-            "0.bias": model.conv.bias,
-            **{f"1.{k}": v for k, v in model.left.state_dict().items()},
-        }
-    )
+    single[0].load_state_dict(model.conv.state_dict())
+    single[1].load_state_dict(model.left.state_dict())
     for x in clock.minibatches(batch()):
         out = model(x)
         out.backward(noise_like(out[:, :6], 1).repeat(1, 2, 1, 1))
@@ -646,23 +641,19 @@ def test_no_forward_leaves_its_activations_behind(mode):
     assert set(held(model)) == {None}
 
 
-@pytest.mark.parametrize("norm", ["cmbn", CARRY, "cbn:burn_in_steps=0"])
+@pytest.mark.parametrize("norm", HISTORIES)
 def test_it_compiles(norm):
-    """The hooks are part of one graph, and the numbers stay."""
-    model = make("yolo")
-    eager = copy.deepcopy(model)
-    clock, eager_clock = adopt(model, norm, *inputs("yolo")), adopt(eager, norm, *inputs("yolo"))
+    """In one graph, hooks included, with the numbers of the uncompiled one."""
+    model, clock = pair(HISTORIES[norm], kernel_size=3)
+    eager, eager_clock = pair(HISTORIES[norm], kernel_size=3)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    for _ in range(2):
-        for net, its_clock in ((compiled, clock), (eager, eager_clock)):
-            for part in its_clock.minibatches([inputs("yolo", seed) for seed in range(3)]):
-                loss_of(net(*part)).backward()
-            its_clock.stepped()
+    for ours, theirs in zip(train(compiled, clock), train(eager, eager_clock), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     torch._dynamo.reset()
-    for (name, ours), theirs in zip(gradients(model).items(), gradients(eager).values(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-2, msg=name)
-    assert set(held(model)) == {None}
+    for ours, theirs in zip(model.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert held(model) == [None]
 
 
 def test_it_trains_in_bfloat16_autocast():
