@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import random
+import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -680,3 +683,20 @@ def test_without_momentum_running_statistics_average_all_batches():
     mean, var = oracle.running_by_batch(ys, momentum=0)
     np.testing.assert_allclose(model[1].running_mean.numpy(), mean, rtol=1e-10)
     np.testing.assert_allclose(model[1].running_var.numpy(), var, rtol=1e-10)
+
+
+# --- the page ------------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_page_runs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its 20 lines train, and the stock model takes what they saved."""
+    (example,) = re.findall(r"```python\n(.*?)```", (root / "docs" / "any-model.md").read_text(), re.S)
+    lines = [line for line in example.splitlines() if line and not line.startswith(("import", "from"))]
+    assert len(lines) <= 20
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(example, "docs/any-model.md", "exec"), names)
+    assert names["clock"].step == 8 and len(names["clock"].adopted) == 20
+    stock = resnet18(num_classes=10)
+    stock.load_state_dict(torch.load("resnet18.pt"), strict=True)
+    assert stock.bn1.num_batches_tracked == 8
