@@ -6,8 +6,11 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from models.norms.batch_stat import BatchStatNorm
@@ -43,6 +46,7 @@ def adopt(model: nn.Module, norm: str, /, *inputs: Any, **keywords: Any) -> Adop
     in the clock's `skipped`. Raises UserError for a norm that other models cannot have, and where none was replaced.
     """
     spec = _adoptable(norm)
+    _check(model)
     trace = trace_forward(model, inputs, keywords) if inputs or keywords else trace_symbolically(model)
     modules = dict(model.named_modules())
     skipped = dict.fromkeys(trace.functional, "calls F.batch_norm, which is no module")
@@ -78,6 +82,13 @@ def _adoptable(norm: str) -> NormSpec:
     return spec
 
 
+def _check(model: nn.Module) -> None:
+    if isinstance(model, DistributedDataParallel | nn.DataParallel) or hasattr(model, "_orig_mod"):
+        raise UserError(f"adopt() is for the model inside the {type(model).__name__}, before it is wrapped")
+    if any(map(is_lazy, model.parameters())):
+        raise UserError(f"{type(model).__name__} has lazy parameters: run it once before adopt()")
+
+
 def _why_not(name: str, norm: nn.Module, model: nn.Module, trace: ModuleTrace) -> str:
     if not isinstance(norm, nn.BatchNorm2d) or type(norm).forward is not nn.BatchNorm2d.forward:
         return f"is a {type(norm).__name__}, not an nn.BatchNorm2d"
@@ -85,6 +96,8 @@ def _why_not(name: str, norm: nn.Module, model: nn.Module, trace: ModuleTrace) -
         return "is the model itself"
     if norm.weight is None or norm.running_mean is None:
         return "has no affine parameters or no running statistics"
+    if norm.weight.dtype not in (torch.float32, torch.float64):
+        return f"has parameters in {norm.weight.dtype}: keep them in float32, and use autocast"
     if model.training and not norm.training:
         return "is frozen: in eval mode, in a model in training mode"
     if trace.runs[name] != 1:

@@ -463,6 +463,22 @@ def test_a_model_without_any_is_refused(model):
         adopt(model, "cmbn", torch.rand(1, 3, 2, 2))
 
 
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (nn.DataParallel(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))), "inside the DataParallel"),
+        (torch.compile(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))), "inside the OptimizedModule"),
+        (nn.Sequential(nn.LazyConv2d(3, 1), nn.BatchNorm2d(3)), "run it once before"),
+        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).bfloat16(), "1 has parameters in torch.bfloat16"),
+    ],
+    ids=["wrapped", "compiled", "lazy", "bfloat16"],
+)
+def test_a_model_at_the_wrong_moment_or_precision_is_refused(model, says):
+    dtype = next(model.parameters()).dtype
+    with pytest.raises(UserError, match=says):
+        adopt(model, "cmbn", torch.rand(1, 3, 2, 2, dtype=dtype))
+
+
 def test_a_model_in_eval_mode_is_adopted_and_stays_in_it():
     model = make("yolo").eval()
     clock = adopt(model, "cmbn", *inputs("yolo"))
