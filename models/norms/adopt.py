@@ -160,7 +160,11 @@ class _Handover:
         held, self.held = self.held, None
         if not norm.training:
             return inputs
-        assert held is not None, "the adopted norm runs without the convolution that it followed in the traced forward"
+        if held is None:
+            raise UserError(
+                "an adopted norm runs without the convolution that it followed in the traced forward: give adopt() "
+                "inputs that take the way of your training"
+            )
         return (*inputs, ConvView(*held))
 
 
