@@ -25,8 +25,17 @@ from utils.schedule import Schedule
 
 
 def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Network:
-    """Return the network with random weights, in training mode."""
-    network = Network(plan, norm_factory(options.norm)).to(device)
+    """Return the network with random weights, in training mode.
+
+    Raises UserError for norms that communicate, if ranks would call them at different mini-batches.
+    """
+    network = Network(plan, norm_factory(options.norm, domains=len(options.data))).to(device)
+    differs = options.norm.domain_statistics == "own" or options.domain_batches == "one"
+    if differs and ranks.world_size() > 1 and any(getattr(module, "sync", False) for module in network.modules()):
+        raise UserError(
+            f"--norm {options.norm.norm} pools over ranks, whose mini-batches have images of different domains: take "
+            "--domain-statistics shared with --domain-batches mixed, or a norm without sync"
+        )
     if options.speed.checkpoint_activations:
         network.recompute_activations()
     if options.speed.channels_last == "on":
@@ -53,6 +62,7 @@ def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: 
         clock=BatchClock(network),
         recovery=OutOfMemoryRecovery(network, subdivisions=parts, is_parallel=is_parallel, say=say),
         clip_norm=optim.clip_norm,
+        by_domain=options.domain_batches == "one",
     )
 
 
@@ -73,7 +83,15 @@ def make_loader(options: TrainOptions, plan: Plan, train_set: ImageSet) -> Train
         balance=options.balance,
         rank=ranks.rank(),
         ranks=ranks.world_size(),
+        by_domain=options.domain_batches == "one",
+        is_apart=keeps_apart(options),
     )
+
+
+def keeps_apart(options: TrainOptions) -> bool:
+    """Return whether something depends on an image's domain, so that a mosaic must not have several."""
+    norm = options.norm
+    return options.domain_batches == "one" or "own" in (norm.domain_statistics, norm.domain_affine)
 
 
 def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Schedule:

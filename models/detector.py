@@ -98,7 +98,7 @@ def build_network(
             classes=len(checkpoint.class_names),
             input_hw=input_hw or checkpoint.input_hw,
         )
-        network = Network(plan, norm_factory(stored_norm(checkpoint.norm)))
+        network = Network(plan, norm_factory(stored_norm(checkpoint.norm), domains=max(1, len(checkpoint.domains))))
         network.load_state_dict(checkpoint.weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: the checkpoint does not describe its network ({error})") from error

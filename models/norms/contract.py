@@ -10,6 +10,7 @@ plugs in unchanged:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -31,6 +32,11 @@ class ConvView:
     def __init__(self, conv: nn.Conv2d, x: Tensor) -> None:
         self._conv = conv
         self._x = x.detach()
+
+    def of_images(self, images: Sequence[int]) -> ConvView:
+        """Return the view of some images of the mini-batch, in this order."""
+        each = self._x.chunk(len(self._x))
+        return ConvView(self._conv, torch.cat([each[image] for image in images]))
 
     @property
     def weight(self) -> Tensor:

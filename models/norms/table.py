@@ -6,11 +6,13 @@ import textwrap
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from torch import nn
 
+from models.norms.domains import for_domains
 from models.norms.old_spelling import respelled
 from models.norms.spec import NormSpec
 from models.norms.weight_centralization import CentralizedConv2d
@@ -133,6 +135,14 @@ class NormOptions:
     weight_centralization: bool | None = knob(
         None, "subtract each filter's mean in the convolutions that have a norm (default: with mabn)"
     )
+    domain_statistics: str = knob(
+        "shared",
+        "with several --data: own = each normalizes by statistics of its own images, in training and afterwards",
+        choices=("shared", "own"),
+    )
+    domain_affine: str = knob(
+        "shared", "with several --data: own = each has its gamma and beta", choices=("shared", "own")
+    )
     norm_freeze_affine: bool = knob(False, "keep gamma and beta at their initial values")
     norm_eval: bool | None = knob(
         None, "normalize by the running statistics from the first step on, and keep them (use with --weights)"
@@ -181,8 +191,12 @@ def resolve_norm(options: NormOptions) -> NormOptions:
         if name not in own and getattr(options, name) is not None:
             statistics = "running statistics" if name == "precise_bn" else "statistics of mini-batches"
             raise UserError(f"{_flag(name)} is for norms with {statistics}, which --norm {options.norm} does not have")
+    if options.domain_statistics == "own" and not uses_batches:
+        raise UserError(
+            f"--domain-statistics is for norms with statistics of mini-batches, which {options.norm} does not have"
+        )
     if not normalizes:
-        for name in ("norm_eps", "norm_freeze_affine", "weight_centralization"):
+        for name in ("norm_eps", "domain_affine", "norm_freeze_affine", "weight_centralization"):
             if getattr(options, name) not in (None, False, NormOptions.__dataclass_fields__[name].default):
                 raise UserError(f"{_flag(name)} is about a norm, and --norm {options.norm} is not one")
     if options.norm_eval and options.norm_freeze_after not in (None, 1.0):
@@ -236,9 +250,10 @@ def norm_of_weights(stored: Mapping[str, Any], chosen: str | None) -> dict[str, 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NormFactory:
-    """Maker of a convolution's norm (None: a bias instead), by resolved options."""
+    """Maker of a convolution's norm (None: a bias instead), by resolved options, for so many domains."""
 
     options: NormOptions
+    domains: int = 1
 
     @property
     def conv_class(self) -> type[nn.Conv2d]:
@@ -246,14 +261,23 @@ class NormFactory:
         return CentralizedConv2d if self.options.weight_centralization else nn.Conv2d
 
     def __call__(self, conv: nn.Conv2d) -> nn.Module | None:
-        momentum = self.options.norm_momentum
-        norm = self.options.spec.make(conv, eps=self.options.norm_eps, momentum=0.1 if momentum is None else momentum)
+        norm = for_domains(
+            partial(self._make, conv),
+            self.domains,
+            own_statistics=self.options.domain_statistics == "own",
+            own_affine=self.options.domain_affine == "own",
+            channels=conv.out_channels,
+        )
         if norm is not None and self.options.norm_freeze_affine:
             for parameter in norm.parameters():
                 parameter.requires_grad_(False)
         return norm
 
+    def _make(self, conv: nn.Conv2d) -> nn.Module | None:
+        momentum = self.options.norm_momentum
+        return self.options.spec.make(conv, eps=self.options.norm_eps, momentum=0.1 if momentum is None else momentum)
 
-def norm_factory(options: NormOptions) -> NormFactory:
+
+def norm_factory(options: NormOptions, domains: int = 1) -> NormFactory:
     """Return the factory of the resolved options. Raises as `resolve_norm`."""
-    return NormFactory(options=resolve_norm(options))
+    return NormFactory(options=resolve_norm(options), domains=domains)

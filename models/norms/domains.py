@@ -1,0 +1,189 @@
+"""Norms of a network that is trained on images of several domains, such as data sets.
+
+Wu & Johnson 2021, "Rethinking Batch in BatchNorm" (arXiv:2105.07576), section 5: a domain may have mini-batches,
+statistics and an affine part of its own. A network is consistent if it is used as it was trained: statistics of
+mini-batches of one domain go with running statistics of that domain.
+
+State dicts: `shared.*` is a norm that all domains have in common, `of_domain.N.*` what domain N has of its own. Where
+only the statistics are own, all domains' norms use the parameters of domain 0, which are stored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from models.norms.batch_stat import BatchStatNorm
+from models.norms.contract import ConvAware, ConvView
+from utils.clock import BatchAware, Tick
+from utils.errors import UserError
+
+
+class DomainNorm(nn.Module, BatchAware, ConvAware):
+    """One norm, or one affine part after a `shared` norm, per domain. Images are normalized by those of their domain.
+
+    Each domain's norm is told of the mini-batches that have images of it, and called with these images: it computes
+    what it would in a training on its domain alone. The order of images stays.
+
+    domains: of the images of a forward. An announcement sets them, also in eval mode, where frozen layers are.
+    """
+
+    def __init__(self, of_domain: Sequence[nn.Module], shared: nn.Module | None = None) -> None:
+        super().__init__()
+        self.of_domain = nn.ModuleList(of_domain)
+        self.shared = shared
+        self.domains: tuple[int, ...] | int | None = None  # one number: all images are of this domain
+        self._in_batch: tuple[int, ...] = ()  # domains with images in the batch
+
+    def forward(self, y: Tensor, view: ConvView) -> Tensor:
+        if self.shared is not None:
+            y = _called(self.shared, y, view)
+        assert self.domains is not None, "nobody has told which domains the images are of"
+        domains = (self.domains,) * len(y) if isinstance(self.domains, int) else self.domains
+        present = sorted(set(domains))
+        if len(present) == 1:
+            return _called(self.of_domain[present[0]], y, view)
+        # Split and joined image by image: without indices, which the host would have to send to a GPU.
+        assert len(domains) == len(y)
+        images = y.chunk(len(y))
+        normalized: dict[int, Tensor] = {}
+        for domain in present:
+            mine = [image for image, other in enumerate(domains) if other == domain]
+            z = _called(self.of_domain[domain], torch.cat([images[image] for image in mine]), view.of_images(mine))
+            normalized |= dict(zip(mine, z.chunk(len(mine)), strict=True))
+        return torch.cat([normalized[image] for image in range(len(y))])
+
+    @property
+    def bias(self) -> nn.Parameter:
+        """(C,) that of domain 0. After it was initialized, `begin_alike` makes the others equal."""
+        bias = self.of_domain[0].bias
+        assert isinstance(bias, nn.Parameter)
+        return bias
+
+    def begin_alike(self) -> None:
+        """Copy the state of domain 0 to the others."""
+        for norm in self.of_domain[1:]:
+            norm.load_state_dict(self.of_domain[0].state_dict(), strict=False)
+
+    @property
+    def is_listening(self) -> bool:
+        return True
+
+    def announce(self, tick: Tick) -> None:
+        self.domains = tick.domains[tick.index]
+        self._in_batch = tuple(set(chain.from_iterable(tick.domains)))
+        heard = [(self.shared, tick), *((self.of_domain[domain], tick.of_domain(domain)) for domain in self._in_batch)]
+        for norm, own in heard:
+            if own is not None and _is_told(norm):
+                norm.announce(own)
+
+    def batch_ended(self) -> None:
+        for norm in (self.shared, *(self.of_domain[domain] for domain in self._in_batch)):
+            if _is_told(norm):
+                norm.batch_ended()
+
+
+class Affine(nn.Module):
+    """gamma and beta (C,), as after a batch norm."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, y: Tensor) -> Tensor:
+        # The kernel rounds once, and keeps the dtype of y.
+        mean, var = torch.zeros_like(self.bias), torch.ones_like(self.weight)
+        return F.batch_norm(y, mean, var, self.weight, self.bias, False, 0.0, 0.0)
+
+
+def for_domains(
+    make: Callable[[], nn.Module | None], count: int, *, own_statistics: bool, own_affine: bool, channels: int
+) -> nn.Module | None:
+    """Return the norm of `count` domains. make: returns a new norm, or None for a bias in its place.
+
+    Raises UserError where a norm has no affine part that could come after it.
+    """
+    norm = make()
+    if norm is None or count == 1 or not (own_statistics or own_affine):
+        return norm
+    if isinstance(norm, BatchStatNorm | _BatchNorm) and not own_statistics:
+        norm.requires_grad_(False)
+        return DomainNorm([Affine(channels) for _ in range(count)], shared=norm)
+    if not own_statistics and any(isinstance(part, BatchAware | _BatchNorm) for part in norm.modules()):
+        raise UserError(
+            f"--domain-affine own: in {type(norm).__name__} the affine part is not its last; take --domain-statistics "
+            "own with it"
+        )
+    norms = [norm, *(made for _ in range(count - 1) if (made := make()) is not None)]
+    if not own_affine:
+        for other in norms[1:]:
+            _tie(other, norm)
+    return DomainNorm(norms)
+
+
+def choose(network: nn.Module, domains: tuple[int, ...] | int) -> None:
+    """Take the images of the forwards that follow as of these domains, or all as of one, until the next tick."""
+    for module in network.modules():
+        if isinstance(module, DomainNorm):
+            module.domains = domains
+
+
+def has_domains(state: Mapping[str, Tensor]) -> bool:
+    """Return whether this is the state dict of a network with DomainNorms."""
+    return any(".of_domain." in name for name in state)
+
+
+def plain_state(state: Mapping[str, Tensor], domain: int) -> dict[str, Tensor]:
+    """Return the state dict of a plain network that computes what the network of `state` does for one domain."""
+    plain = {name: tensor for name, tensor in state.items() if not any(part in name for part in (_OWN, _SHARED))}
+    for part in (_SHARED, f"{_OWN}0.", f"{_OWN}{domain}."):  # the later ones have less in common
+        plain |= {name.replace(part, ".", 1): tensor for name, tensor in state.items() if part in name}
+    return plain
+
+
+def for_all_domains(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
+    """Return the state with what the DomainNorms of `network` have: of a plain network's norms each domain's is a copy.
+
+    The state of a network with as many domains or more stays as it is.
+    """
+    if has_domains(state):
+        return state
+    added = {}
+    for name, module in network.named_modules():
+        if not isinstance(module, DomainNorm):
+            continue
+        affine = {*dict(module.of_domain[0].named_parameters())} if module.shared is not None else set()
+        for own in module.state_dict():
+            part, _, rest = own.removeprefix("of_domain.").partition(".")
+            source = f"{name}.{rest}"
+            if source in state and not (part == "shared" and rest in affine):
+                added[f"{name}.{own}"] = state[source]
+    return {**state, **added}
+
+
+_OWN, _SHARED = ".of_domain.", ".shared."
+
+
+def _called(norm: nn.Module, y: Tensor, view: ConvView) -> Tensor:
+    z = norm(y, view) if isinstance(norm, ConvAware) else norm(y)
+    assert isinstance(z, Tensor)
+    return z
+
+
+def _tie(norm: nn.Module, to: nn.Module) -> None:
+    """Let `norm` use the parameters of `to`, which alone registers them: they are stored and trained once."""
+    for part, other in zip(norm.modules(), to.modules(), strict=True):
+        for name in list(part._parameters):
+            del part._parameters[name]
+            part.__dict__[name] = other._parameters[name]
+
+
+def _is_told(norm: nn.Module | None) -> TypeGuard[BatchAware]:
+    return isinstance(norm, BatchAware) and norm.is_listening
