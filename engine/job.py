@@ -258,8 +258,6 @@ def check_domains(options: TrainOptions) -> None:
         if typed:
             raise UserError(f"{typed[0]} is about several data sets: name them after --data")
         return
-    if options.val_data is not None:
-        raise UserError("--val-data is for a single --data: several are validated on their own splits")
     if options.speed.compile and typed and not own["domain_batches"]:
         raise UserError("--compile would compile anew for each mixture of domains: take --domain-batches one with it")
     if norm.precise_bn and own["domain_affine"] and not own["domain_statistics"]:
@@ -269,10 +267,12 @@ def check_domains(options: TrainOptions) -> None:
 
 
 def open_domains(given: dict[str, Any]) -> tuple[Domain, ...]:
-    """Return the data sets, named apart. Raises UserError if a set is named twice."""
+    """Return the data sets, named apart. Raises UserError if a set is named twice, or another for validation."""
     paths = paths_of(given.get("data", BUILT_IN))
     if len(set(paths)) < len(paths):
-        raise UserError("--data: names a data set twice")
+        raise UserError("--data names a data set twice")
+    if len(paths) > 1 and given.get("val_data"):
+        raise UserError("--val-data is for a single --data: several are validated on their own splits")
     pairs = [open_sets({**given, "data": path}) for path in paths]
     names = unique_names([train_set.name for train_set, _ in pairs])
     return tuple(

@@ -55,7 +55,7 @@ class DomainNorm(nn.Module, BatchAware, ConvAware):
         normalized: dict[int, Tensor] = {}
         for domain in present:
             mine = [image for image, other in enumerate(domains) if other == domain]
-            z = _called(self.of_domain[domain], torch.cat([images[image] for image in mine]), view.of_images(mine))
+            z = _called(self.of_domain[domain], torch.cat([images[image] for image in mine]), view, mine)
             normalized |= dict(zip(mine, z.chunk(len(mine)), strict=True))
         return torch.cat([normalized[image] for image in range(len(y))])
 
@@ -159,20 +159,22 @@ def for_all_domains(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[
     for name, module in network.named_modules():
         if not isinstance(module, DomainNorm):
             continue
-        affine = {*dict(module.of_domain[0].named_parameters())} if module.shared is not None else set()
-        for own in module.state_dict():
+        for own, tensor in module.state_dict().items():
             part, _, rest = own.removeprefix("of_domain.").partition(".")
-            source = f"{name}.{rest}"
-            if source in state and not (part == "shared" and rest in affine):
-                added[f"{name}.{own}"] = state[source]
+            is_fixed = part == "shared" and rest in ("weight", "bias")
+            if (source := f"{name}.{rest}") in state:
+                added[f"{name}.{own}"] = tensor if is_fixed else state[source]
     return {**state, **added}
 
 
 _OWN, _SHARED = ".of_domain.", ".shared."
 
 
-def _called(norm: nn.Module, y: Tensor, view: ConvView) -> Tensor:
-    z = norm(y, view) if isinstance(norm, ConvAware) else norm(y)
+def _called(norm: nn.Module, y: Tensor, view: ConvView, images: Sequence[int] | None = None) -> Tensor:
+    """Return the norm of y, which are all images of the view, or some."""
+    if isinstance(norm, ConvAware):
+        return norm(y, view if images is None else view.of_images(images))
+    z = norm(y)
     assert isinstance(z, Tensor)
     return z
 
