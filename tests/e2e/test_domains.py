@@ -18,6 +18,7 @@ from models.norms.domains import has_domains
 from models.weights.convert import write_darknet
 from models.weights.trained import of_domain
 from tests.e2e import children
+from tests.e2e.test_ranks import differences, start_two
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 from utils.stop import Stopped
@@ -127,3 +128,24 @@ def test_a_single_data_set_knows_no_domains(two: tuple[str, str], toy_cfg: str, 
 def test_what_does_not_go_with_domains_is_refused(two, toy_cfg, tmp_path, sets, more, text) -> None:
     with pytest.raises(UserError, match=text):
         train.main(flags([*two, two[0]][:sets], toy_cfg, tmp_path / "run", *more))
+
+
+def test_two_ranks_of_which_one_lacks_a_domain_are_one_with_the_same_batch(
+    two: tuple[str, str], toy_cfg: str, tmp_path: Path
+) -> None:
+    """Of four images of a batch one or two are of the second domain; group norm needs no other image."""
+    alone, together, log = tmp_path / "alone", tmp_path / "together", tmp_path / "log"
+    cut = ("--norm", "gn", "--domain-affine", "own", "--batch-size", "4", "--subdivisions", "1", "--ema-decay", "0.5")
+    train.main(flags(two, toy_cfg, alone, *cut))
+    pair = start_two(flags(two, toy_cfg, together, *cut), log)
+    assert [children.ended(child) for child in pair] == [0, 0], log.read_text()[-3000:]
+    found = differences(alone, together)
+    assert max(found.values()) < 1e-6, {name: value for name, value in found.items() if value >= 1e-6}
+
+
+def test_ranks_do_not_pool_over_different_domains(two: tuple[str, str], toy_cfg: str, tmp_path: Path) -> None:
+    pair = start_two(
+        flags(two, toy_cfg, tmp_path / "run", "--norm", "syncbn", "--domain-statistics", "own"), tmp_path / "log"
+    )
+    assert [children.ended(child) for child in pair] == [2, 2]
+    assert "error: --norm syncbn pools over ranks" in (tmp_path / "log").read_text()
