@@ -118,10 +118,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         with warn_on_disk_error(folder / "results.png"):
             plot_results(folder / "results.csv", folder / "results.png")
-        best = folder / "best.pt"
+        best, norm = folder / "best.pt", job.options.norm
         print(f"\n{best} on {job.val_set.name} {job.val_set.split}:")
         print(table.summary(), table.class_table(), sep="\n\n")
-        print(f"\neverything is in {folder}; next: python detect.py --weights {best} IMAGES")
+        chosen = f" --domain {job.domains[0].name}" if "own" in (norm.domain_statistics, norm.domain_affine) else ""
+        print(f"\neverything is in {folder}; next: python detect.py --weights {best}{chosen} IMAGES")
 
 
 if __name__ == "__main__":

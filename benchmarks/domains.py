@@ -1,10 +1,10 @@
 """Two domains in one training: mini-batches, statistics and affine part of all images or of each domain.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.domains [--bccd PATH] [--seeds 3] [--steps 800] [--report-only]
+    OMP_NUM_THREADS=1 python -m benchmarks.domains [--data digits bccd] [--bccd PATH] [--seeds 3] [--steps 800] [--report-only]
 
 Wu & Johnson 2021, "Rethinking Batch in BatchNorm", section 5: what matters is that training and inference agree. The
-domains are the built-in digits at shift 0 and 1 (data/digits_scene.py); with --bccd also that data set and a copy of
-its images with their channels exchanged and half as bright. A cell is a training of the small net, bn, SGD, 800 batches
+domains are the built-in digits at shift 0 and 1 (data/digits_scene.py); or BCCD and a copy of its images with their
+channels exchanged and half as bright. A cell is a training of the small net, bn, SGD, 800 batches
 of 16 images in two forwards, without mosaics; its best weights by the mean AP of both val splits are measured on both
 test splits. Rows go to benchmarks/results/domains.jsonl, a line per cell: a grid that was stopped goes on where it was.
 """
@@ -39,7 +39,7 @@ from models.yolo.postprocess import DetectionOptions
 from utils.checkpoint import Checkpoint
 from utils.draw import write_png
 from utils.environment import pick_device
-from utils.errors import exit_on_error
+from utils.errors import UserError, exit_on_error
 
 SPLITS = ("train", "val", "test")
 SCENES = {"train": 512, "val": 100, "test": 300}
@@ -55,6 +55,7 @@ SCHEMES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["digits"], choices=("digits", "bccd"))
     parser.add_argument("--bccd", metavar="PATH", help="the BCCD data set, with splits train, val and test")
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument("--steps", type=int, default=800, metavar="N")
@@ -74,7 +75,7 @@ def main() -> None:
 
 def cells(args: argparse.Namespace) -> Iterator[Row]:
     """Yield the grid, seed by seed, so that a stopped one has the same seeds of all schemes."""
-    for data in ("digits", "bccd") if args.bccd else ("digits",):
+    for data in args.data:
         for seed in range(args.seeds):
             for scheme in SCHEMES:
                 yield {"data": data, "scheme": scheme, "seed": seed, "steps": args.steps}
@@ -141,7 +142,8 @@ def domain_paths(data: str, bccd: str | None) -> tuple[Path, Path]:
             for shift in (0.0, 1.0)
         )
         return first, second
-    assert bccd is not None
+    if bccd is None:
+        raise UserError("--data bccd: name its folder by --bccd")
     return Path(bccd), recoloured(Path(bccd), MADE / "domain-bccd-recoloured")
 
 

@@ -11,7 +11,7 @@ from data.doctor.checkup import quick_findings
 from data.user_pipeline import transform_names
 from engine.amp import precision_in_words
 from engine.build import keeps_apart
-from engine.job import Job, images_per_rank
+from engine.job import Job, images_per_rank, images_per_statistic
 from engine.trainer import Trainer
 from models.norms.auto import ENOUGH
 from models.norms.effective_batch import FEW, burn_in_warnings, describe_norm, norm_warnings
@@ -150,5 +150,6 @@ def _announce_norm(job: Job) -> None:
         say("", f"auto: {job.reasons['norm']}")
     from_scratch = options.weights is None and options.resume is None
     few = ENOUGH if "norm" in job.reasons else FEW  # `auto` has decided by ENOUGH
+    cut["mini_batch"] = images_per_statistic(options, job.train_set)
     for warning in norm_warnings(norm, **cut, from_scratch=from_scratch, few=few):
         warn(warning)

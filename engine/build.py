@@ -30,8 +30,11 @@ def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Net
     Raises UserError for norms that communicate, if ranks would call them at different mini-batches.
     """
     network = Network(plan, norm_factory(options.norm, domains=len(options.data))).to(device)
-    differs = options.norm.domain_statistics == "own" or options.domain_batches == "one"
-    if differs and ranks.world_size() > 1 and any(getattr(module, "sync", False) for module in network.modules()):
+    if (
+        splits_by_domain(options)
+        and ranks.world_size() > 1
+        and any(getattr(module, "sync", False) for module in network.modules())
+    ):
         raise UserError(
             f"--norm {options.norm.norm} pools over ranks, whose mini-batches have images of different domains: take "
             "--domain-statistics shared with --domain-batches mixed, or a norm without sync"
@@ -88,10 +91,14 @@ def make_loader(options: TrainOptions, plan: Plan, train_set: ImageSet) -> Train
     )
 
 
+def splits_by_domain(options: TrainOptions) -> bool:
+    """Return whether statistics are of one domain's images in a mini-batch, however few there are."""
+    return options.domain_batches == "one" or options.norm.domain_statistics == "own"
+
+
 def keeps_apart(options: TrainOptions) -> bool:
     """Return whether something depends on an image's domain, so that a mosaic must not have several."""
-    norm = options.norm
-    return options.domain_batches == "one" or "own" in (norm.domain_statistics, norm.domain_affine)
+    return splits_by_domain(options) or options.norm.domain_affine == "own"
 
 
 def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Schedule:

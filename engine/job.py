@@ -112,7 +112,7 @@ def job_of(given: dict[str, Any]) -> Job:
     check_domains(options)
     options, precision_reason = choose_precision(options)
     options = resolve_subdivisions(options, plan)
-    norm, norm_reason = choose_norm(options.norm, mini_batch=images_per_forward(options, train_set))
+    norm, norm_reason = choose_norm(options.norm, mini_batch=images_per_statistic(options, train_set))
     if checkpoint is None and options.optim.time_budget is None:
         spec = norm.spec.for_training(planned_steps(options.optim, len(train_set)))
         norm = replace(norm, norm=str(spec))
@@ -133,6 +133,13 @@ def job_of(given: dict[str, Any]) -> Job:
 def images_per_rank(options: TrainOptions, train_set: ImageSet) -> int:
     """Return one rank's images of a batch; a data set smaller than a batch makes a smaller one."""
     return max(1, min(options.optim.batch_size, len(train_set)) // ranks.world_size())
+
+
+def images_per_statistic(options: TrainOptions, train_set: ImageSet) -> int:
+    """Return the images of one forward on one rank that a norm sees together, of domains of equal size."""
+    images = images_per_forward(options, train_set)
+    is_split = options.norm.domain_statistics == "own" and options.domain_batches == "mixed"
+    return max(1, images // len(options.data)) if is_split else images
 
 
 def images_per_forward(options: TrainOptions, train_set: ImageSet) -> int:
@@ -273,7 +280,10 @@ def open_domains(given: dict[str, Any]) -> tuple[Domain, ...]:
         raise UserError("--data names a data set twice")
     if len(paths) > 1 and given.get("val_data"):
         raise UserError("--val-data is for a single --data: several are validated on their own splits")
-    pairs = [open_sets({**given, "data": path}) for path in paths]
+    pairs = [open_sets({**given, "data": path}, takes_all=len(paths) == 1) for path in paths]
+    known = {name for train_set, _ in pairs for name in train_set.class_names}
+    if absent := [name for name in given.get("classes", ()) if name not in known]:
+        raise UserError(f"--classes: no data set has a class '{absent[0]}'")
     names = unique_names([train_set.name for train_set, _ in pairs])
     return tuple(
         Domain(name=name, train_set=train_set, val_set=val_set)
@@ -281,8 +291,11 @@ def open_domains(given: dict[str, Any]) -> tuple[Domain, ...]:
     )
 
 
-def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
-    """Return the training and validation split of one data set; rank 0 makes what is made on first use."""
+def open_sets(given: dict[str, Any], *, takes_all: bool = True) -> tuple[ImageSet, ImageSet]:
+    """Return the training and validation split of one data set; rank 0 makes what is made on first use.
+
+    takes_all: whether it must have each of the classes that were asked for.
+    """
     data = given.get("data", "digits")
     fraction = 0 if given.get("val_data") else given.get("val_fraction", TrainOptions().val_fraction)
     if ranks.world_size() > 1:
@@ -292,7 +305,10 @@ def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
     train_set = open_image_set(data, given.get("train_split", "train"), val_fraction=fraction)
     val_set = open_image_set(given.get("val_data") or data, given.get("val_split", "val"), val_fraction=fraction)
     if classes := given.get("classes"):
-        train_set, val_set = (image_set.of_classes(classes) for image_set in (train_set, val_set))
+        train_set, val_set = (
+            image_set.of_classes([name for name in classes if takes_all or name in image_set.class_names])
+            for image_set in (train_set, val_set)
+        )
     train_set.require_objects(data)
     val_set.require_objects(given.get("val_data") or data)
     return train_set, val_set

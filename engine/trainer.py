@@ -59,7 +59,7 @@ class Trainer:
         if options.weights is not None and job.checkpoint is None:
             self.weights_loaded = start_from(options.weights, options.cfg, self.network, job.train_set.class_names)
         self.loader = build.make_loader(options, plan, job.train_set)
-        fewest = 1 if build.keeps_apart(options) else job.mini_batch  # of a domain's images in a mini-batch
+        fewest = 1 if build.splits_by_domain(options) else job.mini_batch
         check_values(plan.with_input_hw(self.loader.smallest_hw), options.norm, mini_batch=fewest)
         optim = options.optim
         total_steps = planned_steps(optim, len(job.train_set))

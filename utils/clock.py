@@ -61,20 +61,23 @@ class BatchAware(ABC):
         """
 
 
+def listeners_of(model: nn.Module) -> list[BatchAware]:
+    """Return the modules to be told; not the parts of another one, which hear what that one tells them."""
+    found = [module for module in model.modules() if isinstance(module, BatchAware)]
+    parts = {part for module in found for part in module.modules() if part is not module}
+    return [module for module in found if module not in parts]
+
+
 class BatchClock:
     """The only counter of optimizer steps; learning rate, burn-in, logging and checkpoints read `step`.
 
     Create it after every module conversion and before any wrapper (DDP, compile): modules that are replaced later do
-    not receive announcements, nor do modules in eval mode. A listener's own parts hear of it what the listener tells.
+    not receive announcements, nor do modules in eval mode.
     """
 
     def __init__(self, model: nn.Module, *, step: int = 0) -> None:
         self.step = step
-        listeners = [module for module in model.modules() if isinstance(module, BatchAware)]
-        parts = {
-            part for each in listeners if isinstance(each, nn.Module) for part in each.modules() if part is not each
-        }
-        self._listeners = [listener for listener in listeners if listener not in parts]
+        self._listeners = listeners_of(model)
 
     def minibatches(self, parts: Iterable[Part], domains: Iterable[tuple[int, ...]] = ()) -> Iterator[Part]:
         """Announce and yield each mini-batch. domains: of each mini-batch the domain of each image.

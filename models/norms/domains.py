@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.contract import ConvAware, ConvView
-from utils.clock import BatchAware, Tick
+from utils.clock import BatchAware, Tick, listeners_of
 from utils.errors import UserError
 
 
@@ -34,10 +34,15 @@ class DomainNorm(nn.Module, BatchAware, ConvAware):
     domains: of the images of a forward. An announcement sets them, also in eval mode, where frozen layers are.
     """
 
-    def __init__(self, of_domain: Sequence[nn.Module], shared: nn.Module | None = None) -> None:
+    def __init__(
+        self, of_domain: Sequence[nn.Module], shared: nn.Module | None = None, *, own_affine: bool = True
+    ) -> None:
+        """own_affine: False lets all domains' norms use the parameters of domain 0."""
         super().__init__()
         self.of_domain = nn.ModuleList(of_domain)
         self.shared = shared
+        self.own_affine = own_affine
+        self._tie()
         self.domains: tuple[int, ...] | int | None = None  # one number: all images are of this domain
         self._in_batch: tuple[int, ...] = ()  # domains with images in the batch
 
@@ -59,6 +64,20 @@ class DomainNorm(nn.Module, BatchAware, ConvAware):
             normalized |= dict(zip(mine, z.chunk(len(mine)), strict=True))
         return torch.cat([normalized[image] for image in range(len(y))])
 
+    def _apply(self, *given: Any, **more: Any) -> DomainNorm:
+        """Move to another device or dtype, which may make new parameters."""
+        super()._apply(*given, **more)  # type: ignore[no-untyped-call]
+        self._tie()
+        return self
+
+    def _tie(self) -> None:
+        """Give the domains what they share of domain 0's parameters. It alone registers them: they are saved once."""
+        for norm in self.of_domain[1:] if not self.own_affine else ():
+            for part, first in zip(norm.modules(), self.of_domain[0].modules(), strict=True):
+                for name, parameter in first._parameters.items():
+                    part._parameters.pop(name, None)
+                    part.__dict__[name] = parameter
+
     @property
     def bias(self) -> nn.Parameter:
         """(C,) that of domain 0. After it was initialized, `begin_alike` makes the others equal."""
@@ -78,15 +97,21 @@ class DomainNorm(nn.Module, BatchAware, ConvAware):
     def announce(self, tick: Tick) -> None:
         self.domains = tick.domains[tick.index]
         self._in_batch = tuple(set(chain.from_iterable(tick.domains)))
-        heard = [(self.shared, tick), *((self.of_domain[domain], tick.of_domain(domain)) for domain in self._in_batch)]
-        for norm, own in heard:
-            if own is not None and _is_told(norm):
-                norm.announce(own)
+        for listener in self._listeners(self.shared):
+            listener.announce(tick)
+        for domain in self._in_batch:
+            if (own := tick.of_domain(domain)) is not None:
+                for listener in self._listeners(self.of_domain[domain]):
+                    listener.announce(own)
 
     def batch_ended(self) -> None:
         for norm in (self.shared, *(self.of_domain[domain] for domain in self._in_batch)):
-            if _is_told(norm):
-                norm.batch_ended()
+            for listener in self._listeners(norm):
+                listener.batch_ended()
+
+    @staticmethod
+    def _listeners(norm: nn.Module | None) -> list[BatchAware]:
+        return [] if norm is None else [each for each in listeners_of(norm) if each.is_listening]
 
 
 class Affine(nn.Module):
@@ -122,10 +147,7 @@ def for_domains(
             "own with it"
         )
     norms = [norm, *(made for _ in range(count - 1) if (made := make()) is not None)]
-    if not own_affine:
-        for other in norms[1:]:
-            _tie(other, norm)
-    return DomainNorm(norms)
+    return DomainNorm(norms, own_affine=own_affine)
 
 
 def choose(network: nn.Module, domains: tuple[int, ...] | int) -> None:
@@ -177,15 +199,3 @@ def _called(norm: nn.Module, y: Tensor, view: ConvView, images: Sequence[int] | 
     z = norm(y)
     assert isinstance(z, Tensor)
     return z
-
-
-def _tie(norm: nn.Module, to: nn.Module) -> None:
-    """Let `norm` use the parameters of `to`, which alone registers them: they are stored and trained once."""
-    for part, other in zip(norm.modules(), to.modules(), strict=True):
-        for name in list(part._parameters):
-            del part._parameters[name]
-            part.__dict__[name] = other._parameters[name]
-
-
-def _is_told(norm: nn.Module | None) -> TypeGuard[BatchAware]:
-    return isinstance(norm, BatchAware) and norm.is_listening

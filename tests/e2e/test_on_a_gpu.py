@@ -25,12 +25,13 @@ from models.norms.table import norm_factory
 from models.yolo.criterion import make_criterion
 from models.yolo.loss import LossOptions
 from tests.e2e.conftest import TOY_CFG
+from tests.engine.test_step import NORMS as FACTORIES
 from tests.engine.test_step import batch_of
 from tests.models.norms.kinds import CORE, KINDS
 from tests.pretend_gpu import CPU, GPU, OnGpu, pretend_gpu, waits
 from utils.clock import BatchClock
 
-NORMS = [*CORE, "ln", "in"]
+NORMS = [*CORE, "ln", "in", "domains"]
 
 
 @pytest.fixture(params=["pretended", "real"])
@@ -64,7 +65,8 @@ def trained(
 ) -> tuple[list[float], dict[str, Tensor], int]:
     """Three steps of two mini-batches -> their losses, the network's state, and the waits of the third step."""
     torch.manual_seed(0)
-    network = Network(parse_plan(TOY_CFG, path="toy.cfg"), norm_factory(KINDS[norm])).train().to(device, dtype)
+    factory = norm_factory(KINDS[norm]) if norm in KINDS else FACTORIES[norm]
+    network = Network(parse_plan(TOY_CFG, path="toy.cfg"), factory).train().to(device, dtype)
     step = TrainStep(
         network=network,
         forward=network,

@@ -239,6 +239,32 @@ def test_bf16_stays_bf16():
     assert torch.equal(module(y, None), y)
 
 
+@pytest.mark.parametrize("own", ["both", "statistics"])
+def test_mini_batches_of_one_domain_take_a_graph_a_domain(own):
+    """However many mini-batches. The flags of an announcement make others, see test_compile.py."""
+    module, eager = (domain_block("bn-pooled", own) for _ in range(2))
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend=backend, fullgraph=True, dynamic=False)
+    for step in range(4):
+        batch = ((0, 0), (1, 1), (1, 1))
+        xs = [images_of(domains, seed=step) for domains in batch]
+        for net, plain in ((compiled, module), (eager, eager)):
+            for x in BatchClock(plain, step=step).minibatches(xs, batch):
+                net(x).square().sum().backward()
+    torch._dynamo.reset()
+    for name, value in state_of(eager).items():
+        torch.testing.assert_close(state_of(module)[name], value, rtol=1e-9, atol=1e-9)
+    for a, b in zip(module.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-9)
+    assert len(graphs) <= 4
+
+
 @pytest.mark.parametrize(
     ("norm", "own", "text"),
     [
