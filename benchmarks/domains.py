@@ -1,12 +1,13 @@
 """Two domains in one training: mini-batches, statistics and affine part of all images or of each domain.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.domains [--data digits bccd] [--bccd PATH] [--seeds 3] [--steps 800] [--report-only]
+    OMP_NUM_THREADS=1 python -m benchmarks.domains [--data digits bccd] [--bccd PATH] [--seeds 3] [--steps 800]
+        [--report-only]
 
 Wu & Johnson 2021, "Rethinking Batch in BatchNorm", section 5: what matters is that training and inference agree. The
 domains are the built-in digits at shift 0 and 1 (data/digits_scene.py); or BCCD and a copy of its images with their
-channels exchanged and half as bright. A cell is a training of the small net, bn, SGD, 800 batches
-of 16 images in two forwards, without mosaics; its best weights by the mean AP of both val splits are measured on both
-test splits. Rows go to benchmarks/results/domains.jsonl, a line per cell: a grid that was stopped goes on where it was.
+channels exchanged and half as bright. A cell is a training of the small net with bn and SGD: batches of 16 images in
+two forwards, without mosaics. Its best weights by the mean AP of both val splits are measured on both test splits. Rows
+go to benchmarks/results/domains.jsonl, a line per cell: a grid that was stopped goes on where it was.
 """
 
 from __future__ import annotations
