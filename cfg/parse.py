@@ -35,7 +35,7 @@ _BLANKS = str.maketrans("", "", " \t\r\n")
 
 
 class CfgError(ValueError):
-    """A cfg that cannot be used. The message is one sentence that begins with `file:line: `."""
+    """A cfg that cannot be used. The message begins with `file:line: `, or `file: ` if there is no such file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

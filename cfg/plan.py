@@ -259,6 +259,6 @@ def _find(name_or_path: str) -> Path:
         if path.is_file():
             return path
     if is_cfg or not shipped:
-        raise CfgError(f"{name_or_path}:1: no such file")
+        raise CfgError(f"{name_or_path}: no such file")
     names = cfg_names()
-    raise CfgError(f"{name_or_path}:1: no such cfg among {', '.join(names)}{did_you_mean(name_or_path, names)}")
+    raise CfgError(f"{name_or_path}: no such cfg among {', '.join(names)}{did_you_mean(name_or_path, names)}")

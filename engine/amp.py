@@ -61,7 +61,7 @@ def choose_precision(options: TrainOptions) -> tuple[TrainOptions, str]:
         fast, has_fast_layout, reason = "bf16", True, f"the CPU has {instructions}"
     else:
         fast, has_fast_layout, reason = "off", False, f"no bf16 is known on this {device.type.upper()}"
-    norm = choose_norm(options.norm, mini_batch=1)[0].spec
+    norm = choose_norm(options.norm, mini_batch=1, forwards=1)[0].spec
     if norm.normalizes and not norm.has_running_statistics:
         has_fast_layout = False  # torch's group norm takes 6 to 25 times as long with it, in bf16 on a CPU
     kind = fast if kind == "auto" else kind

@@ -11,7 +11,7 @@ from typing import Any
 
 from cfg.plan import Plan, load_plan, parse_plan
 from cfg.settings import cfg_settings
-from data.annotation_formats import BUILT_IN, open_image_set
+from data.annotation_formats import BUILT_IN, open_image_set, splits_of
 from data.domains import Domain, joined, unique_names
 from data.image_set import ImageSet
 from engine.amp import as_it_ran, choose_precision
@@ -87,7 +87,7 @@ def job_of(given: dict[str, Any]) -> Job:
     domains = open_domains(given)
     train_set, val_set = (joined([getattr(domain, name) for domain in domains]) for name in ("train_set", "val_set"))
     if checkpoint is not None and checkpoint.class_names != tuple(train_set.class_names):
-        raise UserError(f"{given['resume']}: was trained on other classes than {given['data']} has now")
+        raise UserError(f"{given['resume']}: {_other_classes(checkpoint.class_names, train_set.class_names)}")
     plan = choose_plan(given, checkpoint or start, train_set.class_names)
     sources: dict[str, Mapping[str, Any]] = {"cfg": cfg_settings(plan, given.get("mosaic_geometry", "content"))}
     if not train_set.mirror_safe:
@@ -112,7 +112,10 @@ def job_of(given: dict[str, Any]) -> Job:
     check_domains(options)
     options, precision_reason = choose_precision(options)
     options = resolve_subdivisions(options, plan)
-    norm, norm_reason = choose_norm(options.norm, mini_batch=images_per_statistic(options, train_set))
+    forwards = min(int(options.optim.subdivisions), images_per_rank(options, train_set))
+    norm, norm_reason = choose_norm(
+        options.norm, mini_batch=images_per_statistic(options, train_set), forwards=forwards
+    )
     if checkpoint is None and options.optim.time_budget is None:
         spec = norm.spec.for_training(planned_steps(options.optim, len(train_set)))
         norm = replace(norm, norm=str(spec))
@@ -250,6 +253,15 @@ def check_batch(options: TrainOptions, images: int) -> None:
         raise UserError(f"--batch-size {batch} is not divisible by {by} (what is not typed comes from the cfg)")
 
 
+def _other_classes(before: Sequence[str], now: Sequence[str]) -> str:
+    """Return in words how the classes of the data have changed."""
+    if set(before) == set(now):
+        return f"the data lists its classes in another order than it was trained with, {', '.join(before)}"
+    gone, new = ([name for name in a if name not in b] for a, b in ((before, now), (now, before)))
+    parts = [f"{kind} {', '.join(names[:5])}" for kind, names in (("without", gone), ("with", new)) if names]
+    return f"was trained on other classes than the data has now ({' and '.join(parts)})"
+
+
 def paths_of(data: str | tuple[str, ...]) -> tuple[str, ...]:
     """Return the paths of the data sets; earlier checkpoints have a string."""
     return (data,) if isinstance(data, str) else data
@@ -303,12 +315,13 @@ def open_sets(given: dict[str, Any], *, takes_all: bool = True) -> tuple[ImageSe
             open_image_set(data, given.get("train_split", "train"), val_fraction=fraction)
         ranks.broadcast(None)
     train_set = open_image_set(data, given.get("train_split", "train"), val_fraction=fraction)
+    if "val_fraction" in given and "resume" not in given and (given.get("val_data") or "val" in splits_of(data)):
+        of = given.get("val_data") or f"the split 'val' of {data}"
+        warn(f"--val-fraction is not used: {of} is what is evaluated")
     val_set = open_image_set(given.get("val_data") or data, given.get("val_split", "val"), val_fraction=fraction)
     if classes := given.get("classes"):
-        train_set, val_set = (
-            image_set.of_classes([name for name in classes if takes_all or name in image_set.class_names])
-            for image_set in (train_set, val_set)
-        )
+        train_set = train_set.of_classes([name for name in classes if takes_all or name in train_set.class_names])
+        val_set = val_set.of_classes([name for name in classes if name in val_set.class_names] or classes)
     train_set.require_objects(data)
     val_set.require_objects(given.get("val_data") or data)
     return train_set, val_set

@@ -44,7 +44,7 @@ def find_rate(run: Trainer) -> float:
     Call it before the first step, on all ranks. Raises Stopped on request, and UserError if no rate lowers the loss.
     """
     start = time.monotonic()
-    say("rate", f"testing learning rates from {LOWEST:g} on, in up to {STEPS} steps")
+    say("rate", f"testing learning rates from {LOWEST:g} on, in up to {STEPS + 1} steps")
     with _undone(run):
         rates, losses = np.array(list(_range_test(run))).T
     curve = smoothed(losses)

@@ -9,6 +9,7 @@ from cfg.convolution import ConvSpec
 from cfg.plan import Plan
 from models.norms.spec import Cut
 from models.norms.table import NormOptions
+from utils.console import counted
 from utils.errors import UserError
 
 FEW = 8
@@ -29,7 +30,7 @@ def effective_images(options: NormOptions, *, mini_batch: int, subdivisions: int
 def describe_norm(options: NormOptions, *, mini_batch: int, subdivisions: int) -> str:
     """Return such as "cmbn:carry: mini-batches of 2 images, statistics of up to 16; gradient ..."."""
     spec = options.spec
-    text = f"{options.norm}: mini-batches of {count_images(mini_batch)}"
+    text = f"{options.norm}: mini-batches of {counted(mini_batch, 'image')}"
     images = effective_images(options, mini_batch=mini_batch, subdivisions=subdivisions)
     if images is not None:
         return f"{text}, statistics of {'up to ' * spec.pools}{images}" + (f"; {spec.remark}" if spec.remark else "")
@@ -51,7 +52,7 @@ def norm_warnings(
         if subdivisions > 1 and not spec.pools:
             remedies.insert(0, f"--norm cmbn pools the batch's {mini_batch * subdivisions}")
         warnings.append(
-            f"{options.norm} normalizes by the statistics of {count_images(images)}, fewer than {few}: "
+            f"{options.norm} normalizes by the statistics of {counted(images, 'image')}, fewer than {few}: "
             + ", ".join(remedies)
         )
     if options.never_measures and from_scratch:
@@ -88,8 +89,3 @@ def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
                 f"{plan.net.height}x{plan.net.width} px, and {options.norm} cannot normalize one value: take {remedy}"
                 "a larger --image-size or --norm ln"
             )
-
-
-def count_images(count: int) -> str:
-    """Return "1 image" or "N images"."""
-    return f"{count} image{'s' * (count != 1)}"

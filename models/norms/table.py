@@ -74,7 +74,7 @@ def checked_norm(text: str) -> str:
 def norms_help() -> str:
     """Return every norm with its options, their defaults, and its source."""
     usage = "--norm NAME[:OPTION[=VALUE],...], such as cmbn:carry or cbn:window=8,estimator=taylor"
-    auto = f"{AUTO:10}cmbn:carry where few images are in a forward, else bn"
+    auto = f"{AUTO:10}cmbn:carry where few images are in a forward (cbn where that is the whole batch), else bn"
     return "\n\n".join([usage, auto, *map(_help, NORMS.values())])
 
 
