@@ -320,7 +320,8 @@ def open_sets(given: dict[str, Any], *, takes_all: bool = True) -> tuple[ImageSe
         warn(f"--val-fraction is not used: {of} is what is evaluated")
     val_set = open_image_set(given.get("val_data") or data, given.get("val_split", "val"), val_fraction=fraction)
     if classes := given.get("classes"):
-        train_set = train_set.of_classes([name for name in classes if takes_all or name in train_set.class_names])
+        known = [name for name in classes if takes_all or name in train_set.class_names]
+        train_set = train_set.of_classes(known or classes)
         val_set = val_set.of_classes([name for name in classes if name in val_set.class_names] or classes)
     train_set.require_objects(data)
     val_set.require_objects(given.get("val_data") or data)

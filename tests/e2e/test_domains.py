@@ -123,6 +123,8 @@ def test_a_single_data_set_knows_no_domains(two: tuple[str, str], toy_cfg: str, 
         (2, ("--compile", *ALL[2:]), "--compile would compile anew"),
         (2, ("--precise-bn", "4", *ALL[4:]), "--precise-bn needs --domain-statistics own"),
         (3, (), "names a data set twice"),
+        (2, ("--classes", "x"), "has no class 'x'"),
+        (2, ("--classes", "0,1,2,3,4,5,6,7,8,9,x"), "no data set has a class 'x'"),
     ],
 )
 def test_what_does_not_go_with_domains_is_refused(two, toy_cfg, tmp_path, sets, more, text) -> None:
