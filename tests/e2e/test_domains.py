@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,10 @@ from models.weights.trained import of_domain
 from tests.e2e import children
 from tests.e2e.test_ranks import differences, start_two
 from utils.checkpoint import Checkpoint
+from utils.clock import BatchClock
 from utils.errors import UserError
 from utils.stop import Stopped
+from utils.structures import Batch
 
 ALL = ("--domain-batches", "one", "--domain-statistics", "own", "--domain-affine", "own")
 
@@ -66,6 +68,30 @@ def test_a_training_stopped_in_an_epoch_ends_like_one_that_was_not(
     assert Checkpoint.from_file(parts / "last.pt").step == 4
     train.main(["--resume", str(parts), "--workers", "0"])
     children.assert_same_training(whole, parts)
+
+
+@pytest.mark.parametrize(("batches", "most_domains"), [("mixed", 2), ("one", 1)])
+def test_a_mini_batch_has_images_of_all_domains_or_of_one(
+    two: tuple[str, str],
+    toy_cfg: str,
+    tmp_path: Path,
+    batches: str,
+    most_domains: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    announced: list[tuple[int, ...]] = []
+    whole = BatchClock.minibatches
+
+    def minibatches(self: BatchClock, parts: list[Batch], domains: list[tuple[int, ...]]) -> Iterator[Batch]:
+        announced.extend(domains)
+        assert [len(each) for each in domains] == [len(part) for part in parts]
+        return whole(self, parts, domains)
+
+    monkeypatch.setattr(BatchClock, "minibatches", minibatches)
+    train.main(flags(two, toy_cfg, tmp_path / "run", "--domain-batches", batches))
+    assert {domain for domains in announced for domain in domains} == {0, 1}
+    assert max(len(set(domains)) for domains in announced) == most_domains
+    assert not has_domains(Checkpoint.from_file(tmp_path / "run" / "last.pt").weights)
 
 
 def test_evaluate_and_detect_take_the_norms_of_the_domain_that_is_named(
