@@ -278,7 +278,7 @@ def test_only_what_was_typed_is_given():
     argv = ["--data", "x", "--batch-size", "8", "--image-size", "96x128", "--no-flip", "--letterbox"]
     argv += ["--lr-steps", "10", "20", "--lr-scales", ".1", ".5"]
     assert parse_flags(TrainOptions, argv) == {
-        "data": "x",
+        "data": ("x",),
         "batch_size": 8,
         "image_size": (96, 128),
         "flip": False,

@@ -11,6 +11,7 @@ plugs in unchanged:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -35,6 +36,11 @@ class ConvView:
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
             self._x, self._padding = F.pad(self._x, conv._reversed_padding_repeated_twice, mode), (0, 0)
+
+    def of_images(self, images: Sequence[int]) -> ConvView:
+        """Return the view of some images of the mini-batch, in this order."""
+        each = self._x.chunk(len(self._x))
+        return ConvView(self._conv, torch.cat([each[image] for image in images]))
 
     @property
     def weight(self) -> Tensor:

@@ -25,12 +25,13 @@ from models.norms.table import norm_factory
 from models.yolo.criterion import make_criterion
 from models.yolo.loss import LossOptions
 from tests.e2e.conftest import TOY_CFG
+from tests.engine.test_step import NORMS as FACTORIES
 from tests.engine.test_step import batch_of
 from tests.models.norms.kinds import CORE, KINDS
 from tests.pretend_gpu import CPU, GPU, OnGpu, pretend_gpu, waits
 from utils.clock import BatchClock
 
-NORMS = [*CORE, "ln", "in"]
+NORMS = [*CORE, "ln", "in", "domains"]
 
 
 @pytest.fixture(params=["pretended", "real"])
@@ -59,12 +60,17 @@ def counted_waits(found: list[int]) -> Iterator[None]:
     found.append(waits.total() + sum("synchronizing CUDA operation" in str(each.message) for each in said))
 
 
+def network_with(norm: str) -> Network:
+    factory = norm_factory(KINDS[norm]) if norm in KINDS else FACTORIES[norm]
+    return Network(parse_plan(TOY_CFG, path="toy.cfg"), factory).train()
+
+
 def trained(
     norm: str, loss: str, device: torch.device, dtype: torch.dtype = torch.float64
 ) -> tuple[list[float], dict[str, Tensor], int]:
     """Three steps of two mini-batches -> their losses, the network's state, and the waits of the third step."""
     torch.manual_seed(0)
-    network = Network(parse_plan(TOY_CFG, path="toy.cfg"), norm_factory(KINDS[norm])).train().to(device, dtype)
+    network = network_with(norm).to(device, dtype)
     step = TrainStep(
         network=network,
         forward=network,
@@ -128,9 +134,9 @@ def test_single_precision_is_near_the_cpus_double(norm: str, gpu: torch.device) 
 @pytest.mark.parametrize(("norm", "loss"), NORMS_AND_LOSSES)
 def test_the_backward_asks_for_no_number(norm: str, loss: str) -> None:
     """Autograd's own formulas may, as `prod`'s does, and a pretended GPU does not see them."""
-    network = Network(parse_plan(TOY_CFG, path="toy.cfg"), norm_factory(KINDS[norm])).train()
-    batch = batch_of(4)
-    for part in BatchClock(network).minibatches(batch.split(2)):
+    network = network_with(norm)
+    parts = list(batch_of(4).split(2))
+    for part in BatchClock(network).minibatches(parts, [part.domains for part in parts]):
         terms = make_criterion(LossOptions(loss=loss))(network(part.pixels()), part.targets)
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             terms.total.backward()

@@ -45,6 +45,7 @@ class Stock(NormFactory):
 NORMS: dict[str, NormFactory] = {
     **{name: norm_factory(NormOptions(norm=name)) for name in ("bn", "cmbn", "gn", "mabn")},
     "cbn": norm_factory(NormOptions(norm="cbn:burn_in_steps=0")),
+    "domains": norm_factory(NormOptions(norm="cbn:burn_in_steps=0", domain_statistics="own"), domains=2),
     "stock": Stock(options=NormOptions()),
 }
 
@@ -64,6 +65,7 @@ def batch_of(images: int, seed: int = 0) -> Batch:
         image_ids=tuple(range(images)),
         paths=tuple(f"p{index}.jpg" for index in range(images)),
         placements=(None,) * images,
+        domains=tuple(index % 2 for index in range(images)),
     )
 
 
