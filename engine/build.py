@@ -54,6 +54,7 @@ def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: 
         clock=BatchClock(network),
         recovery=OutOfMemoryRecovery(network, subdivisions=parts, is_parallel=is_parallel, say=say),
         clip_norm=optim.clip_norm,
+        offload_activations=options.speed.offload_activations and device.type == "cuda",
     )
 
 

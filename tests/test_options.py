@@ -332,6 +332,16 @@ def test_a_cfgs_stopbackward_freezes_unless_something_else_is_typed():
     assert resolve(TrainOptions, {}, none).optim.freeze == 0
 
 
+@pytest.mark.parametrize(("level", "offloads"), [(0, False), (1, False), (2, True), (3, True)])
+def test_a_cfgs_optimized_memory_keeps_activations_on_the_host(level: int, offloads: bool) -> None:
+    """darknet parser.c: from 2 on it makes the outputs of layers in page-locked memory."""
+    text = f"[net]\nwidth=32\nheight=32\noptimized_memory={level}\n[convolutional]\nfilters=6\nactivation=linear\n"
+    text += "[yolo]\nclasses=1\nanchors=4,4\n"
+    settings = cfg_settings(parse_plan(text, path="some.cfg"))
+    assert resolve(TrainOptions, {}, settings).speed.offload_activations == offloads
+    assert not resolve(TrainOptions, {"offload_activations": False}, settings).speed.offload_activations
+
+
 def test_darknets_mosaic_uses_more_of_the_cfg():
     text = "[net]\nwidth=32\nheight=32\nmosaic=1\nletter_box=1\nmosaic_bound={}\n[convolutional]\nfilters=6\n"
     text += "activation=linear\n[yolo]\nclasses=1\nanchors=4,4\nmax=90\n"
