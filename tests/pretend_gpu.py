@@ -170,7 +170,12 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         "set_rng_state": lambda state, device="cuda": None,
         "manual_seed_all": lambda seed: None,
         "empty_cache": lambda: None,
+        "synchronize": lambda device=None: None,
+        "memory_allocated": lambda device=None: 2**29,
+        "memory_reserved": lambda device=None: 0,
         "max_memory_allocated": lambda device=None: 2**30,
+        "max_memory_reserved": lambda device=None: 2**30,
+        "set_per_process_memory_fraction": lambda fraction, device=None: None,
         "reset_peak_memory_stats": lambda device=None: None,
         "mem_get_info": lambda device=None: (8 << 30, 8 << 30),
     }
