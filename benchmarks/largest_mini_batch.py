@@ -23,7 +23,7 @@ from engine.ema import ModelEMA
 from engine.step import TrainStep
 from options import TrainOptions
 from utils.flags import parse_flags, resolve
-from utils.memory import empty_cache, is_out_of_memory
+from utils.memory import empty_cache, free_memory_bytes, is_out_of_memory
 
 CAPS_GB = (4, 6, 8)
 BATCH = 64  # darknet's; no mini-batch is larger
@@ -52,7 +52,8 @@ def measure(
 ) -> list[Row]:
     """Return a row per cap, without those that are more than the GPU has.
 
-    Mini-batches are powers of two, at most `most`; 0 if a single image does not fit. flags: more of train.py's.
+    Mini-batches are powers of two, at most `most` and what the host has memory to offload; 0 if a single image does not
+    fit. subdivisions: of darknet's batch of 64. flags: more of train.py's.
     """
     typed = parse_flags(TrainOptions, ["--device", str(device), "--optimizer", "adamw", *flags, *WAYS[way]])
     options, _ = choose_precision(resolve(TrainOptions, typed))
@@ -63,9 +64,13 @@ def measure(
             set_cap(cap_gb, device)
             if not rows:
                 step, _average = make_training(options, load_plan(net, input_hw=(side_px, side_px)), device)
-            # What fitted under the cap before fits under this one.
-            while (size := 2 * best["mini_batch"] or 1) <= most and (found := tried(step, size, side_px)):
+            # What fitted under the cap before fits under this one. Twice as many images take twice the host's memory.
+            while (size := 2 * best["mini_batch"] or 1) <= most and host_holds(2 * best.get("host_GB", 0)):
+                if (found := tried(step, size, side_px)) is None:
+                    break
                 best = found
+            if best["mini_batch"]:
+                best["subdivisions"] = BATCH // best["mini_batch"]
             case = {"net": net, "side_px": side_px, "way": way, "flags": " ".join(WAYS[way])}
             rows.append({**case, "precision": precision_in_words(options), "cap_GB": cap_gb, **best})
     finally:
@@ -92,6 +97,7 @@ def tried(step: TrainStep, mini_batch: int, side_px: int) -> Row | None:
         for _ in range(2):  # AdamW's moments, and cuDNN's algorithms, are there from the second one on
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
+                torch.cuda.reset_peak_host_memory_stats()
             wait_for(device)
             start = time.perf_counter()
             step(batch)
@@ -108,7 +114,13 @@ def tried(step: TrainStep, mini_batch: int, side_px: int) -> Row | None:
     if device.type == "cuda":
         found["peak_GB"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
         found["reserved_GB"] = round(torch.cuda.max_memory_reserved(device) / 2**30, 2)
+        found["host_GB"] = round(torch.cuda.host_memory_stats().get("active_bytes.peak", 0) / 2**30, 2)
     return found
+
+
+def host_holds(needed_gb: float) -> bool:
+    """Return whether the host has so much memory for activations: page-locked, it cannot be swapped out."""
+    return needed_gb * 2**30 <= 0.8 * free_memory_bytes()
 
 
 def set_cap(cap_gb: float | None, device: torch.device) -> None:

@@ -34,7 +34,10 @@ def saved_on_host(network: nn.Module) -> Iterator[None]:
             return tensor
         key = (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         if key not in copies:
-            copies[key] = host_memory_like(tensor).copy_(tensor.detach(), non_blocking=True)
+            copy = host_memory_like(tensor)
+            # A slice is put in one piece first: from strides that differ, copying would wait.
+            source = tensor.detach() if tensor.stride() == copy.stride() else tensor.detach().clone()
+            copies[key] = copy.copy_(source, non_blocking=True)
         return tensor.device, copies[key]
 
     def unpack(packed: Packed) -> Tensor:

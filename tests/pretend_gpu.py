@@ -175,6 +175,8 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         "memory_reserved": lambda device=None: 0,
         "max_memory_allocated": lambda device=None: 2**30,
         "max_memory_reserved": lambda device=None: 2**30,
+        "reset_peak_host_memory_stats": lambda: None,
+        "host_memory_stats": lambda: {"active_bytes.peak": 2**28},
         "set_per_process_memory_fraction": lambda fraction, device=None: None,
         "reset_peak_memory_stats": lambda device=None: None,
         "mem_get_info": lambda device=None: (8 << 30, 8 << 30),

@@ -206,6 +206,19 @@ def test_for_each_cap_the_largest_power_of_two_that_fits(
     assert len(sizes) <= 5 + 3  # none that fitted is tried again
 
 
+def test_no_more_is_offloaded_than_the_host_has_memory_for(
+    monkeypatch: pytest.MonkeyPatch, pretended: torch.device
+) -> None:
+    """It would be killed: page-locked memory cannot be swapped out."""
+    monkeypatch.setattr(largest_mini_batch, "free_memory_bytes", lambda: 10 << 30)
+    monkeypatch.setattr(largest_mini_batch, "make_training", lambda *args: (None, None))
+    monkeypatch.setattr(
+        largest_mini_batch, "tried", lambda step, size, side_px: {"mini_batch": size, "host_GB": float(size)}
+    )
+    rows = largest_mini_batch.measure("yolov4-pico", 64, "offloaded", pretended)
+    assert {(row["mini_batch"], row["subdivisions"]) for row in rows} == {(8, 8)}
+
+
 def test_memory_that_runs_out_in_a_step_is_an_answer_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     options = TrainOptions(device="cpu")
     plan = largest_mini_batch.load_plan("yolov4-pico", input_hw=(64, 64))

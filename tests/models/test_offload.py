@@ -45,6 +45,10 @@ from=-2
 activation=linear
 [route]
 layers=-1,-2
+[route]
+layers=-1
+groups=2
+group_id=1
 [maxpool]
 size=2
 stride=1
@@ -71,7 +75,7 @@ def network_of(norm: str, *, recomputes: bool = False, channels_last: bool = Fal
     torch.manual_seed(0)
     network = Network(plan(), norm_factory(KINDS[norm])).train()
     if recomputes:
-        network._spans = [range(3), range(3, 5), range(5, 7)]
+        network._spans = [range(3), range(3, 5), range(5, 8)]
     return network.to(memory_format=torch.channels_last) if channels_last else network
 
 
