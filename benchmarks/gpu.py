@@ -40,6 +40,7 @@ from benchmarks.measured import RESULTS, Row, circumstances
 from benchmarks.recipes import has_test_split, page
 from benchmarks.small_batch.rows import RowFile
 from data.digits import make_digits
+from utils import ranks
 from utils.environment import pick_device
 from utils.errors import UserError, exit_on_error
 from utils.memory import empty_cache, is_out_of_memory
@@ -87,7 +88,7 @@ TINY = Scale(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """What was asked for. until: when it has to end, by time.monotonic()."""
+    """What was asked for. until: when it has to end, by time.monotonic(). typed_device: for the pages."""
 
     device: torch.device
     typed_device: str
@@ -154,15 +155,18 @@ def training_tasks(run: Run) -> Iterator[Task]:
 def train_and_test(run: Run) -> list[Row]:
     """Train by the defaults for the time that is left, and measure AP on the test split, or on val without one."""
     split = "test" if has_test_split(run.data) else "val"  # makes the digits, before the clock is asked
-    flags = ["--data", run.data, *(["--weights", run.weights] if run.weights else []), *run.scale.train_flags]
+    flags = list(run.scale.train_flags)
     if "--max-steps" not in flags:  # evaluation, and the start of two processes, take some of it, too
         flags += ["--time-budget", f"{max(30, round(0.7 * (run.until - time.monotonic())))}s"]
+    row: Row = {"data": Path(run.data).name, "weights": Path(run.weights or "").name, "flags": " ".join(flags)}
+    print(f"train.py --data {row['data']} {row['flags']}", flush=True)
+    start_from = ["--data", run.data, *(["--weights", run.weights] if run.weights else [])]
     with tempfile.TemporaryDirectory() as scratch:
         folder, start = Path(scratch) / "run", time.perf_counter()
-        code = page("train.py", *flags, "--device", run.typed_device, "--out", str(folder))
+        code = page("train.py", *start_from, *flags, "--device", run.typed_device, "--out", str(folder))
         seconds = time.perf_counter() - start
         settings = json.loads((folder / "settings.json").read_text())
-        row: Row = {"flags": " ".join(flags), "seconds": round(seconds, 1), "diverged": code == 3, "ok": code == 0}
+        row |= {"seconds": round(seconds, 1), "diverged": code == 3, "ok": code == 0}
         row |= {name: settings[name] for name in ("norm", "batch_size", "subdivisions", "amp", "total_steps")}
         if code == 0:
             report = folder  # of the best weights on val
@@ -178,7 +182,7 @@ def train_and_test(run: Run) -> list[Row]:
 def training_line(rows: Sequence[Row]) -> str:
     (row,) = rows
     found = "diverged" if row["diverged"] else f"AP {row['AP']:.3f}, AP50 {row['AP50']:.3f} on {row['split']}"
-    return f"train.py {row['flags']}: {found} after {row['total_steps']} steps, {row['seconds']:.0f} s"
+    return f"{found} after {row['total_steps']} steps, {row['seconds']:.0f} s"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,8 +244,10 @@ def free_memory() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    device = pick_device(args.device)
-    if device.type != "cuda" and not args.dry_run:
+    device = ranks.local_device(pick_device(args.device))
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())  # the index, which a cap has to be told
+    elif not args.dry_run:
         raise UserError(f"torch {torch.__version__} finds no CUDA GPU here; --dry-run needs none, and measures nothing")
     common = where(device)
     print(", ".join(f"{name} {value}" for name, value in common.items()))
@@ -266,7 +272,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="such as cuda:1")
     parser.add_argument("--dry-run", action="store_true", help="all of it on tiny shapes; nothing is stored")
     parser.add_argument("--out", type=Path, metavar="FILE", help="(default: benchmarks/results/gpu-NAME.jsonl)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.data, args.weights = absolute(args.data), absolute(args.weights)
+    return args
+
+
+def absolute(path: str | None) -> str | None:
+    """Return the path of what exists for pages that run elsewhere; `digits` and None as they are."""
+    return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
 def run_sections(args: argparse.Namespace, device: torch.device, report: Report) -> None:

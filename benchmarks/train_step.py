@@ -47,6 +47,7 @@ class Way:
     fused: bool = False  # batch norm and activation in one operation, as in bn:running=pooled
     channels_last: bool = False
     bf16: bool = False
+    fp16: bool = False  # on GPUs
     compiled: bool = False
     recomputes: bool = False
     offloads: bool = False  # activations to host memory; on a CPU they are there
@@ -60,6 +61,7 @@ WAYS = {
     "bf16": Way(bf16=True),
     "channels last, bf16": Way(channels_last=True, bf16=True),
     "fused, channels last, bf16": Way(fused=True, channels_last=True, bf16=True),
+    "channels last, fp16": Way(channels_last=True, fp16=True),
     "compiled": Way(compiled=True),
     "compiled, channels last, bf16": Way(compiled=True, channels_last=True, bf16=True),
     "recomputed": Way(recomputes=True),
@@ -93,7 +95,7 @@ class Contestant:
             forward=self.network,
             criterion=YoloLoss(LossOptions()),
             optimizer=torch.optim.SGD(parameter_groups(self.network, weight_decay=5e-4), lr=1e-4, momentum=0.9),
-            precision=MixedPrecision("bf16" if way.bf16 else "off", device),
+            precision=MixedPrecision("bf16" if way.bf16 else "fp16" if way.fp16 else "off", device),
             clock=BatchClock(self.network),
             recovery=NoRecovery(self.network, subdivisions=1, is_parallel=False, say=print),
             clip_norm=None,
@@ -162,8 +164,12 @@ def batch_of(image_count: int, side_px: int, device: torch.device) -> Batch:
 
 def ways_on(device: torch.device) -> list[str]:
     """Return the names of the ways that the device can gain from."""
-    no_bf16, is_cpu = not has_bf16(device), device.type == "cpu"
-    return [name for name, way in WAYS.items() if not ((way.bf16 and no_bf16) or (way.offloads and is_cpu))]
+    lacks_bf16, is_cpu = not has_bf16(device), device.type == "cpu"
+
+    def is_useless(way: Way) -> bool:
+        return (way.bf16 and lacks_bf16) or (is_cpu and (way.offloads or way.fp16))
+
+    return [name for name, way in WAYS.items() if not is_useless(way)]
 
 
 def has_bf16(device: torch.device) -> bool:

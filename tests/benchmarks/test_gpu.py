@@ -43,7 +43,7 @@ def test_a_dry_run_makes_every_section_and_stores_nothing(
     pretended: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
 ) -> None:
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
-    gpu.main(["--dry-run", "--device", str(pretended)])
+    gpu.main(["--dry-run"])
     said = capsys.readouterr().out
     assert [f"== {name}" for name in SECTIONS] == [text for text in said.splitlines() if text.startswith("== ")]
     assert "device pretended" in said and "nothing here is a measurement" in said
@@ -146,6 +146,24 @@ def test_a_step_is_measured_with_as_many_images_as_fit(monkeypatch: pytest.Monke
     monkeypatch.setattr(train_step, "measure", lambda *args: fails())
     with pytest.raises(ValueError, match="no such kernel"):
         gpu.beside_eager("yolov4", "bf16", run)
+
+
+def test_a_device_is_measured_in_the_ways_it_can_gain_from(
+    monkeypatch: pytest.MonkeyPatch, pretended: torch.device
+) -> None:
+    monkeypatch.setattr(train_step, "cpu_bf16", lambda: "amx_bf16")
+    here, there = ({train_step.WAYS[name] for name in train_step.ways_on(each)} for each in (CPU, pretended))
+    assert any(way.bf16 for way in here) and not any(way.fp16 or way.offloads for way in here)
+    assert any(way.fp16 for way in there) and any(way.offloads for way in there)
+    assert not any(way.bf16 for way in there)  # the pretended one has none
+
+
+def test_paths_are_those_of_where_it_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages run in the checkout."""
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert gpu.parse(["--data", "set"]).data == str(tmp_path.resolve() / "set")
+    assert (gpu.parse([]).data, gpu.parse([]).weights) == ("digits", None)
 
 
 # Agreement
