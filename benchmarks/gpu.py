@@ -41,6 +41,7 @@ from benchmarks.recipes import has_test_split, page
 from benchmarks.small_batch.rows import RowFile
 from data.digits import make_digits
 from utils import ranks
+from utils.console import counted
 from utils.environment import pick_device
 from utils.errors import UserError, exit_on_error
 from utils.memory import empty_cache, is_out_of_memory
@@ -137,7 +138,7 @@ def beside_eager(net: str, way: str, run: Run) -> list[Row]:
 
 
 def step_lines(rows: Sequence[Row]) -> str:
-    return "\n".join(f"{train_step.line(row)}  {row['images']} images" for row in rows)
+    return "\n".join(f"{train_step.line(row)}  {counted(row['images'], 'image')}" for row in rows)
 
 
 def memory_tasks(run: Run) -> Iterator[Task]:

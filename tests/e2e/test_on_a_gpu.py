@@ -128,7 +128,9 @@ def test_offloaded_activations_are_the_same_and_nobody_waits_for_them(
     copied: list[Tensor] = []
     monkeypatch.setattr(offload, "host_memory_like", lambda like: copied.append(host_memory_like(like)) or copied[-1])
     made, state, waited = trained(norm, "autograd", gpu, offloads=True)
-    assert made == plain and all(torch.equal(state[name], value) for name, value in expected.items())
+    assert made == pytest.approx(plain, rel=1e-9)  # a real one adds gradients in any order
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-7, atol=1e-10, msg=name)
     assert waited == 1
     assert len(copied) > 6 and {each.device for each in copied} == {CPU}
 
