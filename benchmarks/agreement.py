@@ -24,14 +24,14 @@ from models.norms.table import NormOptions, norm_factory
 from utils.clock import BatchClock
 
 TOLERANCE = 1e-4  # of float32, which is up to 1e-5 off on a CPU; TF32 would be 1e-3 off
-SIDE_PX = 24
+SIDE_PX = 16
 
 _CONV = "[convolutional]\nbatch_normalize=1\nfilters={}\nsize={}\nstride={}\npad=1\ngroups={}\nactivation={}\n"
-CFG = (
+CFG = (  # at least 64 channels: two in each of gn's groups
     f"[net]\nwidth={SIDE_PX}\nheight={SIDE_PX}\n"
-    + _CONV.format(32, 3, 1, 1, "swish")
-    + _CONV.format(32, 3, 2, 2, "mish")
-    + _CONV.format(64, 1, 1, 1, "linear")
+    + _CONV.format(64, 3, 1, 1, "swish")
+    + _CONV.format(64, 3, 2, 2, "mish")
+    + _CONV.format(128, 1, 1, 1, "linear")
     + "[convolutional]\nfilters=8\nactivation=linear\n"
 )
 

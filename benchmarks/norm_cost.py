@@ -41,6 +41,7 @@ RECIPES = (
     *(name for name in NORMS if name != "syncbn"),
     "bn:running=pooled",
     "bn --weight-centralization",
+    "gn:ws",
     *(f"cmbn:gradient={gradient}" for gradient in cmbn.GRADIENTS[1:]),
     "cmbn:carry",
     "cmbn:positions=0",
