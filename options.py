@@ -100,6 +100,9 @@ class SpeedOptions:
     """Settings of memory and speed, which change results by rounding only."""
 
     checkpoint_activations: bool = knob(False, "recompute most activations in the backward: less memory, more time")
+    offload_activations: bool = knob(
+        False, "on a GPU, keep activations in host memory until the backward: less GPU memory, more time"
+    )
     channels_last: str = knob(
         "auto", "channels-last memory format; auto = with amp, but for gn, ln, in", choices=LAYOUTS, alone="on"
     )

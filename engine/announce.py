@@ -55,6 +55,8 @@ def announce(run: Trainer) -> None:
     elif job.checkpoint is not None and run.is_over:
         warn(f"the run has {run.steps_done} steps: nothing is left to train; --epochs with a larger number goes on")
     say("device", describe(run.device)["device"])
+    if options.speed.offload_activations and run.device.type != "cuda":
+        warn("--offload-activations has no effect without a CUDA GPU: activations are in host memory already")
     say("precision", precision_in_words(options) + (f": {job.reasons['amp']}" if "amp" in job.reasons else ""))
     say("run", str(run.folder))
     for number, line in enumerate(settings_lines(job)):

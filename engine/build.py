@@ -67,6 +67,7 @@ def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: 
         recovery=OutOfMemoryRecovery(network, subdivisions=parts, is_parallel=is_parallel, say=say),
         clip_norm=optim.clip_norm,
         by_domain=options.domain_batches == "one",
+        offload_activations=options.speed.offload_activations and device.type == "cuda",
     )
 
 

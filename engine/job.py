@@ -35,7 +35,8 @@ from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run
 RESUMABLE = {
     *("resume", "trust", "data", "val_data", "epochs", "time_budget", "patience", "save_minutes"),
     *("subdivisions", "learning_rate", "clip_norm", "amp", "albumentations"),
-    *("device", "workers", "cache", "eval_backend", "checkpoint_activations", "profile"),
+    *("device", "workers", "cache", "eval_backend"),
+    *("checkpoint_activations", "offload_activations", "profile"),
 }
 
 

@@ -172,7 +172,7 @@ def _no_such_flag(command: str, flag: str, own: Mapping[str, bool], foreign: For
         if flag.replace("_", "-") in names.split() and set(re.findall(r"--[a-z-]+", instead)) <= own.keys():
             return f"{page} has no {flag}: {instead}"
     shown = {name.lstrip("-"): name for name, is_shown in own.items() if is_shown}
-    nearest = difflib.get_close_matches(flag.lstrip("-"), shown, n=1, cutoff=0.7)
+    nearest = difflib.get_close_matches(flag.lstrip("-"), shown, n=1)
     hint = f"; did you mean {shown[nearest[0]]}?" if nearest else ""
     return f"{page} has no {flag}{hint} ({command} --help lists all)"
 
