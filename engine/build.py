@@ -26,8 +26,20 @@ from utils.schedule import Schedule
 
 
 def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Network:
-    """Return the network with random weights, in training mode."""
-    network = Network(plan, norm_factory(options.norm)).to(device)
+    """Return the network with random weights, in training mode.
+
+    Raises UserError for norms that communicate, if ranks would call them at different mini-batches.
+    """
+    network = Network(plan, norm_factory(options.norm, plan, domains=len(options.data))).to(device)
+    if (
+        splits_by_domain(options)
+        and ranks.world_size() > 1
+        and any(getattr(module, "sync", False) for module in network.modules())
+    ):
+        raise UserError(
+            f"--norm {options.norm.norm} pools over ranks, whose mini-batches have images of different domains: take "
+            "--domain-statistics shared with --domain-batches mixed, or a norm without sync"
+        )
     if options.speed.checkpoint_activations:
         network.recompute_activations()
     if options.speed.channels_last == "on":
@@ -54,6 +66,8 @@ def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: 
         clock=BatchClock(network),
         recovery=OutOfMemoryRecovery(network, subdivisions=parts, is_parallel=is_parallel, say=say),
         clip_norm=optim.clip_norm,
+        by_domain=options.domain_batches == "one",
+        offload_activations=options.speed.offload_activations and device.type == "cuda",
     )
 
 
@@ -74,7 +88,19 @@ def make_loader(options: TrainOptions, plan: Plan, train_set: ImageSet) -> Train
         balance=options.balance,
         rank=ranks.rank(),
         ranks=ranks.world_size(),
+        by_domain=options.domain_batches == "one",
+        is_apart=keeps_apart(options),
     )
+
+
+def splits_by_domain(options: TrainOptions) -> bool:
+    """Return whether statistics are of one domain's images in a mini-batch, however few there are."""
+    return options.domain_batches == "one" or options.norm.domain_statistics == "own"
+
+
+def keeps_apart(options: TrainOptions) -> bool:
+    """Return whether something depends on an image's domain, so that a mosaic must not have several."""
+    return splits_by_domain(options) or options.norm.domain_affine == "own"
 
 
 def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Schedule:
