@@ -25,10 +25,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.measured import RESULTS, ROOT, Row, circumstances
-from data.annotation_formats import splits_of
+from data.annotation_formats import open_image_set
 from study.rows import RowFile, read_rows
 from utils.environment import pick_device
-from utils.errors import exit_on_error
+from utils.errors import UserError, exit_on_error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,12 +135,20 @@ def run(cell: Cell, args: argparse.Namespace) -> Row:
         if code == 0:
             metrics = json.loads(Path(folder, "metrics.json").read_text())
             row["val_AP"] = round(metrics["AP"], 4)
-            if "test" in splits_of(cell.data):
+            if has_test_split(cell.data):
                 best = f"{folder}/best.pt"
                 page("evaluate.py", "--weights", best, "--data", cell.data, "--split", "test", "--out", report)
                 metrics = json.loads(Path(report, "metrics.json").read_text())
             row |= {"test_AP": round(metrics["AP"], 4), "test_AP50": round(metrics["AP50"], 4)}
     return {**row, **circumstances(pick_device(args.device))}
+
+
+def has_test_split(data: str) -> bool:
+    """Return whether `evaluate.py --split test` finds images."""
+    try:
+        return len(open_image_set(data, "test")) > 0
+    except UserError:
+        return False
 
 
 def page(name: str, *flags: str) -> int:

@@ -22,6 +22,10 @@ class Task(NamedTuple):
     net: str
     mosaic: bool
 
+    @property
+    def title(self) -> str:
+        return f"{self.data}, {self.net}" + (", mosaic" if self.mosaic else "")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class Cell:
@@ -103,7 +107,7 @@ class Grid:
             for task in self.tasks
             for mini_batch in self.mini_batches
             for recipe in self.recipes
-            if (rate := _first(chosen.of(task, recipe, mini_batch), untuned)) is not None
+            if (rate := chosen.of(task, recipe, mini_batch) or untuned) is not None
         )
 
     def tuned_near(self, mini_batch: int) -> int:
@@ -177,7 +181,3 @@ def left(cells: Iterable[Cell], rows: Iterable[Row]) -> Iterator[Cell]:
 def _distinct(cells: Iterable[Cell]) -> list[Cell]:
     """Return each cell once, in order: several recipes may have one stand-in."""
     return list(dict.fromkeys(cells))
-
-
-def _first(rate: float | None, otherwise: float | None) -> float | None:
-    return otherwise if rate is None else rate

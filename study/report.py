@@ -229,7 +229,7 @@ def report(lines: Sequence[Line], rows: Sequence[Row], *, title: str, advice: Se
     for task, inside in tasks.items():
         for mini_batch in dict.fromkeys(line.mini_batch for line in inside):
             block = [line for line in inside if line.mini_batch == mini_batch]
-            parts.append(f"## {_heading(task)}: {counted(mini_batch, 'image')} in a forward")
+            parts.append(f"## {task.title}: {counted(mini_batch, 'image')} in a forward")
             parts.append(_table([HEAD, *map(cells_of, block)]))
     parts += [f"![AP over images in a forward]({plot})"]
     parts.append("\n".join(f"- {note}" for note in (*NOTES, *provenance(rows))))
@@ -267,10 +267,6 @@ def advice(lines: Sequence[Line], command: Callable[[str, int, float], str]) -> 
             yield f"{at} nothing was found to be better than bn. Type:\n\n    {command(BN, mini_batch, bn.rate)}"
         else:
             yield f"{at} there are fewer than {ENOUGH_SEEDS} seeds of a norm and of bn yet, too few for advice."
-
-
-def _heading(task: Task) -> str:
-    return f"{task.data}, {task.net}" + (", mosaic" if task.mosaic else "")
 
 
 def json_report(lines: Sequence[Line]) -> str:
