@@ -114,15 +114,17 @@ def seeds(text: str) -> range:
 
 
 def check_setup(rows: Sequence[Row], study: Study) -> None:
-    """Raise UserError if rows are of another setup: they cannot be compared. Of another machine it only warns."""
+    """Raise UserError if rows are of another setup: they cannot be compared. Of another machine it only warns.
+
+    Settings that earlier versions did not have are not compared.
+    """
     now, path = json.loads(json.dumps(study.setup)), study.paths["jsonl"]
     for row in rows:
         before = row.get("setup", {})
-        if changed := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
-            name = changed[0]
+        if name := next((name for name in before if name in now and before[name] != now[name]), None):
             raise UserError(
-                f"{path}: its trainings had another {name} ({before.get(name)}, now {now.get(name)}), and do not "
-                "compare with these: choose another folder with --out"
+                f"{path}: its trainings had another {name} ({before[name]}, now {now[name]}), and do not compare with "
+                "these: choose another folder with --out"
             )
     devices = {row["machine"]["device"] for row in rows}
     if len(devices) > 1:
