@@ -148,8 +148,9 @@ def _rates(typed: Sequence[str], own: float | str) -> tuple[float, ...]:
 
 def _setup(job: Job, splits: Splits, weights: str | None) -> dict[str, Any]:
     """Return what trainings must share to be compared, by name."""
+    content = (part for each in (splits.train, splits.val, splits.test) for part in _content(each))
     return {
-        "data": _digest(*(part for each in (splits.train, splits.val, splits.test) for part in _content(each))),
+        "data": f"{splits.train.name} {_digest(*content)}",
         "cfg": _digest(job.plan.source_text.encode()),
         "weights": _digest(Path(weights).read_bytes()) if weights else None,
         **{name: value for name, value in flatten(job.options).items() if name not in _NOT_COMPARED},

@@ -63,7 +63,8 @@ def test_committed_rows_have_recipes_to_type_that_agree_with_their_settings(root
     assert len(rows) >= 771
     for row in rows:
         assert canonical(row["recipe"], from_weights=False) == row["recipe"]
-        assert record_of(options_of(row["recipe"])) == row["settings"]
+        settings = record_of(options_of(row["recipe"]))  # of today, when there may be more of them
+        assert {name: settings[name] for name in row["settings"]} == row["settings"]
 
 
 def test_a_recipe_has_one_spelling_and_a_reference() -> None:
