@@ -103,6 +103,7 @@ def job_of(given: dict[str, Any]) -> Job:
         from_files = {**from_files, **recipe}
     options = resolve(TrainOptions, {**given, "optimizer": optimizer}, from_files)
     check_batch(options, len(train_set))
+    check_shuffle(options, is_resumed=checkpoint is not None)
     options, precision_reason = choose_precision(options)
     options = resolve_subdivisions(options, plan)
     norm, norm_reason = choose_norm(options.norm, mini_batch=images_per_forward(options, train_set))
@@ -228,6 +229,16 @@ def check_batch(options: TrainOptions, images: int) -> None:
             f"--subdivisions {parts}" if world_size == 1 else f"{world_size} processes with --subdivisions {parts} each"
         )
         raise UserError(f"--batch-size {batch} is not divisible by {by} (what is not typed comes from the cfg)")
+
+
+def check_shuffle(options: TrainOptions, *, is_resumed: bool) -> None:
+    """Raise UserError for --shuffle-bn in a single process; only warn where a run of several goes on in one."""
+    if not options.norm.shuffle_bn or ranks.world_size() > 1:
+        return
+    alone = "--shuffle-bn shuffles images among the processes that torchrun starts, and there is one"
+    if not is_resumed:
+        raise UserError(f"{alone}: leave it out")
+    warn(f"{alone}: from here on nothing is shuffled")
 
 
 def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:

@@ -81,7 +81,7 @@ class Trainer:
         )
         if options.speed.compile:
             build.compile_for_all_sizes(self.network)
-        self.step = build.make_step(options, self.network, ranks.data_parallel(self.network), self.log.say)
+        self.step = build.make_step(options, self.network, build.make_forward(options, self.network), self.log.say)
         self.loss_watch = LossWatch(self.step.remedies)
         self.patience = Patience(options.patience)
         self.best_ap = float("-inf")

@@ -144,6 +144,10 @@ class NormOptions:
         low=0,
         high=1,
     )
+    shuffle_bn: bool | None = knob(
+        None,
+        "with torchrun: shuffle a mini-batch's images among the ranks (where those of one are alike, as of one video)",
+    )
     precise_bn: int | None = knob(
         None,
         "training images that give the best weights exact statistics in the end (default 0: running averages)",
@@ -174,10 +178,10 @@ def resolve_norm(options: NormOptions) -> NormOptions:
         options = replace(options, norm=str(spec))
     own: dict[str, Any] = {}
     if uses_batches:
-        own |= {"norm_momentum": momentum, "norm_eval": False, "norm_freeze_after": 1.0}
+        own |= {"norm_momentum": momentum, "norm_eval": False, "norm_freeze_after": 1.0, "shuffle_bn": False}
     if uses_running:
         own["precise_bn"] = 0
-    for name in ("norm_momentum", "norm_eval", "norm_freeze_after", "precise_bn"):
+    for name in ("norm_momentum", "norm_eval", "norm_freeze_after", "shuffle_bn", "precise_bn"):
         if name not in own and getattr(options, name) is not None:
             statistics = "running statistics" if name == "precise_bn" else "statistics of mini-batches"
             raise UserError(f"{_flag(name)} is for norms with {statistics}, which --norm {options.norm} does not have")
@@ -187,6 +191,8 @@ def resolve_norm(options: NormOptions) -> NormOptions:
                 raise UserError(f"{_flag(name)} is about a norm, and --norm {options.norm} is not one")
     if options.norm_eval and options.norm_freeze_after not in (None, 1.0):
         raise UserError("--norm-eval freezes the statistics from the start: --norm-freeze-after has nothing to add")
+    if options.shuffle_bn and options.norm != AUTO and options.spec.is_synchronized:
+        raise UserError(f"--shuffle-bn has no purpose with --norm {options.norm}, which pools over all ranks")
     own["weight_centralization"] = centralizes
     return replace(options, **{name: value for name, value in own.items() if getattr(options, name) is None})
 
