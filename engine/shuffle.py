@@ -50,8 +50,7 @@ class ShuffledForward(nn.Module, BatchAware):
         logits = ranks.all_to_all(logits, sent=received, received=sent)[to_device_async(order.argsort(), images)]
         parts = torch.split(logits, [head.logits[0].numel() for head in heads], dim=1)
         return tuple(
-            replace(head, logits=part.unflatten(1, head.logits.shape[1:]))
-            for head, part in zip(heads, parts, strict=True)
+            replace(head, logits=part.view(head.logits.shape)) for head, part in zip(heads, parts, strict=True)
         )
 
     def _new_ranks(self, images: int) -> np.ndarray:
