@@ -113,6 +113,7 @@ def job_of(given: dict[str, Any]) -> Job:
     options = resolve(TrainOptions, {**given, "optimizer": optimizer}, from_files)
     check_batch(options, len(train_set))
     check_domains(options)
+    check_shuffle(options, is_resumed=checkpoint is not None)
     options, precision_reason = choose_precision(options, plan)
     options = resolve_subdivisions(options, plan)
     forwards = min(int(options.optim.subdivisions), images_per_rank(options, train_set))
@@ -285,6 +286,23 @@ def check_domains(options: TrainOptions) -> None:
         raise UserError(
             "--precise-bn needs --domain-statistics own if --domain-affine is: it measures one domain at a time"
         )
+
+
+def check_shuffle(options: TrainOptions, *, is_resumed: bool) -> None:
+    """Raise UserError for --shuffle-bn in a single process; only warn where a run of several goes on in one.
+
+    And with norms by domain: images would meet the norms of others.
+    """
+    if options.norm.shuffle_bn and "own" in (options.norm.domain_statistics, options.norm.domain_affine):
+        raise UserError(
+            "--shuffle-bn does not go with --domain-statistics or --domain-affine own: images change places"
+        )
+    if not options.norm.shuffle_bn or ranks.world_size() > 1:
+        return
+    alone = "--shuffle-bn shuffles images among the processes that torchrun starts, and there is one"
+    if not is_resumed:
+        raise UserError(f"{alone}: leave it out")
+    warn(f"{alone}: from here on nothing is shuffled")
 
 
 def open_domains(given: dict[str, Any]) -> tuple[Domain, ...]:
