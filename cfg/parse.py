@@ -107,6 +107,10 @@ class Section:
             return unknown
         return value
 
+    def text(self, key: str) -> str:
+        """Return the value as it is, without a comment; "" if the key is absent."""
+        return _scalar(self._value(key) or "")
+
     def integers(self, key: str, *, required: bool = False) -> tuple[int, ...]:
         """Return a comma-separated list; empty if the key is absent."""
         return tuple(

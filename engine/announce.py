@@ -15,6 +15,7 @@ from engine.job import Job, images_per_rank, images_per_statistic
 from engine.trainer import Trainer
 from models.norms.auto import ENOUGH
 from models.norms.effective_batch import FEW, burn_in_warnings, describe_norm, norm_warnings
+from models.norms.parts import norm_parts, parts_in_words
 from options import TrainOptions
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
@@ -45,7 +46,7 @@ def announce(run: Trainer) -> None:
         say("", f"auto: {job.reasons['optimizer']}")
     if run.is_length_known:
         say("schedule", run.schedule.words())
-        for warning in (*burn_in_warnings(options.norm, run.length.total_steps), *idle_settings(run)):
+        for warning in (*burn_in_warnings(options.norm, job.plan, run.length.total_steps), *idle_settings(run)):
             warn(warning)
     else:
         say("schedule", f"the pace of the first steps decides how many fit into {options.optim.time_budget}")
@@ -54,6 +55,8 @@ def announce(run: Trainer) -> None:
     elif job.checkpoint is not None and run.is_over:
         warn(f"the run has {run.steps_done} steps: nothing is left to train; --epochs with a larger number goes on")
     say("device", describe(run.device)["device"])
+    if options.speed.offload_activations and run.device.type != "cuda":
+        warn("--offload-activations has no effect without a CUDA GPU: activations are in host memory already")
     say("precision", precision_in_words(options) + (f": {job.reasons['amp']}" if "amp" in job.reasons else ""))
     say("run", str(run.folder))
     for number, line in enumerate(settings_lines(job)):
@@ -170,11 +173,16 @@ def _announce_network(job: Job) -> None:
 def _announce_norm(job: Job) -> None:
     options, norm = job.options, job.options.norm
     cut = {"mini_batch": job.mini_batch, "subdivisions": job.forwards}
-    say("norm", describe_norm(norm, **cut))
+    parts = norm_parts(norm, job.plan)
+    if len(parts) > 1:
+        say("norm", parts_in_words(parts))
+    for part in parts:
+        say("norm" if len(parts) == 1 else "", describe_norm(part.options, **cut))
     if "norm" in job.reasons:
         say("", f"auto: {job.reasons['norm']}")
     from_scratch = options.weights is None and options.resume is None
     few = ENOUGH if "norm" in job.reasons else FEW  # `auto` has decided by ENOUGH
     cut["mini_batch"] = images_per_statistic(options, job.train_set)
-    for warning in norm_warnings(norm, **cut, from_scratch=from_scratch, few=few):
+    warnings = [norm_warnings(part.options, **cut, from_scratch=from_scratch, few=few) for part in parts]
+    for warning in dict.fromkeys(line for lines in warnings for line in lines):
         warn(warning)

@@ -16,7 +16,7 @@ from data.domains import Domain, joined, unique_names
 from data.image_set import ImageSet
 from engine.amp import as_it_ran, choose_precision
 from engine.auto_subdivisions import resolve_subdivisions
-from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, planned_steps
+from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, has_fixed_statistics, planned_steps
 from models.norms.auto import choose_norm
 from models.norms.old_spelling import respelled
 from models.norms.table import norm_of_weights
@@ -33,9 +33,10 @@ from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
 # not depend on, and what helps a training over a crisis.
 RESUMABLE = {
-    *("resume", "data", "val_data", "epochs", "time_budget", "patience", "save_minutes"),
+    *("resume", "trust", "data", "val_data", "epochs", "time_budget", "patience", "save_minutes"),
     *("subdivisions", "learning_rate", "clip_norm", "amp", "albumentations"),
-    *("device", "workers", "cache", "eval_backend", "checkpoint_activations", "profile"),
+    *("device", "workers", "cache", "eval_backend"),
+    *("checkpoint_activations", "offload_activations", "profile"),
 }
 
 
@@ -93,15 +94,17 @@ def job_of(given: dict[str, Any]) -> Job:
     if not train_set.mirror_safe:
         sources["data"] = {"flip": False}
     if start is not None:
-        sources["weights"] = {**norm_of_weights(start.norm, given.get("norm")), "letterbox": start.letterbox}
-        if "norm" in given:  # with what the weights fix of it, such as their groups
-            given = {**given, "norm": sources["weights"]["norm"]}
+        norms = norm_of_weights(start.norm, given.get("norm"), given.get("norm_heads"))
+        sources["weights"] = {**norms, "letterbox": start.letterbox}
+        # What was typed, with what the weights fix of it, such as their groups.
+        given = {**given, **{name: norms.get(name) for name in ("norm", "norm_heads") if name in given}}
     from_files = {name: value for source in sources.values() for name, value in source.items()}
     options = resolve(TrainOptions, given, from_files)
     optimizer, optimizer_reason = choose_optimizer(options, given, len(train_set))
     if optimizer == "adamw" and checkpoint is None:
         is_known = start is not None and plan.name == start.cfg_name and knows_all(start, train_set.class_names)
-        recipe = adamw_recipe(options, given, plan.net, len(train_set), knows_classes=is_known)
+        start_of = {"knows_classes": is_known, "fixed_statistics": has_fixed_statistics(options.norm, plan)}
+        recipe = adamw_recipe(options, given, plan.net, len(train_set), **start_of)
         sources["cfg"] = {name: value for name, value in sources["cfg"].items() if name not in recipe}
         sources["optimizer"] = recipe
         if is_known and optimizer_reason and "learning_rate" not in given:
@@ -110,15 +113,14 @@ def job_of(given: dict[str, Any]) -> Job:
     options = resolve(TrainOptions, {**given, "optimizer": optimizer}, from_files)
     check_batch(options, len(train_set))
     check_domains(options)
-    options, precision_reason = choose_precision(options)
+    check_shuffle(options, is_resumed=checkpoint is not None)
+    options, precision_reason = choose_precision(options, plan)
     options = resolve_subdivisions(options, plan)
     forwards = min(int(options.optim.subdivisions), images_per_rank(options, train_set))
-    norm, norm_reason = choose_norm(
-        options.norm, mini_batch=images_per_statistic(options, train_set), forwards=forwards
-    )
+    mini_batch = images_per_statistic(options, train_set)
+    norm, norm_reason = choose_norm(options.norm, mini_batch=mini_batch, forwards=forwards, plan=plan)
     if checkpoint is None and options.optim.time_budget is None:
-        spec = norm.spec.for_training(planned_steps(options.optim, len(train_set)))
-        norm = replace(norm, norm=str(spec))
+        norm = norm.for_training(planned_steps(options.optim, len(train_set)))
     reasons = {"optimizer": optimizer_reason, "amp": precision_reason, "norm": norm_reason}
     sources |= {"run": given, "typed": {name: given[name] for name in typed}}
     return Job(
@@ -164,7 +166,8 @@ def open_run(job: Job) -> Path:
     if ranks.is_rank_zero():
         # A job that torchrun restarted may have died before its first last.pt.
         is_own = ranks.restarts() > 0 and folder_of_job(job_id, name) is not None
-        norm = re.sub(r",?burn_in_steps=\d+", "", job.options.norm.norm)
+        norms = [job.options.norm.norm, job.options.norm.norm_heads or ""]
+        norm = re.sub(r",?burn_in_steps=\d+", "", ":".join(filter(None, norms)))
         norm = "-".join(re.findall(r"[^:,]+", norm))  # names with a colon are trouble on other systems
         default = f"{job.train_set.name}-{job.plan.name}-{norm}"
         folder = free_folder(name, default=default, may_hold_files=is_own)
@@ -283,6 +286,23 @@ def check_domains(options: TrainOptions) -> None:
         raise UserError(
             "--precise-bn needs --domain-statistics own if --domain-affine is: it measures one domain at a time"
         )
+
+
+def check_shuffle(options: TrainOptions, *, is_resumed: bool) -> None:
+    """Raise UserError for --shuffle-bn in a single process; only warn where a run of several goes on in one.
+
+    And with norms by domain: images would meet the norms of others.
+    """
+    if options.norm.shuffle_bn and "own" in (options.norm.domain_statistics, options.norm.domain_affine):
+        raise UserError(
+            "--shuffle-bn does not go with --domain-statistics or --domain-affine own: images change places"
+        )
+    if not options.norm.shuffle_bn or ranks.world_size() > 1:
+        return
+    alone = "--shuffle-bn shuffles images among the processes that torchrun starts, and there is one"
+    if not is_resumed:
+        raise UserError(f"{alone}: leave it out")
+    warn(f"{alone}: from here on nothing is shuffled")
 
 
 def open_domains(given: dict[str, Any]) -> tuple[Domain, ...]:

@@ -86,7 +86,7 @@ def _range_test(run: Trainer) -> Iterator[tuple[float, float]]:
     The loss is divided by 1 + objects in an image: most of it is a sum over objects, and batches have more and fewer.
     A norm that begins as plain batch norm is tested as it is afterwards, unless the training is over before.
     """
-    burn_in = run.job.options.norm.spec.burn_in
+    burn_in = max(spec.burn_in for spec in run.job.options.norm.specs(run.job.plan))
     run.step.clock.step = burn_in if burn_in < run.length.total_steps else 0
     run.network.train()
     run.norm_freeze.set_mode(0)

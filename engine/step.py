@@ -14,6 +14,7 @@ from engine.loss_watch import remedies
 from engine.not_finite import NotFinite, find_not_finite
 from engine.oom_recovery import OutOfMemoryRecovery
 from models.network import Network
+from models.offload import saved_on_host
 from models.yolo.criterion import Criterion
 from utils import ranks
 from utils.clock import BatchClock
@@ -41,6 +42,7 @@ class TrainStep:
     recovery: OutOfMemoryRecovery
     clip_norm: float | None
     by_domain: bool = False
+    offload_activations: bool = False
 
     def __call__(self, batch: Batch) -> Tensor:
         all_images = len(batch) * ranks.world_size()
@@ -52,7 +54,8 @@ class TrainStep:
                 for part in self.clock.minibatches(parts, [part.domains for part in parts]):
                     heads = terms = None  # free the previous mini-batch's graph before the next forward
                     sync = nullcontext() if part is parts[-1] else ranks.without_sync(self.forward)
-                    with sync, self.precision.autocast():
+                    saved = saved_on_host(self.network) if self.offload_activations else nullcontext()
+                    with sync, saved, self.precision.autocast():
                         heads = self.forward(part.pixels())
                     terms = self.criterion(heads, part.targets)
                     # Divided by all images of this rank's batch, so the gradient does not depend on how it was cut;

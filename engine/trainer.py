@@ -83,8 +83,7 @@ class Trainer:
         )
         if options.speed.compile:
             build.compile_for_all_sizes(self.network)
-        forward = ranks.data_parallel(self.network, skips_parts=options.norm.domain_affine == "own")
-        self.step = build.make_step(options, self.network, forward, self.log.say)
+        self.step = build.make_step(options, self.network, build.make_forward(options, self.network), self.log.say)
         self.loss_watch = LossWatch(self.step.remedies)
         self.patience = Patience(options.patience)
         self.best_ap = float("-inf")
@@ -162,7 +161,7 @@ class Trainer:
         self.log.settings(self._resolved_settings())
         self.log.say(line("schedule", self.time_budget.words(length)))
         self.log.say(line("", self.schedule.words()))
-        for warning in burn_in_warnings(self.job.options.norm, length.total_steps):
+        for warning in burn_in_warnings(self.job.options.norm, self.job.plan, length.total_steps):
             self.log.say(f"warning: {warning}")
 
     def save_if_due_or_stop(self) -> None:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.norms.batch_stat import BatchStatNorm
-from models.norms.contract import ConvAware, ConvView
+from models.norms.contract import ActivationAware, ConvAware, ConvView
 from utils.clock import BatchAware, Tick, listeners_of
 from utils.errors import UserError
 
 
-class DomainNorm(nn.Module, BatchAware, ConvAware):
+class DomainNorm(nn.Module, BatchAware, ConvAware, ActivationAware):
     """One norm, or one affine part after a `shared` norm, per domain. Images are normalized by those of their domain.
 
     Each domain's norm is told of the mini-batches that have images of it, and called with these images: it computes
@@ -63,6 +63,13 @@ class DomainNorm(nn.Module, BatchAware, ConvAware):
             z = _called(self.of_domain[domain], torch.cat([images[image] for image in mine]), view, mine)
             normalized |= dict(zip(mine, z.chunk(len(mine)), strict=True))
         return torch.cat([normalized[image] for image in range(len(y))])
+
+    def take_over(self, activation: nn.Module) -> bool:
+        if self.shared is not None:  # the affine parts come between
+            return False
+        taken = [isinstance(norm, ActivationAware) and norm.take_over(activation) for norm in self.of_domain]
+        self._tie()  # what the norms made for it
+        return all(taken)
 
     def _apply(self, *given: Any, **more: Any) -> DomainNorm:
         """Move to another device or dtype, which may make new parameters."""

@@ -60,12 +60,13 @@ def norm_warnings(
     return warnings
 
 
-def burn_in_warnings(options: NormOptions, total_steps: int) -> list[str]:
-    """Return a line if the norm would not begin before the end of the training."""
-    burn_in, norm = options.spec.burn_in, options.norm
-    if burn_in < total_steps:
-        return []
-    return [f"burn_in_steps={burn_in} is the whole training: --norm {norm} is plain batch norm here"]
+def burn_in_warnings(options: NormOptions, plan: Plan, total_steps: int) -> list[str]:
+    """Return a line for each norm that would not begin before the end of the training."""
+    return [
+        f"burn_in_steps={spec.burn_in} is the whole training: {spec} is plain batch norm here"
+        for spec in options.specs(plan)
+        if spec.burn_in >= total_steps
+    ]
 
 
 def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
@@ -75,17 +76,15 @@ def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
     groups of one channel, which torch refuses.
     mini_batch: images in the smallest one; plan: at the smallest input of the training.
     """
-    if options.never_measures:
-        return
-    spec = options.spec
     for node in plan.nodes:
         if not isinstance(node.spec, ConvSpec) or not node.spec.batch_normalize:
             continue
-        channels, height, width = node.shape
-        if spec.values_per_statistic(channels, height * width, mini_batch=mini_batch) == 1:
+        own, (channels, height, width) = options.of_layer(plan, node), node.shape
+        spec = own.spec
+        if not own.never_measures and spec.values_per_statistic(channels, height * width, mini_batch=mini_batch) == 1:
             remedy = "fewer --subdivisions, " if spec.has_batch_statistics else ""
             raise UserError(
                 f"{plan.path}:{node.line}: layer {node.index} has one value per channel in one image at "
-                f"{plan.net.height}x{plan.net.width} px, and {options.norm} cannot normalize one value: take {remedy}"
+                f"{plan.net.height}x{plan.net.width} px, and {spec} cannot normalize one value: take {remedy}"
                 "a larger --image-size or --norm ln"
             )
