@@ -296,8 +296,8 @@ def check_shuffle(options: TrainOptions, *, is_resumed: bool) -> None:
     """
     if options.norm.shuffle_bn and keeps_apart(options):
         raise UserError(
-            "--shuffle-bn goes with neither --domain-batches one nor --domain-statistics or --domain-affine own: images "
-            "change places"
+            "--shuffle-bn goes with neither --domain-batches one nor --domain-statistics or --domain-affine own: "
+            "images change places"
         )
     if not options.norm.shuffle_bn or ranks.world_size() > 1:
         return
