@@ -16,6 +16,7 @@ from data.domains import Domain, joined, unique_names
 from data.image_set import ImageSet
 from engine.amp import as_it_ran, choose_precision
 from engine.auto_subdivisions import resolve_subdivisions
+from engine.build import keeps_apart
 from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, has_fixed_statistics, planned_steps
 from models.norms.auto import choose_norm
 from models.norms.old_spelling import respelled
@@ -293,9 +294,10 @@ def check_shuffle(options: TrainOptions, *, is_resumed: bool) -> None:
 
     And with norms by domain: images would meet the norms of others.
     """
-    if options.norm.shuffle_bn and "own" in (options.norm.domain_statistics, options.norm.domain_affine):
+    if options.norm.shuffle_bn and keeps_apart(options):
         raise UserError(
-            "--shuffle-bn does not go with --domain-statistics or --domain-affine own: images change places"
+            "--shuffle-bn goes with neither --domain-batches one nor --domain-statistics or --domain-affine own: "
+            "images change places"
         )
     if not options.norm.shuffle_bn or ranks.world_size() > 1:
         return
