@@ -21,13 +21,26 @@ from models.yolo.criterion import make_criterion
 from options import TrainOptions
 from utils import ranks
 from utils.clock import BatchClock
+from utils.console import counted
 from utils.errors import UserError
 from utils.schedule import Schedule
 
 
 def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Network:
-    """Return the network with random weights, in training mode."""
-    network = Network(plan, norm_factory(options.norm)).to(device)
+    """Return the network with random weights, in training mode.
+
+    Raises UserError for norms that communicate, if ranks would call them at different mini-batches.
+    """
+    network = Network(plan, norm_factory(options.norm, plan, domains=len(options.data))).to(device)
+    if (
+        splits_by_domain(options)
+        and ranks.world_size() > 1
+        and any(getattr(module, "sync", False) for module in network.modules())
+    ):
+        raise UserError(
+            f"--norm {options.norm.norm} pools over ranks, whose mini-batches have images of different domains: take "
+            "--domain-statistics shared with --domain-batches mixed, or a norm without sync"
+        )
     if options.speed.checkpoint_activations:
         network.recompute_activations()
     if options.speed.channels_last == "on":
@@ -41,7 +54,8 @@ def make_forward(options: TrainOptions, network: Network) -> nn.Module:
     Itself for a world size of 1.
     """
     is_shuffled = options.norm.shuffle_bn and ranks.world_size() > 1
-    return ranks.data_parallel(ShuffledForward(network, options.seed) if is_shuffled else network)
+    forward = ShuffledForward(network, options.seed) if is_shuffled else network
+    return ranks.data_parallel(forward, skips_parts=options.norm.domain_affine == "own")
 
 
 def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: Callable[[str], None]) -> TrainStep:
@@ -63,6 +77,8 @@ def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: 
         clock=BatchClock(forward),
         recovery=OutOfMemoryRecovery(network, subdivisions=parts, is_parallel=is_parallel, say=say),
         clip_norm=optim.clip_norm,
+        by_domain=options.domain_batches == "one",
+        offload_activations=options.speed.offload_activations and device.type == "cuda",
     )
 
 
@@ -83,7 +99,19 @@ def make_loader(options: TrainOptions, plan: Plan, train_set: ImageSet) -> Train
         balance=options.balance,
         rank=ranks.rank(),
         ranks=ranks.world_size(),
+        by_domain=options.domain_batches == "one",
+        is_apart=keeps_apart(options),
     )
+
+
+def splits_by_domain(options: TrainOptions) -> bool:
+    """Return whether statistics are of one domain's images in a mini-batch, however few there are."""
+    return options.domain_batches == "one" or options.norm.domain_statistics == "own"
+
+
+def keeps_apart(options: TrainOptions) -> bool:
+    """Return whether something depends on an image's domain, so that a mosaic must not have several."""
+    return splits_by_domain(options) or options.norm.domain_affine == "own"
 
 
 def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Schedule:
@@ -96,6 +124,11 @@ def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Sch
     optim, net = options.optim, plan.net
     steps, burn_in_steps = optim.lr_steps, optim.burn_in_steps
     cfg_steps = net.max_batches or total_steps
+    if steps is not None and len(steps) != len(optim.lr_scales):
+        raise UserError(
+            f"--lr-steps has {counted(len(steps), 'step')} and --lr-scales {counted(len(optim.lr_scales), 'factor')}: "
+            "each step needs one"
+        )
     if steps is None:
         steps = tuple(step * total_steps // cfg_steps for step in net.steps)
     if burn_in_steps is None:

@@ -12,7 +12,7 @@ from models.network import Network
 from models.transfer import to_device_async
 from models.yolo.head import RawHead
 from utils import ranks
-from utils.clock import BatchAware, Tick
+from utils.clock import BatchAware, Tick, listeners_of
 
 _SHUFFLE = 3  # the last entry of a seed: none of the numbers that the loader draws
 
@@ -30,12 +30,18 @@ class ShuffledForward(nn.Module, BatchAware):
         self.network = network
         self._seed = seed
         self._tick = Tick(step=0, index=0, count=1)
+        self._parts = listeners_of(network)  # a clock tells the outermost only
 
     def announce(self, tick: Tick) -> None:
         self._tick = tick
+        for part in self._parts:
+            if part.is_listening:
+                part.announce(tick)
 
     def batch_ended(self) -> None:
-        pass
+        for part in self._parts:
+            if part.is_listening:
+                part.batch_ended()
 
     def forward(self, images: Tensor) -> tuple[RawHead, ...]:
         goes_to = self._new_ranks(len(images))

@@ -19,11 +19,8 @@ from cfg.spec import BLUR_WINDOWS
 from cfg.wiring import RouteSpec, SamSpec, ScaleChannelsSpec, ShortcutSpec
 from cfg.yolo import YoloSpec
 from models.activations import make_activation
-from models.norms.batch_stat import BatchStatNorm
-from models.norms.contract import ConvAware, ConvView
+from models.norms.contract import ActivationAware, ConvAware, ConvView
 from models.norms.table import NormFactory
-
-FUSABLE: dict[type[nn.Module], str] = {nn.Mish: "mish", nn.SiLU: "silu"}  # names in models/norms/normalize.py
 
 
 class ConvNormAct(nn.Module):
@@ -41,7 +38,7 @@ class ConvNormAct(nn.Module):
         self.norm = norm
         self.act = activation
         self.blur = blur
-        self.norm_activates = isinstance(norm, BatchStatNorm) and norm.fuse(FUSABLE.get(type(activation), ""))
+        self.norm_activates = isinstance(norm, ActivationAware) and norm.take_over(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -294,7 +291,7 @@ def _conv_block(spec: ConvSpec, plan: Plan, node: Node, norm: NormFactory) -> Co
         padding=spec.padding,
         dilation=spec.dilation,
         groups=spec.groups,
-        norm=norm if spec.batch_normalize else None,
+        norm=norm.for_layer(plan, node) if spec.batch_normalize else None,
         activation=make_activation("linear" if holds_logits else spec.activation),
         blur=_blur(spec),
     )

@@ -73,17 +73,18 @@ def local_device(device: torch.device) -> torch.device:
     return device
 
 
-def data_parallel(network: nn.Module) -> nn.Module:
+def data_parallel(network: nn.Module, *, skips_parts: bool = False) -> nn.Module:
     """Return the network wrapped so that its backward averages gradients over ranks; itself for a world size of 1.
 
     Buffers are not broadcast: each rank's norms keep the statistics of their own mini-batches, which those of rank 0
-    would overwrite.
+    would overwrite. skips_parts: whether a batch may leave out parameters, such as those of a domain without images.
     """
     if world_size() == 1:
         return network
     # torch 2.15 deprecates the second name; earlier versions know no other.
     is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     off: dict[str, Any] = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
+    off |= {"find_unused_parameters": True} if skips_parts else {}
     return DistributedDataParallel(network, gradient_as_bucket_view=True, **off)  # else gradients are stored twice
 
 

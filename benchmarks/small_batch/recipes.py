@@ -117,10 +117,13 @@ def all_recipes(steps: int) -> tuple[str, ...]:
 
 
 def _variants(kind: type[NormSpec]) -> Iterator[NormSpec]:
-    """Yield the norm with all combinations of its choices and switches; `sync` takes several processes."""
+    """Yield the norm with all combinations of its choices and switches.
+
+    But `sync`, which takes several processes, and `ws`, which is about the convolution.
+    """
     choices: dict[str, tuple[Any, ...]] = {}
     for f in fields(kind):
-        if isinstance(f.default, bool) and f.name != "sync":
+        if isinstance(f.default, bool) and f.name not in ("sync", "ws"):
             choices[f.name] = (False, True)
         elif f.metadata["choices"]:
             choices[f.name] = f.metadata["choices"]

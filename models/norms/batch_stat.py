@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.norms import across_ranks
+from models.norms.contract import ActivationAware
 from models.norms.moments import Moments
-from models.norms.normalize import ACTIVATIONS, Past, normalize, renormalize
+from models.norms.normalize import Past, normalize, renormalize
 from utils.clock import BatchAware, Tick
 
+_FUSED: dict[type[nn.Module], str] = {nn.Mish: "mish", nn.SiLU: "silu"}  # names in normalize.ACTIVATIONS
 
-class BatchStatNorm(nn.Module, BatchAware):
+
+class BatchStatNorm(nn.Module, BatchAware, ActivationAware):
     """Owner of the affine parameters, running statistics, eval path, dtype policy and BN's state-dict keys.
 
     Without announcements it is `nn.BatchNorm2d`: each training forward updates the running statistics, unless
@@ -27,6 +30,9 @@ class BatchStatNorm(nn.Module, BatchAware):
     traces of the initial 0 and 1. From batch 1/momentum on it is BN's exponential average.
 
     With `sync`, a mini-batch's moments are those of all ranks' parts of it.
+
+    With `takes_stock_kernel` a mini-batch that its own moments normalize goes through `nn.BatchNorm2d`'s kernels,
+    forward and backward: to the bit its output and gradients, where the norm's own kernels round otherwise.
 
     `activation`, a name in normalize.ACTIVATIONS, is applied to the output: fused, the two keep fewer activations.
     """
@@ -54,6 +60,7 @@ class BatchStatNorm(nn.Module, BatchAware):
         super().__init__()
         self.channels, self.eps, self.momentum, self.sync = channels, eps, momentum, sync
         self.track_running_stats = True
+        self.takes_stock_kernel = False
         self.activation: str | None = None
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -88,12 +95,10 @@ class BatchStatNorm(nn.Module, BatchAware):
         with torch.autocast(y.device.type, enabled=False):  # which would round products of statistics
             return self.normalize(y, own, pool, *context)
 
-    def fuse(self, activation: str) -> bool:
-        """Apply `activation` as well from now on. Return False, and change nothing, where that is not possible."""
-        if not self.fuses_activation or activation not in ACTIVATIONS:
-            return False
-        self.activation = activation
-        return True
+    def take_over(self, activation: nn.Module) -> bool:
+        if self.fuses_activation:
+            self.activation = _FUSED.get(type(activation))
+        return self.activation is not None
 
     def by_moments(self, y: Tensor, moments: Moments, *, is_share: bool = True, past: Past | None = None) -> Tensor:
         """Normalize as `normalize.normalize` does, with this norm's affine parameters."""
@@ -111,6 +116,8 @@ class BatchStatNorm(nn.Module, BatchAware):
 
     def by_own_moments(self, y: Tensor, own: Moments) -> Tensor:
         """Plain batch norm. With `sync` a mini-batch's moments are those of all ranks, of which y is a share."""
+        if self.takes_stock_kernel and not self.sync and self.activation is None:
+            return F.batch_norm(y, None, None, self.weight, self.bias, True, 0.0, self.eps)
         return self.by_moments(y, own, is_share=self.sync)
 
     def by_own_moments_renormed(
@@ -189,10 +196,14 @@ class BatchStatNorm(nn.Module, BatchAware):
         """Average a batch's moments in; a no-op where it has no values. Branch-free: a branch would sync the GPU."""
         self.num_batches_tracked.add_(has_values)
         batches = self.num_batches_tracked.clamp(min=1).to(self.running_mean.dtype)
-        rate = (1 / batches).clamp(min=self.momentum) * has_values
+        rate = self.rate_after(batches) * has_values
         step = mean - self.running_mean
         self.running_mean.add_(rate * step)
         self.running_var.lerp_(var, rate).add_(rate * (1 - rate) * step * step)
+
+    def rate_after(self, batches: Tensor) -> Tensor:
+        """Return the rate () at which the last of so many batches enters the running statistics."""
+        return (1 / batches).clamp(min=self.momentum)
 
     @torch.no_grad()
     def _update_running_as_bn(self, own: Moments) -> None:

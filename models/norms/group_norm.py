@@ -22,6 +22,7 @@ class GroupNormSpec(NormSpec):
     source = "Wu, He. Group Normalization. ECCV 2018, arXiv:1803.08494"
     has_batch_statistics = False
     has_running_statistics = False
+    has_image_statistics = True
     weight_options = ("groups",)
 
     groups: int = knob(32, "groups of channels; where they do not divide a layer's, its largest divisor below", low=1)
@@ -42,6 +43,7 @@ class LayerNormSpec(NormSpec):
     source = GroupNormSpec.source
     has_batch_statistics = False
     has_running_statistics = False
+    has_image_statistics = True
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
         return nn.GroupNorm(1, conv.out_channels, eps=eps)
@@ -59,6 +61,7 @@ class InstanceNormSpec(NormSpec):
     source = GroupNormSpec.source
     has_batch_statistics = False
     has_running_statistics = False
+    has_image_statistics = True
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
         return nn.GroupNorm(conv.out_channels, conv.out_channels, eps=eps)

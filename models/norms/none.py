@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from models.norms.spec import NormSpec
+from utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +20,10 @@ class NoNormSpec(NormSpec):
     normalizes = False
     has_batch_statistics = False
     has_running_statistics = False
+
+    def __post_init__(self) -> None:
+        if self.ws:
+            raise UserError("--norm none has no option ws: standardized filters need a norm that restores the scale")
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> None:
         return None

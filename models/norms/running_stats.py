@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.norms.batch_stat import BatchStatNorm, unbiased
+from models.norms.bn import FrozenBatchNorm
 from models.norms.moments import Moments
 from models.norms.table import NORMS
 from utils.errors import UserError
@@ -17,7 +18,16 @@ from utils.structures import pixels_of
 
 def has_running_statistics(norm: nn.Module) -> bool:
     """Return whether the norm has running statistics, of its own training or of the network it was loaded from."""
-    return hasattr(norm, "running_mean")
+    return getattr(norm, "running_mean", None) is not None
+
+
+def is_batch_norm(norm: nn.Module) -> bool:
+    """Return whether in inference the norm is batch norm by its running statistics, whatever it is in training.
+
+    A class of the user's with another forward is not.
+    """
+    forwards = (BatchStatNorm.forward, FrozenBatchNorm.forward, nn.BatchNorm2d.forward)
+    return has_running_statistics(norm) and norm.weight is not None and type(norm).forward in forwards
 
 
 def norms_with_statistics(network: nn.Module) -> dict[str, nn.Module]:
@@ -42,7 +52,7 @@ def as_used(norm: nn.Module, moments: Moments) -> Moments:
 
 
 @torch.no_grad()
-def adopt(norm: nn.Module, population: Moments) -> None:
+def use_population(norm: nn.Module, population: Moments) -> None:
     """Set the norm's running statistics to the population's, in place; its other state stays."""
     if isinstance(norm, BatchStatNorm):
         mean, var = norm.as_running(population)
@@ -54,10 +64,11 @@ def adopt(norm: nn.Module, population: Moments) -> None:
 
 
 @torch.no_grad()
-def adopt_mini_batch(norm: nn.Module, y: Tensor) -> None:
+def use_mini_batch(norm: nn.Module, y: Tensor) -> None:
     """Set the norm's running statistics to those of the mini-batch y (N, C, H, W), with the biased variance."""
     own = Moments.of(y)
-    adopt(norm, Moments(count=torch.ones_like(own.count), mean=own.mean, var=own.var))  # of one, no N / (N - 1)
+    of_one = Moments(count=torch.ones_like(own.count), mean=own.mean, var=own.var)  # so without N / (N - 1)
+    use_population(norm, of_one)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -27,7 +27,7 @@ class Cut:
 class NormSpec(ABC):
     """One choice of `--norm`, with its options.
 
-    Subclasses are frozen dataclasses whose fields are the options, made with `knob`: typed as `--norm
+    Subclasses are frozen dataclasses whose fields are its own options, made with `knob`: typed as `--norm
     NAME:OPTION=VALUE,...`, with the default and the help text written there and nowhere else. `__str__` spells the
     choice with the options that differ from their defaults; `table.parse_norm` reads it back. `__post_init__` may raise
     UserError for options that contradict each other.
@@ -36,8 +36,10 @@ class NormSpec(ABC):
     False where there is a bias in place of a norm.
     has_batch_statistics: False for a norm that normalizes by something else than statistics of mini-batches; then
     the flags about those (momentum, freezing) are refused. has_running_statistics: whether inference uses a
-    `running_mean` and `running_var`. centralizes_weights: the default of --weight-centralization. weight_options:
-    the options without which trained weights would compute another function.
+    `running_mean` and `running_var`. has_image_statistics: whether it also uses those of the image at hand, so that it
+    cannot be merged into the convolution. centralizes_weights: the default of --weight-centralization. weight_options:
+    the options of its own without which trained weights would compute another function. ws, the option of all norms,
+    is another of those, and about the convolution, so that no norm's constructor gets it.
     """
 
     name: ClassVar[str]
@@ -46,8 +48,11 @@ class NormSpec(ABC):
     normalizes: ClassVar[bool] = True
     has_batch_statistics: ClassVar[bool] = True
     has_running_statistics: ClassVar[bool] = True
+    has_image_statistics: ClassVar[bool] = False
     centralizes_weights: ClassVar[bool] = False
     weight_options: ClassVar[tuple[str, ...]] = ()
+
+    ws: bool = knob(False, "standardize the convolution's filters: weight standardization (Qiao et al. 2019)")
 
     @abstractmethod
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module | None:
@@ -59,9 +64,14 @@ class NormSpec(ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options by name, as the norm's constructor takes them."""
-        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        """The norm's own options by name, as its constructor takes them."""
+        options = {f.name: getattr(self, f.name) for f in own_fields(type(self))}
         return {**options, "burn_in_steps": self.burn_in} if "burn_in_steps" in options else options
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it always normalizes by running statistics, which never move."""
+        return self.has_running_statistics and not self.has_batch_statistics
 
     @property
     def pools(self) -> bool:
@@ -107,8 +117,14 @@ class NormSpec(ABC):
 
     def __str__(self) -> str:
         """Spell the choice as it is typed: `cmbn:carry,burn_in_steps=0`."""
-        parts = [_spelled(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
+        named = [(f.name, getattr(self, f.name), f.default) for f in (*own_fields(type(self)), *fields(NormSpec))]
+        parts = [_spelled(name, value) for name, value, default in named if value != default]
         return self.name + (":" + ",".join(parts) if parts else "")
+
+
+def own_fields(spec: type[NormSpec]) -> tuple[Field[Any], ...]:
+    """Return the options that not every norm has."""
+    return tuple(f for f in fields(spec) if f.name not in {common.name for common in fields(NormSpec)})
 
 
 def burn_in_knob() -> Any:

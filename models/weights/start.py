@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from cfg.plan import parse_plan
 from models.blocks import merge_conv_norm
 from models.network import Network
-from models.norms.table import stored_norm
-from models.norms.weight_centralization import CentralizedConv2d
+from models.norms.domains import for_all_domains, has_domains, plain_state
+from models.norms.parts import norm_parts
+from models.norms.table import NormFactory, stored_norm
+from models.norms.used_weight import ReparametrizedConv2d, filters_of
 from models.weights.layout import EPS
 from models.weights.trained import is_darknet, made_up_names, read_darknet
 from utils.checkpoint import Checkpoint
@@ -41,10 +43,14 @@ def start_from(path: str, cfg: str | None, network: Network, class_names: Sequen
     """
     if is_darknet(Path(path)):
         start, report, _ = read_darknet(path, cfg, whole=False)
-        loaded, exceptions = _load_darknet(network, start.weights)
+        loaded, exceptions = _load_darknet(network, for_all_domains(start.weights, network))
     else:
         start = Checkpoint.from_file(Path(path))
         weights, exceptions = _for_classes(start, network, class_names)
+        if has_domains(weights) and not has_domains(network.state_dict()):
+            weights = plain_state(weights, 0)
+            exceptions.append(f"the norms are those of {start.domains[0]}")
+        weights = for_all_domains(weights, network)
         loaded, fresh = load_matching(network, weights)
         report = f"{loaded} layers from {path}, {len(fresh)} re-initialized {' '.join(fresh[:4])}".rstrip()
     if loaded == 0:
@@ -106,12 +112,14 @@ def by_class_name(
 
 
 def _change_of_filters(start: Checkpoint, network: Network) -> list[str]:
-    """Return a note if only one of the two uses centralized filters (models/norms/weight_centralization.py)."""
-    before = stored_norm(start.norm).weight_centralization
-    now = any(isinstance(module, CentralizedConv2d) for module in network.modules())
+    """Return a note if the two use their filters in different ways (models/norms/used_weight.py)."""
+    plan = parse_plan(start.cfg_text, path=start.cfg_name + ".cfg")
+    kinds = [NormFactory(options=part.options).conv_class for part in norm_parts(stored_norm(start.norm, plan), plan)]
+    before = next((kind.adjective for kind in kinds if issubclass(kind, ReparametrizedConv2d)), "")
+    now = filters_of(network)
     if before == now:
         return []
-    return [f"filters are {'' if now else 'no longer '}centralized from here on: the network computes something else"]
+    return [f"filters are {now or f'no longer {before}'} from here on: the network computes something else"]
 
 
 def _load_darknet(network: Network, state: Mapping[str, Tensor]) -> tuple[int, list[str]]:
@@ -128,8 +136,12 @@ def _load_darknet(network: Network, state: Mapping[str, Tensor]) -> tuple[int, l
         state = {**state, f"{layer}.conv.weight": weight.float(), f"{layer}.conv.bias": bias.float()}
     loaded, fresh = load_matching(network, state)
     exceptions = []
-    if other_size := [name for name in fresh if f"{name}.weight" in state]:
+    known = [name for name in fresh if f"{name}.weight" in state]
+    other_size = [name for name in known if own[f"{name}.weight"].shape != state[f"{name}.weight"].shape]
+    if other_size:
         exceptions.append(f"of another size in this network, so re-initialized: {' '.join(other_size)}")
+    if more := [name for name in known if name not in other_size]:
+        exceptions.append(f"with parameters that batch norm has not, so re-initialized: {' '.join(more)}")
     if biased:
         exceptions.append("batch norm is merged into weights and biases")
     if any(f"{layer}.norm.weight" in own and f"{layer}.norm.running_var" not in own for layer in normalized):

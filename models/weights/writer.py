@@ -15,8 +15,8 @@ from cfg.convolution import ConvSpec
 from cfg.plan import Plan
 from models.blocks import ConvNormAct
 from models.network import Network
-from models.norms.running_stats import has_running_statistics
-from models.norms.weight_centralization import used_weight
+from models.norms.running_stats import has_running_statistics, is_batch_norm
+from models.norms.used_weight import used_weight
 from models.weights.layout import EPS, StoredLayer, place, stored_layers
 from models.weights.reader import Header
 from utils.atomic_file import atomic_write
@@ -26,7 +26,8 @@ from utils.errors import UserError
 def write_weights(path: Path, network: Network, *, seen: int) -> None:
     """Write all layers, with darknet's header 0.2.5; `seen` counts images.
 
-    Raises UserError, and writes nothing, for a norm without running statistics, and for values that no reader accepts.
+    Raises UserError, and writes nothing, for a norm that is not batch norm in inference, and for values that no reader
+    accepts.
     """
     plan = network.plan
     write_state(path, plan, stored_layers(plan), darknet_state(network), seen=seen)
@@ -59,7 +60,7 @@ def darknet_state(network: Network) -> dict[str, Tensor]:
             continue
         where, block = place(network.plan, node), network.layers[node.index]
         assert isinstance(block, ConvNormAct)
-        # Centralized filters are stored as they are used.
+        # Centralized and standardized filters are stored as they are used.
         state[f"layers.{node.index}.conv.weight"] = used_weight(block.conv).detach().cpu().float()
         if node.spec.batch_normalize:
             state[f"layers.{node.index}.norm.running_var"] = _variance_for_darknet(block.norm, where)
@@ -70,11 +71,9 @@ def _variance_for_darknet(norm: nn.Module | None, where: str) -> Tensor:
     """Return the variance that with darknet's eps of 1e-5 equals the norm's with its own eps."""
     if norm is None:
         raise UserError(f"{where}: has a bias in place of the cfg's batch norm (--norm none)")
-    if not has_running_statistics(norm):
-        raise UserError(
-            f"{where}: {type(norm).__name__} has no running statistics; "
-            "darknet has batch norm only, with a running mean and variance"
-        )
+    if not is_batch_norm(norm):
+        fault = "is not batch norm in inference" if has_running_statistics(norm) else "has no running statistics"
+        raise UserError(f"{where}: {type(norm).__name__} {fault}; darknet has batch norm only")
     assert isinstance(norm.running_var, Tensor) and isinstance(norm.eps, float)
     variance = norm.running_var.detach().cpu()
     if norm.eps == EPS:

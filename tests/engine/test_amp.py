@@ -94,6 +94,7 @@ def chosen(device: torch.device, **given: str) -> str:
         ({"amp": "off"}, "float32"),
         ({"amp": "off", "channels_last": "on"}, "float32, channels last"),
         ({"norm": "gn"}, "bf16: the CPU has avx512_bf16"),
+        ({"norm": "bcn"}, "bf16: the CPU has avx512_bf16"),
         ({"norm": "none"}, "bf16, channels last: the CPU has avx512_bf16"),
         ({"norm": "auto"}, "bf16, channels last: the CPU has avx512_bf16"),
         ({"loss": "darknet"}, "float32: as darknet computes"),

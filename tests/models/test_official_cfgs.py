@@ -6,6 +6,7 @@ the whole networks need darknet's own cfgs.
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from models.blocks import ConvNormAct
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory
 from tests.reference.darknet_cfg import CLASSES, NARROW, count_parameters, narrow
+from utils.clock import BatchClock
 
 BN = norm_factory(NormOptions(norm="bn"))
 NAMES = sorted(path.stem for path in NARROW.glob("*.cfg"))
@@ -46,6 +48,11 @@ def check_outputs(plan: Plan, outputs: list[Tensor], *, images: int, classes: in
         torch.testing.assert_close(outputs[0].sum((1, 2, 3)), torch.ones(images))
 
 
+def classes_of(name: str) -> int:
+    """Of the narrowed cfg."""
+    return 125 if name in CLASSIFIERS else CLASSES
+
+
 def test_all_29_are_stored():
     assert len(NAMES) == 29 and set(NAMES) > CLASSIFIERS
 
@@ -58,7 +65,28 @@ def test_narrowed(name):
     network = Network(plan, BN).eval()
     assert sum(p.numel() for p in network.parameters()) == plan.parameter_count() == count_parameters(text)
     outputs = run(network, torch.rand(2, 3, *plan.net.input_hw))
-    check_outputs(plan, outputs, images=2, classes=125 if name in CLASSIFIERS else CLASSES)
+    check_outputs(plan, outputs, images=2, classes=classes_of(name))
+
+
+# The norms that came last, each with another cfg by turns; `slow` has all pairs.
+RIVALS = ("gn:groups=2,ws", "bcn:groups=2", "evonorm-s0:groups=2", "frn", "ghost:size=1", "cmbn:ws")
+BY_TURNS = [(name, RIVALS[index % len(RIVALS)]) for index, name in enumerate(NAMES)]
+REST = [pair for pair in product(NAMES, RIVALS) if pair not in BY_TURNS]
+
+
+@pytest.mark.parametrize(("name", "norm"), [*BY_TURNS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in REST)])
+def test_a_training_step_with_a_norm_for_small_batches(name, norm):
+    plan = parse_plan((NARROW / f"{name}.cfg").read_text(encoding="utf-8"), path=f"{name}.cfg")
+    network = Network(plan, norm_factory(NormOptions(norm=norm)))
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+    for part in BatchClock(network).minibatches(torch.rand(4, 3, *plan.net.input_hw).split(2)):
+        outputs = [head.logits for head in network(part)] if plan.heads else [network.last_output(part)]
+        torch.autograd.backward([output.square().mean() for output in outputs])
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert all(gradient.any() for name, gradient in gradients.items() if name.endswith("conv.weight"))
+    optimizer.step()
+    check_outputs(plan, run(network.eval(), torch.rand(1, 3, *plan.net.input_hw)), images=1, classes=classes_of(name))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -66,6 +66,17 @@ def running_by_batch(batches, momentum):
     return mean, square - mean**2
 
 
+def running_from_start(batches, momentum):
+    """As `running_by_batch`, but exponential averages from mean 0 and variance 1 on."""
+    channels = batches[0][0].shape[1]
+    mean, square = np.zeros(channels), np.ones(channels)
+    for parts in batches:
+        rows = np.concatenate([rows_of(y) for y in parts], axis=1)
+        mean = (1 - momentum) * mean + momentum * rows.mean(1)
+        square = (1 - momentum) * square + momentum * (rows.var(1, ddof=1) + rows.mean(1) ** 2)
+    return mean, square - mean**2
+
+
 # --- moments of which the mini-batch is a part ---------------------------------------------------------------
 
 
@@ -169,6 +180,49 @@ def gn(y, g, gamma, beta, groups, eps):
             dx[n, at] = (jacobian.T @ (gamma[at, None, None] * g[n, at]).ravel()).reshape(y[n, at].shape)
             dgamma[at] += (g[n, at] * hat.reshape(y[n, at].shape)).sum((1, 2))
     return out, dx, dgamma, dbeta
+
+
+# --- norms of single images with an activation of their own ----------------------------------------------------
+
+
+def evonorm_s0(y, gamma, beta, v, groups, eps):
+    """y sigmoid(v y) / sqrt(variance of the image's group + eps) gamma + beta (Liu et al. 2020, table 2).
+
+    v None: y in place of y sigmoid(v y).
+    """
+    out, width = np.empty_like(y), y.shape[1] // groups
+    for n in range(len(y)):
+        for c in range(y.shape[1]):
+            start = c // width * width
+            deviation = np.sqrt(y[n, start : start + width].var() + eps)
+            numerator = y[n, c] if v is None else y[n, c] / (1 + np.exp(-v[c] * y[n, c]))
+            out[n, c] = numerator / deviation * gamma[c] + beta[c]
+    return out
+
+
+def frn(y, gamma, beta, tau, eps):
+    """max(gamma y / sqrt(nu^2 + eps) + beta, tau), nu^2 the mean of y^2 over positions (Singh & Krishnan 2020).
+
+    tau None: no maximum.
+    """
+    out = np.empty_like(y)
+    for n in range(len(y)):
+        for c in range(y.shape[1]):
+            out[n, c] = gamma[c] * y[n, c] / np.sqrt((y[n, c] ** 2).mean() + eps) + beta[c]
+            if tau is not None:
+                out[n, c] = np.maximum(out[n, c], tau[c])
+    return out
+
+
+# --- filters ---------------------------------------------------------------------------------------------------
+
+
+def standardized(weight, eps):
+    """Each filter minus its mean, by sqrt(mean of squares - mean^2 + eps) (Qiao et al. 2019, section 3)."""
+    out = np.empty_like(weight)
+    for i, row in enumerate(weight):
+        out[i] = (row - row.mean()) / np.sqrt((row**2).mean() - row.mean() ** 2 + eps)
+    return out
 
 
 # --- MABN ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from models.blocks import ConvNormAct
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.contract import ConvAware, ConvView
 from models.norms.table import NormOptions, norm_factory
-from models.norms.weight_centralization import used_weight
+from models.norms.used_weight import used_weight
 from utils.clock import BatchClock
 
 # Windows that outlast a batch of two, no burn-in, and whole covariances: so that something happens in a short test.
@@ -72,6 +72,17 @@ KINDS = {
     "frozen": NormOptions(norm="frozen"),
     "syncbn": NormOptions(norm="syncbn"),
     "none": NormOptions(norm="none"),
+    "bn-ws": NormOptions(norm="bn:ws"),
+    "gn-ws": NormOptions(norm="gn:groups=2,ws"),
+    "cmbn-weights-ws": NormOptions(norm="cmbn:positions=0,ws"),
+    "carried-ws": tuned(CARRIED, ws=True),
+    "cbn-std-ws": tuned(CBN, ws=True),
+    "cbn-std-weights-ws": tuned(CBN, gradient="weights", ws=True),
+    "mabn-ws": tuned(MABN, ws=True),
+    "ghost": NormOptions(norm="ghost:size=2"),
+    "bcn": NormOptions(norm="bcn:groups=2", norm_momentum=0.3),
+    "evonorm-s0": NormOptions(norm="evonorm-s0:groups=2"),
+    "frn": NormOptions(norm="frn"),
 }
 
 # Which differ from another kind in nothing that a dtype, a layout or an activation could meet.
@@ -92,6 +103,12 @@ TWINS = {
     "brn-fixed-affine",
     "ln",
     "in",
+    "bn-ws",
+    "cmbn-weights-ws",
+    "carried-ws",
+    "cbn-std-ws",
+    "cbn-std-weights-ws",
+    "mabn-ws",
 }
 CORE = [kind for kind in KINDS if kind not in TWINS]
 
@@ -138,6 +155,7 @@ def stock_block(kind: str, **settings: object) -> ConvNormAct:
     options = norm_factory(KINDS[kind]).options
     return block(
         NormOptions(
+            norm="bn:ws" if options.spec.ws else "bn",
             norm_eps=options.norm_eps,
             norm_momentum=options.norm_momentum,
             weight_centralization=options.weight_centralization,
@@ -155,7 +173,11 @@ def of_class(*classes: type) -> list[str]:
     return [kind for kind in KINDS if issubclass(norm_class(kind), classes)]
 
 
-BATCH_STATISTICS = of_class(BatchStatNorm)  # which, never announced, are BN; stock BN and frozen are not of them
+OWN_ACTIVATION = ["evonorm-s0", "frn"]  # in place of the block's
+IMAGE_STATISTICS = [kind for kind, options in KINDS.items() if options.spec.has_image_statistics]
+BN_IN_INFERENCE = [k for k, o in KINDS.items() if o.spec.has_running_statistics and k not in IMAGE_STATISTICS]
+# Which, never announced, are BN; stock BN and frozen are not of them.
+BATCH_STATISTICS = [kind for kind in of_class(BatchStatNorm) if kind not in IMAGE_STATISTICS]
 CONV_AWARE = of_class(ConvAware)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tests.models.norms.kinds import (
     normalized_by,
     parts,
     run_batch,
+    stock_block,
     tuned,
 )
 from tests.reference import norms as oracle
@@ -58,7 +58,7 @@ def test_every_batch_begins_anew(kind):
 @pytest.mark.parametrize("kind", POOLED)
 def test_the_last_mini_batch_sees_the_whole_batch(kind):
     """As if it had been normalized together with the others: the end of the pool is batch norm."""
-    module, stock = block(kind), block(replace(KINDS[kind], norm="bn"))
+    module, stock = block(kind), stock_block(kind)
     batch = parts()
     together = stock(torch.cat(batch)).split([len(x) for x in batch])
     torch.testing.assert_close(run_batch(module, BatchClock(module), batch)[-1], together[-1], rtol=1e-11, atol=1e-11)

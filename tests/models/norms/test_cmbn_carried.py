@@ -10,7 +10,7 @@ from torch import Tensor
 from models.blocks import ConvNormAct
 from models.norms.contract import ConvView
 from models.norms.table import NormOptions
-from models.norms.weight_centralization import used_weight
+from models.norms.used_weight import used_weight
 from tests.models.norms.kinds import (
     CONV_SHAPES,
     KINDS,

@@ -25,6 +25,10 @@ COMPILED = [
     "cbn-lite",
     "mabn",
     "brn",
+    "ghost",
+    "bcn",
+    "evonorm-s0",
+    "frn",
 ]
 
 

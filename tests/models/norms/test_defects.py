@@ -106,7 +106,7 @@ def test_3_epsilon_is_inside_the_root(kind):
     """At a deviation of 5e-4, where outside it would be off by a factor."""
     for announced in ANNOUNCED:
         module, stock = block(kind), stock_block(kind)
-        if announced and (kind == "cmbn-darknet" or isinstance(module.norm, MovingAverageNorm)):
+        if announced and (kind in ("cmbn-darknet", "ghost") or isinstance(module.norm, MovingAverageNorm)):
             continue  # who divide by other numbers: see their oracles
         stock.load_state_dict(module.state_dict())
         (x,) = parts((4,))

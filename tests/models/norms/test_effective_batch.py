@@ -31,6 +31,12 @@ def options(norm: str, **settings: object) -> NormOptions:
         (options("mabn:average_images=12"), 12),
         (options("brn"), 160),
         (options("brn", norm_momentum=0.0), 16_000),
+        (options("ghost"), 2),
+        (options("ghost:size=1"), 1),
+        (options("bcn"), 160),
+        (options("gn:ws"), None),
+        (options("evonorm-s0"), None),
+        (options("frn"), None),
         (options("gn"), None),
         (options("ln"), None),
         (options("in"), None),
@@ -154,13 +160,15 @@ def test_norms_that_need_no_variance_of_a_mini_batch_can_do_with_one_value(norm)
     assert check_values(parse_plan(DEEP, path="deep.cfg"), options(norm), mini_batch=1) is None
 
 
-@pytest.mark.parametrize("norm", ["cmbn", "cbn", "cbn-lite", "brn", "syncbn", "gn", "in"])
+@pytest.mark.parametrize(
+    "norm", ["cmbn", "cbn", "cbn-lite", "brn", "syncbn", "ghost", "gn", "in", "bcn", "evonorm-s0", "frn"]
+)
 def test_pools_begin_with_one_mini_batch_and_groups_may_be_one_channel(norm):
     with pytest.raises(UserError, match="one value per channel"):
         check_values(parse_plan(DEEP, path="deep.cfg"), options(norm), mini_batch=1)
 
 
-@pytest.mark.parametrize("norm", ["gn", "in"])
+@pytest.mark.parametrize("norm", ["gn", "in", "evonorm-s0", "frn"])
 def test_norms_of_single_images_are_not_helped_by_more_of_them(norm):
     with pytest.raises(UserError, match=r"one value per channel.* take a larger --image-size or --norm ln"):
         check_values(parse_plan(DEEP, path="deep.cfg"), options(norm), mini_batch=16)

@@ -11,12 +11,10 @@ from models.network import Network
 from models.norms.fold import can_fold, fold
 from models.norms.running_stats import has_running_statistics
 from models.norms.table import NormOptions, norm_factory
-from tests.models.norms.kinds import KINDS
+from tests.models.norms.kinds import BN_IN_INFERENCE, KINDS
 from utils.errors import UserError
 
-FOLDABLE = [
-    kind for kind, options in KINDS.items() if options.spec.has_running_statistics or not options.spec.normalizes
-]
+FOLDABLE = [*BN_IN_INFERENCE, "none"]
 LAYERS = """
 [net]
 width=16
@@ -102,11 +100,21 @@ def test_the_network_itself_stays_as_it_is():
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("norm", ["gn", "ln", "in"])
-def test_norms_of_the_image_at_hand_are_refused(norm):
+@pytest.mark.parametrize(
+    ("norm", "name"),
+    [
+        ("gn", "GroupNorm"),
+        ("ln", "GroupNorm"),
+        ("in", "GroupNorm"),
+        ("bcn", "BatchChannelNorm"),
+        ("evonorm-s0", "EvoNormS0"),
+        ("frn", "FilterResponseNorm"),
+    ],
+)
+def test_norms_of_the_image_at_hand_are_refused(norm, name):
     network = Network(parse_plan(LAYERS, path="toy.cfg"), norm_factory(NormOptions(norm=norm)))
     assert not can_fold(network)
-    with pytest.raises(UserError, match=r"^GroupNorm cannot be merged into a convolution"):
+    with pytest.raises(UserError, match=rf"^{name} cannot be merged into a convolution"):
         fold(network)
 
 

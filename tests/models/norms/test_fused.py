@@ -15,6 +15,7 @@ from tests.models.norms.kinds import (
     CORE,
     DTYPES,
     LAYOUTS,
+    OWN_ACTIVATION,
     assert_same_bits,
     block,
     norm_class,
@@ -22,6 +23,7 @@ from tests.models.norms.kinds import (
     steps,
 )
 
+FOLLOWED = [kind for kind in CORE if kind not in OWN_ACTIVATION]
 FUSED = [kind for kind in BATCH_STATISTICS if kind in CORE and not issubclass(norm_class(kind), MovingAverageNorm)]
 
 
@@ -60,7 +62,7 @@ def test_fused_is_one_after_the_other(kind, activation, dtype, layout):
 
 
 @pytest.mark.parametrize("activation", ["leaky", "relu"])
-@pytest.mark.parametrize("kind", CORE)
+@pytest.mark.parametrize("kind", FOLLOWED)
 def test_an_activation_in_place_spoils_nothing_that_the_backward_needs(kind, activation):
     """Those that the blocks are made with: a norm must not keep its output."""
     in_place = make_activation(activation)
@@ -73,7 +75,7 @@ def test_an_activation_in_place_spoils_nothing_that_the_backward_needs(kind, act
 
 
 @pytest.mark.parametrize("activation", [nn.Mish(), nn.SiLU()], ids=["mish", "silu"])
-@pytest.mark.parametrize("kind", CORE)
+@pytest.mark.parametrize("kind", FOLLOWED)
 def test_evaluation_activates_once(kind, activation):
     inside, outside = block(kind, activation=activation), apart(kind, activation, torch.float64)
     for net in (inside, outside):

@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.norms.bcn import BatchChannelNorm
 from models.norms.brn import BatchRenorm
 from models.norms.cmbn import CrossMiniBatchNormW, DarknetCrossMiniBatchNorm
 from models.norms.contract import ConvAware, ConvView
 from models.norms.mabn import MovingAverageNorm
-from tests.models.norms.kinds import BATCH_STATISTICS, CORE, KINDS, block, norm_class, parts
+from tests.models.norms.kinds import CORE, KINDS, block, norm_class, of_class, parts
 from utils.clock import BatchClock
 
 RENORMED = [kind for kind in KINDS if "gradient=renorm" in KINDS[kind].norm]
 # Whose gradients are a choice; each has an oracle in its own file.
 CHOSEN = [
     *RENORMED,
-    *(k for k in KINDS if issubclass(norm_class(k), DarknetCrossMiniBatchNorm | MovingAverageNorm | BatchRenorm)),
+    *of_class(DarknetCrossMiniBatchNorm, MovingAverageNorm, BatchRenorm, BatchChannelNorm),
 ]
 TRUE = [kind for kind in KINDS if kind not in CHOSEN]
 # To the convolution's weights too, at the first mini-batch of a step, when the past is brought to today's weights.
@@ -78,7 +79,7 @@ def test_the_gradient_to_all_parameters_of_a_block_is_true(kind, shape):
 
 def test_the_choices_are_not_true():
     """Else the oracles of the chosen gradients could test nothing: each differs from the derivative somewhere."""
-    assert set(CHOSEN) <= set(BATCH_STATISTICS)
+    assert all(KINDS[kind].spec.has_batch_statistics for kind in CHOSEN)
     for kind in CHOSEN:
         module, clock = warmed_up(kind)
         falls = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import sys
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.blocks import ConvNormAct
 from models.norms import across_ranks
+from models.norms.adopt import adopt
 from models.norms.moments import Moments
 from models.norms.recalibrate import recalibrate
 from models.norms.table import NormOptions, norm_factory
@@ -389,6 +391,36 @@ def test_recalibrated_by_two_ranks_it_has_the_statistics_of_all_images(rank, cas
     for name, value in ours.state_dict().items():
         assert_close(value, whole.state_dict()[name])
         assert torch.equal(*of_ranks(value)), name
+
+
+# --- anybody's model -----------------------------------------------------------------------------------------
+
+
+@on_both_ranks("cmbn", "cmbn:carry,burn_in_steps=0", "cbn:burn_in_steps=0", "cmbn:sync")
+def test_an_adopted_model_trains_in_ddp_as_it_comes(rank, case):
+    """It broadcasts rank 0's buffers at each forward, but no histories: gradients are the means of what each rank
+    computes by itself."""
+    net = nn.Sequential(
+        nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 3, 3), nn.BatchNorm2d(3)
+    ).double()
+    by_itself = copy.deepcopy(net)
+    clock, own_clock = (adopt(each, case, make_images((1, 1), 0)) for each in (net, by_itself))
+    wrapped = DistributedDataParallel(net)
+    for step in range(3):
+        parts = [make_images((1, 1), 100 * rank + 10 * step + index) for index in range(3)]
+        for index, x in enumerate(clock.minibatches(parts)):
+            with wrapped.no_sync() if index < 2 else nullcontext():
+                wrapped(x).pow(3).sum().backward()
+        for x in own_clock.minibatches(parts):
+            by_itself(x).pow(3).sum().backward()
+        for ours, own in zip(net.parameters(), by_itself.parameters(), strict=True):
+            dist.all_reduce(own.grad)
+            assert_close(ours.grad, own.grad / WORLD)
+            with torch.no_grad():
+                for parameter, gradient in ((ours, ours.grad), (own, own.grad / WORLD)):
+                    parameter.sub_(0.01 * gradient)
+            ours.grad = own.grad = None
+        clock.stepped(), own_clock.stepped()
 
 
 # --- the messages themselves ---------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def test_recomputed_activations_give_the_same_bits_and_one_running_update(kind, 
     assert_same_bits(state_of(recomputing.net), state_of(plain.net))
     for block in recomputing.net:
         if hasattr(block.norm, "num_batches_tracked") and kind != "frozen":
-            by_mini_batch = not announced or kind in ("bn", "bn-centred", "cmbn-darknet")
+            by_mini_batch = not announced or kind in ("bn", "bn-centred", "bn-ws", "cmbn-darknet")
             assert block.norm.num_batches_tracked == (9 if by_mini_batch else 3)
 
 

@@ -12,7 +12,7 @@ from models.norms.table import NORMS, NormOptions, norm_factory
 from models.weights.start import load_matching
 from utils.clock import BatchClock
 
-WITH = [norm for norm, spec in NORMS.items() if spec.has_running_statistics]
+WITH = [norm for norm, spec in NORMS.items() if spec.has_running_statistics and norm != "bcn"]
 SMALL = "\n".join(
     ["[net]", "width=8", "height=8"]
     + 2 * ["[convolutional]", "batch_normalize=1", "filters=8", "size=3", "pad=1", "stride=2", "activation=leaky"]
@@ -44,6 +44,14 @@ def test_batch_statistics_norms_take_over_from_each_other(before, after):
     other.train()
     for part in BatchClock(other).minibatches(images.split(2)):
         assert torch.isfinite(last_output(other, part)).all()
+
+
+def test_batch_channel_norm_starts_with_the_batch_norm_of_others_and_a_fresh_group_norm():
+    images, trained, other = torch.rand(6, 3, 8, 8), network("bn"), network("bcn")
+    recalibrate(trained, [images + 0.3])
+    assert load_matching(other, trained.state_dict()) == (4, ["layers.0.norm.channel", "layers.1.norm.channel"])
+    assert torch.equal(other.layers[0].norm.running_var, trained.layers[0].norm.running_var)
+    assert load_matching(trained, other.state_dict()) == (4, [])
 
 
 def test_centred_weights_are_another_function():

@@ -15,7 +15,7 @@ from models.norms.cmbn import DarknetCrossMiniBatchNorm
 from models.norms.effective_batch import describe_norm, norm_warnings
 from models.norms.group_norm import largest_divisor
 from models.norms.old_spelling import removed_flags, respelled
-from models.norms.spec import NormSpec
+from models.norms.spec import NormSpec, own_fields
 from models.norms.table import (
     NORMS,
     NormOptions,
@@ -26,7 +26,7 @@ from models.norms.table import (
     resolve_norm,
     stored_norm,
 )
-from models.norms.weight_centralization import CentralizedConv2d
+from models.norms.used_weight import CentralizedConv2d, StandardizedConv2d
 from tests.models.norms.kinds import KINDS, block, parts, run_batch
 from utils.clock import BatchClock
 from utils.errors import UserError
@@ -43,7 +43,7 @@ def test_every_norm_is_among_the_kinds():
 def test_every_option_is_tried_by_some_kind_or_at_its_default(norm):
     """Each choice of an option with choices, and another value than the default of any other option."""
     specs = [options.spec for options in KINDS.values() if options.spec.name == norm]
-    for f in fields(NORMS[norm]):
+    for f in own_fields(NORMS[norm]):
         tried = {getattr(spec, f.name) for spec in specs}
         if (norm, f.name) == ("cbn-lite", "sync"):  # tests/models/norms/test_ranks.py
             continue
@@ -53,7 +53,7 @@ def test_every_option_is_tried_by_some_kind_or_at_its_default(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_option_hides_what_a_spec_says_itself(norm):
-    assert {f.name for f in fields(NORMS[norm])} & (set(dir(NormSpec)) | {"name", "summary", "source"}) == set()
+    assert {f.name for f in own_fields(NORMS[norm])} & (set(dir(NormSpec)) | {"name", "summary", "source"}) == set()
 
 
 def test_no_two_kinds_are_one():
@@ -123,6 +123,9 @@ def test_a_norm_is_read_back_from_its_spelling(kind):
         ("mabn:average_images=2.5", "mabn:average_images=2.5"),
         ("mabn:average_images=16.123456789", "mabn:average_images=16.123456789"),
         ("cbn:window=8,estimator=taylor", "cbn:estimator=taylor,window=8"),
+        ("gn:ws", "gn:ws"),
+        ("cmbn:ws,carry", "cmbn:carry,ws"),
+        ("bn:ws=off", "bn"),
     ],
 )
 def test_a_norm_has_one_canonical_spelling(typed, canonical):
@@ -154,6 +157,8 @@ def test_a_norm_has_one_canonical_spelling(typed, canonical):
         ("cbn:estimator=none", "write cbn:estimator=none,gradient=share"),
         ("cmbn:gradient=share,positions=8", "--norm cmbn:gradient=share does not use positions"),
         ("cmbn:gradient=darknet,carry,burn_in_steps=0", "does not use carry and burn_in_steps"),
+        ("none:ws", "--norm none has no option ws: .* need a norm that restores the scale"),
+        ("gn:ws=2", "--norm gn: ws=2 must be on or off"),
         ("cmbn:gradient=renorm,sync", "--norm cmbn:gradient=renorm does not use sync"),
     ],
 )
@@ -193,6 +198,13 @@ def test_shuffling_images_is_off_unless_typed(norm):
 def test_a_freeze_after_a_freeze_is_refused():
     with pytest.raises(UserError, match=r"--norm-eval .* --norm-freeze-after has nothing to add"):
         resolve_norm(NormOptions(norm_eval=True, norm_freeze_after=0.5))
+
+
+@pytest.mark.parametrize("norm", ["gn:ws", "mabn:ws"])
+def test_filters_that_are_standardized_are_not_centralized_as_well(norm):
+    assert resolve_norm(NormOptions(norm=norm)).weight_centralization is False
+    with pytest.raises(UserError, match=f"--weight-centralization adds nothing to {norm}"):
+        resolve_norm(NormOptions(norm=norm, weight_centralization=True))
 
 
 # --- what is filled in ---------------------------------------------------------------------------------------
@@ -307,7 +319,7 @@ def test_an_epsilon_is_used_in_training_and_evaluation():
 def test_every_parameter_of_a_block_gets_a_gradient(norm):
     made = ConvNormAct.make(4, 8, 3, norm=norm_factory(NormOptions(norm=norm)), activation=nn.Mish())
     assert (made.conv.bias is not None) == (norm == "none")
-    made(torch.randn(2, 4, 6, 6)).square().sum().backward()
+    (made(torch.randn(2, 4, 6, 6)) - 1).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in made.parameters())
 
 
@@ -319,8 +331,9 @@ def test_a_frozen_affine_part_stays_as_it_starts(norm):
     for x in BatchClock(made).minibatches(parts(dtype=torch.float32)):
         made(x).square().sum().backward()
     assert made.conv.weight.grad.abs().sum() > 0
-    assert [p.requires_grad for p in made.norm.parameters()] == [False, False]
-    assert [p.grad for p in made.norm.parameters()] == [None, None]
+    for name, parameter in made.norm.named_parameters():
+        if name not in ("v", "tau"):  # of an activation
+            assert not parameter.requires_grad and parameter.grad is None
     assert made.norm.weight.tolist() == [1] * 8 and made.norm.bias.tolist() == [0] * 8
 
 
@@ -356,6 +369,25 @@ def test_weights_bring_their_groups_unless_others_are_typed():
     assert norm_of_weights(stored, "gn:groups=32")["norm"] == "gn"  # its default, typed
 
 
+@pytest.mark.parametrize(
+    ("trained", "typed", "now"),
+    [
+        ("gn:ws", None, "gn:ws"),
+        ("gn:ws", "gn", "gn:ws"),
+        ("gn:ws", "cmbn:carry", "cmbn:carry,ws"),
+        ("gn:ws", "cmbn:ws=off", "cmbn"),
+        ("bn", "gn:ws", "gn:ws"),
+        ("mabn", "mabn:ws", "mabn:ws"),
+        ("gn:ws", "none", "none"),
+        ("bcn:groups=4,ws", "bcn", "bcn:groups=4,ws"),
+        ("evonorm-s0:groups=4", "evonorm-s0", "evonorm-s0:groups=4"),
+    ],
+)
+def test_weights_bring_their_standardized_filters_along(trained, typed, now):
+    stored = asdict(resolve_norm(NormOptions(norm=trained)))
+    assert resolve_norm(NormOptions(**norm_of_weights(stored, typed))).norm == now
+
+
 def test_how_statistics_are_pooled_is_not_fixed_by_the_weights():
     stored = asdict(resolve_norm(NormOptions(norm="cmbn:carry,positions=9")))
     assert norm_of_weights(stored, None)["norm"] == "cmbn"
@@ -371,6 +403,12 @@ def test_how_a_training_treats_statistics_is_not_the_weights_business():
 def test_darknets_variant_is_of_no_other_gradient():
     kinds = [kind for kind in KINDS if isinstance(block(kind).norm, DarknetCrossMiniBatchNorm)]
     assert kinds == ["cmbn-darknet"]
+
+
+@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "none"])
+def test_every_norm_standardizes_filters_where_asked(norm):
+    made = ConvNormAct.make(4, 8, 3, norm=norm_factory(NormOptions(norm=f"{norm}:ws")), activation=nn.Mish())
+    assert type(made.conv) is StandardizedConv2d and made.norm is not None
 
 
 @pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "none"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from models.detector import make_checkpoint
 from models.network import Network
 from models.norms.running_stats import has_running_statistics
 from models.norms.table import NORMS, NormOptions, norm_factory
-from models.norms.weight_centralization import CentralizedConv2d
+from models.norms.used_weight import filters_of
 from models.weights.start import load_matching, read_start, start_from
 from models.weights.writer import write_weights
-from tests.models.norms.kinds import KINDS
+from tests.models.norms.kinds import BN_IN_INFERENCE, KINDS
 from tests.models.weights.nets import SMALL, heads_of, network_of, plan_of, written
 from tests.reference import darknet_weights as oracle
 from tests.toy_checkpoint import toy_checkpoint
@@ -24,7 +25,7 @@ from utils.clock import BatchClock
 from utils.errors import UserError
 
 CENTRALIZED = "; filters are centralized from here on: the network computes something else"
-WITH_STATISTICS = [kind for kind, options in KINDS.items() if options.spec.has_running_statistics]
+STANDARDIZED = CENTRALIZED.replace("centralized", "standardized")
 
 
 @pytest.fixture
@@ -40,14 +41,14 @@ def fresh(options: NormOptions, *, classes: int = 2) -> Network:
     return Network(parse_plan(SMALL, path="small.cfg", classes=classes), norm_factory(options))
 
 
-@pytest.mark.parametrize("kind", WITH_STATISTICS)
+@pytest.mark.parametrize("kind", BN_IN_INFERENCE)
 def test_a_norm_with_statistics_keeps_all_of_it(trained, kind):
     """Also after its first batch, which moves the statistics by its momentum and does not replace them."""
     network, weights, cfg = trained
     other = fresh(KINDS[kind])
     said = start_from(weights, cfg, other)
     wanted = f"{weights}: loaded 5 of 5 convolutions and 2 of 2 weighted shortcuts, 0 bytes left"
-    assert said == (wanted + CENTRALIZED if isinstance(other.layers[0].conv, CentralizedConv2d) else wanted)
+    assert said == wanted + {"": "", "centralized": CENTRALIZED, "standardized": STANDARDIZED}[filters_of(other)]
     for name, tensor in network.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(other.state_dict()[name], tensor), name
@@ -56,7 +57,7 @@ def test_a_norm_with_statistics_keeps_all_of_it(trained, kind):
     for part in BatchClock(other).minibatches(images.split(2)):
         other(part)
     mean = torch.zeros(4) if kind.startswith("mabn") else other.layers[0].conv(images).mean((0, 2, 3))
-    updates = 2 if kind in ("bn", "bn-centred", "cmbn-darknet") else 1  # after each mini-batch, or each batch
+    updates = 2 if kind in ("bn", "bn-centred", "bn-ws", "cmbn-darknet") else 1  # after each mini-batch, or each batch
     share = 0 if kind == "frozen" else 1 - (1 - norm.momentum) ** updates
     torch.testing.assert_close(norm.running_mean, loaded + share * (mean.detach() - loaded), atol=1e-4, rtol=1e-5)
 
@@ -86,9 +87,12 @@ def test_heads_for_other_classes_start_fresh_and_all_else_does_not(trained, norm
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     said = start_from(weights, cfg, other)
     assert "; of another size in this network, so re-initialized: layers.7.conv" in said
+    # darknet's file has no group norm behind batch norm, and no parameters of an activation.
+    not_there = [name.rpartition(".")[0] for name in before if re.search(r"norm\.(channel\.weight|v|tau)$", name)]
     for name, tensor in other.state_dict().items():
         if not name.endswith("num_batches_tracked"):
-            assert torch.equal(tensor, before[name]) == name.startswith("layers.7."), name
+            is_fresh = name.startswith("layers.7.") or name.rpartition(".")[0] in not_there
+            assert torch.equal(tensor, before[name]) == is_fresh, name
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -189,6 +193,18 @@ def test_filters_that_are_centred_on_one_side_only_are_another_function(tmp_path
     other = fresh(NormOptions(norm=norm, weight_centralization=now)).eval()
     said = start_from(str(tmp_path / "x.pt"), None, other)
     change = CENTRALIZED if now else CENTRALIZED.replace("are", "are no longer")
+    assert said.endswith("0 re-initialized" + (change if before != now else ""))
+    assert torch.equal(heads_of(other), heads_of(trained)) == (before == now)
+
+
+@pytest.mark.parametrize("norms", [("gn", "gn:ws"), ("gn:ws", "gn"), ("mabn", "mabn:ws"), ("bn:ws", "bn:ws")])
+def test_filters_that_are_standardized_on_one_side_only_are_another_function(tmp_path, norms):
+    before, now = (NormOptions(norm=norm) for norm in norms)
+    trained = network_of(plan_of(), before)
+    checkpoint_of(trained, ("a", "b"), tmp_path / "x.pt", before)
+    other = fresh(now).eval()
+    said = start_from(str(tmp_path / "x.pt"), None, other)
+    change = STANDARDIZED if now.spec.ws else STANDARDIZED.replace("are", "are no longer")
     assert said.endswith("0 re-initialized" + (change if before != now else ""))
     assert torch.equal(heads_of(other), heads_of(trained)) == (before == now)
 

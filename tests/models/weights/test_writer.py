@@ -18,7 +18,7 @@ from models.norms.table import NORMS, NormOptions, norm_factory
 from models.weights.reader import Header, read_weights
 from models.weights.writer import write_weights
 from tests import darknet_fixtures
-from tests.models.norms.kinds import KINDS
+from tests.models.norms.kinds import BN_IN_INFERENCE, KINDS
 from tests.models.weights.nets import SMALL, heads_of, network_of, plan_of, written
 from tests.reference import darknet_weights as oracle
 from tests.reference.darknet_cfg import NARROW
@@ -26,8 +26,6 @@ from utils.errors import UserError
 
 BN = norm_factory(NormOptions())
 WITHOUT_STATISTICS = [norm for norm, spec in NORMS.items() if not spec.has_running_statistics]
-WITH_STATISTICS = [kind for kind, options in KINDS.items() if options.spec.has_running_statistics]
-
 
 # --- there and back, bit for bit ------------------------------------------------------------------------------
 
@@ -85,9 +83,9 @@ def test_whole_networks_come_back_bit_for_bit(tmp_path, shared: Path, name):
 # --- every norm -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", WITH_STATISTICS)
+@pytest.mark.parametrize("kind", BN_IN_INFERENCE)
 def test_what_darknet_gets_computes_the_same(tmp_path, kind):
-    """Centred filters as they are used, another eps in the variance; all else as it is."""
+    """Centred and standardized filters as they are used, another eps in the variance; all else as it is."""
     plan, options = plan_of(), KINDS[kind]
     network = network_of(plan, options)
     write_weights(tmp_path / "a", network, seen=0)
@@ -101,7 +99,7 @@ def test_what_darknet_gets_computes_the_same(tmp_path, kind):
         for key, tensor in network.state_dict().items()
         if not key.endswith("num_batches_tracked") and not torch.equal(read.state[key], tensor)
     }
-    expected = {"weight"} if settled.weight_centralization else set()
+    expected = {"weight"} if settled.weight_centralization or settled.spec.ws else set()
     assert moved == expected | ({"running_var"} if settled.norm_eps != 1e-5 else set())
 
 
@@ -121,11 +119,11 @@ def test_a_smaller_eps_needs_variances_that_can_spare_it(tmp_path):
     torch.testing.assert_close(heads_of(stock.eval()), heads_of(network), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("norm", ["gn", "ln", "in"])
+@pytest.mark.parametrize("norm", ["gn", "ln", "in", "bcn", "evonorm-s0", "frn"])
 def test_norms_of_single_images_are_refused(tmp_path, norm):
     network = network_of(plan_of(), NormOptions(norm=norm))
-    reason = "has no running statistics; darknet has batch norm only"
-    with pytest.raises(UserError, match=rf"^layer 0 \[convolutional\] \(small\.cfg:8\): GroupNorm {reason}"):
+    reason = "(has no running statistics|is not batch norm in inference); darknet has batch norm only"
+    with pytest.raises(UserError, match=rf"^layer 0 \[convolutional\] \(small\.cfg:8\): \w+Norm\w* {reason}"):
         write_weights(tmp_path / "a", network, seen=0)
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Weight centralization: what is convolved has mean zero, what is stored and differentiated is the parameter."""
+"""Centralized and standardized weights: what is convolved is a function of what is stored and differentiated."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from models.norms.contract import ConvView
-from models.norms.weight_centralization import CentralizedConv2d, used_weight
-from tests.models.norms.kinds import CONV_SHAPES, KINDS, block, noise_like, parts
+from models.norms.used_weight import CentralizedConv2d, StandardizedConv2d, filters_of, used_weight
+from tests.models.norms.kinds import CONV_SHAPES, KINDS, assert_agree, block, noise_like, parts, tuned
+from tests.reference import norms as oracle
 
 PLAIN = [
     kind
     for kind, options in KINDS.items()
-    if not options.weight_centralization and not options.spec.centralizes_weights
+    if not (options.weight_centralization or options.spec.centralizes_weights or options.spec.ws)
 ]
 
 
@@ -34,16 +35,47 @@ def test_the_filters_used_have_mean_zero(groups, stride, size):
     torch.testing.assert_close(conv(x + 3), conv(x), rtol=1e-12, atol=1e-12)
 
 
-def test_a_bias_is_added_after_it():
-    conv = CentralizedConv2d(4, 8, 3)
+@pytest.mark.parametrize(("groups", "stride", "size"), CONV_SHAPES)
+def test_standardized_filters_are_their_formula(groups, stride, size):
+    conv = StandardizedConv2d(4, 8, size, stride=stride, padding=1, groups=groups, bias=False).double()
+    with torch.no_grad():
+        conv.weight.mul_(torch.logspace(-4, 2, 8).view(-1, 1, 1, 1)).add_(0.1)
+    used = used_weight(conv)
+    assert_agree(used, oracle.standardized(conv.weight.detach().numpy(), 1e-6), relative=1e-9)  # the oracle cancels
+    assert used.mean((1, 2, 3)).abs().max() < 1e-12
+    assert (used[-1].var(correction=0) - 1).abs() < 1e-6 or conv.weight[0].numel() == 1
+    x = parts()[0]
+    expected = F.conv2d(x, used, stride=stride, padding=1, groups=groups)
+    torch.testing.assert_close(conv(x), expected, rtol=1e-13, atol=1e-13)
+
+
+def test_a_filter_of_one_number_becomes_zero_and_one_without_variance_too():
+    conv = StandardizedConv2d(4, 4, 1, groups=4, bias=False)
+    assert torch.equal(used_weight(conv), torch.zeros(4, 1, 1, 1))
+    flat = StandardizedConv2d(4, 4, 3, bias=False)
+    torch.nn.init.constant_(flat.weight, 7)
+    flat(parts(dtype=torch.float32)[0]).sum().backward()
+    assert torch.equal(used_weight(flat), torch.zeros_like(flat.weight)) and flat.weight.grad.isfinite().all()
+
+
+def test_a_network_says_what_its_filters_are():
+    assert [filters_of(block(kind)) for kind in ("bn", "bn-centred", "bn-ws")] == ["", "centralized", "standardized"]
+
+
+@pytest.mark.parametrize("kind", [CentralizedConv2d, StandardizedConv2d])
+def test_a_bias_is_added_after_it(kind):
+    conv = kind(4, 8, 3)
     x = parts(dtype=torch.float32)[0]
     torch.testing.assert_close(conv(x), F.conv2d(x, used_weight(conv)) + conv.bias.view(-1, 1, 1))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in PLAIN if kind != "none"])  # which refuses to be centred
-def test_the_state_dict_is_that_of_the_plain_convolution(kind):
+@pytest.mark.parametrize(
+    "how", [lambda kind: {"weight_centralization": True}, lambda kind: {"norm": tuned(KINDS[kind], ws=True).norm}]
+)
+@pytest.mark.parametrize("kind", [kind for kind in PLAIN if kind != "none"])  # which refuses both
+def test_the_state_dict_is_that_of_the_plain_convolution(kind, how):
     """So that weights and converters work; and the stored parameter is not touched by training forwards."""
-    plain, centred = block(kind), block(replace(KINDS[kind], weight_centralization=True))
+    plain, centred = block(kind), block(replace(KINDS[kind], **how(kind)))
     assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in centred.state_dict().items()}
     centred.load_state_dict(plain.state_dict())
     centred(parts()[0])
@@ -59,8 +91,9 @@ def test_a_layer_whose_filters_are_centred_already_is_the_plain_one():
             torch.testing.assert_close(centred(x), plain(x), rtol=1e-12, atol=1e-12)
 
 
-def test_the_view_shows_the_filters_used():
-    conv = CentralizedConv2d(4, 8, 3, bias=False).double()
+@pytest.mark.parametrize("kind", [CentralizedConv2d, StandardizedConv2d])
+def test_the_view_shows_the_filters_used(kind):
+    conv = kind(4, 8, 3, bias=False).double()
     x = parts()[0]
     view = ConvView(conv, x)
     assert torch.equal(view.weight, used_weight(conv)) and view.weight.requires_grad
@@ -68,8 +101,9 @@ def test_the_view_shows_the_filters_used():
     torch.testing.assert_close(said, conv(x).mean((0, 2, 3)), rtol=1e-12, atol=1e-13)
 
 
-def test_gradcheck():
-    conv = CentralizedConv2d(2, 3, 2, bias=False).double()
+@pytest.mark.parametrize("kind", [CentralizedConv2d, StandardizedConv2d])
+def test_gradcheck(kind):
+    conv = kind(2, 3, 2, bias=False).double()
     x = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
         lambda t, w: torch.func.functional_call(conv, {"weight": w}, t), (x, conv.weight.detach().requires_grad_())
