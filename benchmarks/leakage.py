@@ -210,7 +210,7 @@ def measure(trainer: Trainer) -> Row:
             criterion(detector.network(batch.pixels()), batch.targets).classes
             for batch in image_batches(detector, some, batch_size=50, workers=0)
         ]
-    test_set = open_image_set(str(FOLDER), "test")
+    test_set = open_image_set(trainer.job.options.data[0], "test")
     found = Evaluator(detector, test_set, batch_size=50, workers=0).measure()
     return {
         "inference_class_loss": round(float(sum(losses)) / len(some), 4),

@@ -113,8 +113,8 @@ def job_of(given: dict[str, Any]) -> Job:
         from_files = {**from_files, **recipe}
     options = resolve(TrainOptions, {**given, "optimizer": optimizer}, from_files)
     check_batch(options, len(train_set))
-    check_shuffle(options, is_resumed=checkpoint is not None)
     check_domains(options)
+    check_shuffle(options, is_resumed=checkpoint is not None)
     options, precision_reason = choose_precision(options, plan)
     options = resolve_subdivisions(options, plan)
     forwards = min(int(options.optim.subdivisions), images_per_rank(options, train_set))
@@ -257,18 +257,6 @@ def check_batch(options: TrainOptions, images: int) -> None:
         raise UserError(f"--batch-size {batch} is not divisible by {by} (what is not typed comes from the cfg)")
 
 
-def check_shuffle(options: TrainOptions, *, is_resumed: bool) -> None:
-    """Raise UserError for --shuffle-bn with what it does not go with; only warn where a run goes on in one process."""
-    if options.norm.shuffle_bn and keeps_apart(options):
-        raise UserError("--shuffle-bn mixes images of all data sets: leave out what --domain-... keeps apart")
-    if not options.norm.shuffle_bn or ranks.world_size() > 1:
-        return
-    alone = "--shuffle-bn shuffles images among the processes that torchrun starts, and there is one"
-    if not is_resumed:
-        raise UserError(f"{alone}: leave it out")
-    warn(f"{alone}: from here on nothing is shuffled")
-
-
 def _other_classes(before: Sequence[str], now: Sequence[str]) -> str:
     """Return in words how the classes of the data have changed."""
     if set(before) == set(now):
@@ -299,6 +287,21 @@ def check_domains(options: TrainOptions) -> None:
         raise UserError(
             "--precise-bn needs --domain-statistics own if --domain-affine is: it measures one domain at a time"
         )
+
+
+def check_shuffle(options: TrainOptions, *, is_resumed: bool) -> None:
+    """Raise UserError for --shuffle-bn in a single process; only warn where a run of several goes on in one.
+
+    And with domains that are kept apart: images would meet the norms of others, or ranks have unequal mini-batches.
+    """
+    if options.norm.shuffle_bn and keeps_apart(options):
+        raise UserError("--shuffle-bn mixes images of all data sets: leave out what --domain-... keeps apart")
+    if not options.norm.shuffle_bn or ranks.world_size() > 1:
+        return
+    alone = "--shuffle-bn shuffles images among the processes that torchrun starts, and there is one"
+    if not is_resumed:
+        raise UserError(f"{alone}: leave it out")
+    warn(f"{alone}: from here on nothing is shuffled")
 
 
 def open_domains(given: dict[str, Any]) -> tuple[Domain, ...]:

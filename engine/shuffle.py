@@ -30,18 +30,18 @@ class ShuffledForward(nn.Module, BatchAware):
         self.network = network
         self._seed = seed
         self._tick = Tick(step=0, index=0, count=1)
-        self._parts = listeners_of(network)  # a clock tells the outermost only
+        self._listeners = listeners_of(network)
 
     def announce(self, tick: Tick) -> None:
         self._tick = tick
-        for part in self._parts:
-            if part.is_listening:
-                part.announce(tick)
+        for listener in self._listeners:
+            if listener.is_listening:
+                listener.announce(tick)
 
     def batch_ended(self) -> None:
-        for part in self._parts:
-            if part.is_listening:
-                part.batch_ended()
+        for listener in self._listeners:
+            if listener.is_listening:
+                listener.batch_ended()
 
     def forward(self, images: Tensor) -> tuple[RawHead, ...]:
         goes_to = self._new_ranks(len(images))

@@ -218,7 +218,7 @@ class NormOptions:
         """Return the resolved options of one layer's norm, without what it does not use. self: resolved."""
         heads = self.norm_heads if node.index >= backbone_layers(plan) else None
         spec = _in_cfg(plan, node) or parse_norm(heads or self.norm)
-        unused: dict[str, Any] = {"shuffle_bn": None}
+        unused: dict[str, Any] = {"shuffle_bn": None}  # of the whole network
         if not spec.has_batch_statistics:
             unused |= dict.fromkeys(("norm_momentum", "norm_eval", "norm_freeze_after"))
             unused["domain_statistics"] = "shared"
@@ -290,10 +290,10 @@ def resolve_norm(options: NormOptions, plan: Plan | None = None) -> NormOptions:
                 raise UserError(f"{_flag(name)} is about a norm, and --norm {typed} is not one")
     if options.norm_eval and options.norm_freeze_after not in (None, 1.0):
         raise UserError("--norm-eval freezes the statistics from the start: --norm-freeze-after has nothing to add")
-    if options.weight_centralization and (standardized := next((spec for spec in specs if spec.ws), None)):
-        raise UserError(f"--weight-centralization adds nothing to {standardized}, whose filters have no mean already")
     if options.shuffle_bn and all(spec.is_synchronized for spec in specs if spec.has_batch_statistics):
         raise UserError(f"--shuffle-bn has no purpose with --norm {typed}, which pools over all ranks")
+    if options.weight_centralization and (standardized := next((spec for spec in specs if spec.ws), None)):
+        raise UserError(f"--weight-centralization adds nothing to {standardized}, whose filters have no mean already")
     own["weight_centralization"] = _common(spec.centralizes_weights and not spec.ws for spec in specs)
     return replace(options, **{name: value for name, value in own.items() if getattr(options, name) is None})
 
