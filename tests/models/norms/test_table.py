@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from cfg.plan import load_plan
 from models.blocks import ConvNormAct
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.cmbn import DarknetCrossMiniBatchNorm
