@@ -292,7 +292,7 @@ def check_domains(options: TrainOptions) -> None:
 def check_shuffle(options: TrainOptions, *, is_resumed: bool) -> None:
     """Raise UserError for --shuffle-bn in a single process; only warn where a run of several goes on in one.
 
-    And with norms by domain: images would meet the norms of others.
+    And with domains that are kept apart: images would meet the norms of others, or ranks have unequal mini-batches.
     """
     if options.norm.shuffle_bn and keeps_apart(options):
         raise UserError(

@@ -218,9 +218,9 @@ class NormOptions:
         """Return the resolved options of one layer's norm, without what it does not use. self: resolved."""
         heads = self.norm_heads if node.index >= backbone_layers(plan) else None
         spec = _in_cfg(plan, node) or parse_norm(heads or self.norm)
-        unused: dict[str, Any] = {}
+        unused: dict[str, Any] = {"shuffle_bn": None}  # of the whole network
         if not spec.has_batch_statistics:
-            unused |= dict.fromkeys(("norm_momentum", "norm_eval", "norm_freeze_after", "shuffle_bn"))
+            unused |= dict.fromkeys(("norm_momentum", "norm_eval", "norm_freeze_after"))
             unused["domain_statistics"] = "shared"
         if not spec.has_running_statistics:
             unused["precise_bn"] = None

@@ -21,6 +21,11 @@ def test_two_lengths_of_training_contradict():
         parse_job(["--epochs", "2", "--max-steps", "10"])
 
 
+def test_shuffling_among_ranks_does_not_go_with_domains_kept_apart(few: Path):
+    with pytest.raises(UserError, match="--shuffle-bn mixes images of all data sets"):
+        parse_job(["--data", str(few), "digits", "--domain-statistics", "own", "--shuffle-bn"])
+
+
 def test_shuffling_among_ranks_needs_several():
     with pytest.raises(UserError, match="--shuffle-bn shuffles images among the processes that torchrun starts, and"):
         parse_job(["--shuffle-bn"])

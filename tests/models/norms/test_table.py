@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from cfg.plan import load_plan
 from models.blocks import ConvNormAct
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.cmbn import DarknetCrossMiniBatchNorm
@@ -417,3 +418,10 @@ def test_filters_are_centred_where_asked_for_and_with_mabn(norm):
         options = NormOptions(norm=norm, weight_centralization=asked)
         made = ConvNormAct.make(4, 8, 3, norm=norm_factory(options), activation=nn.Identity())
         assert isinstance(made.conv, CentralizedConv2d) == (norm == "mabn" if asked is None else asked)
+
+
+def test_shuffling_images_is_of_use_if_one_part_has_statistics_of_a_rank():
+    options = resolve_norm(NormOptions(norm="syncbn", norm_heads="bn", shuffle_bn=True))
+    plan = load_plan("yolov4-pico", classes=10)
+    norms = [options.of_layer(plan, node).norm for node in plan.nodes]
+    assert options.shuffle_bn and {"syncbn", "bn"} <= set(norms)
