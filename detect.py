@@ -19,6 +19,7 @@ from models.detector import Detector
 from models.norms.fold import can_fold, fold
 from models.weights.trained import read_trained
 from options import FOREIGN_FLAGS, DetectOptions
+from utils.console import counted
 from utils.environment import pick_device
 from utils.errors import UserError
 from utils.flags import parse_flags, resolve
@@ -96,11 +97,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 bar.write(printable(describe_frame(frame, found, detector.class_names, milliseconds)))
                 video_fps = source.fps if source.is_video else None
                 files.add(source.path, frame.image, found, number=frame.number, video_fps=video_fps)
+    if unreadable and not files.written:
+        raise UserError(f"none of the {counted(unreadable, 'image')} can be read")
     skipped = f", {unreadable} unreadable" if unreadable else ""
     if other_files:
         endings = ", ".join(f"{count} {ending}" for ending, count in other_files.most_common())
         print(f"skipped files, neither images nor videos by their endings: {endings}")
-    print(f"{files.written} images annotated{skipped}; they are in {folder}")
+    print(f"{counted(files.written, 'image')} annotated{skipped}; they are in {folder}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from data.image_cache import CACHES
 from evaluation.coco_backends import BACKENDS
 from evaluation.darknet_map import POINTS
 from models.norms.old_spelling import removed_flags
+from models.norms.own import trust_knob
 from models.norms.table import NormOptions
 from models.yolo.loss import LossOptions
 from models.yolo.postprocess import DetectionOptions
@@ -127,6 +128,7 @@ class TrainOptions:
         "do not fit are re-initialized",
         unit="FILE",
     )
+    trust: tuple[str, ...] = trust_knob()
     image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: the cfg's)")
     multi_scale: float = knob(
         1.0, "vary the input size by up to this factor every 10 batches, 1 = off (cfg: random)", low=1, high=4
@@ -182,6 +184,7 @@ class EvaluateOptions:
     weights: str = knob(MISSING, "checkpoint to evaluate, or darknet's .weights (with --cfg)", unit="FILE")
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
+    trust: tuple[str, ...] = trust_knob()
     data: str = knob("digits", DATA, unit="PATH")
     split: str = knob("val", "split to evaluate on; 'all' of a set that nothing divides", unit="NAME")
     val_fraction: float = knob(
@@ -244,6 +247,7 @@ class DetectOptions:
     weights: str = knob(MISSING, "checkpoint to detect with, or darknet's .weights (with --cfg)", unit="FILE")
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
+    trust: tuple[str, ...] = trust_knob()
     classes: tuple[str, ...] = knob((), "keep these classes only, by name: a,b", unit="NAMES", parse=parse_names)
     image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: as trained)")
     out: str | None = knob(None, "folder for annotated copies (default: runs/detect)", unit="DIR", formerly="run")

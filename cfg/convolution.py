@@ -18,7 +18,8 @@ class ConvSpec(WindowSpec):
 
     padding: cells added on each side, dilation included. batch_normalize: 0 bias only, 1 BN, 2 CmBN. antialiasing:
     blurs after the activation. dontload, dontloadscales: a .weights file has nothing for this layer, or neither gammas
-    nor statistics. learning_rate: a factor on the network's.
+    nor statistics. learning_rate: a factor on the network's. norm: of this layer, as typed after `--norm`, in place of
+    the network's; "" without the key, which is ours and unknown to darknet.
     """
 
     kind: ClassVar[str] = "convolutional"
@@ -33,6 +34,7 @@ class ConvSpec(WindowSpec):
     dontload: bool = key(False)
     dontloadscales: bool = key(False)
     learning_rate: float = key(1.0, low=0)
+    norm: str = ""
 
     @classmethod
     def read(cls, section: Section) -> ConvSpec:
@@ -47,6 +49,9 @@ class ConvSpec(WindowSpec):
         values["padding"] = padding * values["dilation"]
         if section.integer("cbn", 0):
             values["batch_normalize"] = 2
+        values["norm"] = section.text("norm")
+        if values["norm"] and not values["batch_normalize"]:
+            raise section.error("norm= needs batch_normalize=1", "norm")
         section.refuse_unless(share_index="", flipped=0, reverse=0, coordconv=0, binary=0, xnor=0, bin_output=0)
         section.refuse_unless(sway=0, rotate=0, stretch=0, stretch_sway=0)
         section.warn_unless(assisted_excitation=0, dot=0, grad_centr=0)

@@ -35,7 +35,7 @@ _BLANKS = str.maketrans("", "", " \t\r\n")
 
 
 class CfgError(ValueError):
-    """A cfg that cannot be used. The message is one sentence that begins with `file:line: `."""
+    """A cfg that cannot be used. The message begins with `file:line: `, or `file: ` if there is no such file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +106,10 @@ class Section:
             self.note(f"{wrong}: read as {unknown}, as darknet does{hint}", key)
             return unknown
         return value
+
+    def text(self, key: str) -> str:
+        """Return the value as it is, without a comment; "" if the key is absent."""
+        return _scalar(self._value(key) or "")
 
     def integers(self, key: str, *, required: bool = False) -> tuple[int, ...]:
         """Return a comma-separated list; empty if the key is absent."""

@@ -246,7 +246,8 @@ def _check_new_coords(plan: Plan) -> None:
 
 def _norm_warnings(path: str, nodes: tuple[Node, ...]) -> list[str]:
     """Warn of a mix of BN and CmBN: one norm is built for the whole network, where darknet has one per layer."""
-    lines = {node.spec.batch_normalize: node.line for node in nodes if isinstance(node.spec, ConvSpec)}
+    convolutions = [(node.line, node.spec) for node in nodes if isinstance(node.spec, ConvSpec)]
+    lines = {spec.batch_normalize: line for line, spec in convolutions if not spec.norm}
     if not {1, 2} <= lines.keys():
         return []
     return [f"{path}:{lines[1]}: batch_normalize is 1 here and 2 in line {lines[2]}: all layers get the same norm"]
@@ -259,6 +260,6 @@ def _find(name_or_path: str) -> Path:
         if path.is_file():
             return path
     if is_cfg or not shipped:
-        raise CfgError(f"{name_or_path}:1: no such file")
+        raise CfgError(f"{name_or_path}: no such file")
     names = cfg_names()
-    raise CfgError(f"{name_or_path}:1: no such cfg among {', '.join(names)}{did_you_mean(name_or_path, names)}")
+    raise CfgError(f"{name_or_path}: no such cfg among {', '.join(names)}{did_you_mean(name_or_path, names)}")

@@ -55,8 +55,8 @@ class AugmentOptions:
     noise: float = knob(0.0, "probability of Gaussian noise", low=0, high=1)
     albumentations: str | None = knob(
         None,
-        "apply a pipeline that albumentations has saved (A.save, .json or .yaml) to each image, before all the rest; "
-        "the run keeps a copy",
+        "apply a pipeline that albumentations has saved (A.save, .json or .yaml) to each image, before all the rest "
+        "but shrinking: large images come in a size near 1.5 times the input's; the run keeps a copy",
         unit="FILE",
         parse=read_pipeline,
     )

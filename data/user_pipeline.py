@@ -109,6 +109,8 @@ def _fault(transform: Any) -> str:
 
 def _reason(error: Exception) -> str:
     """Return the text of an error of albumentations in one line."""
+    if "NoneType" in str(error):
+        return "the file is empty"
     if isinstance(error, KeyError):
         return f"{error} is unknown or missing"
     return " ".join(str(error).split())[:300] or type(error).__name__

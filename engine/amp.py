@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cfg.plan import Plan
 from models.norms.auto import choose_norm
 from options import TrainOptions
 from utils import ranks
@@ -44,7 +45,7 @@ class MixedPrecision:
         self.scaler.update()
 
 
-def choose_precision(options: TrainOptions) -> tuple[TrainOptions, str]:
+def choose_precision(options: TrainOptions, plan: Plan | None = None) -> tuple[TrainOptions, str]:
     """Return the options with `--amp auto` and `--channels-last auto` decided, and why; "" if both were given.
 
     Every rank takes what rank 0 chooses: weights in two memory formats could not be averaged.
@@ -61,8 +62,8 @@ def choose_precision(options: TrainOptions) -> tuple[TrainOptions, str]:
         fast, has_fast_layout, reason = "bf16", True, f"the CPU has {instructions}"
     else:
         fast, has_fast_layout, reason = "off", False, f"no bf16 is known on this {device.type.upper()}"
-    norm = choose_norm(options.norm, mini_batch=1)[0].spec
-    if norm.has_image_statistics:
+    norm, _ = choose_norm(options.norm, mini_batch=1, forwards=1, plan=plan)
+    if any(spec.has_image_statistics for spec in norm.specs(plan)):
         has_fast_layout = False  # torch's group norm takes 6 to 25 times as long with it, in bf16 on a CPU
     kind = fast if kind == "auto" else kind
     if layout == "auto":

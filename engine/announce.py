@@ -14,10 +14,11 @@ from engine.job import Job, images_per_rank
 from engine.trainer import Trainer
 from models.norms.auto import ENOUGH
 from models.norms.effective_batch import FEW, burn_in_warnings, describe_norm, norm_warnings
+from models.norms.parts import norm_parts, parts_in_words
 from options import TrainOptions
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
-from utils.console import say, warn
+from utils.console import counted, say, warn
 from utils.environment import describe
 from utils.flags import flatten
 
@@ -44,7 +45,7 @@ def announce(run: Trainer) -> None:
         say("", f"auto: {job.reasons['optimizer']}")
     if run.is_length_known:
         say("schedule", run.schedule.words())
-        for warning in burn_in_warnings(options.norm, run.length.total_steps):
+        for warning in (*burn_in_warnings(options.norm, job.plan, run.length.total_steps), *idle_settings(run)):
             warn(warning)
     else:
         say("schedule", f"the pace of the first steps decides how many fit into {options.optim.time_budget}")
@@ -59,11 +60,35 @@ def announce(run: Trainer) -> None:
         say("" if number else "settings", line)
 
 
+def idle_settings(run: Trainer) -> list[str]:
+    """Return a line for each setting that cannot do what it is there for, beside the others."""
+    options, schedule = run.job.options, run.schedule
+    augment, evaluations = options.augment, run.length.evaluations(run.length.epochs)
+    rate = f"{schedule.base_rate:g}"
+    idle = {
+        "--close-mosaic has nothing to end: mosaic, mixup and cutmix are off": (
+            augment.close_mosaic and not (augment.mosaic or augment.mixup or augment.cutmix)
+        ),
+        f"--patience {options.patience} cannot end the training early: it has {counted(evaluations, 'evaluation')}": (
+            options.patience is not None and options.patience >= evaluations
+        ),
+        "the policy steps without --lr-steps is a constant rate": schedule.policy == "steps" and not schedule.steps,
+        f"a burn-in of {counted(schedule.burn_in_steps, 'step')} is the whole training: the rate stays under {rate}": (
+            schedule.burn_in_steps >= run.length.total_steps
+        ),
+        f"the learning rate grows from {rate} to --final-learning-rate {schedule.final_rate:g}": (
+            schedule.policy in ("cosine", "sgdr") and schedule.final_rate > schedule.base_rate
+        ),
+    }
+    return [line for line, is_so in idle.items() if is_so]
+
+
 def optimizer_in_words(job: Job) -> str:
     """SGD, momentum 0.9, weight decay 0.0005; batch 16 = 8 forwards of 2"""
     optim, world_size = job.options.optim, ranks.world_size()
     share = images_per_rank(job.options, job.train_set)
-    cut = f"{job.forwards} forward{'s' * (job.forwards != 1)} of {job.mini_batch}"
+    sizes = f"{job.mini_batch}" if share % job.forwards == 0 else f"{job.mini_batch} or {job.mini_batch + 1}"
+    cut = f"{counted(job.forwards, 'forward')} of {sizes}"
     processes = f"{world_size} processes x " if world_size > 1 else ""
     rule = "AdamW" if optim.optimizer == "adamw" else f"SGD, momentum {optim.momentum:g}"
     return f"{rule}, weight decay {optim.weight_decay:g}; batch {share * world_size} = {processes}{cut}"
@@ -99,7 +124,7 @@ def _announce_data(run: Trainer) -> None:
     job, shares = run.job, run.loader.keys.shares
     sets = (job.train_set, job.val_set)
     for image_set in sets:
-        size = f"{len(image_set)} images, {len(image_set.labels)} objects"
+        size = f"{counted(len(image_set), 'image')}, {counted(len(image_set.labels), 'object')}"
         say("data", f"{image_set.name} {image_set.split}: {size}")
     if shares is not None:
         say("balance", balance_in_words(job.train_set, shares))
@@ -121,10 +146,11 @@ def _announce_data(run: Trainer) -> None:
 def _announce_network(job: Job) -> None:
     plan, (height, width) = job.plan, job.plan.net.input_hw
     parameters = f"{plan.parameter_count() / 1e6:.2f} M parameters"
-    say("network", f"{plan.name} {height}x{width}, {plan.classes} classes, {parameters}")
+    say("network", f"{plan.name} {height}x{width}, {counted(plan.classes, 'class')}, {parameters}")
     classes_in_cfg = parse_plan(plan.source_text, path=plan.path).classes
-    if classes_in_cfg != plan.classes:
-        say("", f"{plan.classes} classes in the data, {classes_in_cfg} in {plan.path}: the heads are resized")
+    has_own_heads = job.checkpoint is not None or (job.options.weights is not None and job.options.cfg is None)
+    if classes_in_cfg != plan.classes and not has_own_heads:
+        say("", f"{counted(plan.classes, 'class')} in the data, {classes_in_cfg} in {plan.path}: the heads are resized")
     for warning in (*plan.warnings, *unread_settings(plan, job.options.loss.loss)):
         warn(warning)
 
@@ -132,10 +158,15 @@ def _announce_network(job: Job) -> None:
 def _announce_norm(job: Job) -> None:
     options, norm = job.options, job.options.norm
     cut = {"mini_batch": job.mini_batch, "subdivisions": job.forwards}
-    say("norm", describe_norm(norm, **cut))
+    parts = norm_parts(norm, job.plan)
+    if len(parts) > 1:
+        say("norm", parts_in_words(parts))
+    for part in parts:
+        say("norm" if len(parts) == 1 else "", describe_norm(part.options, **cut))
     if "norm" in job.reasons:
         say("", f"auto: {job.reasons['norm']}")
     from_scratch = options.weights is None and options.resume is None
     few = ENOUGH if "norm" in job.reasons else FEW  # `auto` has decided by ENOUGH
-    for warning in norm_warnings(norm, **cut, from_scratch=from_scratch, few=few):
+    warnings = [norm_warnings(part.options, **cut, from_scratch=from_scratch, few=few) for part in parts]
+    for warning in dict.fromkeys(line for lines in warnings for line in lines):
         warn(warning)

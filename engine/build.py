@@ -20,13 +20,14 @@ from models.yolo.criterion import make_criterion
 from options import TrainOptions
 from utils import ranks
 from utils.clock import BatchClock
+from utils.console import counted
 from utils.errors import UserError
 from utils.schedule import Schedule
 
 
 def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Network:
     """Return the network with random weights, in training mode."""
-    network = Network(plan, norm_factory(options.norm)).to(device)
+    network = Network(plan, norm_factory(options.norm, plan)).to(device)
     if options.speed.checkpoint_activations:
         network.recompute_activations()
     if options.speed.channels_last == "on":
@@ -86,6 +87,11 @@ def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Sch
     optim, net = options.optim, plan.net
     steps, burn_in_steps = optim.lr_steps, optim.burn_in_steps
     cfg_steps = net.max_batches or total_steps
+    if steps is not None and len(steps) != len(optim.lr_scales):
+        raise UserError(
+            f"--lr-steps has {counted(len(steps), 'step')} and --lr-scales {counted(len(optim.lr_scales), 'factor')}: "
+            "each step needs one"
+        )
     if steps is None:
         steps = tuple(step * total_steps // cfg_steps for step in net.steps)
     if burn_in_steps is None:

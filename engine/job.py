@@ -11,11 +11,11 @@ from typing import Any
 
 from cfg.plan import Plan, load_plan, parse_plan
 from cfg.settings import cfg_settings
-from data.annotation_formats import BUILT_IN, open_image_set
+from data.annotation_formats import BUILT_IN, open_image_set, splits_of
 from data.image_set import ImageSet
 from engine.amp import as_it_ran, choose_precision
 from engine.auto_subdivisions import resolve_subdivisions
-from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, planned_steps
+from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, has_fixed_statistics, planned_steps
 from models.norms.auto import choose_norm
 from models.norms.old_spelling import respelled
 from models.norms.table import norm_of_weights
@@ -32,7 +32,7 @@ from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
 # not depend on, and what helps a training over a crisis.
 RESUMABLE = {
-    *("resume", "data", "val_data", "epochs", "time_budget", "patience", "save_minutes"),
+    *("resume", "trust", "data", "val_data", "epochs", "time_budget", "patience", "save_minutes"),
     *("subdivisions", "learning_rate", "clip_norm", "amp", "albumentations"),
     *("device", "workers", "cache", "eval_backend", "checkpoint_activations", "profile"),
 }
@@ -81,21 +81,23 @@ def job_of(given: dict[str, Any]) -> Job:
     start = read_start(given["weights"], given.get("cfg")) if checkpoint is None and "weights" in given else None
     train_set, val_set = open_sets(given)
     if checkpoint is not None and checkpoint.class_names != tuple(train_set.class_names):
-        raise UserError(f"{given['resume']}: was trained on other classes than {given['data']} has now")
+        raise UserError(f"{given['resume']}: {_other_classes(checkpoint.class_names, train_set.class_names)}")
     plan = choose_plan(given, checkpoint or start, train_set.class_names)
     sources: dict[str, Mapping[str, Any]] = {"cfg": cfg_settings(plan, given.get("mosaic_geometry", "content"))}
     if not train_set.mirror_safe:
         sources["data"] = {"flip": False}
     if start is not None:
-        sources["weights"] = {**norm_of_weights(start.norm, given.get("norm")), "letterbox": start.letterbox}
-        if "norm" in given:  # with what the weights fix of it, such as their groups
-            given = {**given, "norm": sources["weights"]["norm"]}
+        norms = norm_of_weights(start.norm, given.get("norm"), given.get("norm_heads"))
+        sources["weights"] = {**norms, "letterbox": start.letterbox}
+        # What was typed, with what the weights fix of it, such as their groups.
+        given = {**given, **{name: norms.get(name) for name in ("norm", "norm_heads") if name in given}}
     from_files = {name: value for source in sources.values() for name, value in source.items()}
     options = resolve(TrainOptions, given, from_files)
     optimizer, optimizer_reason = choose_optimizer(options, given, len(train_set))
     if optimizer == "adamw" and checkpoint is None:
         is_known = start is not None and plan.name == start.cfg_name and knows_all(start, train_set.class_names)
-        recipe = adamw_recipe(options, given, plan.net, len(train_set), knows_classes=is_known)
+        start_of = {"knows_classes": is_known, "fixed_statistics": has_fixed_statistics(options.norm, plan)}
+        recipe = adamw_recipe(options, given, plan.net, len(train_set), **start_of)
         sources["cfg"] = {name: value for name, value in sources["cfg"].items() if name not in recipe}
         sources["optimizer"] = recipe
         if is_known and optimizer_reason and "learning_rate" not in given:
@@ -103,12 +105,13 @@ def job_of(given: dict[str, Any]) -> Job:
         from_files = {**from_files, **recipe}
     options = resolve(TrainOptions, {**given, "optimizer": optimizer}, from_files)
     check_batch(options, len(train_set))
-    options, precision_reason = choose_precision(options)
+    options, precision_reason = choose_precision(options, plan)
     options = resolve_subdivisions(options, plan)
-    norm, norm_reason = choose_norm(options.norm, mini_batch=images_per_forward(options, train_set))
+    forwards = min(int(options.optim.subdivisions), images_per_rank(options, train_set))
+    mini_batch = images_per_forward(options, train_set)
+    norm, norm_reason = choose_norm(options.norm, mini_batch=mini_batch, forwards=forwards, plan=plan)
     if checkpoint is None and options.optim.time_budget is None:
-        spec = norm.spec.for_training(planned_steps(options.optim, len(train_set)))
-        norm = replace(norm, norm=str(spec))
+        norm = norm.for_training(planned_steps(options.optim, len(train_set)))
     reasons = {"optimizer": optimizer_reason, "amp": precision_reason, "norm": norm_reason}
     sources |= {"run": given, "typed": {name: given[name] for name in typed}}
     return Job(
@@ -146,7 +149,8 @@ def open_run(job: Job) -> Path:
     if ranks.is_rank_zero():
         # A job that torchrun restarted may have died before its first last.pt.
         is_own = ranks.restarts() > 0 and folder_of_job(job_id, name) is not None
-        norm = re.sub(r",?burn_in_steps=\d+", "", job.options.norm.norm)
+        norms = [job.options.norm.norm, job.options.norm.norm_heads or ""]
+        norm = re.sub(r",?burn_in_steps=\d+", "", ":".join(filter(None, norms)))
         norm = "-".join(re.findall(r"[^:,]+", norm))  # names with a colon are trouble on other systems
         default = f"{job.train_set.name}-{job.plan.name}-{norm}"
         folder = free_folder(name, default=default, may_hold_files=is_own)
@@ -230,6 +234,15 @@ def check_batch(options: TrainOptions, images: int) -> None:
         raise UserError(f"--batch-size {batch} is not divisible by {by} (what is not typed comes from the cfg)")
 
 
+def _other_classes(before: Sequence[str], now: Sequence[str]) -> str:
+    """Return in words how the classes of the data have changed."""
+    if set(before) == set(now):
+        return f"the data lists its classes in another order than it was trained with, {', '.join(before)}"
+    gone, new = ([name for name in a if name not in b] for a, b in ((before, now), (now, before)))
+    parts = [f"{kind} {', '.join(names[:5])}" for kind, names in (("without", gone), ("with", new)) if names]
+    return f"was trained on other classes than the data has now ({' and '.join(parts)})"
+
+
 def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
     """Return the training and validation split; rank 0 makes what is made on first use."""
     data = given.get("data", "digits")
@@ -239,9 +252,13 @@ def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
             open_image_set(data, given.get("train_split", "train"), val_fraction=fraction)
         ranks.broadcast(None)
     train_set = open_image_set(data, given.get("train_split", "train"), val_fraction=fraction)
+    if "val_fraction" in given and "resume" not in given and (given.get("val_data") or "val" in splits_of(data)):
+        of = given.get("val_data") or f"the split 'val' of {data}"
+        warn(f"--val-fraction is not used: {of} is what is evaluated")
     val_set = open_image_set(given.get("val_data") or data, given.get("val_split", "val"), val_fraction=fraction)
     if classes := given.get("classes"):
-        train_set, val_set = (image_set.of_classes(classes) for image_set in (train_set, val_set))
+        train_set = train_set.of_classes(classes)
+        val_set = val_set.of_classes([name for name in classes if name in val_set.class_names] or classes)
     train_set.require_objects(data)
     val_set.require_objects(given.get("val_data") or data)
     return train_set, val_set

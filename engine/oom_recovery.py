@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import ranks
+from utils.console import counted
 from utils.errors import UserError
 from utils.memory import empty_cache, is_out_of_memory
 from utils.seed import random_state, set_random_state
@@ -70,7 +71,7 @@ class OutOfMemoryRecovery:
         empty_cache()
         self._say(
             f"out of memory with {before} images per forward: going on with --subdivisions {finer}, "
-            f"{now} image{'s' * (now != 1)} each"
+            f"{counted(now, 'image')} each"
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from utils.console import counted
+
 NOISE = 0.002  # of AP: how much equally good weights of one training differ on 72 photographs (standard deviation)
 
 
@@ -32,7 +34,7 @@ class Patience:
 
     def words(self) -> str:
         """Return why the training ends."""
-        evaluations = f"{self._without_gain} evaluation{'s' * (self._without_gain != 1)}"
+        evaluations = counted(self._without_gain, "evaluation")
         return f"no gain over AP {self._best:.3f} in {evaluations}: the training ends; a larger --patience goes on"
 
     def state_dict(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def find_rate(run: Trainer) -> float:
     Call it before the first step, on all ranks. Raises Stopped on request, and UserError if no rate lowers the loss.
     """
     start = time.monotonic()
-    say("rate", f"testing learning rates from {LOWEST:g} on, in up to {STEPS} steps")
+    say("rate", f"testing learning rates from {LOWEST:g} on, in up to {STEPS + 1} steps")
     with _undone(run):
         rates, losses = np.array(list(_range_test(run))).T
     curve = smoothed(losses)
@@ -86,7 +86,7 @@ def _range_test(run: Trainer) -> Iterator[tuple[float, float]]:
     The loss is divided by 1 + objects in an image: most of it is a sum over objects, and batches have more and fewer.
     A norm that begins as plain batch norm is tested as it is afterwards, unless the training is over before.
     """
-    burn_in = run.job.options.norm.spec.burn_in
+    burn_in = max(spec.burn_in for spec in run.job.options.norm.specs(run.job.plan))
     run.step.clock.step = burn_in if burn_in < run.length.total_steps else 0
     run.network.train()
     run.norm_freeze.set_mode(0)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from cfg.net import NetSpec
+from cfg.plan import Plan
 from models.norms.table import AUTO, NormOptions
 from options import OptimOptions, TrainOptions
 from utils import ranks
@@ -48,7 +49,13 @@ def choose_optimizer(options: TrainOptions, given: Mapping[str, Any], images: in
 
 
 def adamw_recipe(
-    options: TrainOptions, given: Mapping[str, Any], net: NetSpec, images: int, *, knows_classes: bool = False
+    options: TrainOptions,
+    given: Mapping[str, Any],
+    net: NetSpec,
+    images: int,
+    *,
+    knows_classes: bool = False,
+    fixed_statistics: bool = False,
 ) -> dict[str, Any]:
     """Return what AdamW sets in place of the cfg; what was typed goes before it.
 
@@ -57,14 +64,15 @@ def adamw_recipe(
     does (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms"); with trained weights
     it is lower, and lower still under statistics that are never measured, as nothing then keeps activations in bounds.
     images: of the training set. knows_classes: whether the weights have heads for all classes; then there is more to
-    forget than to learn. Raises UserError for a typed momentum.
+    forget than to learn. fixed_statistics:
+    see `has_fixed_statistics`. Raises UserError for a typed momentum.
     """
     if "momentum" in given:
         raise UserError("--momentum is that of --optimizer sgd; adamw has its own")
     rate = SCRATCH_RATE if options.weights is None else FINE_TUNING_RATE
     if knows_classes:
         rate = KNOWN_RATE
-    if is_never_measured(options.norm):
+    if fixed_statistics:
         rate /= 4
     default, optim, world_size = OptimOptions(), options.optim, ranks.world_size()
     batch, parts = optim.batch_size, optim.subdivisions
@@ -90,8 +98,9 @@ def adamw_recipe(
     }
 
 
-def is_never_measured(norm: NormOptions) -> bool:
-    return norm.norm != AUTO and norm.never_measures
+def has_fixed_statistics(norm: NormOptions, plan: Plan) -> bool:
+    """Return whether some part of the network is to be trained by statistics that are never measured."""
+    return norm.norm != AUTO and (norm.never_measures or any(spec.is_frozen for spec in norm.specs(plan)))
 
 
 def planned_steps(optim: OptimOptions, images: int) -> int:

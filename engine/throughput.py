@@ -37,7 +37,7 @@ class Throughput:
 
     @property
     def share_waiting(self) -> float:
-        return self.waited_s / self.took_s if self.took_s else 0.0
+        return min(1.0, self.waited_s / self.took_s) if self.took_s else 0.0  # the batch at hand has only waited yet
 
     def hours_for(self, steps: int) -> str:
         """Return the time that so many steps take at this speed, as 3:05."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.run_length import RunLength
 from utils import ranks
+from utils.console import counted
 from utils.duration import seconds_in
 
 _FIRST_STEPS, _FIRST_S, _FIRST_SHARE = 20, 60.0, 0.05  # measured before the first fit, whichever comes first
@@ -38,6 +39,7 @@ class TimeBudget:
         self.total_steps: int | None = None
         self._evaluation_batches = evaluation_batches
         self._evaluation_s: float | None = None
+        self._is_spent = False
         self._clock, self._start_s = clock, clock()
         self._step_s: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._stepped_at: float | None = None
@@ -67,11 +69,11 @@ class TimeBudget:
 
     def words(self, length: RunLength) -> str:
         """Return what was decided: "20 steps measured at 0.41 s: 2,160 steps and 10 evaluations fit into 15m"."""
-        evaluations = length.evaluations(length.epochs)
-        return (
-            f"{len(self._step_s)} steps measured at {fmean(self._step_s):.2g} s: {length.total_steps:,} steps "
-            f"and {evaluations} evaluation{'s' * (evaluations != 1)} fit into {self.budget}"
-        )
+        measured = f"{counted(len(self._step_s), 'step')} measured at {fmean(self._step_s):.2g} s"
+        if self._is_spent:
+            return f"{measured}: {self.budget} are over or too short for another step; an evaluation ends the training"
+        evaluations = counted(length.evaluations(length.epochs), "evaluation")
+        return f"{measured}: {counted(length.total_steps, 'step')} and {evaluations} fit into {self.budget}"
 
     def state_dict(self) -> dict[str, Any]:
         spent_s = self._clock() - self._start_s
@@ -108,4 +110,5 @@ class TimeBudget:
             return None
         most = step + max(0, int((self.budget_s - spent_s) / pace_s))
         total_steps = step + bisect_right(range(step + 1, most + 1), self.budget_s, key=end_s)
+        self._is_spent = total_steps == step
         return None if total_steps == self.total_steps else total_steps

@@ -159,7 +159,7 @@ class Trainer:
         self.log.settings(self._resolved_settings())
         self.log.say(line("schedule", self.time_budget.words(length)))
         self.log.say(line("", self.schedule.words()))
-        for warning in burn_in_warnings(self.job.options.norm, length.total_steps):
+        for warning in burn_in_warnings(self.job.options.norm, self.job.plan, length.total_steps):
             self.log.say(f"warning: {warning}")
 
     def save_if_due_or_stop(self) -> None:

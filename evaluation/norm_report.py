@@ -11,6 +11,7 @@ from torch import Tensor
 from evaluation.plots import plot_layer_gaps
 from models.detector import Detector
 from models.norms.effective_batch import describe_norm, effective_images
+from models.norms.parts import norm_parts
 from models.norms.report import measure_norms
 from models.norms.table import stored_norm
 from utils.checkpoint import Checkpoint
@@ -20,11 +21,12 @@ def write_norm_report(folder: Path, checkpoint: Checkpoint, detector: Detector, 
     """Measure on `images` (see `measure_norms`) and write both files. Returns the text."""
     batch, subdivisions = (int(checkpoint.settings.get(name, 1)) for name in ("batch_size", "subdivisions"))
     mini_batch = checkpoint.mini_batch or batch // subdivisions
-    norm = stored_norm(checkpoint.norm)
+    parts = norm_parts(stored_norm(checkpoint.norm, detector.network.plan), detector.network.plan)
     report = measure_norms(detector.network, images)
-    effective = effective_images(norm, mini_batch=mini_batch, subdivisions=subdivisions)
-    trained = describe_norm(norm, mini_batch=mini_batch, subdivisions=subdivisions)
-    verdict = report.verdict(mini_batch=mini_batch, effective=effective)
+    cut = {"mini_batch": mini_batch, "subdivisions": subdivisions}
+    pooled = filter(None, (effective_images(part.options, **cut) for part in parts))
+    trained = "\n".join(f"{part.words}: " * (len(parts) > 1) + describe_norm(part.options, **cut) for part in parts)
+    verdict = report.verdict(mini_batch=mini_batch, effective=min(pooled, default=None))
     text = f"{report.table()}\n\ntrained with {trained}\n{verdict}\n"
     (folder / "norm_report.txt").write_text(text)
     sigma = np.array([[*layer.sigma.values(), layer.stale_sigma] for layer in report.layers])

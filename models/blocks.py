@@ -291,7 +291,7 @@ def _conv_block(spec: ConvSpec, plan: Plan, node: Node, norm: NormFactory) -> Co
         padding=spec.padding,
         dilation=spec.dilation,
         groups=spec.groups,
-        norm=norm if spec.batch_normalize else None,
+        norm=norm.for_layer(plan, node) if spec.batch_normalize else None,
         activation=make_activation("linear" if holds_logits else spec.activation),
         blur=_blur(spec),
     )

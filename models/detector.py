@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cfg.plan import Plan, parse_plan
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory, stored_norm
+from models.norms.table import NormFactory, NormOptions, stored_norm
 from models.yolo.postprocess import DetectionOptions, postprocess
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
@@ -98,7 +98,7 @@ def build_network(
             classes=len(checkpoint.class_names),
             input_hw=input_hw or checkpoint.input_hw,
         )
-        network = Network(plan, norm_factory(stored_norm(checkpoint.norm)))
+        network = Network(plan, NormFactory(options=stored_norm(checkpoint.norm, plan)))
         network.load_state_dict(checkpoint.weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: the checkpoint does not describe its network ({error})") from error

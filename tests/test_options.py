@@ -164,7 +164,7 @@ def test_a_knobs_own_parser_may_refuse_and_may_print_and_leave(capsys):
 
         norm: str = knob("bn", "a norm", parse=parse)
 
-    assert refused(capsys, Page, ["--norm", "x"]) == "error: x is no norm"
+    assert refused(capsys, Page, ["--norm", "x"]) == "error: --norm: x is no norm"
     with pytest.raises(SystemExit) as caught:
         parse_flags(Page, ["--norm", "help"])
     assert caught.value.code == 0

@@ -10,6 +10,12 @@ def line(label: str, text: str) -> str:
     return f"{label:<10}{text}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return "1 image", "2 images", "3 classes"."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{plural * (count != 1)}"
+
+
 def say(label: str, text: str) -> None:
     """Print `line(label, text)` on rank 0."""
     if ranks.is_rank_zero():

@@ -184,7 +184,8 @@ def _value_parser(f: dataclasses.Field[Any], plain: type) -> Callable[[str], Any
         try:
             value = (f.metadata["parse"] or plain)(text)
         except UserError as error:  # a ValueError, which argparse would replace by its own message
-            raise argparse.ArgumentError(None, str(error)) from None
+            flag, text = _flag(f.name), str(error)
+            raise argparse.ArgumentError(None, text if text.startswith("--") else f"{flag}: {text}") from None
         if wrong := outside_limits(f, value):
             raise argparse.ArgumentTypeError(f"{text} {wrong}")
         return value

@@ -83,7 +83,7 @@ def read(path: Path, split: str) -> ImageSet:
         records.append(record)
     return pack(
         records,
-        name=_root(file).name,
+        name=_root(path).name if path.is_file() else Path(os.path.abspath(path)).name,
         split=split,
         class_names=[str(category["name"]) for category in categories],
         category_ids=category_ids,

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models.norms.effective_batch import count_images
+from cfg.plan import Plan
 from models.norms.table import AUTO, NormOptions, resolve_norm
+from utils.console import counted
 
 ENOUGH = 4  # images in a forward, from which on CmBN-W gained nothing over batch norm in the study, but took time
 
 
-def choose_norm(options: NormOptions, *, mini_batch: int) -> tuple[NormOptions, str]:
+def choose_norm(
+    options: NormOptions, *, mini_batch: int, forwards: int, plan: Plan | None = None
+) -> tuple[NormOptions, str]:
     """Return the resolved options and, for `auto`, a sentence with the choice and its reason. Raises as `resolve_norm`.
 
-    mini_batch: images in a forward on one GPU.
+    mini_batch: images in a forward on one GPU. forwards: of a batch; one alone has nothing that CmBN could pool.
+    plan: of the network, whose cfg may have norms of its own.
     """
-    asked = resolve_norm(options)  # first, so that unused settings are refused in terms of what was typed
+    asked = resolve_norm(options, plan)  # first, so that unused settings are refused in terms of what was typed
     if asked.norm != AUTO:
         return asked, ""
-    images = f"{count_images(mini_batch)} in a forward"
+    images = f"{counted(mini_batch, 'image')} in a forward"
     if mini_batch >= ENOUGH:
-        return resolve_norm(replace(options, norm="bn")), f"bn, because {images} are enough for it"
-    chosen = resolve_norm(replace(options, norm="cmbn:carry"))
-    return chosen, f"cmbn:carry, because {images} {'is' if mini_batch == 1 else 'are'} fewer than {ENOUGH}"
+        return resolve_norm(replace(options, norm="bn"), plan), f"bn, because {images} are enough for it"
+    norm = "cmbn:carry" if forwards > 1 else "cbn"
+    reason = f"{norm}, because {images} {'is' if mini_batch == 1 else 'are'} fewer than {ENOUGH}"
+    reason += "" if forwards > 1 else ", and a batch has no other forward"
+    return resolve_norm(replace(options, norm=norm), plan), reason

@@ -35,7 +35,6 @@ class BatchStatNorm(nn.Module, BatchAware, ActivationAware):
     """
 
     fuses_activation = True
-    is_affine_in_inference = True  # so that it can be merged into the convolution
 
     # Method of the subclass: normalizes y (N, C, H, W) with the moments it chooses. Called as (y, own, pool) with the
     # mini-batch's moments and those of the batch's mini-batches so far, this one included; a ConvAware norm gets its

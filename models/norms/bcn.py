@@ -34,7 +34,6 @@ class BatchChannelNorm(BatchStatNorm):
     """
 
     fuses_activation = False
-    is_affine_in_inference = False
 
     def __init__(self, channels: int, *, groups: int, eps: float, momentum: float) -> None:
         super().__init__(channels, eps=eps, momentum=momentum)

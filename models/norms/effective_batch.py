@@ -9,6 +9,7 @@ from cfg.convolution import ConvSpec
 from cfg.plan import Plan
 from models.norms.spec import Cut
 from models.norms.table import NormOptions
+from utils.console import counted
 from utils.errors import UserError
 
 FEW = 8
@@ -29,7 +30,7 @@ def effective_images(options: NormOptions, *, mini_batch: int, subdivisions: int
 def describe_norm(options: NormOptions, *, mini_batch: int, subdivisions: int) -> str:
     """Return such as "cmbn:carry: mini-batches of 2 images, statistics of up to 16; gradient ..."."""
     spec = options.spec
-    text = f"{options.norm}: mini-batches of {count_images(mini_batch)}"
+    text = f"{options.norm}: mini-batches of {counted(mini_batch, 'image')}"
     images = effective_images(options, mini_batch=mini_batch, subdivisions=subdivisions)
     if images is not None:
         return f"{text}, statistics of {'up to ' * spec.pools}{images}" + (f"; {spec.remark}" if spec.remark else "")
@@ -51,7 +52,7 @@ def norm_warnings(
         if subdivisions > 1 and not spec.pools:
             remedies.insert(0, f"--norm cmbn pools the batch's {mini_batch * subdivisions}")
         warnings.append(
-            f"{options.norm} normalizes by the statistics of {count_images(images)}, fewer than {few}: "
+            f"{options.norm} normalizes by the statistics of {counted(images, 'image')}, fewer than {few}: "
             + ", ".join(remedies)
         )
     if options.never_measures and from_scratch:
@@ -59,12 +60,13 @@ def norm_warnings(
     return warnings
 
 
-def burn_in_warnings(options: NormOptions, total_steps: int) -> list[str]:
-    """Return a line if the norm would not begin before the end of the training."""
-    burn_in, norm = options.spec.burn_in, options.norm
-    if burn_in < total_steps:
-        return []
-    return [f"burn_in_steps={burn_in} is the whole training: --norm {norm} is plain batch norm here"]
+def burn_in_warnings(options: NormOptions, plan: Plan, total_steps: int) -> list[str]:
+    """Return a line for each norm that would not begin before the end of the training."""
+    return [
+        f"burn_in_steps={spec.burn_in} is the whole training: {spec} is plain batch norm here"
+        for spec in options.specs(plan)
+        if spec.burn_in >= total_steps
+    ]
 
 
 def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
@@ -74,22 +76,15 @@ def check_values(plan: Plan, options: NormOptions, *, mini_batch: int) -> None:
     groups of one channel, which torch refuses.
     mini_batch: images in the smallest one; plan: at the smallest input of the training.
     """
-    if options.never_measures:
-        return
-    spec = options.spec
     for node in plan.nodes:
         if not isinstance(node.spec, ConvSpec) or not node.spec.batch_normalize:
             continue
-        channels, height, width = node.shape
-        if spec.values_per_statistic(channels, height * width, mini_batch=mini_batch) == 1:
+        own, (channels, height, width) = options.of_layer(plan, node), node.shape
+        spec = own.spec
+        if not own.never_measures and spec.values_per_statistic(channels, height * width, mini_batch=mini_batch) == 1:
             remedy = "fewer --subdivisions, " if spec.has_batch_statistics else ""
             raise UserError(
                 f"{plan.path}:{node.line}: layer {node.index} has one value per channel in one image at "
-                f"{plan.net.height}x{plan.net.width} px, and {options.norm} cannot normalize one value: take {remedy}"
+                f"{plan.net.height}x{plan.net.width} px, and {spec} cannot normalize one value: take {remedy}"
                 "a larger --image-size or --norm ln"
             )
-
-
-def count_images(count: int) -> str:
-    """Return "1 image" or "N images"."""
-    return f"{count} image{'s' * (count != 1)}"

@@ -15,13 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from models.blocks import ConvNormAct, merge_conv_norm
 from models.network import Network
 from models.norms.batch_stat import BatchStatNorm
-from models.norms.running_stats import is_affine_in_inference
+from models.norms.running_stats import is_batch_norm
 from models.norms.used_weight import used_weight
 from utils.errors import UserError
 
 
 def can_fold(network: Network) -> bool:
-    """Return whether no norm depends on the image at hand."""
+    """Return whether every norm is batch norm in inference, so that none depends on the image at hand."""
     return not _unfoldable(network)
 
 
@@ -29,11 +29,11 @@ def can_fold(network: Network) -> bool:
 def fold(network: Network) -> Network:
     """Return a copy in eval mode with plain convolutions in place of convolution and norm: equal outputs to rounding.
 
-    Raises UserError for norms that use statistics of the image at hand, such as group norm.
+    Raises UserError for norms that are not batch norm in inference, such as group norm, which uses the image at hand.
     """
     if stuck := _unfoldable(network):
         raise UserError(
-            f"{type(stuck[0]).__name__} cannot be merged into a convolution: it uses the statistics of each image"
+            f"{type(stuck[0]).__name__} cannot be merged into a convolution: in inference it is not batch norm"
         )
     folded = copy.deepcopy(network).eval()
     for index, block in enumerate(folded.layers):
@@ -44,7 +44,7 @@ def fold(network: Network) -> Network:
 
 def _unfoldable(network: Network) -> list[nn.Module]:
     norms = [block.norm for block in network.layers if isinstance(block, ConvNormAct)]
-    return [norm for norm in norms if norm is not None and not is_affine_in_inference(norm)]
+    return [norm for norm in norms if norm is not None and not is_batch_norm(norm)]
 
 
 def _merged(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from models.network import Network
-from models.norms.effective_batch import count_images
 from models.norms.moments import Moments
 from models.norms.running_stats import as_used, eval_mode, norms_with_statistics, pixels_for, running_moments, watched
+from utils.console import counted
 from utils.errors import UserError
 
 SIZES = (1, 2, 4, 8, 16)
@@ -82,9 +82,9 @@ class NormReport:
 
         effective None: it did not normalize by statistics of mini-batches.
         """
-        lines = [self._at(mini_batch, f"mini-batches of {count_images(mini_batch)}")]
+        lines = [self._at(mini_batch, f"mini-batches of {counted(mini_batch, 'image')}")]
         if effective is not None and effective != mini_batch:
-            lines.append(self._at(effective, f"{count_images(effective)} pooled"))
+            lines.append(self._at(effective, f"{counted(effective, 'image')} pooled"))
         is_stale = any(gap.stale > LARGE for gap in self.layers)
         lines.append(
             f"running statistics against these {self.images} images: {self._worst(lambda gap: gap.stale)}"

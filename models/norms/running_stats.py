@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.norms.batch_stat import BatchStatNorm, unbiased
+from models.norms.bn import FrozenBatchNorm
 from models.norms.moments import Moments
 from models.norms.table import NORMS
 from utils.errors import UserError
@@ -17,12 +18,16 @@ from utils.structures import pixels_of
 
 def has_running_statistics(norm: nn.Module) -> bool:
     """Return whether the norm has running statistics, of its own training or of the network it was loaded from."""
-    return hasattr(norm, "running_mean")
+    return getattr(norm, "running_mean", None) is not None
 
 
-def is_affine_in_inference(norm: nn.Module) -> bool:
-    """Return whether the norm has running statistics, and in inference multiplies and adds by channel and no more."""
-    return has_running_statistics(norm) and bool(getattr(norm, "is_affine_in_inference", True))
+def is_batch_norm(norm: nn.Module) -> bool:
+    """Return whether in inference the norm is batch norm by its running statistics, whatever it is in training.
+
+    A class of the user's with another forward is not.
+    """
+    forwards = (BatchStatNorm.forward, FrozenBatchNorm.forward, nn.BatchNorm2d.forward)
+    return has_running_statistics(norm) and norm.weight is not None and type(norm).forward in forwards
 
 
 def norms_with_statistics(network: nn.Module) -> dict[str, nn.Module]:

@@ -69,6 +69,11 @@ class NormSpec(ABC):
         return {**options, "burn_in_steps": self.burn_in} if "burn_in_steps" in options else options
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether it always normalizes by running statistics, which never move."""
+        return self.has_running_statistics and not self.has_batch_statistics
+
+    @property
     def pools(self) -> bool:
         """Whether statistics reach beyond the mini-batch at hand (several GPUs aside)."""
         return self.images(Cut(mini_batch=1, subdivisions=2), momentum=self.default_momentum) > 1

@@ -11,7 +11,11 @@ from typing import Any
 
 from torch import nn
 
+from cfg.backbone import backbone_layers
+from cfg.convolution import ConvSpec
+from cfg.plan import Node, Plan
 from models.norms.old_spelling import respelled
+from models.norms.own import is_own, own_spec, trust
 from models.norms.spec import NormSpec, own_fields
 from models.norms.used_weight import CentralizedConv2d, StandardizedConv2d
 from utils.errors import UserError
@@ -43,9 +47,9 @@ def parse_norm(text: str) -> NormSpec:
     name = text.partition(":")[0]
     if name == AUTO:
         raise UserError(f"--norm {AUTO} has no options, and is no norm of a network: it chooses one")
-    if name not in NORMS:
+    if name not in NORMS and not is_own(name):
         raise UserError(f"unknown norm '{name}': choose one of {', '.join((*NORMS, AUTO))}; --norm help describes them")
-    spec = NORMS[name]
+    spec = NORMS[name] if name in NORMS else own_spec(name)
     return spec(**{option: _value(spec, option, value) for option, value in _options_in(text).items()})
 
 
@@ -64,10 +68,15 @@ def _options_in(text: str) -> dict[str, str | None]:
 
 
 def checked_norm(text: str) -> str:
-    """Return what was typed after --norm, once it is known to be a norm. `help` prints the norms and exits with 0."""
+    """Return what was typed after --norm, once it is known to be a norm. `help` prints the norms and exits with 0.
+
+    A class of the user's own is imported: they have typed it.
+    """
     if text == "help":
         print(norms_help())
         raise SystemExit(0)
+    if is_own(name := text.partition(":")[0]):
+        trust(name.rpartition(".")[0])
     if text != AUTO:
         parse_norm(text)
     return text
@@ -76,13 +85,13 @@ def checked_norm(text: str) -> str:
 def norms_help() -> str:
     """Return every norm with its options, their defaults, and its source."""
     usage = "--norm NAME[:OPTION[=VALUE],...], such as cmbn:carry or cbn:window=8,estimator=taylor"
-    auto = f"{AUTO:10}cmbn:carry where few images are in a forward, else bn"
+    auto = f"{AUTO:10}cmbn:carry where few images are in a forward (cbn where that is the whole batch), else bn"
     common = "\n".join(["NAME:ws   every norm but none:", *_help_of(fields(NormSpec))])
     return "\n\n".join([usage, auto, common, *map(_help, NORMS.values())])
 
 
 def _help(spec: type[NormSpec]) -> str:
-    return "\n".join([f"{spec.name:10}{spec.summary}", f"{'':10}{spec.source}", *_help_of(own_fields(spec))])
+    return "\n".join([f"{spec.name:9} {spec.summary}", f"{'':10}{spec.source}", *_help_of(own_fields(spec))])
 
 
 def _help_of(options: Iterable[Field[Any]]) -> list[str]:
@@ -90,7 +99,7 @@ def _help_of(options: Iterable[Field[Any]]) -> list[str]:
     for f in options:
         value = {True: "on", False: "off"}.get(f.default, f.default) if isinstance(f.default, bool) else f.default
         default = "" if value is None else f" (default {value})"
-        text = textwrap.wrap(f.metadata["text"] + default, width=80)
+        text = textwrap.wrap(f.metadata.get("text", "") + default, width=80)
         lines += [f"{'':12}{f.name if n == 0 else '':16}{part}" for n, part in enumerate(text)]
     return lines
 
@@ -109,7 +118,7 @@ def _value(spec: type[NormSpec], option: str, text: str | None) -> Any:
         if value is None:
             raise UserError(f"{wrong} must be on or off")
         return value
-    choices = field.metadata["choices"]
+    choices = field.metadata.get("choices")
     if choices and text not in choices:
         raise UserError(f"{wrong} must be one of {', '.join(choices)}")
     try:
@@ -121,9 +130,20 @@ def _value(spec: type[NormSpec], option: str, text: str | None) -> Any:
     return value
 
 
+def checked_part(text: str) -> str:
+    """Return what was typed after --norm-heads, as `checked_norm` does."""
+    if text == AUTO:
+        raise UserError(f"--norm-heads needs a norm: {AUTO} is for --norm, which chooses that of the backbone then")
+    return checked_norm(text)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NormOptions:
-    """Which norm, and what is common to all norms. A setting that the chosen norm does not use is refused."""
+    """Which norms, and what is common to all norms. A setting that none of them uses is refused.
+
+    Resolved options may leave norm_momentum and weight_centralization at None: the norms have different defaults then,
+    and each layer has that of its own (`of_layer`).
+    """
 
     norm: str = knob(
         "bn",
@@ -131,6 +151,12 @@ class NormOptions:
         "auto: chosen by the images in a forward; help: lists all (cfg: batch_normalize=2 is cmbn; --weights: theirs)",
         unit="NAME[:OPTION[=VALUE],...]",
         parse=checked_norm,
+    )
+    norm_heads: str | None = knob(
+        None,
+        "norm of neck and heads, where --norm is that of the backbone; a layer's norm= in the cfg goes before both",
+        unit="NAME[:OPTION[=VALUE],...]",
+        parse=checked_part,
     )
     norm_eps: float = knob(1e-5, "added to the variance, inside the root", low=1e-12, high=1)
     norm_momentum: float | None = knob(
@@ -165,50 +191,100 @@ class NormOptions:
         """The norm with its options. Raises UserError for `auto`, which choose_norm replaces."""
         return parse_norm(self.norm)
 
+    def specs(self, plan: Plan | None = None) -> list[NormSpec]:
+        """Return all norms of a network: those typed and those in the plan's cfg. `auto` counts as batch norm.
+
+        Raises UserError for a bad norm in the cfg.
+        """
+        typed = [parse_norm("bn" if text == AUTO else text) for text in (self.norm, self.norm_heads) if text]
+        in_cfg = [_in_cfg(plan, node) for node in plan.nodes] if plan is not None else []
+        return list(dict.fromkeys([*typed, *filter(None, in_cfg)]))
+
+    def of_layer(self, plan: Plan, node: Node) -> NormOptions:
+        """Return the resolved options of one layer's norm, without what it does not use. self: resolved."""
+        heads = self.norm_heads if node.index >= backbone_layers(plan) else None
+        spec = _in_cfg(plan, node) or parse_norm(heads or self.norm)
+        unused: dict[str, Any] = {}
+        if not spec.has_batch_statistics:
+            unused |= dict.fromkeys(("norm_momentum", "norm_eval", "norm_freeze_after"))
+        if not spec.has_running_statistics:
+            unused["precise_bn"] = None
+        if not spec.normalizes:
+            default = NormOptions(norm=str(spec))
+            unused |= {name: getattr(default, name) for name in _OF_NORMS}
+        return resolve_norm(replace(self, norm=str(spec), norm_heads=None, **unused))
+
+    def for_training(self, total_steps: int) -> NormOptions:
+        """Return the options with a burn-in that fits the training (`NormSpec.for_training`). self: resolved."""
+        heads = self.norm_heads and str(parse_norm(self.norm_heads).for_training(total_steps))
+        return replace(self, norm=str(self.spec.for_training(total_steps)), norm_heads=heads)
+
     @property
     def never_measures(self) -> bool:
-        """Whether running statistics are used from the first step on, and stay as they are."""
-        frozen = self.spec.has_running_statistics and not self.spec.has_batch_statistics
-        return frozen or bool(self.norm_eval) or self.norm_freeze_after == 0
+        """Whether running statistics are used from the first step on, and stay as they are, in some part at least."""
+        return any(spec.is_frozen for spec in self.specs()) or bool(self.norm_eval) or self.norm_freeze_after == 0
 
 
-def resolve_norm(options: NormOptions) -> NormOptions:
-    """Return the options with the chosen norm's defaults filled in. Raises UserError for a setting it does not use."""
-    if options.norm == AUTO:
-        uses_batches, uses_running, normalizes, momentum, centralizes = True, True, True, None, None
-    else:
-        spec = options.spec
-        uses_batches, uses_running, normalizes = spec.has_batch_statistics, spec.has_running_statistics, spec.normalizes
-        momentum, centralizes = spec.default_momentum, spec.centralizes_weights and not spec.ws
-        if spec.ws and options.weight_centralization:
-            raise UserError(f"--weight-centralization has nothing to add to {spec}, whose filters have no mean already")
-        options = replace(options, norm=str(spec))
+_OF_NORMS = ("norm_eps", "norm_freeze_affine", "weight_centralization")  # settings that a bias does not use
+
+
+def _in_cfg(plan: Plan, node: Node) -> NormSpec | None:
+    """Return the norm that the cfg gives the layer; None without one."""
+    if not isinstance(node.spec, ConvSpec) or not node.spec.norm:
+        return None
+    try:
+        return parse_norm(node.spec.norm)
+    except UserError as error:
+        raise UserError(f"{plan.path}:{node.line}: norm={node.spec.norm}: {error}") from error
+
+
+def resolve_norm(options: NormOptions, plan: Plan | None = None) -> NormOptions:
+    """Return the options with the norms' defaults filled in. Raises UserError for a setting that none of them uses.
+
+    plan: of the network, whose cfg may have norms of its own.
+    """
+    specs = options.specs(plan)
+    if options.norm != AUTO:
+        options = replace(options, norm=str(options.spec))
+    if options.norm_heads is not None:
+        heads = str(parse_norm(options.norm_heads))
+        options = replace(options, norm_heads=None if heads == options.norm else heads)
     own: dict[str, Any] = {}
-    if uses_batches:
+    if any(spec.has_batch_statistics for spec in specs):
+        momentum = _common(spec.default_momentum for spec in specs if spec.has_batch_statistics)
         own |= {"norm_momentum": momentum, "norm_eval": False, "norm_freeze_after": 1.0}
-    if uses_running:
+    if any(spec.has_running_statistics for spec in specs):
         own["precise_bn"] = 0
+    typed = options.norm if options.norm_heads is None else f"{options.norm} --norm-heads {options.norm_heads}"
     for name in ("norm_momentum", "norm_eval", "norm_freeze_after", "precise_bn"):
         if name not in own and getattr(options, name) is not None:
             statistics = "running statistics" if name == "precise_bn" else "statistics of mini-batches"
-            raise UserError(f"{_flag(name)} is for norms with {statistics}, which --norm {options.norm} does not have")
-    if not normalizes:
-        for name in ("norm_eps", "norm_freeze_affine", "weight_centralization"):
+            raise UserError(f"{_flag(name)} is for norms with {statistics}, which --norm {typed} does not have")
+    if not any(spec.normalizes for spec in specs):
+        for name in _OF_NORMS:
             if getattr(options, name) not in (None, False, NormOptions.__dataclass_fields__[name].default):
-                raise UserError(f"{_flag(name)} is about a norm, and --norm {options.norm} is not one")
+                raise UserError(f"{_flag(name)} is about a norm, and --norm {typed} is not one")
     if options.norm_eval and options.norm_freeze_after not in (None, 1.0):
         raise UserError("--norm-eval freezes the statistics from the start: --norm-freeze-after has nothing to add")
-    own["weight_centralization"] = centralizes
+    if options.weight_centralization and (standardized := next((spec for spec in specs if spec.ws), None)):
+        raise UserError(f"--weight-centralization adds nothing to {standardized}, whose filters have no mean already")
+    own["weight_centralization"] = _common(spec.centralizes_weights and not spec.ws for spec in specs)
     return replace(options, **{name: value for name, value in own.items() if getattr(options, name) is None})
+
+
+def _common(defaults: Iterable[Any]) -> Any:
+    """Return what all of them are; None where they differ."""
+    found = set(defaults)
+    return found.pop() if len(found) == 1 else None
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def stored_norm(stored: Mapping[str, Any]) -> NormOptions:
-    """Return the resolved options that a checkpoint's `norm` entry, of any version, spells."""
-    return resolve_norm(_options_of(stored))
+def stored_norm(stored: Mapping[str, Any], plan: Plan | None = None) -> NormOptions:
+    """Return the resolved options that a checkpoint's `norm` entry, of any version, spells. plan: as `resolve_norm`."""
+    return resolve_norm(_options_of(stored), plan)
 
 
 def _options_of(stored: Mapping[str, Any]) -> NormOptions:
@@ -216,35 +292,44 @@ def _options_of(stored: Mapping[str, Any]) -> NormOptions:
     try:
         options = NormOptions(**respelled(stored))
         check_limits(options)
-        options.spec  # noqa: B018  raises what is wrong with it
+        options.specs()  # raises what is wrong with them
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"a checkpoint's norm settings {dict(stored)} are not understood ({error})") from error
     return options
 
 
-def norm_of_weights(stored: Mapping[str, Any], chosen: str | None) -> dict[str, Any]:
-    """Return the norm that continues with trained weights, and what else they fix about it, by field name.
+def norm_of_weights(stored: Mapping[str, Any], chosen: str | None, heads: str | None = None) -> dict[str, Any]:
+    """Return the norms that continue with trained weights, and what else they fix about them, by field name.
 
     Otherwise they would compute another function: how convolutions use their weights, what is added to variances, and
     the norm's `weight_options`, where they were not typed. How a training pools or freezes statistics is not fixed.
-    stored: a checkpoint's `norm` entry. chosen: what was typed after --norm, None for the weights' own norm.
+    stored: a checkpoint's `norm` entry. chosen, heads: what was typed after --norm and --norm-heads, None for the
+    weights' own norm; a typed --norm alone is that of all layers.
     """
     before = _options_of(stored)
-    if chosen == AUTO:
-        spec: NormSpec | None = None
-    else:
-        typed = before.spec.name if chosen is None else chosen
-        spec = parse_norm(typed)
-        if not spec.normalizes:
-            return {"norm": spec.name}
-        options = ("ws", *spec.weight_options) if type(spec) is type(before.spec) else ("ws",)
-        untyped = {option: getattr(before.spec, option) for option in options if option not in _options_in(typed)}
-        spec = replace(spec, **untyped)
+    heads_before = before.norm_heads or before.norm
+    norm = _continued(before.norm, chosen)
+    heads = _continued(heads_before, heads or chosen)
+    norms: dict[str, Any] = {"norm": norm} if heads == norm else {"norm": norm, "norm_heads": heads}
+    specs = NormOptions(**norms).specs()
+    if not any(spec.normalizes for spec in specs):
+        return norms
     fixed = {"weight_centralization": before.weight_centralization, "norm_eps": before.norm_eps}
-    if spec is not None and spec.ws:
+    if any(spec.ws for spec in specs):
         fixed["weight_centralization"] = False
-    norm = {"norm": AUTO if spec is None else str(spec)}
-    return norm | {name: value for name, value in fixed.items() if value is not None}
+    return norms | {name: value for name, value in fixed.items() if value is not None}
+
+
+def _continued(before: str, typed: str | None) -> str:
+    """Return the norm, as typed or None, that continues with weights of norm `before`, with their `weight_options`."""
+    if typed == AUTO:
+        return AUTO
+    trained = parse_norm(before)
+    typed = trained.name if typed is None else typed
+    spec = parse_norm(typed)
+    fixed = ("ws", *spec.weight_options) if type(spec) is type(trained) else ("ws",) if spec.normalizes else ()
+    untyped = {option: getattr(trained, option) for option in fixed if option not in _options_in(typed)}
+    return str(replace(spec, **untyped))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,6 +337,10 @@ class NormFactory:
     """Maker of a convolution's norm (None: a bias instead), by resolved options."""
 
     options: NormOptions
+
+    def for_layer(self, plan: Plan, node: Node) -> NormFactory:
+        """Return the factory of the norm that the layer has, by its part of the network."""
+        return replace(self, options=self.options.of_layer(plan, node))
 
     @property
     def conv_class(self) -> type[nn.Conv2d]:
@@ -269,6 +358,6 @@ class NormFactory:
         return norm
 
 
-def norm_factory(options: NormOptions) -> NormFactory:
+def norm_factory(options: NormOptions, plan: Plan | None = None) -> NormFactory:
     """Return the factory of the resolved options. Raises as `resolve_norm`."""
-    return NormFactory(options=resolve_norm(options))
+    return NormFactory(options=resolve_norm(options, plan))

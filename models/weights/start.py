@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from cfg.plan import parse_plan
 from models.blocks import merge_conv_norm
 from models.network import Network
-from models.norms.table import stored_norm
-from models.norms.used_weight import filters_of
+from models.norms.parts import norm_parts
+from models.norms.table import NormFactory, stored_norm
+from models.norms.used_weight import ReparametrizedConv2d, filters_of
 from models.weights.layout import EPS
 from models.weights.trained import is_darknet, made_up_names, read_darknet
 from utils.checkpoint import Checkpoint
@@ -107,8 +108,9 @@ def by_class_name(
 
 def _change_of_filters(start: Checkpoint, network: Network) -> list[str]:
     """Return a note if the two use their filters in different ways (models/norms/used_weight.py)."""
-    stored = stored_norm(start.norm)
-    before = "standardized" if stored.spec.ws else "centralized" if stored.weight_centralization else ""
+    plan = parse_plan(start.cfg_text, path=start.cfg_name + ".cfg")
+    kinds = [NormFactory(options=part.options).conv_class for part in norm_parts(stored_norm(start.norm, plan), plan)]
+    before = next((kind.adjective for kind in kinds if issubclass(kind, ReparametrizedConv2d)), "")
     now = filters_of(network)
     if before == now:
         return []

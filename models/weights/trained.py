@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cfg.convolution import ConvSpec
-from cfg.plan import HERE, Plan, load_plan
+from cfg.edit import with_values
+from cfg.plan import HERE, Plan, load_plan, parse_plan
 from models.detector import make_checkpoint
 from models.norms.table import NormOptions, resolve_norm
 from models.weights.reader import read_header, read_weights
@@ -58,7 +59,7 @@ def read_darknet(
     """
     if cfg is None:
         raise UserError(f"{path}: darknet's weights do not describe their network: name its cfg with --cfg")
-    plan = load_plan(cfg)
+    plan = _as_darknet_reads(load_plan(cfg))
     loaded = read_weights(Path(path), plan)
     if whole:
         if not loaded.is_complete:
@@ -73,6 +74,12 @@ def read_darknet(
     checkpoint = replace(network, seen=loaded.header.seen, settings=settings)
     warnings = (f"warning: {warning}" for warning in plan.warnings)
     return checkpoint, f"{path}: {loaded.report}", (line("names", origin), *warnings)
+
+
+def _as_darknet_reads(plan: Plan) -> Plan:
+    """Return the plan without norm= in its cfg, which darknet does not know: its weights are of batch norm."""
+    own = {node.line: {"norm": None} for node in plan.nodes if isinstance(node.spec, ConvSpec) and node.spec.norm}
+    return parse_plan(with_values(plan.source_text, own), path=plan.path) if own else plan
 
 
 def class_names(plan: Plan, file: Path | None = None) -> tuple[tuple[str, ...], str]:

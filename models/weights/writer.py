@@ -15,7 +15,7 @@ from cfg.convolution import ConvSpec
 from cfg.plan import Plan
 from models.blocks import ConvNormAct
 from models.network import Network
-from models.norms.running_stats import is_affine_in_inference
+from models.norms.running_stats import has_running_statistics, is_batch_norm
 from models.norms.used_weight import used_weight
 from models.weights.layout import EPS, StoredLayer, place, stored_layers
 from models.weights.reader import Header
@@ -71,11 +71,9 @@ def _variance_for_darknet(norm: nn.Module | None, where: str) -> Tensor:
     """Return the variance that with darknet's eps of 1e-5 equals the norm's with its own eps."""
     if norm is None:
         raise UserError(f"{where}: has a bias in place of the cfg's batch norm (--norm none)")
-    if not is_affine_in_inference(norm):
-        raise UserError(
-            f"{where}: {type(norm).__name__} uses statistics of each image; "
-            "darknet has batch norm only, with a running mean and variance"
-        )
+    if not is_batch_norm(norm):
+        fault = "is not batch norm in inference" if has_running_statistics(norm) else "has no running statistics"
+        raise UserError(f"{where}: {type(norm).__name__} {fault}; darknet has batch norm only")
     assert isinstance(norm.running_var, Tensor) and isinstance(norm.eps, float)
     variance = norm.running_var.detach().cpu()
     if norm.eps == EPS:

@@ -134,3 +134,14 @@ def test_bad_values(body, message):
 def test_activations_that_are_not_there(name):
     with pytest.raises(CfgError, match=rf"^a\.cfg:2: activation={name} is not one of linear, leaky, .*, hardtan"):
         conv(f"activation={name}")
+
+
+def test_a_norm_of_its_own_is_read_without_blanks_and_comment():
+    assert conv("batch_normalize=1").norm == ""
+    assert conv("batch_normalize=1\nnorm = gn:groups=8  # for few images").norm == "gn:groups=8"
+    assert notes("[convolutional]\nbatch_normalize=1\nnorm=gn") == []
+
+
+def test_a_norm_of_its_own_needs_a_norm():
+    with pytest.raises(CfgError, match=r"^a\.cfg:2: norm= needs batch_normalize=1$"):
+        conv("norm=gn")

@@ -267,7 +267,7 @@ def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(CfgError) as caught:
         load_plan("yolov4-tinny")
     assert str(caught.value) == (
-        f"yolov4-tinny:1: no such cfg among {', '.join(cfg_names())}, did you mean 'yolov4-tiny'?"
+        f"yolov4-tinny: no such cfg among {', '.join(cfg_names())}, did you mean 'yolov4-tiny'?"
     )
 
 

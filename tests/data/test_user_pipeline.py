@@ -120,6 +120,7 @@ def test_the_source_stays_as_it_is_and_what_follows_is_drawn_anew(tmp_path: Path
 REFUSED = {
     "missing": (None, "cannot be read (No such file or directory)"),
     "not json": ("{", "no pipeline that albumentations .* loads: Expecting property name"),
+    "empty": ("null", "no pipeline that albumentations .* loads: the file is empty"),
     "not a pipeline": ("[1, 2]", "no pipeline that albumentations .* loads"),
     "unknown": ({"__class_fullname__": "os.system", "p": 1}, "no pipeline that .* loads: 'os.system' is unknown"),
     "a value": ({"__class_fullname__": "Rotate", "limit": "x", "p": 1}, "no pipeline that .* loads: .*limit"),

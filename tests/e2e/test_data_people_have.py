@@ -12,6 +12,7 @@ import detect
 import evaluate
 import train
 from data.annotation_formats import open_image_set
+from engine.job import open_sets
 from tests.data.packagings import ONE_JSON, PACKAGINGS, UNDIVIDED, instances, rewritten, text
 from tests.data.sets import Scene, write_coco
 from tests.e2e.conftest import TOY_CFG
@@ -83,6 +84,26 @@ def test_some_classes_by_name(tmp_path: Path, toy_cfg: str, capsys: pytest.Captu
     assert "skipped files, neither images nor videos by their endings: 1 .heic, 1 .txt" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--classes: the network knows no 'dog', but cat, owl"):
         detect.main([*found, "--classes", "dog", str(data / "valid" / "images")])
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of the 1 image can be read"):
+        detect.main([*found, "--out", str(tmp_path / "none"), str(tmp_path / "broken.png")])
+
+
+def test_a_set_of_roboflow_has_the_name_of_its_folder(tmp_path: Path) -> None:
+    data = PACKAGINGS["COCO of Roboflow"](tmp_path / "pets")
+    assert {open_image_set(data, split).name for split in ("train", "val")} == {data.name}
+
+
+def test_a_class_that_only_training_images_have_can_be_chosen(tmp_path: Path, toy_cfg: str) -> None:
+    first = ONE_JSON["FiftyOne"](tmp_path / "a") / "labels.json"
+    second = ONE_JSON["FiftyOne"](tmp_path / "b") / "labels.json"
+    content = json.loads(second.read_text())
+    gone = {each["id"] for each in content["categories"] if each["name"] == "owl"}
+    for key, of in (("categories", "id"), ("annotations", "category_id")):
+        content[key] = [each for each in content[key] if each[of] not in gone]
+    second.write_text(json.dumps(content))
+    train_set, val_set = open_sets({"data": str(first), "val_data": str(second), "classes": ("owl", "cat")})
+    assert set(train_set.class_names) == {"owl", "cat"} and val_set.class_names == ("cat",)
 
 
 def test_a_grey_network_trains_and_detects(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_norm_that_never_begins_is_said(
     train.main([*common, "--norm", f"cbn:burn_in_steps={burn_in}", "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
     assert "schedule  4 steps: cosine from 0.006" in said
-    warning = "warning: burn_in_steps=4 is the whole training: --norm cbn:burn_in_steps=4 is plain batch norm here"
+    warning = "warning: burn_in_steps=4 is the whole training: cbn:burn_in_steps=4 is plain batch norm here"
     assert (warning in said) == is_warned
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from engine.announce import announce, flag, optimizer_in_words, settings_lines
+from engine.announce import announce, flag, idle_settings, optimizer_in_words, settings_lines
 from engine.job import parse_job
 from engine.trainer import Trainer
 from options import TrainOptions
@@ -57,3 +58,36 @@ def test_a_shown_flag_can_be_typed(argv: list[str]) -> None:
     given = parse_flags(TrainOptions, argv)
     shown = [word for name, value in given.items() for word in flag(name, value).split()]
     assert flatten(resolve(TrainOptions, parse_flags(TrainOptions, shown))) == flatten(resolve(TrainOptions, given))
+
+
+@pytest.mark.parametrize(
+    "argv, warning",
+    [
+        (
+            ["--mosaic", "0", "--close-mosaic", "0.5"],
+            "--close-mosaic has nothing to end: mosaic, mixup and cutmix are off",
+        ),
+        (["--evals", "1", "--patience", "5"], "--patience 5 cannot end the training early: it has 1 evaluation"),
+        (["--lr-policy", "steps"], "the policy steps without --lr-steps is a constant rate"),
+        (["--burn-in-steps", "20"], "a burn-in of 20 steps is the whole training: the rate stays under 0.01"),
+        (
+            ["--final-learning-rate", "0.1", "--lr-policy", "cosine"],
+            "the learning rate grows from 0.01 to --final-learning-rate 0.1",
+        ),
+    ],
+)
+def test_a_setting_that_cannot_do_anything_is_named(
+    scenes: Path, toy_cfg: str, tmp_path: Path, argv: list[str], warning: str
+) -> None:
+    page = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--max-steps", "20"]
+    run = Trainer(parse_job([*page, "--learning-rate", "0.01", *argv]), tmp_path / "run", Stop())
+    assert idle_settings(run) == [warning]
+    run.log.close()
+
+
+def test_forwards_of_unequal_size_are_named(scenes: Path, toy_cfg: str) -> None:
+    job = parse_job(["--data", str(scenes), "--cfg", toy_cfg, "--batch-size", "3", "--subdivisions", "3"])
+    assert optimizer_in_words(job).endswith("batch 3 = 3 forwards of 1")
+    optim = dataclasses.replace(job.options.optim, batch_size=3, subdivisions=2)
+    job = dataclasses.replace(job, options=dataclasses.replace(job.options, optim=optim))
+    assert optimizer_in_words(job).endswith("batch 3 = 2 forwards of 1 or 2")

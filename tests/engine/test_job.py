@@ -9,7 +9,7 @@ import pytest
 
 from cfg.plan import load_plan
 from data.digits import make_digits
-from engine.job import open_sets, parse_job
+from engine.job import _other_classes, open_sets, parse_job
 from models.detector import make_checkpoint
 from models.network import Network
 from models.norms.table import NormOptions, norm_factory, resolve_norm
@@ -59,3 +59,24 @@ def test_a_batch_cut_to_the_images_there_are_is_accepted(few: Path):
     assert parse_job([*flags, "6"]).mini_batch == 1
     with pytest.raises(UserError, match="--batch-size 16 is not divisible by --subdivisions 5 "):
         parse_job([*flags, "5"])
+
+
+@pytest.mark.parametrize(
+    ("now", "text"),
+    [
+        (("b", "a"), "the data lists its classes in another order than it was trained with, a, b"),
+        (("a", "c"), "was trained on other classes than the data has now (without b and with c)"),
+        (("a",), "was trained on other classes than the data has now (without b)"),
+    ],
+)
+def test_a_resume_says_how_the_classes_have_changed(now: tuple[str, ...], text: str):
+    assert _other_classes(("a", "b"), now) == text
+
+
+def test_a_fraction_that_nothing_is_held_out_by_is_said(few: Path, capsys):
+    open_sets({"data": str(few), "val_fraction": 0.3, "val_data": str(few), "val_split": "train"})
+    assert f"warning: --val-fraction is not used: {few} is what is evaluated" in capsys.readouterr().out
+    open_sets({"data": str(few), "val_fraction": 0.3})
+    assert f"warning: --val-fraction is not used: the split 'val' of {few} is" in capsys.readouterr().out
+    open_sets({"data": str(few)})
+    assert "warning" not in capsys.readouterr().out

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfg.net import NetSpec
-from cfg.plan import load_plan
+from cfg.plan import load_plan, parse_plan
 from engine.build import make_schedule
 from engine.job import Job, parse_job
 from engine.recipe import (
@@ -22,6 +22,7 @@ from engine.recipe import (
     adamw_recipe,
     choose_optimizer,
     fewest_parts,
+    has_fixed_statistics,
     planned_steps,
     usual_steps,
 )
@@ -185,3 +186,23 @@ def test_weights_that_know_all_classes_are_changed_gently(
     make_checkpoint(plan, norm, weights, class_names=classes, letterbox=True).to_file(tmp_path / "w.pt")
     job = parse_job(["--data", str(scenes), "--weights", str(tmp_path / "w.pt"), "--batch-size", "16"])
     assert job.options.optim.learning_rate == rate
+
+
+@pytest.mark.parametrize(
+    ("norm", "is_fixed"),
+    [
+        (NormOptions(norm="bn"), False),
+        (NormOptions(norm="frozen"), True),
+        (NormOptions(norm="frozen", norm_heads="cbn"), True),
+        (NormOptions(norm="cbn", norm_eval=True), True),
+        (NormOptions(norm="gn", norm_heads="cbn"), False),
+        (NormOptions(norm="auto"), False),
+    ],
+)
+def test_the_rate_is_lower_where_a_part_has_fixed_statistics(norm: NormOptions, is_fixed: bool):
+    text = "[net]\nwidth=32\nheight=32\n[conv]\nbatch_normalize=1\nfilters=8\n"
+    assert has_fixed_statistics(norm, parse_plan(text, path="a.cfg")) == is_fixed
+    assert has_fixed_statistics(NormOptions(), parse_plan(text + "norm=frozen\n", path="a.cfg"))
+    options, net = TrainOptions(weights="x.pt"), NetSpec(width=32, height=32)
+    rates = [adamw_recipe(options, {}, net, 256, fixed_statistics=fixed)["learning_rate"] for fixed in (False, True)]
+    assert rates[1] == pytest.approx(rates[0] / 4)

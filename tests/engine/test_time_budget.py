@@ -103,6 +103,9 @@ def test_within_the_tolerance_the_length_stays(factor: float) -> None:
 def test_what_is_too_short_for_anything_ends_after_the_first_step_that_was_timed() -> None:
     training = Training("1s", step_s=lambda _: 60.0).run()
     assert training.step == training.length.total_steps == 2
+    assert training.budget.words(training.length) == (
+        "1 step measured at 60 s: 1s are over or too short for another step; an evaluation ends the training"
+    )
 
 
 def test_a_resumed_training_keeps_its_length_and_the_time_it_has_spent() -> None:
