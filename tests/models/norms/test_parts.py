@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from models.norms.used_weight import CentralizedConv2d
 from torch import nn
 
 from cfg.convolution import ConvSpec
@@ -21,6 +20,7 @@ from models.norms.effective_batch import burn_in_warnings, check_values
 from models.norms.fold import can_fold
 from models.norms.parts import norm_parts, parts_in_words
 from models.norms.table import NormOptions, norm_factory, norm_of_weights, resolve_norm, stored_norm
+from models.norms.used_weight import CentralizedConv2d
 from models.weights.convert import write_darknet
 from models.weights.start import load_matching, start_from
 from models.weights.trained import read_trained
