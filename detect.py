@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = pick_device(options.device)
     other_files: Counter[str] = Counter()
     sources = find_sources(options.sources, other_files)
-    checkpoint, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
+    checkpoint, origin = read_trained(options.weights, cfg=options.cfg, names=options.names, domain=options.domain)
     detector = Detector.from_checkpoint(
         checkpoint, options.detection, path=options.weights, device=device, input_hw=options.image_size
     )

@@ -37,7 +37,7 @@ class _Loading(TypedDict):
 def main(argv: Sequence[str] | None = None) -> None:
     given = parse_flags(EvaluateOptions, argv, foreign=FOREIGN_FLAGS)
     options = resolve(EvaluateOptions, given)
-    checkpoint, origin = read_trained(options.weights, cfg=options.cfg, names=options.names)
+    checkpoint, origin = read_trained(options.weights, cfg=options.cfg, names=options.names, domain=options.domain)
     detector = Detector.from_checkpoint(
         checkpoint,
         options.detection,

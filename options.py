@@ -28,6 +28,8 @@ AMP_KINDS = ("auto", "off", "bf16", "fp16")
 LAYOUTS = ("auto", "on", "off")
 DATA = "data set: a COCO, VOC or YOLO folder, COCO json, data.yaml, darknet .data file, or 'digits'"
 
+DOMAIN = "of weights that were trained on several data sets with norms of their own: the data set whose norms to use"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimOptions:
@@ -98,6 +100,9 @@ class SpeedOptions:
     """Settings of memory and speed, which change results by rounding only."""
 
     checkpoint_activations: bool = knob(False, "recompute most activations in the backward: less memory, more time")
+    offload_activations: bool = knob(
+        False, "on a GPU, keep activations in host memory until the backward: less GPU memory, more time"
+    )
     channels_last: str = knob(
         "auto", "channels-last memory format; auto = with amp, but for gn, ln, in", choices=LAYOUTS, alone="on"
     )
@@ -113,7 +118,14 @@ class TrainOptions:
     given comes from the cfg file, else from the default.
     """
 
-    data: str = knob("digits", DATA, unit="PATH")
+    data: tuple[str, ...] = knob(
+        ("digits",), f"{DATA} (default digits); several are the domains of one training", unit="PATH"
+    )
+    domain_batches: str = knob(
+        "mixed",
+        "with several --data: mini-batches of images of all of them, or each of one",
+        choices=("mixed", "one"),
+    )
     val_data: str | None = knob(None, "validate on this data set, such as a second COCO json", unit="PATH")
     val_fraction: float = knob(
         0.1, "of a data set without a split 'val', hold out this part of its images; 0 = none", low=0, high=0.9
@@ -185,6 +197,7 @@ class EvaluateOptions:
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
     trust: tuple[str, ...] = trust_knob()
+    domain: str | None = knob(None, DOMAIN, unit="NAME")
     data: str = knob("digits", DATA, unit="PATH")
     split: str = knob("val", "split to evaluate on; 'all' of a set that nothing divides", unit="NAME")
     val_fraction: float = knob(
@@ -248,6 +261,7 @@ class DetectOptions:
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
     trust: tuple[str, ...] = trust_knob()
+    domain: str | None = knob(None, DOMAIN, unit="NAME")
     classes: tuple[str, ...] = knob((), "keep these classes only, by name: a,b", unit="NAMES", parse=parse_names)
     image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: as trained)")
     out: str | None = knob(None, "folder for annotated copies (default: runs/detect)", unit="DIR", formerly="run")

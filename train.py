@@ -15,11 +15,13 @@ from engine.announce import announce
 from engine.job import Job, open_run, parse_job
 from engine.rate_finder import find_rate
 from engine.trainer import Trainer, make_val_evaluator
+from evaluation.domains import DomainEvaluator
 from evaluation.evaluator import Evaluator
 from evaluation.plots import plot_results
 from evaluation.recalibration import recalibrate_on
 from models.detector import build_network
 from models.freeze import freeze
+from models.norms.domains import choose
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
 from utils.checkpoint import Checkpoint
@@ -62,7 +64,7 @@ def train(job: Job, folder: Path, stop: Stop | None = None) -> None:
         run.log.close()
 
 
-def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator:
+def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator | DomainEvaluator:
     """Recompute the norm statistics of best.pt for --precise-bn, and export it as best.safetensors.
 
     Returns the evaluator of its weights on the validation split, for the report.
@@ -75,13 +77,16 @@ def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator:
         freeze(network, options.optim.freeze)  # so that recalibration skips the norms of frozen layers
     evaluator = make_val_evaluator(job, network, stop)
     if options.norm.precise_bn and not best.is_precise:
-        source = recalibrate_on(
-            job.train_set,
-            evaluator.detector,
-            image_count=options.norm.precise_bn,
-            batch_size=job.mini_batch,
-            workers=options.workers,
-        )
+        populations = [domain.train_set for domain in job.domains]
+        for domain, train_set in enumerate(populations if options.norm.domain_statistics == "own" else [job.train_set]):
+            choose(network, domain)
+            source = recalibrate_on(
+                train_set,
+                evaluator.detector,
+                image_count=options.norm.precise_bn,
+                batch_size=job.mini_batch,
+                workers=options.workers,
+            )
         before, after = best.best_ap, evaluator.measure().AP
         best = replace(best, weights=network.state_dict(), best_ap=after, is_precise=True)
         if ranks.is_rank_zero():
@@ -113,10 +118,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         with warn_on_disk_error(folder / "results.png"):
             plot_results(folder / "results.csv", folder / "results.png")
-        best = folder / "best.pt"
+        best, norm = folder / "best.pt", job.options.norm
         print(f"\n{best} on {job.val_set.name} {job.val_set.split}:")
         print(table.summary(), table.class_table(), sep="\n\n")
-        print(f"\neverything is in {folder}; next: python detect.py --weights {best} IMAGES")
+        chosen = f" --domain {job.domains[0].name}" if "own" in (norm.domain_statistics, norm.domain_affine) else ""
+        print(f"\neverything is in {folder}; next: python detect.py --weights {best}{chosen} IMAGES")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,12 @@ def against(base: Sequence[float], values: Sequence[float], name: str = "time_ra
     return {name: round(statistics.median(ratios), 3), f"{name}_quartiles": [round(low, 3), round(high, 3)]}
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until the GPU has done what it was told, so that a clock measures the work and not the telling."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def circumstances(device: torch.device, **more: Any) -> dict[str, Any]:
     """Return commit, date, versions and device, to be saved with the figures."""
     return {**more, "commit": commit(), "date": datetime.date.today().isoformat(), **describe(device)}

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.measured import Row, against, circumstances, results_path, write
+from benchmarks.measured import Row, against, circumstances, results_path, wait_for, write
 from benchmarks.small_batch.recipes import settings_of, with_burn_in
 from benchmarks.tensor_bytes import saved_bytes, state_bytes
 from cfg.plan import Plan, load_plan, parse_plan
@@ -41,10 +41,14 @@ RECIPES = (
     *(name for name in NORMS if name != "syncbn"),
     "bn:running=pooled",
     "bn --weight-centralization",
+<<<<<<< HEAD
     "bn:ws",
     "gn:ws",
     "cmbn:ws",
     "ghost:size=2",
+=======
+    "gn:ws",
+>>>>>>> main
     *(f"cmbn:gradient={gradient}" for gradient in cmbn.GRADIENTS[1:]),
     "cmbn:carry",
     "cmbn:positions=0",
@@ -106,13 +110,13 @@ def measure(
     peaks: dict[str, int] = {}
     for turn in range(rounds + 1):
         for contestant in contestants:
-            _wait_for(device)
+            wait_for(device)
             if device.type == "cuda":
                 before = torch.cuda.memory_allocated(device)
                 torch.cuda.reset_peak_memory_stats(device)
             start = time.perf_counter()
             contestant.step(images, weighed=turn == 0)
-            _wait_for(device)
+            wait_for(device)
             if turn:  # the first round warms up
                 seconds[contestant.recipe].append(time.perf_counter() - start)
                 if device.type == "cuda":
@@ -138,11 +142,6 @@ def measure(
             }
         )
     return rows
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def table(rows: Sequence[Row]) -> str:

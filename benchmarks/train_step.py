@@ -17,7 +17,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -46,8 +47,10 @@ class Way:
     fused: bool = False  # batch norm and activation in one operation, as in bn:running=pooled
     channels_last: bool = False
     bf16: bool = False
+    fp16: bool = False  # on GPUs
     compiled: bool = False
     recomputes: bool = False
+    offloads: bool = False  # activations to host memory; on a CPU they are there
 
 
 WAYS = {
@@ -58,10 +61,21 @@ WAYS = {
     "bf16": Way(bf16=True),
     "channels last, bf16": Way(channels_last=True, bf16=True),
     "fused, channels last, bf16": Way(fused=True, channels_last=True, bf16=True),
+    "channels last, fp16": Way(channels_last=True, fp16=True),
     "compiled": Way(compiled=True),
     "compiled, channels last, bf16": Way(compiled=True, channels_last=True, bf16=True),
     "recomputed": Way(recomputes=True),
+    "offloaded": Way(offloads=True),
+    "recomputed, offloaded": Way(recomputes=True, offloads=True),
 }
+
+
+class NoRecovery(OutOfMemoryRecovery):
+    """One attempt at what it takes: a batch that was cut finer would not be compared with others."""
+
+    def attempts(self, images: int) -> Iterator[AbstractContextManager[None]]:
+        self._snapshot.take()
+        yield nullcontext()
 
 
 class Contestant:
@@ -81,10 +95,11 @@ class Contestant:
             forward=self.network,
             criterion=YoloLoss(LossOptions()),
             optimizer=torch.optim.SGD(parameter_groups(self.network, weight_decay=5e-4), lr=1e-4, momentum=0.9),
-            precision=MixedPrecision("bf16" if way.bf16 else "off", device),
+            precision=MixedPrecision("bf16" if way.bf16 else "fp16" if way.fp16 else "off", device),
             clock=BatchClock(self.network),
-            recovery=OutOfMemoryRecovery(self.network, subdivisions=1, is_parallel=False, say=print),
+            recovery=NoRecovery(self.network, subdivisions=1, is_parallel=False, say=print),
             clip_norm=None,
+            offload_activations=way.offloads,
         )
 
     def timed(self, batch: Batch) -> tuple[float, int]:
@@ -147,6 +162,16 @@ def batch_of(image_count: int, side_px: int, device: torch.device) -> Batch:
     return batch.to(device)
 
 
+def ways_on(device: torch.device) -> list[str]:
+    """Return the names of the ways that the device can gain from."""
+    lacks_bf16, is_cpu = not has_bf16(device), device.type == "cpu"
+
+    def is_useless(way: Way) -> bool:
+        return (way.bf16 and lacks_bf16) or (is_cpu and (way.offloads or way.fp16))
+
+    return [name for name, way in WAYS.items() if not is_useless(way)]
+
+
 def has_bf16(device: torch.device) -> bool:
     """Return whether the hardware has bf16; emulated it is slower than float32."""
     if device.type == "cuda":
@@ -188,16 +213,20 @@ def measure(net: str, side_px: int, ways: list[str], image_count: int, rounds: i
 
 
 def table(rows: list[Row]) -> str:
-    head = f"{'net':<22}{'way':<32}{'images/s':>11}{'time':>7}{'quartiles':>14}{'memory MB':>11}{'memory':>8}"
-    lines = ["time and memory relative to eager", head]
-    for row in rows:
-        low, high = row["time_ratio_quartiles"]
-        memory = f"{row['memory_MB']:>11.0f}{row['memory_ratio']:>8.2f}" if row["memory_MB"] else f"{'-':>11}{'-':>8}"
-        lines.append(
-            f"{row['net']:<22}{row['way']:<32}{row['images_per_s']:>11.2f}{row['time_ratio']:>7.2f}"
-            f"{f'{low:.2f}-{high:.2f}':>14}{memory}"
-        )
-    return "\n".join(lines)
+    return "\n".join(["time and memory relative to eager", HEAD, *map(line, rows)])
+
+
+HEAD = f"{'net':<22}{'way':<32}{'images/s':>11}{'time':>7}{'quartiles':>14}{'memory MB':>11}{'memory':>8}"
+
+
+def line(row: Row) -> str:
+    """Return the line of the table, under HEAD."""
+    low, high = row["time_ratio_quartiles"]
+    memory = f"{row['memory_MB']:>11.0f}{row['memory_ratio']:>8.2f}" if row["memory_MB"] else f"{'-':>11}{'-':>8}"
+    return (
+        f"{row['net']:<22}{row['way']:<32}{row['images_per_s']:>11.2f}{row['time_ratio']:>7.2f}"
+        f"{f'{low:.2f}-{high:.2f}':>14}{memory}"
+    )
 
 
 def main() -> None:
@@ -213,10 +242,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = pick_device(args.device)
-    ways = [name for name in WAYS if not args.only or name in args.only or name == "eager"]
-    if not has_bf16(device):
-        print("bf16 left out: this device has none in hardware")
-        ways = [name for name in ways if not WAYS[name].bf16]
+    ways = [name for name in ways_on(device) if not args.only or name in args.only or name == "eager"]
+    if left_out := [name for name in WAYS if name not in ways_on(device)]:
+        print(f"left out, because this device gains nothing from it: {'; '.join(left_out)}")
     image_count = args.images or (8 if device.type == "cuda" else 1)
     rows: list[Row] = []
     for net in args.nets:

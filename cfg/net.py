@@ -51,6 +51,7 @@ class NetSpec:
     mosaic_bound: bool = key(False)
     letter_box: bool = key(False)
     resize_step: int = key(32, low=1, high=1024)
+    optimized_memory: int = key(0, low=0)
 
     @property
     def input_hw(self) -> tuple[int, int]:
@@ -86,7 +87,7 @@ class NetSpec:
 def _accept_other_keys(section: Section) -> None:
     # Bookkeeping of darknet itself, and keys that only its classifiers and recurrent networks read.
     section.ignore("inputs", "aspect", "min_crop", "max_crop", "label_smooth_eps", "seq_scales")
-    section.ignore("augment_speed", "sequential_subdivisions", "optimized_memory", "loss_scale")
+    section.ignore("augment_speed", "sequential_subdivisions", "loss_scale")
     section.ignore("workspace_size_limit_MB", "try_fix_nan", "max_chart_loss", "use_cuda_graph")
     section.ignore("show_receptive_field", "B1", "B2", "eps")
     section.ignore("contrastive_jit_flip", "contrastive_color")

@@ -27,6 +27,8 @@ def cfg_settings(plan: Plan, mosaic_geometry: str = "content") -> dict[str, Sett
         "weight_decay": net.decay,
         "freeze": plan.frozen_layers or None,
         "max_steps": net.max_batches or None,
+        # 1 lets layers share memory for gradients, which is how autograd works; from 2 on activations are on the host.
+        "offload_activations": net.optimized_memory >= 2 or None,
         "ema_decay": net.ema_alpha or None,
         "multi_scale": 1.4 if head.random == 1 else head.random or None,
         "mosaic": 0.5 if net.mosaic else 0.0,

@@ -26,6 +26,7 @@ class Augmenter:
 
     load: index -> Sample, a whole image of any size with boxes in its own pixels. images: number of images that a
     mosaic's other three tiles, and what is mixed in, are drawn from; shares: (images,) how often each, if not equally.
+    domains: (images,) ascending; if given, they are drawn from the same domain.
     """
 
     def __init__(
@@ -34,10 +35,12 @@ class Augmenter:
         load: Callable[[int], Sample],
         images: int,
         shares: np.ndarray | None = None,
+        domains: np.ndarray | None = None,
     ) -> None:
         self.options = options
         self.load = load
         self.images = images
+        self._domains = domains
         self._single = replace(options, mosaic=0.0, mixup=0.0, cutmix=0.0)
         self._share_ends = None if shares is None else np.cumsum(shares)
         text = options.albumentations
@@ -52,9 +55,9 @@ class Augmenter:
         options = self._single if is_single else self.options
         sample = self._scene(index, input_hw, rng, options)
         if options.mixup and rng.random() < options.mixup:
-            sample = mixup(sample, self._scene(self._drawn(rng, 1)[0], input_hw, rng, options))
+            sample = mixup(sample, self._scene(self._drawn(rng, 1, index)[0], input_hw, rng, options))
         if options.cutmix and rng.random() < options.cutmix:
-            other = self._scene(self._drawn(rng, 1)[0], input_hw, rng, options)
+            other = self._scene(self._drawn(rng, 1, index)[0], input_hw, rng, options)
             sample = cutmix(sample, other, options, window=draw_window(rng, input_hw))
         if options.max_boxes is None or len(sample.labels) <= options.max_boxes:
             return sample
@@ -67,13 +70,19 @@ class Augmenter:
         if rng.random() >= options.mosaic:
             sample, _ = self._jittered(index, input_hw, rng)
             return _within_input(replace(sample, image=sample.image[:, :]), options)
-        return self._mosaic([index, *self._drawn(rng, 3)], input_hw, rng)
+        return self._mosaic([index, *self._drawn(rng, 3, index)], input_hw, rng)
 
-    def _drawn(self, rng: np.random.Generator, count: int) -> list[int]:
-        """Draw images to join or to mix in."""
+    def _drawn(self, rng: np.random.Generator, count: int, index: int) -> list[int]:
+        """Draw images to join with the image `index`, or to mix into it."""
+        first, stop = 0, self.images
+        if self._domains is not None:
+            first, stop = (
+                int(np.searchsorted(self._domains, self._domains[index], side)) for side in ("left", "right")
+            )
         if self._share_ends is None:
-            return rng.integers(self.images, size=count).tolist()
-        return images_at(rng.random(count), self._share_ends).tolist()
+            return rng.integers(first, stop, size=count).tolist()
+        before = self._share_ends[first - 1] if first else 0.0
+        return (first + images_at(rng.random(count), self._share_ends[first:stop] - before)).tolist()
 
     def _mosaic(self, indices: list[int], input_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
         """Join four crops. In darknet's geometry half of them come from the image's corner that is the mosaic's."""

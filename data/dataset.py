@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class SampleKey(NamedTuple):
 class ShrunkImages:
     """index -> Sample, a whole image with its longer side about `longest_px` at most, boxes in its own pixels.
 
-    An unreadable image is replaced by the next readable one. The result does not depend on the cache.
+    An unreadable image is replaced by the next readable one of its domain. The result does not depend on the cache.
     """
 
     image_set: ImageSet
@@ -46,7 +46,10 @@ class ShrunkImages:
 
     def __call__(self, index: int) -> Sample:
         count = len(self.image_set)
+        domains = self.image_set.domains
         for candidate in chain(range(index, count), range(index)):
+            if domains is not None and domains[candidate] != domains[index]:
+                continue
             record = self.image_set[candidate]
             image = self._image(candidate, record)
             if image is not None:
@@ -75,17 +78,26 @@ class ShrunkImages:
 
 
 class TrainDataset(Dataset[Sample]):
-    """SampleKey -> augmented Sample. shares: see `Augmenter`."""
+    """SampleKey -> augmented Sample. shares: see `Augmenter`. is_apart: join and mix images of one domain only."""
 
     def __init__(
-        self, images: ShrunkImages, augment: AugmentOptions, seed: int, shares: np.ndarray | None = None
+        self,
+        images: ShrunkImages,
+        augment: AugmentOptions,
+        seed: int,
+        shares: np.ndarray | None = None,
+        *,
+        is_apart: bool = False,
     ) -> None:
-        self.augmenter = Augmenter(augment, images, len(images.image_set), shares)
+        self.domains = images.image_set.domains
+        apart = self.domains if is_apart else None
+        self.augmenter = Augmenter(augment, images, len(images.image_set), shares, apart)
         self.seed = seed
 
     def __getitem__(self, key: SampleKey) -> Sample:
         rng = np.random.default_rng([self.seed, key.epoch, key.position])
-        return self.augmenter(key.image, key.input_hw, rng, is_single=key.is_single)
+        sample = self.augmenter(key.image, key.input_hw, rng, is_single=key.is_single)
+        return sample if self.domains is None else replace(sample, domain=int(self.domains[key.image]))
 
 
 class EvalKey(NamedTuple):

@@ -62,7 +62,8 @@ class ImageSet:
     class_names, category_ids: by class index. paths (N,) bytes; ids (N,); hws (N, 2); boxes (M, 4); labels (M,);
     is_crowd (M,); image i has the objects starts[i] to starts[i + 1] - 1. source: what lists the images, for messages.
     coco_json: the annotation file, if it is in COCO's format. mirror_safe: whether labels are still right on a mirrored
-    image; a COCO file can deny it with "mirror_safe": false in its `info`.
+    image; a COCO file can deny it with "mirror_safe": false in its `info`. domains: (N,) which of several joined sets
+    each image is from, see data/domains.py; None of a single one.
     """
 
     name: str
@@ -80,6 +81,7 @@ class ImageSet:
     source: str = ""
     coco_json: str | None = None
     mirror_safe: bool = True
+    domains: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -163,6 +165,7 @@ class ImageSet:
             labels=self.labels[objects],
             is_crowd=self.is_crowd[objects],
             starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            domains=None if self.domains is None else self.domains[drawn],
         )
 
 

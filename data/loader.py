@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from data.augment_options import AugmentOptions
 from data.balance import balanced_order, image_shares
 from data.dataset import EvalDataset, EvalKey, SampleKey, ShrunkImages, TrainDataset
+from data.domains import interleaved
 from data.geometry import whole_placement
 from data.image_cache import open_cache
 from data.image_set import ImageSet
@@ -77,7 +78,8 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     Images that do not fill a last batch sit out the epoch; a set smaller than one batch makes one smaller batch.
     batch_size counts the images of all ranks. Raises UserError if it is not divisible by `ranks`. shares: how often
     each image is shown, see `image_shares`; None shows each once. single_from: the first batch without mosaic, mixup
-    and cutmix, counted over all epochs.
+    and cutmix, counted over all epochs. domains: of each image; each stretch of the order then has every domain's share
+    (`interleaved`). by_domain: sort the images of a slice by domain.
     """
 
     images: int
@@ -88,6 +90,8 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     ranks: int = 1
     shares: np.ndarray | None = None
     single_from: float = math.inf
+    domains: np.ndarray | None = None
+    by_domain: bool = False
     epoch: int = 0
     start_batch: int = 0
 
@@ -103,13 +107,17 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         rng = np.random.default_rng([self.seed, self.epoch, 0, _ORDER])
         drawn = rng.permutation(self.images) if self.shares is None else balanced_order(self.shares, rng)
-        order = drawn.tolist()
+        order = (drawn if self.domains is None else interleaved(drawn, self.domains, rng)).tolist()
         for batch in range(self.start_batch, len(self)):
             number = self.epoch * len(self) + batch
             hw, is_single = self.sizes.of_batch(self.seed, number), number >= self.single_from
             share = self.batch_size // self.ranks
             start = batch * self.batch_size + self.rank * share
-            yield [SampleKey(self.epoch, at, order[at], hw, is_single) for at in range(start, start + share)]
+            places: Sequence[int] = range(start, start + share)
+            if self.by_domain and self.domains is not None:
+                domains = self.domains
+                places = sorted(places, key=lambda at: domains[order[at]])
+            yield [SampleKey(self.epoch, at, order[at], hw, is_single) for at in places]
 
 
 class Loader:
@@ -175,19 +183,30 @@ def make_train_loader(
     ranks: int = 1,
     cache: str = "ram",
     balance: bool = False,
+    by_domain: bool = False,
+    is_apart: bool = False,
 ) -> TrainLoader:
     """Make the loader of a training.
 
-    batch_size: over all ranks. cache: of decoded images, for `open_cache`. balance: show rare classes more often.
+    batch_size: over all ranks. cache: of decoded images, for `open_cache`. balance: show rare classes more often. Of a
+    set with domains: by_domain sorts the images of a batch by it, is_apart joins and mixes those of one domain only.
     """
     shares = image_shares(image_set) if balance else None
     keys = TrainBatchSampler(
-        len(image_set), batch_size=batch_size, sizes=sizes, seed=seed, rank=rank, ranks=ranks, shares=shares
+        len(image_set),
+        batch_size=batch_size,
+        sizes=sizes,
+        seed=seed,
+        rank=rank,
+        ranks=ranks,
+        shares=shares,
+        domains=image_set.domains,
+        by_domain=by_domain,
     )
     longest_px = int(_DETAIL * max(sizes.largest))
     kept = open_cache(cache, image_set, longest_px=longest_px)
     images = ShrunkImages(image_set, longest_px=longest_px, cache=kept)
-    return TrainLoader(TrainDataset(images, augment, seed, shares), keys, workers)
+    return TrainLoader(TrainDataset(images, augment, seed, shares, is_apart=is_apart), keys, workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +273,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         image_ids=tuple(sample.image_id for sample in samples),
         paths=tuple(sample.path for sample in samples),
         placements=tuple(sample.placement for sample in samples),
+        domains=tuple(sample.domain for sample in samples),
     )
 
 

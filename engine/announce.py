@@ -10,7 +10,8 @@ from data.balance import balance_in_words
 from data.doctor.checkup import quick_findings
 from data.user_pipeline import transform_names
 from engine.amp import precision_in_words
-from engine.job import Job, images_per_rank
+from engine.build import keeps_apart
+from engine.job import Job, images_per_rank, images_per_statistic
 from engine.trainer import Trainer
 from models.norms.auto import ENOUGH
 from models.norms.effective_batch import FEW, burn_in_warnings, describe_norm, norm_warnings
@@ -54,6 +55,8 @@ def announce(run: Trainer) -> None:
     elif job.checkpoint is not None and run.is_over:
         warn(f"the run has {run.steps_done} steps: nothing is left to train; --epochs with a larger number goes on")
     say("device", describe(run.device)["device"])
+    if options.speed.offload_activations and run.device.type != "cuda":
+        warn("--offload-activations has no effect without a CUDA GPU: activations are in host memory already")
     say("precision", precision_in_words(options) + (f": {job.reasons['amp']}" if "amp" in job.reasons else ""))
     say("run", str(run.folder))
     for number, line in enumerate(settings_lines(job)):
@@ -120,21 +123,33 @@ def flag(name: str, value: Any) -> str:
     return f"--{dashed} {value}"
 
 
+def domains_in_words(job: Job) -> str:
+    """digits, bccd: mini-batches of all of them, statistics own, affine part shared; mosaics within a domain"""
+    options = job.options
+    names, norm = ", ".join(domain.name for domain in job.domains), options.norm
+    batches = "each mini-batch of one" if options.domain_batches == "one" else "mini-batches of all of them"
+    joins = "; mosaics within a domain" if keeps_apart(options) else ""
+    return f"{names}: {batches}, statistics {norm.domain_statistics}, affine part {norm.domain_affine}{joins}"
+
+
 def _announce_data(run: Trainer) -> None:
     job, shares = run.job, run.loader.keys.shares
-    sets = (job.train_set, job.val_set)
+    sets = [image_set for domain in job.domains for image_set in (domain.train_set, domain.val_set)]
     for image_set in sets:
         size = f"{counted(len(image_set), 'image')}, {counted(len(image_set.labels), 'object')}"
         say("data", f"{image_set.name} {image_set.split}: {size}")
+    if len(job.domains) > 1:
+        say("domains", domains_in_words(job))
     if shares is not None:
         say("balance", balance_in_words(job.train_set, shares))
     before = None if job.checkpoint is None else job.checkpoint.train_images
     if before not in (None, len(job.train_set)):
         warn(f"the run had {before} training images before: the epochs done are recounted from its steps")
-    if findings := quick_findings(*sets):
-        for finding in findings:
-            warn(finding)
-        say("", f"python -m data.doctor {job.options.data}  has details and remedies")
+    for domain, data in zip(job.domains, job.options.data, strict=True):
+        if findings := quick_findings(domain.train_set, domain.val_set):
+            for finding in findings:
+                warn(finding)
+            say("", f"python -m data.doctor {data}  has details and remedies")
     for note in (f"{image_set.split}: {note}" for image_set in sets for note in image_set.problems.notes()):
         say("", note)
     if problems := [problem for image_set in sets for problem in image_set.problems.lines()]:
@@ -167,6 +182,7 @@ def _announce_norm(job: Job) -> None:
         say("", f"auto: {job.reasons['norm']}")
     from_scratch = options.weights is None and options.resume is None
     few = ENOUGH if "norm" in job.reasons else FEW  # `auto` has decided by ENOUGH
+    cut["mini_batch"] = images_per_statistic(options, job.train_set)
     warnings = [norm_warnings(part.options, **cut, from_scratch=from_scratch, few=few) for part in parts]
     for warning in dict.fromkeys(line for lines in warnings for line in lines):
         warn(warning)

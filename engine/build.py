@@ -13,6 +13,7 @@ from data.loader import InputSizes, TrainLoader, make_train_loader
 from engine.amp import MixedPrecision
 from engine.oom_recovery import OutOfMemoryRecovery
 from engine.recipe import BETAS
+from engine.shuffle import ShuffledForward
 from engine.step import TrainStep
 from models.network import Network, parameter_groups
 from models.norms.table import norm_factory
@@ -26,13 +27,35 @@ from utils.schedule import Schedule
 
 
 def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Network:
-    """Return the network with random weights, in training mode."""
-    network = Network(plan, norm_factory(options.norm, plan)).to(device)
+    """Return the network with random weights, in training mode.
+
+    Raises UserError for norms that communicate, if ranks would call them at different mini-batches.
+    """
+    network = Network(plan, norm_factory(options.norm, plan, domains=len(options.data))).to(device)
+    if (
+        splits_by_domain(options)
+        and ranks.world_size() > 1
+        and any(getattr(module, "sync", False) for module in network.modules())
+    ):
+        raise UserError(
+            f"--norm {options.norm.norm} pools over ranks, whose mini-batches have images of different domains: take "
+            "--domain-statistics shared with --domain-batches mixed, or a norm without sync"
+        )
     if options.speed.checkpoint_activations:
         network.recompute_activations()
     if options.speed.channels_last == "on":
         network.to(memory_format=torch.channels_last)
     return network
+
+
+def make_forward(options: TrainOptions, network: Network) -> nn.Module:
+    """Return the network as all ranks run it: gradients averaged, with --shuffle-bn on shuffled images.
+
+    Itself for a world size of 1.
+    """
+    is_shuffled = options.norm.shuffle_bn and ranks.world_size() > 1
+    forward = ShuffledForward(network, options.seed) if is_shuffled else network
+    return ranks.data_parallel(forward, skips_parts=options.norm.domain_affine == "own")
 
 
 def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: Callable[[str], None]) -> TrainStep:
@@ -51,9 +74,11 @@ def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: 
         criterion=make_criterion(options.loss),
         optimizer=optimizer,
         precision=MixedPrecision(optim.amp, device),
-        clock=BatchClock(network),
+        clock=BatchClock(forward),
         recovery=OutOfMemoryRecovery(network, subdivisions=parts, is_parallel=is_parallel, say=say),
         clip_norm=optim.clip_norm,
+        by_domain=options.domain_batches == "one",
+        offload_activations=options.speed.offload_activations and device.type == "cuda",
     )
 
 
@@ -74,7 +99,19 @@ def make_loader(options: TrainOptions, plan: Plan, train_set: ImageSet) -> Train
         balance=options.balance,
         rank=ranks.rank(),
         ranks=ranks.world_size(),
+        by_domain=options.domain_batches == "one",
+        is_apart=keeps_apart(options),
     )
+
+
+def splits_by_domain(options: TrainOptions) -> bool:
+    """Return whether statistics are of one domain's images in a mini-batch, however few there are."""
+    return options.domain_batches == "one" or options.norm.domain_statistics == "own"
+
+
+def keeps_apart(options: TrainOptions) -> bool:
+    """Return whether something depends on an image's domain, so that a mosaic must not have several."""
+    return splits_by_domain(options) or options.norm.domain_affine == "own"
 
 
 def make_schedule(options: TrainOptions, plan: Plan, *, total_steps: int) -> Schedule:

@@ -12,6 +12,7 @@ from typing import Any
 from cfg.plan import Plan, load_plan, parse_plan
 from cfg.settings import cfg_settings
 from data.annotation_formats import BUILT_IN, open_image_set, splits_of
+from data.domains import Domain, joined, unique_names
 from data.image_set import ImageSet
 from engine.amp import as_it_ran, choose_precision
 from engine.auto_subdivisions import resolve_subdivisions
@@ -34,7 +35,8 @@ from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run
 RESUMABLE = {
     *("resume", "trust", "data", "val_data", "epochs", "time_budget", "patience", "save_minutes"),
     *("subdivisions", "learning_rate", "clip_norm", "amp", "albumentations"),
-    *("device", "workers", "cache", "eval_backend", "checkpoint_activations", "profile"),
+    *("device", "workers", "cache", "eval_backend"),
+    *("checkpoint_activations", "offload_activations", "profile"),
 }
 
 
@@ -42,13 +44,15 @@ RESUMABLE = {
 class Job:
     """A training with every setting decided.
 
-    checkpoint: what it resumes from, None for a new run. origins: by name of a setting, where its value comes from:
-    "typed", "cfg", "data", "weights" (to start from), "optimizer" (its recipe) or "run" (resumed); the others have
-    their defaults. reasons: why `auto` chose what it did, by setting; none for what was typed.
+    domains: the data sets, of which train_set and val_set have all images. checkpoint: what it resumes from, None for a
+    new run. origins: by name of a setting, where its value comes from: "typed", "cfg", "data", "weights" (to start
+    from), "optimizer" (its recipe) or "run" (resumed); the others have their defaults. reasons: why `auto` chose what
+    it did, by setting; none for what was typed.
     """
 
     options: TrainOptions
     plan: Plan
+    domains: tuple[Domain, ...]
     train_set: ImageSet
     val_set: ImageSet
     checkpoint: Checkpoint | None
@@ -75,11 +79,14 @@ def job_of(given: dict[str, Any]) -> Job:
     """Return the job of these settings, by name. Raises as `parse_job`."""
     if len(lengths := ["--" + name.replace("_", "-") for name in LENGTHS if name in given]) > 1:
         raise UserError(f"{' and '.join(lengths)} both set the length of the training: give one of them")
+    if "data" in given:
+        given = {**given, "data": paths_of(given["data"])}
     given = restore_after_restart(given)
     typed = given.keys()
     checkpoint, given = load_resume(given) if "resume" in given else (None, given)
     start = read_start(given["weights"], given.get("cfg")) if checkpoint is None and "weights" in given else None
-    train_set, val_set = open_sets(given)
+    domains = open_domains(given)
+    train_set, val_set = (joined([getattr(domain, name) for domain in domains]) for name in ("train_set", "val_set"))
     if checkpoint is not None and checkpoint.class_names != tuple(train_set.class_names):
         raise UserError(f"{given['resume']}: {_other_classes(checkpoint.class_names, train_set.class_names)}")
     plan = choose_plan(given, checkpoint or start, train_set.class_names)
@@ -105,10 +112,12 @@ def job_of(given: dict[str, Any]) -> Job:
         from_files = {**from_files, **recipe}
     options = resolve(TrainOptions, {**given, "optimizer": optimizer}, from_files)
     check_batch(options, len(train_set))
+    check_domains(options)
+    check_shuffle(options, is_resumed=checkpoint is not None)
     options, precision_reason = choose_precision(options, plan)
     options = resolve_subdivisions(options, plan)
     forwards = min(int(options.optim.subdivisions), images_per_rank(options, train_set))
-    mini_batch = images_per_forward(options, train_set)
+    mini_batch = images_per_statistic(options, train_set)
     norm, norm_reason = choose_norm(options.norm, mini_batch=mini_batch, forwards=forwards, plan=plan)
     if checkpoint is None and options.optim.time_budget is None:
         norm = norm.for_training(planned_steps(options.optim, len(train_set)))
@@ -117,6 +126,7 @@ def job_of(given: dict[str, Any]) -> Job:
     return Job(
         options=replace(options, norm=norm),
         plan=plan,
+        domains=domains,
         train_set=train_set,
         val_set=val_set,
         checkpoint=checkpoint,
@@ -128,6 +138,13 @@ def job_of(given: dict[str, Any]) -> Job:
 def images_per_rank(options: TrainOptions, train_set: ImageSet) -> int:
     """Return one rank's images of a batch; a data set smaller than a batch makes a smaller one."""
     return max(1, min(options.optim.batch_size, len(train_set)) // ranks.world_size())
+
+
+def images_per_statistic(options: TrainOptions, train_set: ImageSet) -> int:
+    """Return the images of one forward on one rank that a norm sees together, of domains of equal size."""
+    images = images_per_forward(options, train_set)
+    is_split = options.norm.domain_statistics == "own" and options.domain_batches == "mixed"
+    return max(1, images // len(options.data)) if is_split else images
 
 
 def images_per_forward(options: TrainOptions, train_set: ImageSet) -> int:
@@ -197,9 +214,14 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     settings = as_it_ran(settings, pick_device({**settings, **given}.get("device", "auto")))
     if given.keys() & set(LENGTHS):  # in place of what set it before
         settings = {name: value for name, value in settings.items() if name not in LENGTHS}
-    data = settings.get("data", BUILT_IN)
-    if "data" not in given and data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
-        raise UserError(f"{path}: its data set {data} is not found from {Path.cwd()}; --data may name where it is now")
+    settings["data"] = paths_of(settings.get("data", BUILT_IN))
+    for data in () if "data" in given else settings["data"]:
+        if data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
+            raise UserError(
+                f"{path}: its data set {data} is not found from {Path.cwd()}; --data may name where it is now"
+            )
+    if len(paths_of(given.get("data", settings["data"]))) != len(settings["data"]):
+        raise UserError(f"--data: the run has {len(settings['data'])} data sets; name as many, in their order")
     if given.get("albumentations", settings.get("albumentations")) != settings.get("albumentations"):
         warn("--albumentations names another pipeline than the run had: it is the new one from here on")
     return checkpoint, {**settings, **given, "resume": str(path)}
@@ -243,8 +265,69 @@ def _other_classes(before: Sequence[str], now: Sequence[str]) -> str:
     return f"was trained on other classes than the data has now ({' and '.join(parts)})"
 
 
-def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
-    """Return the training and validation split; rank 0 makes what is made on first use."""
+def paths_of(data: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the paths of the data sets; earlier checkpoints have a string."""
+    return (data,) if isinstance(data, str) else data
+
+
+def check_domains(options: TrainOptions) -> None:
+    """Raise UserError for settings of domains without several data sets, and for what does not go with them."""
+    norm = options.norm
+    own = {"domain_batches": options.domain_batches != "mixed", "domain_statistics": norm.domain_statistics == "own"}
+    own["domain_affine"] = norm.domain_affine == "own"
+    typed = ["--" + name.replace("_", "-") for name, is_typed in own.items() if is_typed]
+    if len(options.data) == 1:
+        if typed:
+            raise UserError(f"{typed[0]} is about several data sets: name them after --data")
+        return
+    if options.speed.compile and typed and not own["domain_batches"]:
+        raise UserError("--compile would compile anew for each mixture of domains: take --domain-batches one with it")
+    if norm.precise_bn and own["domain_affine"] and not own["domain_statistics"]:
+        raise UserError(
+            "--precise-bn needs --domain-statistics own if --domain-affine is: it measures one domain at a time"
+        )
+
+
+def check_shuffle(options: TrainOptions, *, is_resumed: bool) -> None:
+    """Raise UserError for --shuffle-bn in a single process; only warn where a run of several goes on in one.
+
+    And with norms by domain: images would meet the norms of others.
+    """
+    if options.norm.shuffle_bn and "own" in (options.norm.domain_statistics, options.norm.domain_affine):
+        raise UserError(
+            "--shuffle-bn does not go with --domain-statistics or --domain-affine own: images change places"
+        )
+    if not options.norm.shuffle_bn or ranks.world_size() > 1:
+        return
+    alone = "--shuffle-bn shuffles images among the processes that torchrun starts, and there is one"
+    if not is_resumed:
+        raise UserError(f"{alone}: leave it out")
+    warn(f"{alone}: from here on nothing is shuffled")
+
+
+def open_domains(given: dict[str, Any]) -> tuple[Domain, ...]:
+    """Return the data sets, named apart. Raises UserError if a set is named twice, or another for validation."""
+    paths = paths_of(given.get("data", BUILT_IN))
+    if len(set(paths)) < len(paths):
+        raise UserError("--data names a data set twice")
+    if len(paths) > 1 and given.get("val_data"):
+        raise UserError("--val-data is for a single --data: several are validated on their own splits")
+    pairs = [open_sets({**given, "data": path}, takes_all=len(paths) == 1) for path in paths]
+    known = {name for train_set, _ in pairs for name in train_set.class_names}
+    if absent := [name for name in given.get("classes", ()) if name not in known]:
+        raise UserError(f"--classes: no data set has a class '{absent[0]}'")
+    names = unique_names([train_set.name for train_set, _ in pairs])
+    return tuple(
+        Domain(name=name, train_set=train_set, val_set=val_set)
+        for name, (train_set, val_set) in zip(names, pairs, strict=True)
+    )
+
+
+def open_sets(given: dict[str, Any], *, takes_all: bool = True) -> tuple[ImageSet, ImageSet]:
+    """Return the training and validation split of one data set; rank 0 makes what is made on first use.
+
+    takes_all: whether it must have each of the classes that were asked for.
+    """
     data = given.get("data", "digits")
     fraction = 0 if given.get("val_data") else given.get("val_fraction", TrainOptions().val_fraction)
     if ranks.world_size() > 1:
@@ -257,7 +340,8 @@ def open_sets(given: dict[str, Any]) -> tuple[ImageSet, ImageSet]:
         warn(f"--val-fraction is not used: {of} is what is evaluated")
     val_set = open_image_set(given.get("val_data") or data, given.get("val_split", "val"), val_fraction=fraction)
     if classes := given.get("classes"):
-        train_set = train_set.of_classes(classes)
+        known = [name for name in classes if takes_all or name in train_set.class_names]
+        train_set = train_set.of_classes(known or classes)
         val_set = val_set.of_classes([name for name in classes if name in val_set.class_names] or classes)
     train_set.require_objects(data)
     val_set.require_objects(given.get("val_data") or data)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from engine.amp import MixedPrecision
 from engine.loss_watch import TrainingLost
 from models.network import Network
+from models.norms.domains import choose
 from models.yolo.criterion import Criterion
 from utils import ranks
 from utils.structures import Batch
@@ -81,6 +82,7 @@ def _in_forward(network: Network, part: Batch, criterion: Criterion, precision: 
         for name, module in network.named_modules()
         if not any(True for _ in module.children())
     ]
+    choose(network, part.domains)
     try:
         with precision.autocast():
             heads = network.forward(part.pixels())  # not the compiled __call__, which skips hooks

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from utils import ranks
 from utils.console import counted
 from utils.errors import UserError
-from utils.memory import empty_cache, is_out_of_memory
+from utils.memory import empty_cache, host_memory_like, is_out_of_memory
 from utils.seed import random_state, set_random_state
 
-REMEDIES = "set --checkpoint-activations, --amp bf16 on a GPU, or in a new run a smaller --image-size"
+REMEDIES = (
+    "set --checkpoint-activations, on a GPU --offload-activations or --amp bf16, or in a new run a smaller --image-size"
+)
 
 
 class OutOfMemoryRecovery:
@@ -109,9 +111,5 @@ class Snapshot:
         set_random_state(self._random)
 
     def _allocate(self, buffer: Tensor) -> Tensor:
-        if buffer.device.type != "cuda" or buffer.numel() <= self.LARGE:
-            return torch.empty_like(buffer)
-        try:
-            return torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
-        except RuntimeError:  # no more memory can be page-locked
-            return torch.empty(buffer.shape, dtype=buffer.dtype)
+        is_large = buffer.device.type == "cuda" and buffer.numel() > self.LARGE
+        return host_memory_like(buffer) if is_large else torch.empty_like(buffer)

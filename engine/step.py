@@ -14,6 +14,7 @@ from engine.loss_watch import remedies
 from engine.not_finite import NotFinite, find_not_finite
 from engine.oom_recovery import OutOfMemoryRecovery
 from models.network import Network
+from models.offload import saved_on_host
 from models.yolo.criterion import Criterion
 from utils import ranks
 from utils.clock import BatchClock
@@ -27,8 +28,9 @@ class TrainStep:
     Returns a (3,) CPU tensor: box, objectness and class loss, averaged over the images. Targets are on the CPU. Every
     rank calls it with its own share of the batch; gradients and losses are reduced over all ranks.
 
-    forward: the network, or its DistributedDataParallel wrapper. Raises NotFinite, before anything is updated, if a
-    loss or a gradient is NaN or Inf, and UserError if a single image does not fit into memory.
+    forward: the network, or its DistributedDataParallel wrapper. by_domain: whether to cut a batch where the domain of
+    its images changes, too. Raises NotFinite, before anything is updated, if a loss or a gradient is NaN or Inf, and
+    UserError if a single image does not fit into memory.
     """
 
     network: Network
@@ -39,6 +41,8 @@ class TrainStep:
     clock: BatchClock
     recovery: OutOfMemoryRecovery
     clip_norm: float | None
+    by_domain: bool = False
+    offload_activations: bool = False
 
     def __call__(self, batch: Batch) -> Tensor:
         all_images = len(batch) * ranks.world_size()
@@ -46,11 +50,12 @@ class TrainStep:
             with attempt:  # swallows an out-of-memory error; the next attempt cuts the batch finer
                 self.optimizer.zero_grad(set_to_none=True)
                 losses = torch.zeros(3, device=batch.images.device)
-                parts = list(batch.split(self.recovery.subdivisions))
-                for part in self.clock.minibatches(parts):
+                parts = self._cut(batch)
+                for part in self.clock.minibatches(parts, [part.domains for part in parts]):
                     heads = terms = None  # free the previous mini-batch's graph before the next forward
                     sync = nullcontext() if part is parts[-1] else ranks.without_sync(self.forward)
-                    with sync, self.precision.autocast():
+                    saved = saved_on_host(self.network) if self.offload_activations else nullcontext()
+                    with sync, saved, self.precision.autocast():
                         heads = self.forward(part.pixels())
                     terms = self.criterion(heads, part.targets)
                     # Divided by all images of this rank's batch, so the gradient does not depend on how it was cut;
@@ -80,6 +85,9 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
 
+    def _cut(self, batch: Batch) -> list[Batch]:
+        return list(batch.split(self.recovery.subdivisions, by_domain=self.by_domain))
+
     @property
     def remedies(self) -> str:
         """Return what to change in the next training if this one diverges."""
@@ -90,7 +98,7 @@ class TrainStep:
         found, is_data = find_not_finite(
             self.network,
             self.criterion,
-            list(batch.split(self.recovery.subdivisions)),
+            self._cut(batch),
             is_loss_finite=bool(losses.isfinite().all()),
             precision=self.precision,
         )

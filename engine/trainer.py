@@ -20,6 +20,7 @@ from engine.runlog import RunLog
 from engine.time_budget import TimeBudget
 from engine.training_state import restore, training_state
 from evaluation.coco_map import CocoTable
+from evaluation.domains import DomainEvaluator, DomainTable
 from evaluation.evaluator import Evaluator
 from models.detector import Detector, make_checkpoint
 from models.freeze import freeze
@@ -58,7 +59,8 @@ class Trainer:
         if options.weights is not None and job.checkpoint is None:
             self.weights_loaded = start_from(options.weights, options.cfg, self.network, job.train_set.class_names)
         self.loader = build.make_loader(options, plan, job.train_set)
-        check_values(plan.with_input_hw(self.loader.smallest_hw), options.norm, mini_batch=job.mini_batch)
+        fewest = 1 if build.splits_by_domain(options) else job.mini_batch
+        check_values(plan.with_input_hw(self.loader.smallest_hw), options.norm, mini_batch=fewest)
         optim = options.optim
         total_steps = planned_steps(optim, len(job.train_set))
         if self.time_budget is not None:  # before its first fit there is at least more to train
@@ -81,7 +83,7 @@ class Trainer:
         )
         if options.speed.compile:
             build.compile_for_all_sizes(self.network)
-        self.step = build.make_step(options, self.network, ranks.data_parallel(self.network), self.log.say)
+        self.step = build.make_step(options, self.network, build.make_forward(options, self.network), self.log.say)
         self.loss_watch = LossWatch(self.step.remedies)
         self.patience = Patience(options.patience)
         self.best_ap = float("-inf")
@@ -139,7 +141,7 @@ class Trainer:
         while self.steps_done < self.length.total_steps and (batch := next(batches, None)) is not None:
             yield batch
 
-    def evaluate(self) -> CocoTable:
+    def evaluate(self) -> CocoTable | DomainTable:
         """Measure the EMA weights on the validation split, and draw what they find in its first images."""
         with nullcontext() if self.time_budget is None else self.time_budget.evaluation():
             self.save_last()  # an evaluation can take long, and run out of memory
@@ -170,12 +172,12 @@ class Trainer:
         if is_save_due:
             self.save_last()
 
-    def end_epoch(self, epoch: int, table: CocoTable | None) -> None:
+    def end_epoch(self, epoch: int, table: CocoTable | DomainTable | None) -> None:
         """Log the epoch and save what it reached. table: of its evaluation, if there was one."""
         row = {"step": self.steps_done, "epoch": epoch + 1, "lr": self.schedule.rate(self.steps_done - 1)}
         if table is not None:
             row |= {"AP": table.AP, "AP50": table.AP50}
-            self.log.say(f"epoch {epoch + 1}: AP {table.AP:.3f}  AP50 {table.AP50:.3f}")
+            self.log.say(f"epoch {epoch + 1}: {table.words()}")
             self.patience(table.AP)
             if self.patience.is_exhausted and epoch + 1 < self.length.epochs:
                 self.log.say(f"epoch {epoch + 1}: {self.patience.words()}")
@@ -247,6 +249,7 @@ class Trainer:
             best_ap=self.best_ap,
             mini_batch=self.job.mini_batch,
             settings=flatten(options),
+            domains=tuple(domain.name for domain in self.job.domains) if len(self.job.domains) > 1 else (),
         )
 
     def _resume(self, checkpoint: Checkpoint) -> None:
@@ -263,17 +266,22 @@ class Trainer:
             warn(f"{best} does not exist: the next evaluation writes one, whatever the best AP was before")
 
 
-def make_val_evaluator(job: Job, network: Network, stop: Stop | None) -> Evaluator:
+def make_val_evaluator(job: Job, network: Network, stop: Stop | None) -> Evaluator | DomainEvaluator:
     """Return the evaluator of a network on the job's validation split. Raises Stopped between batches on request."""
     letterbox, names = job.options.augment.letterbox, job.train_set.class_names
-    return Evaluator(
-        Detector(network=network, class_names=names, letterbox=letterbox, options=DetectionOptions()),
-        job.val_set,
-        batch_size=job.mini_batch,  # what fits in training fits here
-        workers=job.options.workers,
-        backend=job.options.eval_backend,
-        stop=stop,
-    )
+    detector = Detector(network=network, class_names=names, letterbox=letterbox, options=DetectionOptions())
+    evaluators = {
+        domain.name: Evaluator(
+            detector,
+            domain.val_set,
+            batch_size=job.mini_batch,  # what fits in training fits here
+            workers=job.options.workers,
+            backend=job.options.eval_backend,
+            stop=stop,
+        )
+        for domain in job.domains
+    }
+    return DomainEvaluator(evaluators) if len(evaluators) > 1 else evaluators[job.domains[0].name]
 
 
 def make_time_budget(job: Job) -> TimeBudget | None:

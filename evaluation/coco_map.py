@@ -74,6 +74,10 @@ class CocoTable:
     def AP50(self) -> float:
         return self.stats["AP50"]
 
+    def words(self) -> str:
+        """Return such as "AP 0.300  AP50 0.500"."""
+        return f"AP {self.AP:.3f}  AP50 {self.AP50:.3f}"
+
     def summary(self) -> str:
         """Return twelve lines, exactly as `COCOeval.summarize` prints them."""
         lines = []

@@ -98,7 +98,8 @@ def build_network(
             classes=len(checkpoint.class_names),
             input_hw=input_hw or checkpoint.input_hw,
         )
-        network = Network(plan, NormFactory(options=stored_norm(checkpoint.norm, plan)))
+        options, domains = stored_norm(checkpoint.norm, plan), max(1, len(checkpoint.domains))
+        network = Network(plan, NormFactory(options=options, domains=domains))
         network.load_state_dict(checkpoint.weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: the checkpoint does not describe its network ({error})") from error

@@ -13,6 +13,7 @@ from cfg.convolution import ConvSpec
 from cfg.plan import Plan
 from cfg.yolo import YoloSpec
 from models.blocks import ConvNormAct, build_layer
+from models.norms.domains import DomainNorm
 from models.norms.table import NormFactory
 from models.recompute import checkpointed, spans_of
 from models.yolo.head import RawHead, init_head
@@ -107,6 +108,9 @@ def init_weights(network: Network) -> None:
     for source, spec in zip(network.head_inputs, network.plan.head_specs, strict=True):
         if source >= 0 and isinstance(block := network.layers[source], ConvNormAct):
             init_head(block.conv.weight, block.bias, spec)
+    for module in network.modules():
+        if isinstance(module, DomainNorm):
+            module.begin_alike()
 
 
 def parameter_groups(network: Network, *, weight_decay: float, backbone_rate: float = 1.0) -> list[dict[str, Any]]:

@@ -152,6 +152,12 @@ def _pinned(host: Tensor) -> Tensor:
     return made
 
 
+def _check_fraction(fraction: float, device: torch.device) -> None:
+    """As torch does, which takes no device without an index here."""
+    if not isinstance(fraction, float) or not 0 <= fraction <= 1 or device.index is None:
+        raise ValueError(f"a fraction of {fraction} on {device}")
+
+
 @contextlib.contextmanager
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """The GPU's device; `torch.cuda` says that it is there, with 8 GiB."""
@@ -170,7 +176,14 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         "set_rng_state": lambda state, device="cuda": None,
         "manual_seed_all": lambda seed: None,
         "empty_cache": lambda: None,
+        "synchronize": lambda device=None: None,
+        "memory_allocated": lambda device=None: 2**29,
+        "memory_reserved": lambda device=None: 0,
         "max_memory_allocated": lambda device=None: 2**30,
+        "max_memory_reserved": lambda device=None: 2**30,
+        "reset_peak_host_memory_stats": lambda: None,
+        "host_memory_stats": lambda: {"active_bytes.peak": 2**28},
+        "set_per_process_memory_fraction": _check_fraction,
         "reset_peak_memory_stats": lambda device=None: None,
         "mem_get_info": lambda device=None: (8 << 30, 8 << 30),
     }

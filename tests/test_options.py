@@ -102,7 +102,7 @@ def test_what_has_no_default_is_asked_for(kind, argv, capsys):
         (TrainOptions, ["--imgszz", "9"], "train.py has no --imgszz; did you mean --image-size?"),
         (TrainOptions, ["--image_size=9"], "train.py has no --image_size; did you mean --image-size?"),
         (EvaluateOptions, ["--weight", "x"], "evaluate.py has no --weight; did you mean --weights?"),
-        (DetectOptions, ["--runs", "x"], "detect.py has no --runs"),
+        (DetectOptions, ["--walks", "x"], "detect.py has no --walks"),
         (TrainOptions, ["--xyzzy"], "train.py has no --xyzzy"),
     ],
 )
@@ -278,7 +278,7 @@ def test_only_what_was_typed_is_given():
     argv = ["--data", "x", "--batch-size", "8", "--image-size", "96x128", "--no-flip", "--letterbox"]
     argv += ["--lr-steps", "10", "20", "--lr-scales", ".1", ".5"]
     assert parse_flags(TrainOptions, argv) == {
-        "data": "x",
+        "data": ("x",),
         "batch_size": 8,
         "image_size": (96, 128),
         "flip": False,
@@ -330,6 +330,16 @@ def test_a_cfgs_stopbackward_freezes_unless_something_else_is_typed():
     assert resolve(TrainOptions, {}, frozen).optim.freeze == 1
     assert resolve(TrainOptions, {"freeze": 0}, frozen).optim.freeze == 0
     assert resolve(TrainOptions, {}, none).optim.freeze == 0
+
+
+@pytest.mark.parametrize(("level", "offloads"), [(0, False), (1, False), (2, True), (3, True)])
+def test_a_cfgs_optimized_memory_keeps_activations_on_the_host(level: int, offloads: bool) -> None:
+    """darknet parser.c: from 2 on it makes the outputs of layers in page-locked memory."""
+    text = f"[net]\nwidth=32\nheight=32\noptimized_memory={level}\n[convolutional]\nfilters=6\nactivation=linear\n"
+    text += "[yolo]\nclasses=1\nanchors=4,4\n"
+    settings = cfg_settings(parse_plan(text, path="some.cfg"))
+    assert resolve(TrainOptions, {}, settings).speed.offload_activations == offloads
+    assert not resolve(TrainOptions, {"offload_activations": False}, settings).speed.offload_activations
 
 
 def test_darknets_mosaic_uses_more_of_the_cfg():

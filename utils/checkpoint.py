@@ -52,6 +52,7 @@ class Checkpoint:
     class_names: tuple[str, ...]
     norm: Mapping[str, Any]  # fields of models.norms.table.NormOptions
     weights: Mapping[str, Tensor]  # the averaged ones
+    domains: tuple[str, ...] = ()  # names of the data sets that it was trained on, if they were several
     seen: int | None = None  # images that darknet trained on; None for a network trained here
     step: int = 0  # optimizer steps done
     epochs_done: int = 0
@@ -111,6 +112,7 @@ class Checkpoint:
             values["train_images"] = content["train_pictures"]
         for name in ("input_hw", "class_names"):
             values[name] = tuple(content[name])
+        values["domains"] = tuple(content.get("domains", ()))
         for name in ("cfg_name", "cfg_text", "letterbox", "norm", "weights"):
             values[name] = content[name]
         training = values.pop("training", None)

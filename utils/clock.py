@@ -18,15 +18,33 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tick:
-    """Mini-batch `index` of the `count` mini-batches that make up optimizer step `step` (all from 0)."""
+    """Mini-batch `index` of the `count` mini-batches that make up optimizer step `step` (all from 0).
+
+    domains: of each of these mini-batches the domain of each image; () where nobody told.
+    """
 
     step: int
     index: int
     count: int
+    domains: tuple[tuple[int, ...], ...] = ()
+
+    def of_domain(self, domain: int) -> Tick | None:
+        """Return the tick of a training on this domain's images alone; None if the mini-batch has none of them."""
+        having = [index for index, domains in enumerate(self.domains) if domain in domains]
+        if self.index not in having:
+            return None
+        return Tick(step=self.step, index=having.index(self.index), count=len(having))
 
 
 class BatchAware(ABC):
     """Interface of modules that depend on the mini-batch and the optimizer step of a forward."""
+
+    training: bool
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether it is told: in training mode, unless a subclass says otherwise."""
+        return self.training
 
     @abstractmethod
     def announce(self, tick: Tick) -> None:
@@ -43,6 +61,13 @@ class BatchAware(ABC):
         """
 
 
+def listeners_of(model: nn.Module) -> list[BatchAware]:
+    """Return the modules to be told; not the parts of another one, which hear what that one tells them."""
+    found = [module for module in model.modules() if isinstance(module, BatchAware)]
+    parts = {part for module in found for part in module.modules() if part is not module}
+    return [module for module in found if module not in parts]
+
+
 class BatchClock:
     """The only counter of optimizer steps; learning rate, burn-in, logging and checkpoints read `step`.
 
@@ -52,23 +77,23 @@ class BatchClock:
 
     def __init__(self, model: nn.Module, *, step: int = 0) -> None:
         self.step = step
-        self._listeners = [module for module in model.modules() if isinstance(module, BatchAware)]
+        self._listeners = listeners_of(model)
 
-    def minibatches(self, parts: Iterable[Part]) -> Iterator[Part]:
-        """Announce and yield each mini-batch.
+    def minibatches(self, parts: Iterable[Part], domains: Iterable[tuple[int, ...]] = ()) -> Iterator[Part]:
+        """Announce and yield each mini-batch. domains: of each mini-batch the domain of each image.
 
         A loop that is left early (an error, a break) never announces the end of its batch, so an incomplete batch
         leaves no trace in running statistics.
         """
-        parts = tuple(parts)
+        parts, domains = tuple(parts), tuple(domains)
         for index, part in enumerate(parts):
-            tick = Tick(step=self.step, index=index, count=len(parts))
+            tick = Tick(step=self.step, index=index, count=len(parts), domains=domains)
             for listener in self._listeners:
-                if listener.training:
+                if listener.is_listening:
                     listener.announce(tick)
             yield part
         for listener in self._listeners:
-            if listener.training:
+            if listener.is_listening:
                 listener.batch_ended()
 
     def stepped(self) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from utils.environment import cuda_is_in_use
 
@@ -29,6 +31,14 @@ def empty_cache() -> None:
     """Release the GPU's cached blocks, which do not serve requests of other sizes; a no-op without a GPU."""
     if cuda_is_in_use():
         torch.cuda.empty_cache()
+
+
+def host_memory_like(tensor: Tensor) -> Tensor:
+    """Return memory of the host for a copy; page-locked for a GPU's tensor, so that nothing waits for copying."""
+    if tensor.device.type == "cuda":
+        with suppress(RuntimeError):  # no more memory can be page-locked
+            return torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return torch.empty_like(tensor, device="cpu")
 
 
 def peak_memory() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -61,7 +61,8 @@ class Sample:
 
     image: (H, W, 3) RGB, uint8 or float32 in 0..1. boxes: (M, 4) float32 xyxy in pixels of `image`. labels: (M,)
     int64 class indices. is_crowd: (M,) bool, regions that are neither object nor background (COCO crowds, VOC
-    difficult). placement: set if `image` is one whole source image resized to the network input.
+    difficult). placement: set if `image` is one whole source image resized to the network input. domain: the data set
+    it is from, of those of a training.
     """
 
     image: np.ndarray
@@ -71,6 +72,7 @@ class Sample:
     image_id: int
     path: str
     placement: Placement | None = None
+    domain: int = 0
 
     def where(self, keep: np.ndarray) -> Sample:
         """Select objects by a mask (M,) bool, or by indices (M',) in their order."""
@@ -109,7 +111,7 @@ class Batch:
     """Images and targets; one optimizer step consumes one training Batch.
 
     images: (N, 3, H, W) uint8 RGB, or float in 0..1. image_ids, paths and placements have N entries; a mosaic has the
-    id of its first image and no placement.
+    id of its first image and no placement. domains: each image's.
     """
 
     images: Tensor
@@ -117,6 +119,7 @@ class Batch:
     image_ids: tuple[int, ...]
     paths: tuple[str, ...]
     placements: tuple[Placement | None, ...]
+    domains: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -133,10 +136,20 @@ class Batch:
         """Return the network's input, (N, 3, H, W) float32 in 0..1; uint8 until here, a quarter of the size."""
         return pixels_of(self.images)
 
-    def split(self, parts: int) -> Iterator[Batch]:
-        """Yield at most `parts` mini-batches, in order; their sizes differ by at most one."""
+    def split(self, parts: int, *, by_domain: bool = False) -> Iterator[Batch]:
+        """Yield at most `parts` mini-batches, in order; their sizes differ by at most one.
+
+        by_domain: cut also where the domain changes, without larger mini-batches. So each is of one domain, if the
+        images are sorted by it.
+        """
         parts = max(1, min(parts, len(self)))
-        edges = [len(self) * i // parts for i in range(parts + 1)]
+        runs, edges = [(len(self), parts)], [0]
+        if by_domain:
+            most = -(-len(self) // parts)
+            lengths = [len(list(run)) for _, run in groupby(self.domains)]
+            runs = [(length, -(-length // most)) for length in lengths]
+        for length, count in runs:
+            edges += [edges[-1] + length * (i + 1) // count for i in range(count)]
         for start, stop in pairwise(edges):
             yield Batch(
                 images=self.images[start:stop],
@@ -144,6 +157,7 @@ class Batch:
                 image_ids=self.image_ids[start:stop],
                 paths=self.paths[start:stop],
                 placements=self.placements[start:stop],
+                domains=self.domains[start:stop],
             )
 
 

@@ -31,6 +31,9 @@ class BatchStatNorm(nn.Module, BatchAware, ActivationAware):
 
     With `sync`, a mini-batch's moments are those of all ranks' parts of it.
 
+    With `takes_stock_kernel` a mini-batch that its own moments normalize goes through `nn.BatchNorm2d`'s kernels,
+    forward and backward: to the bit its output and gradients, where the norm's own kernels round otherwise.
+
     `activation`, a name in normalize.ACTIVATIONS, is applied to the output: fused, the two keep fewer activations.
     """
 
@@ -57,6 +60,7 @@ class BatchStatNorm(nn.Module, BatchAware, ActivationAware):
         super().__init__()
         self.channels, self.eps, self.momentum, self.sync = channels, eps, momentum, sync
         self.track_running_stats = True
+        self.takes_stock_kernel = False
         self.activation: str | None = None
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -112,6 +116,8 @@ class BatchStatNorm(nn.Module, BatchAware, ActivationAware):
 
     def by_own_moments(self, y: Tensor, own: Moments) -> Tensor:
         """Plain batch norm. With `sync` a mini-batch's moments are those of all ranks, of which y is a share."""
+        if self.takes_stock_kernel and not self.sync and self.activation is None:
+            return F.batch_norm(y, None, None, self.weight, self.bias, True, 0.0, self.eps)
         return self.by_moments(y, own, is_share=self.sync)
 
     def by_own_moments_renormed(

@@ -145,7 +145,7 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
     def _compensate(self, view: ConvView) -> None:
         """Write now_mean and now_var: equation (4)."""
         along = view.along_weight(self.ring_cov)
-        self.now_mean.copy_(view.along_weight(self.ring_patch))
+        self.now_mean.copy_(view.mean_output(self.ring_patch))
         if self.estimator == "std":
             self._extrapolate_deviations(along)
         else:
@@ -180,6 +180,7 @@ class CrossIterationBatchNorm(BatchStatNorm, ConvAware):
         patch = view.per_channel(self.ring_patch)
         return Past(
             weight=weight,
+            bias=view.bias,
             share=past.count / window.count,
             mean=past.mean,
             patch=torch.einsum("wc,wck->ck", share, patch),

@@ -53,7 +53,7 @@ class CrossIterationBatchNormLite(CrossIterationBatchNorm):
         if self.weights_moved:
             self.now_along.copy_(view.along_weight(self.shared_cov))
             self._extrapolate_deviations(self.now_along)
-            self.now_mean.copy_(view.along_weight(self.ring_patch))
+            self.now_mean.copy_(view.mean_output(self.ring_patch))
         if cov is not None:
             # A second forward changes nothing: its ratio above is 1 to the bit, because both parts are dot products
             # with the buffer, and not with `cov`, whose memory layout may sum in another order.

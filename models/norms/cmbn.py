@@ -45,7 +45,7 @@ class CrossMiniBatchNorm(BatchStatNorm):
     """CmBN with the gradient `share`."""
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
-        return self.by_moments(y, pool, is_share=self.sync or not self.is_first)
+        return self.by_own_moments(y, pool) if self.is_first else self.by_moments(y, pool)
 
 
 class CrossMiniBatchNormR(BatchStatNorm):
@@ -115,7 +115,9 @@ class CrossMiniBatchNormW(BatchStatNorm, ConvAware):
             return self.by_own_moments(y, pool)
         earlier = self.past_of_batch()
         share = earlier.count / pool.count
-        past = Past(weight=view.weight, share=share, mean=earlier.mean, patch=self.past_patch, cov=self.past_cov)
+        past = Past(
+            weight=view.weight, bias=view.bias, share=share, mean=earlier.mean, patch=self.past_patch, cov=self.past_cov
+        )
         return self.by_moments(y, pool, past=past)
 
     @torch.no_grad()
@@ -199,7 +201,7 @@ class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
     def _compensate(self, view: ConvView) -> None:
         """Write the batch before as this batch's weights would have made it, and how it moves with them."""
         ratio = deviation_ratio(self.last_along, view.along_weight(self.last_cov))
-        self.now_mean.copy_(view.along_weight(self.last_patch))
+        self.now_mean.copy_(view.mean_output(self.last_patch))
         self.now_var.copy_(self.last_var * ratio.square())
         self.slope.copy_(torch.where(self.last_along > 0, self.last_var * ratio / self.last_along, 0))
 
@@ -215,7 +217,8 @@ class CarriedCrossMiniBatchNorm(CrossMiniBatchNormW):
             share = last.count / others.count.clamp(min=1)
             patch, cov = self._with_past(share, last.mean, self.last_patch, self.slope[:, None] * self.last_cov)
         share = others.count / moments.count
-        return moments, Past(weight=view.weight, share=share, mean=others.mean, patch=patch, cov=cov)
+        past = Past(weight=view.weight, bias=view.bias, share=share, mean=others.mean, patch=patch, cov=cov)
+        return moments, past
 
 
 class DarknetCrossMiniBatchNorm(BatchStatNorm):

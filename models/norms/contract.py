@@ -11,9 +11,11 @@ plugs in unchanged:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.norms import across_ranks
@@ -30,13 +32,30 @@ class ConvView:
     """
 
     def __init__(self, conv: nn.Conv2d, x: Tensor) -> None:
-        self._conv = conv
-        self._x = x.detach()
+        self._conv, self._x, self._padding = conv, x.detach(), conv.padding
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+            self._x, self._padding = F.pad(self._x, conv._reversed_padding_repeated_twice, mode), (0, 0)
+
+    def of_images(self, images: Sequence[int]) -> ConvView:
+        """Return the view of some images of the mini-batch, in this order."""
+        each = self._x.chunk(len(self._x))
+        return ConvView(self._conv, torch.cat([each[image] for image in images]))
 
     @property
     def weight(self) -> Tensor:
         """The weight that patches are multiplied with, (C, in/G, kh, kw), attached."""
         return used_weight(self._conv)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(C,) that the convolution adds, attached. The formulas treat it as the weight of one more 1 in each patch."""
+        return self._conv.bias
+
+    def mean_output(self, mean_patch: Tensor) -> Tensor:
+        """Return the mean (..., C), detached, that patches of the mean (..., G, K) give with the current weights."""
+        mean = self.along_weight(mean_patch)
+        return mean if self.bias is None else mean + self.bias.detach()
 
     def along_weight(self, per_patch: Tensor) -> Tensor:
         """Return the dot product of (..., C, K) or (..., G, K) with each filter, (..., C), detached."""
@@ -108,7 +127,7 @@ class ConvView:
             conv.weight.detach().to(grad.dtype),
             None,
             [stride * step for stride, step in zip(conv.stride, steps, strict=True)],
-            conv.padding,
+            self._padding,
             conv.dilation,
             False,
             [0, 0],
@@ -119,7 +138,7 @@ class ConvView:
     def mean_patch(self, dtype: torch.dtype) -> Tensor:
         """Return the mean patch over images and positions, (G, K): one row a group, shared by its channels.
 
-        A patch has zeros beyond the edge. Rows and columns separate, so two small matrix products are enough.
+        A patch has the padding beyond the edge. Rows and columns separate, so two small matrix products are enough.
         """
         conv, mean_image = self._conv, self._x.to(dtype).mean(0)
         # A compiler makes them constants of its graph, and would warn about a cache.
@@ -127,7 +146,7 @@ class ConvView:
         rows, columns = (
             share_under_tap(*sizes, dtype=dtype, device=mean_image.device)
             for sizes in zip(
-                mean_image.shape[1:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True
+                mean_image.shape[1:], conv.kernel_size, conv.stride, self._padding, conv.dilation, strict=True
             )
         )
         with torch.autocast(mean_image.device.type, enabled=False):  # which would round statistics to bfloat16

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.norms.running_stats import adopt_mini_batch, has_running_statistics, norms_with_statistics
+from models.norms.running_stats import has_running_statistics, norms_with_statistics, use_mini_batch
 from models.norms.table import NormOptions
 
 
@@ -41,8 +41,8 @@ def use_batch_statistics(network: nn.Module) -> None:
     there are none.
     """
     for norm in norms_with_statistics(network).values():
-        norm.register_forward_pre_hook(_adopt_input)
+        norm.register_forward_pre_hook(_use_input)
 
 
-def _adopt_input(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    adopt_mini_batch(norm, inputs[0])
+def _use_input(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    use_mini_batch(norm, inputs[0])

@@ -35,11 +35,13 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
 class Past:
     """The part of the moments that is not this mini-batch's, and how it moves with the convolution's weight W.
 
-    weight: the parameter, or what was computed from it, attached. share, () or (C,): the past's in the moments. mean
-    (C,): the past's. patch (G, K) or (C, K): d mean / dW of the past alone. cov (C, K): half of its d var / dW.
+    weight: the parameter, or what was computed from it, attached. bias: (C,) of the convolution, attached, or None.
+    share, () or (C,): the past's in the moments. mean (C,): the past's. patch (G, K) or (C, K): d mean / dW of the past
+    alone. cov (C, K): half of its d var / dW.
     """
 
     weight: Tensor
+    bias: Tensor | None = None
     share: Tensor
     mean: Tensor
     patch: Tensor
@@ -68,11 +70,12 @@ def normalize(
     backward: of the three tensors that convolution, norm and activation would keep, two are enough.
     """
     alpha = (y.numel() // y.shape[1]) / moments.count if is_share else None
-    weight, parts = (
-        (None, (None,) * 4) if past is None else (past.weight, (past.share, past.mean, past.patch, past.cov))
-    )
+    conv: tuple[Tensor | None, ...] = (None, None)
+    parts: tuple[Tensor | None, ...] = (None,) * 4
+    if past is not None:
+        conv, parts = (past.weight, past.bias), (past.share, past.mean, past.patch, past.cov)
     constants = (moments.mean, moments.var, alpha, eps, across_ranks, activation)
-    return _Normalize.apply(y, gamma, beta, weight, *constants, *parts)
+    return _Normalize.apply(y, gamma, beta, *conv, *constants, *parts)
 
 
 def renormalize(
@@ -104,7 +107,7 @@ def renormalize(
 
 
 class _Normalize(Function):
-    """The first four arguments have gradients; the ten after them are constants."""
+    """The first five arguments have gradients; the ten after them are constants."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -113,6 +116,7 @@ class _Normalize(Function):
         gamma: Tensor,
         beta: Tensor,
         weight: Tensor | None,
+        bias: Tensor | None,
         mean: Tensor,
         var: Tensor,
         alpha: Tensor | None,
@@ -128,7 +132,7 @@ class _Normalize(Function):
         to_recompute = (None, None) if activation is None else (beta, var)
         ctx.save_for_backward(y, gamma, mean, rstd, alpha, *to_recompute, past_share, past_mean, past_patch, past_cov)
         ctx.across_ranks, ctx.activation, ctx.eps = across_ranks, activation, eps
-        ctx.weight_shape = None if weight is None else weight.shape
+        ctx.weight_shape, ctx.has_bias = None if weight is None else weight.shape, bias is not None
         z = F.batch_norm(y, mean, var, gamma, beta, False, 0.0, eps)
         return z if activation is None else ACTIVATIONS[activation][0](z)
 
@@ -152,7 +156,7 @@ class _Normalize(Function):
             )
             if alpha is not None:  # the rest of dx: moments held constant
                 dx.addcmul_(g, ((1 - alpha) * scale).view(1, -1, 1, 1).to(dx.dtype))
-        dweight = None
+        dweight = dbias = None
         if ctx.weight_shape is not None:
             # Equation (2): half of d var / dW through the past is its mean of (y - mean) * patch, which is its
             # covariance, shifted from its own mean to the pooled one.
@@ -161,7 +165,8 @@ class _Normalize(Function):
             # Not a view itself, so that autograd adds the convolution's own gradient to it in place.
             dweight = past_cov.view(ctx.weight_shape) * to_half_var.view(-1, 1, 1, 1)
             add_outer(dweight.flatten(1), to_mean, past_patch)
-        return dx, dgamma, dbeta, dweight, *(None,) * 10
+            dbias = to_mean if ctx.has_bias else None  # its patch is the number 1, which has no covariance
+        return dx, dgamma, dbeta, dweight, dbias, *(None,) * 10
 
 
 def add_outer(target: Tensor, per_channel: Tensor, patch: Tensor) -> None:

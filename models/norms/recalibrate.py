@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.norms import across_ranks
 from models.norms.moments import Moments
-from models.norms.running_stats import adopt, eval_mode, norms_with_statistics, pixels_for, watched
+from models.norms.running_stats import eval_mode, norms_with_statistics, pixels_for, use_population, watched
 from utils.errors import UserError
 
 
@@ -38,7 +38,7 @@ def recalibrate(network: nn.Module, batches: Sequence[Tensor], *, but: nn.Module
         raise UserError("there is no image to take statistics from")
     with eval_mode(network):
         for norm in _in_order_of_execution(network, norms, batches[0][:1]):
-            adopt(norm, across_ranks.pool_over_ranks(_moments_at(network, norm, batches)))
+            use_population(norm, across_ranks.pool_over_ranks(_moments_at(network, norm, batches)))
 
 
 class _Reached(Exception):

@@ -52,7 +52,7 @@ def as_used(norm: nn.Module, moments: Moments) -> Moments:
 
 
 @torch.no_grad()
-def adopt(norm: nn.Module, population: Moments) -> None:
+def use_population(norm: nn.Module, population: Moments) -> None:
     """Set the norm's running statistics to the population's, in place; its other state stays."""
     if isinstance(norm, BatchStatNorm):
         mean, var = norm.as_running(population)
@@ -64,10 +64,11 @@ def adopt(norm: nn.Module, population: Moments) -> None:
 
 
 @torch.no_grad()
-def adopt_mini_batch(norm: nn.Module, y: Tensor) -> None:
+def use_mini_batch(norm: nn.Module, y: Tensor) -> None:
     """Set the norm's running statistics to those of the mini-batch y (N, C, H, W), with the biased variance."""
     own = Moments.of(y)
-    adopt(norm, Moments(count=torch.ones_like(own.count), mean=own.mean, var=own.var))  # of one, no N / (N - 1)
+    of_one = Moments(count=torch.ones_like(own.count), mean=own.mean, var=own.var)  # so without N / (N - 1)
+    use_population(norm, of_one)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import textwrap
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, fields, replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from cfg.backbone import backbone_layers
 from cfg.convolution import ConvSpec
 from cfg.plan import Node, Plan
+from models.norms.domains import for_domains
 from models.norms.old_spelling import respelled
 from models.norms.own import is_own, own_spec, trust
 from models.norms.spec import NormSpec, own_fields
@@ -168,6 +170,14 @@ class NormOptions:
     weight_centralization: bool | None = knob(
         None, "subtract each filter's mean in the convolutions that have a norm (default: with mabn)"
     )
+    domain_statistics: str = knob(
+        "shared",
+        "with several --data: own = each normalizes by statistics of its own images, in training and afterwards",
+        choices=("shared", "own"),
+    )
+    domain_affine: str = knob(
+        "shared", "with several --data: own = each has its gamma and beta", choices=("shared", "own")
+    )
     norm_freeze_affine: bool = knob(False, "keep gamma and beta at their initial values")
     norm_eval: bool | None = knob(
         None, "normalize by the running statistics from the first step on, and keep them (use with --weights)"
@@ -178,6 +188,10 @@ class NormOptions:
         unit="FRACTION",
         low=0,
         high=1,
+    )
+    shuffle_bn: bool | None = knob(
+        None,
+        "with torchrun: shuffle a mini-batch's images among the ranks (where those of one are alike, as of one video)",
     )
     precise_bn: int | None = knob(
         None,
@@ -206,7 +220,8 @@ class NormOptions:
         spec = _in_cfg(plan, node) or parse_norm(heads or self.norm)
         unused: dict[str, Any] = {}
         if not spec.has_batch_statistics:
-            unused |= dict.fromkeys(("norm_momentum", "norm_eval", "norm_freeze_after"))
+            unused |= dict.fromkeys(("norm_momentum", "norm_eval", "norm_freeze_after", "shuffle_bn"))
+            unused["domain_statistics"] = "shared"
         if not spec.has_running_statistics:
             unused["precise_bn"] = None
         if not spec.normalizes:
@@ -225,7 +240,12 @@ class NormOptions:
         return any(spec.is_frozen for spec in self.specs()) or bool(self.norm_eval) or self.norm_freeze_after == 0
 
 
-_OF_NORMS = ("norm_eps", "norm_freeze_affine", "weight_centralization")  # settings that a bias does not use
+_OF_NORMS = (
+    "norm_eps",
+    "domain_affine",
+    "norm_freeze_affine",
+    "weight_centralization",
+)  # settings that a bias does not use
 
 
 def _in_cfg(plan: Plan, node: Node) -> NormSpec | None:
@@ -252,20 +272,26 @@ def resolve_norm(options: NormOptions, plan: Plan | None = None) -> NormOptions:
     own: dict[str, Any] = {}
     if any(spec.has_batch_statistics for spec in specs):
         momentum = _common(spec.default_momentum for spec in specs if spec.has_batch_statistics)
-        own |= {"norm_momentum": momentum, "norm_eval": False, "norm_freeze_after": 1.0}
+        own |= {"norm_momentum": momentum, "norm_eval": False, "norm_freeze_after": 1.0, "shuffle_bn": False}
     if any(spec.has_running_statistics for spec in specs):
         own["precise_bn"] = 0
     typed = options.norm if options.norm_heads is None else f"{options.norm} --norm-heads {options.norm_heads}"
-    for name in ("norm_momentum", "norm_eval", "norm_freeze_after", "precise_bn"):
+    for name in ("norm_momentum", "norm_eval", "norm_freeze_after", "shuffle_bn", "precise_bn"):
         if name not in own and getattr(options, name) is not None:
             statistics = "running statistics" if name == "precise_bn" else "statistics of mini-batches"
             raise UserError(f"{_flag(name)} is for norms with {statistics}, which --norm {typed} does not have")
+    if options.domain_statistics == "own" and not any(spec.has_batch_statistics for spec in specs):
+        raise UserError(
+            f"--domain-statistics is for norms with statistics of mini-batches, which {typed} does not have"
+        )
     if not any(spec.normalizes for spec in specs):
         for name in _OF_NORMS:
             if getattr(options, name) not in (None, False, NormOptions.__dataclass_fields__[name].default):
                 raise UserError(f"{_flag(name)} is about a norm, and --norm {typed} is not one")
     if options.norm_eval and options.norm_freeze_after not in (None, 1.0):
         raise UserError("--norm-eval freezes the statistics from the start: --norm-freeze-after has nothing to add")
+    if options.shuffle_bn and all(spec.is_synchronized for spec in specs if spec.has_batch_statistics):
+        raise UserError(f"--shuffle-bn has no purpose with --norm {typed}, which pools over all ranks")
     if options.weight_centralization and (standardized := next((spec for spec in specs if spec.ws), None)):
         raise UserError(f"--weight-centralization adds nothing to {standardized}, whose filters have no mean already")
     own["weight_centralization"] = _common(spec.centralizes_weights and not spec.ws for spec in specs)
@@ -334,9 +360,10 @@ def _continued(before: str, typed: str | None) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NormFactory:
-    """Maker of a convolution's norm (None: a bias instead), by resolved options."""
+    """Maker of a convolution's norm (None: a bias instead), by resolved options, for so many domains."""
 
     options: NormOptions
+    domains: int = 1
 
     def for_layer(self, plan: Plan, node: Node) -> NormFactory:
         """Return the factory of the norm that the layer has, by its part of the network."""
@@ -350,14 +377,23 @@ class NormFactory:
         return CentralizedConv2d if self.options.weight_centralization else nn.Conv2d
 
     def __call__(self, conv: nn.Conv2d) -> nn.Module | None:
-        momentum = self.options.norm_momentum
-        norm = self.options.spec.make(conv, eps=self.options.norm_eps, momentum=0.1 if momentum is None else momentum)
+        norm = for_domains(
+            partial(self._make, conv),
+            self.domains,
+            own_statistics=self.options.domain_statistics == "own",
+            own_affine=self.options.domain_affine == "own",
+            channels=conv.out_channels,
+        )
         if norm is not None and self.options.norm_freeze_affine:
             for parameter in norm.parameters():
                 parameter.requires_grad_(False)
         return norm
 
+    def _make(self, conv: nn.Conv2d) -> nn.Module | None:
+        momentum = self.options.norm_momentum
+        return self.options.spec.make(conv, eps=self.options.norm_eps, momentum=0.1 if momentum is None else momentum)
 
-def norm_factory(options: NormOptions, plan: Plan | None = None) -> NormFactory:
+
+def norm_factory(options: NormOptions, plan: Plan | None = None, *, domains: int = 1) -> NormFactory:
     """Return the factory of the resolved options. Raises as `resolve_norm`."""
-    return NormFactory(options=resolve_norm(options, plan))
+    return NormFactory(options=resolve_norm(options, plan), domains=domains)

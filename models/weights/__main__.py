@@ -19,14 +19,14 @@ from utils.console import say
 from utils.errors import UserError, exit_on_error
 
 
-def convert(source: Path, target: Path, cfg: str | None, names: str | None) -> None:
+def convert(source: Path, target: Path, cfg: str | None, names: str | None, domain: str | None) -> None:
     """Convert a .weights file with --cfg to a checkpoint, or a checkpoint to .weights with .cfg and .names."""
     _check_target(target)
     is_weights = is_darknet(source)
     if target.suffix == (".weights" if is_weights else ".pt"):
         result = "a checkpoint: call it .pt" if is_weights else "darknet's: call it .weights"
         raise UserError(f"{target}: what is made of {source} is {result}")
-    checkpoint, origin = read_trained(str(source), cfg=cfg, names=names)
+    checkpoint, origin = read_trained(str(source), cfg=cfg, names=names, domain=domain)
     if is_weights:
         checkpoint.to_file(target)
         print(*origin, sep="\n")
@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     converting = command(convert, "FROM", "TO")
     converting.add_argument("--cfg", **cfg)
     converting.add_argument("--names", metavar="FILE", help="names of the classes, one a line (default: COCO's 80)")
+    converting.add_argument("--domain", metavar="NAME", help="of a checkpoint that has several: whose norms to take")
     cutting = command(partial, "FROM", "TO")
     cutting.add_argument("--cfg", required=True, **cfg)
     cutting.add_argument("--layers", type=int, required=True, metavar="N", help="how many, counted as in the cfg")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cfg.plan import parse_plan
 from models.blocks import merge_conv_norm
 from models.network import Network
+from models.norms.domains import for_all_domains, has_domains, plain_state
 from models.norms.parts import norm_parts
 from models.norms.table import NormFactory, stored_norm
 from models.norms.used_weight import ReparametrizedConv2d, filters_of
@@ -42,10 +43,14 @@ def start_from(path: str, cfg: str | None, network: Network, class_names: Sequen
     """
     if is_darknet(Path(path)):
         start, report, _ = read_darknet(path, cfg, whole=False)
-        loaded, exceptions = _load_darknet(network, start.weights)
+        loaded, exceptions = _load_darknet(network, for_all_domains(start.weights, network))
     else:
         start = Checkpoint.from_file(Path(path))
         weights, exceptions = _for_classes(start, network, class_names)
+        if has_domains(weights) and not has_domains(network.state_dict()):
+            weights = plain_state(weights, 0)
+            exceptions.append(f"the norms are those of {start.domains[0]}")
+        weights = for_all_domains(weights, network)
         loaded, fresh = load_matching(network, weights)
         report = f"{loaded} layers from {path}, {len(fresh)} re-initialized {' '.join(fresh[:4])}".rstrip()
     if loaded == 0:

@@ -9,6 +9,7 @@ from cfg.convolution import ConvSpec
 from cfg.edit import with_values
 from cfg.plan import HERE, Plan, load_plan, parse_plan
 from models.detector import make_checkpoint
+from models.norms.domains import has_domains, plain_state
 from models.norms.table import NormOptions, resolve_norm
 from models.weights.reader import read_header, read_weights
 from utils.checkpoint import Checkpoint
@@ -37,17 +38,42 @@ def is_darknet(path: Path) -> bool:
     return True
 
 
-def read_trained(path: str, *, cfg: str | None, names: str | None) -> tuple[Checkpoint, tuple[str, ...]]:
+def read_trained(
+    path: str, *, cfg: str | None, names: str | None, domain: str | None = None
+) -> tuple[Checkpoint, tuple[str, ...]]:
     """Read a whole detector. Returns it, and lines for the console about where darknet's weights and names come from.
 
-    Raises UserError for weights of a part of a network, for darknet's without a cfg, and for a checkpoint with one.
+    domain: of a checkpoint with several, the one whose norms it gets. Raises UserError for weights of a part of a
+    network, for darknet's without a cfg, for a checkpoint with one, and if the domain is not there or not chosen.
     """
     if is_darknet(Path(path)):
         checkpoint, report, more = read_darknet(path, cfg, names)
         return checkpoint, (line("weights", report), *more)
     if cfg is not None or names is not None:
         raise UserError(f"{path}: a checkpoint knows its network and its classes: leave --cfg and --names out")
-    return Checkpoint.from_file(Path(path)), ()
+    return of_domain(Checkpoint.from_file(Path(path)), domain, path=path), ()
+
+
+def of_domain(checkpoint: Checkpoint, name: str | None, *, path: str) -> Checkpoint:
+    """Return the checkpoint of a plain network that computes what this one does for a domain.
+
+    Raises UserError, with the domains that there are, where it has none of this name, and for None where it matters.
+    """
+    is_own, known = has_domains(checkpoint.weights), ", ".join(checkpoint.domains)
+    if name is None and is_own:
+        raise UserError(f"{path}: has norms of its own for each of {known}: choose with --domain NAME")
+    if name is not None and name not in checkpoint.domains:
+        has = f"knows {known}" if known else "was trained on one data set"
+        raise UserError(f"{path}: there is no domain '{name}', it {has}")
+    if name is None or not is_own:
+        return checkpoint
+    return replace(
+        checkpoint,
+        norm={**checkpoint.norm, "domain_statistics": "shared", "domain_affine": "shared"},
+        weights=plain_state(checkpoint.weights, checkpoint.domains.index(name)),
+        domains=(),
+        training=None,
+    )
 
 
 def read_darknet(

@@ -20,17 +20,20 @@ from cfg.plan import parse_plan
 from engine.amp import MixedPrecision
 from engine.oom_recovery import OutOfMemoryRecovery, Snapshot
 from engine.step import TrainStep
+from models import offload
 from models.network import Network, parameter_groups
 from models.norms.table import norm_factory
 from models.yolo.criterion import make_criterion
 from models.yolo.loss import LossOptions
 from tests.e2e.conftest import TOY_CFG
+from tests.engine.test_step import NORMS as FACTORIES
 from tests.engine.test_step import batch_of
 from tests.models.norms.kinds import CORE, KINDS
 from tests.pretend_gpu import CPU, GPU, OnGpu, pretend_gpu, waits
 from utils.clock import BatchClock
+from utils.memory import host_memory_like
 
-NORMS = [*CORE, "ln", "in"]
+NORMS = [*CORE, "ln", "in", "domains"]
 
 
 @pytest.fixture(params=["pretended", "real"])
@@ -59,12 +62,17 @@ def counted_waits(found: list[int]) -> Iterator[None]:
     found.append(waits.total() + sum("synchronizing CUDA operation" in str(each.message) for each in said))
 
 
+def network_with(norm: str) -> Network:
+    factory = norm_factory(KINDS[norm]) if norm in KINDS else FACTORIES[norm]
+    return Network(parse_plan(TOY_CFG, path="toy.cfg"), factory).train()
+
+
 def trained(
-    norm: str, loss: str, device: torch.device, dtype: torch.dtype = torch.float64
+    norm: str, loss: str, device: torch.device, dtype: torch.dtype = torch.float64, *, offloads: bool = False
 ) -> tuple[list[float], dict[str, Tensor], int]:
     """Three steps of two mini-batches -> their losses, the network's state, and the waits of the third step."""
     torch.manual_seed(0)
-    network = Network(parse_plan(TOY_CFG, path="toy.cfg"), norm_factory(KINDS[norm])).train().to(device, dtype)
+    network = network_with(norm).to(device, dtype)
     step = TrainStep(
         network=network,
         forward=network,
@@ -74,6 +82,7 @@ def trained(
         clock=BatchClock(network),
         recovery=OutOfMemoryRecovery(network, subdivisions=2, is_parallel=False, say=print),
         clip_norm=None,
+        offload_activations=offloads,
     )
     losses: list[float] = []
     waited: list[int] = []
@@ -116,6 +125,22 @@ def test_a_step_is_the_cpus_and_waits_once(norm: str, loss: str, gpu: torch.devi
     assert waited == 1
 
 
+@pytest.mark.parametrize("norm", ["bn", "cmbn-weights", "mabn"])
+def test_offloaded_activations_are_the_same_and_nobody_waits_for_them(
+    norm: str, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, expected, _ = trained(norm, "autograd", gpu)
+    monkeypatch.setattr(offload, "LEAST_BYTES", 0)
+    copied: list[Tensor] = []
+    monkeypatch.setattr(offload, "host_memory_like", lambda like: copied.append(host_memory_like(like)) or copied[-1])
+    made, state, waited = trained(norm, "autograd", gpu, offloads=True)
+    assert made == pytest.approx(plain, rel=1e-9)  # a real one adds gradients in any order
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-7, atol=1e-10, msg=name)
+    assert waited == 1
+    assert len(copied) > 6 and {each.device for each in copied} == {CPU}
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_single_precision_is_near_the_cpus_double(norm: str, gpu: torch.device) -> None:
     expected, state = trained_on_cpu(norm, "autograd")
@@ -128,9 +153,9 @@ def test_single_precision_is_near_the_cpus_double(norm: str, gpu: torch.device) 
 @pytest.mark.parametrize(("norm", "loss"), NORMS_AND_LOSSES)
 def test_the_backward_asks_for_no_number(norm: str, loss: str) -> None:
     """Autograd's own formulas may, as `prod`'s does, and a pretended GPU does not see them."""
-    network = Network(parse_plan(TOY_CFG, path="toy.cfg"), norm_factory(KINDS[norm])).train()
-    batch = batch_of(4)
-    for part in BatchClock(network).minibatches(batch.split(2)):
+    network = network_with(norm)
+    parts = list(batch_of(4).split(2))
+    for part in BatchClock(network).minibatches(parts, [part.domains for part in parts]):
         terms = make_criterion(LossOptions(loss=loss))(network(part.pixels()), part.targets)
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             terms.total.backward()
@@ -149,7 +174,7 @@ FLAGS = {
     "cmbn": ["--norm", "cmbn", "--checkpoint-activations", "--channels-last", "--precise-bn", "8"],
     "cbn": ["--norm", "cbn", "--loss", "darknet", "--mosaic", "1", "--multi-scale", "1.4", "--clip-norm", "1"],
     "mabn": ["--norm", "mabn", "--subdivisions", "auto", "--freeze", "1", "--ema-decay", "0.9"],
-    "bn": ["--norm", "bn", "--norm-freeze-after", "0.5", "--workers", "1", "--cache", "disk"],
+    "bn": ["--norm", "bn", "--norm-freeze-after", "0.5", "--offload-activations", "--workers", "1", "--cache", "disk"],
 }
 
 

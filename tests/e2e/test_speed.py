@@ -29,6 +29,15 @@ def test_recomputed_activations_train_to_the_same_bits(
     children.assert_same_training(tmp_path / "plain", tmp_path / "recomputed")
 
 
+def test_offloading_without_a_gpu_says_that_it_does_nothing(scenes: Path, toy_cfg: str, tmp_path: Path, capsys) -> None:
+    said = {}
+    for name, more in (("plain", ()), ("offloaded", ("--offload-activations",))):
+        train.main(flags(scenes, toy_cfg, tmp_path / name, *more))
+        said[name] = capsys.readouterr().out
+    children.assert_same_training(tmp_path / "plain", tmp_path / "offloaded")
+    assert [text.count("--offload-activations has no effect without a CUDA GPU") for text in said.values()] == [0, 1]
+
+
 @pytest.mark.parametrize("speed", ["--channels-last", pytest.param("--compile", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", ["bn", "cmbn"])
 def test_other_ways_to_compute_differ_by_rounding(

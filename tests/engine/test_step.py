@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfg.plan import parse_plan
+from cfg.plan import Node, Plan, parse_plan
 from engine.amp import MixedPrecision
 from engine.not_finite import NotFinite
 from engine.oom_recovery import OutOfMemoryRecovery
@@ -30,10 +30,23 @@ from utils.structures import Batch, Targets
 WITH_DROPOUT = TOY_CFG.replace("[yolo]", "[yolo]", 1).replace(
     "[convolutional]\nfilters=45", "[dropout]\nprobability=.3\n[convolutional]\nfilters=45"
 )
+
+
+class Stock(NormFactory):
+    """torch's own batch norm, whatever the layer."""
+
+    def for_layer(self, plan: Plan, node: Node) -> NormFactory:
+        return self
+
+    def __call__(self, conv: nn.Conv2d) -> nn.Module:
+        return nn.BatchNorm2d(conv.out_channels)
+
+
 NORMS: dict[str, NormFactory] = {
     **{name: norm_factory(NormOptions(norm=name)) for name in ("bn", "cmbn", "gn", "mabn")},
     "cbn": norm_factory(NormOptions(norm="cbn:burn_in_steps=0")),
-    "stock": lambda conv: nn.BatchNorm2d(conv.out_channels),
+    "domains": norm_factory(NormOptions(norm="cbn:burn_in_steps=0", domain_statistics="own"), domains=2),
+    "stock": Stock(options=NormOptions()),
 }
 
 
@@ -52,6 +65,7 @@ def batch_of(images: int, seed: int = 0) -> Batch:
         image_ids=tuple(range(images)),
         paths=tuple(f"p{index}.jpg" for index in range(images)),
         placements=(None,) * images,
+        domains=tuple(index % 2 for index in range(images)),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from utils.clock import BatchAware, BatchClock, Tick
@@ -79,3 +81,23 @@ def test_a_shared_module_is_announced_to_once_and_a_late_one_never():
     list(clock.minibatches([0]))
     assert diary.ticks == [tick(0, 0, 1), "end"]
     assert late.ticks == []
+
+
+def test_a_listeners_own_parts_are_told_by_it_alone():
+    outer = Diary()
+    outer.inner = Diary()
+    beside = Diary()
+    list(BatchClock(nn.Sequential(outer, beside)).minibatches([0]))
+    assert outer.ticks == beside.ticks == [tick(0, 0, 1), "end"]
+    assert outer.inner.ticks == []
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple), min_size=1, max_size=5))
+def test_a_domain_counts_the_mini_batches_that_have_it(domains):
+    diary = Diary()
+    list(BatchClock(diary, step=4).minibatches(range(len(domains)), domains))
+    for domain in range(3):
+        own = [each.of_domain(domain) for each in diary.ticks[:-1]]
+        assert [each is not None for each in own] == [domain in here for here in domains]
+        told = [each for each in own if each is not None]
+        assert told == [tick(4, index, len(told)) for index in range(len(told))]

@@ -9,7 +9,7 @@ from torch import nn
 
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.moments import Moments
-from models.norms.running_stats import adopt
+from models.norms.running_stats import use_population
 from tests.models.norms.kinds import (
     BATCH_STATISTICS,
     arrays,
@@ -137,7 +137,7 @@ def test_a_population_can_be_adopted(kind):
     nn.init.ones_(module.norm.weight)
     nn.init.zeros_(module.norm.bias)
     whole = torch.cat(parts())
-    adopt(module.norm, Moments.of(module.conv(whole)))
+    use_population(module.norm, Moments.of(module.conv(whole)))
     out = module.eval()(whole)
     square = out.square().mean((0, 2, 3))
     torch.testing.assert_close(square, torch.ones_like(square), rtol=2e-2, atol=0)

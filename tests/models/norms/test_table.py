@@ -182,6 +182,19 @@ def test_a_setting_about_statistics_is_used_or_refused(norm, setting):
             resolve_norm(options)
 
 
+@pytest.mark.parametrize("norm", ["syncbn", "cmbn:sync", "cbn:sync", "gn", "none", "frozen"])
+def test_shuffling_images_is_refused_where_a_rank_has_no_batch_statistics_of_its_own(norm):
+    with pytest.raises(UserError, match=f"^--shuffle-bn .* --norm {norm}"):
+        resolve_norm(NormOptions(norm=norm, shuffle_bn=True))
+    assert not resolve_norm(NormOptions(norm=norm)).shuffle_bn
+
+
+@pytest.mark.parametrize("norm", ["bn", "cmbn", "cbn", "mabn", "brn", "auto"])
+def test_shuffling_images_is_off_unless_typed(norm):
+    assert resolve_norm(NormOptions(norm=norm, shuffle_bn=True)).shuffle_bn
+    assert resolve_norm(NormOptions(norm=norm)).shuffle_bn is False
+
+
 def test_a_freeze_after_a_freeze_is_refused():
     with pytest.raises(UserError, match=r"--norm-eval .* --norm-freeze-after has nothing to add"):
         resolve_norm(NormOptions(norm_eval=True, norm_freeze_after=0.5))
@@ -190,7 +203,7 @@ def test_a_freeze_after_a_freeze_is_refused():
 @pytest.mark.parametrize("norm", ["gn:ws", "mabn:ws"])
 def test_filters_that_are_standardized_are_not_centralized_as_well(norm):
     assert resolve_norm(NormOptions(norm=norm)).weight_centralization is False
-    with pytest.raises(UserError, match=f"--weight-centralization has nothing to add to {norm}"):
+    with pytest.raises(UserError, match=f"--weight-centralization adds nothing to {norm}"):
         resolve_norm(NormOptions(norm=norm, weight_centralization=True))
 
 
