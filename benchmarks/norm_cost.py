@@ -41,14 +41,10 @@ RECIPES = (
     *(name for name in NORMS if name != "syncbn"),
     "bn:running=pooled",
     "bn --weight-centralization",
-<<<<<<< HEAD
     "bn:ws",
     "gn:ws",
     "cmbn:ws",
     "ghost:size=2",
-=======
-    "gn:ws",
->>>>>>> main
     *(f"cmbn:gradient={gradient}" for gradient in cmbn.GRADIENTS[1:]),
     "cmbn:carry",
     "cmbn:positions=0",
