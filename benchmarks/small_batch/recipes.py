@@ -93,7 +93,8 @@ def with_references(recipes: tuple[str, ...]) -> tuple[str, ...]:
 def with_burn_in(spec: NormSpec, steps: int) -> NormSpec:
     """Return the norm with a burn-in of `steps` optimizer steps, if it has any, and a ramp three times as long."""
     changed = {"burn_in_steps": steps, "ramp_steps": 3 * steps} if spec.burn_in else {}
-    return replace(spec, **{option: value for option, value in changed.items() if hasattr(spec, option)})
+    own: dict[str, Any] = {option: value for option, value in changed.items() if hasattr(spec, option)}
+    return replace(spec, **own)
 
 
 def all_recipes(steps: int) -> tuple[str, ...]:
@@ -112,7 +113,7 @@ def all_recipes(steps: int) -> tuple[str, ...]:
                 found.append(spelled(resolve_norm(options)))
         for option, values in {**_SWEPT, "burn_in_steps": (0 if specs[0].burn_in else steps // 10,)}.items():
             if hasattr(specs[0], option):
-                found += [str(replace(specs[0], **{option: value})) for value in values]
+                found += [str(replace(specs[0], **dict[str, Any]({option: value}))) for value in values]
     return tuple(dict.fromkeys(found))
 
 
