@@ -190,7 +190,9 @@ def table_of(rows: Sequence[Row]) -> str:
             )
             mean = f"{100 * fmean(row['test_AP'] for row in group):.1f}"
             found = None if scheme == next(iter(SCHEMES)) else gain(by_seed(group, scheme), reference)
-            gained = "" if found is None else f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+            gained = "" if found is None else f"{found.value:+.1f}"
+            if found is not None and found.seeds > 1:
+                gained += f" [{found.low:+.1f}, {found.high:+.1f}]"
             columns = (scheme, is_consistent, len(group), val, test, mean, gained)
             lines.append(f"| {' | '.join(map(str, columns))} |")
     return "\n".join(lines[1:])

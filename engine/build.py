@@ -13,6 +13,7 @@ from data.loader import InputSizes, TrainLoader, make_train_loader
 from engine.amp import MixedPrecision
 from engine.oom_recovery import OutOfMemoryRecovery
 from engine.recipe import BETAS
+from engine.shuffle import ShuffledForward
 from engine.step import TrainStep
 from models.network import Network, parameter_groups
 from models.norms.table import norm_factory
@@ -47,6 +48,16 @@ def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Net
     return network
 
 
+def make_forward(options: TrainOptions, network: Network) -> nn.Module:
+    """Return the network as all ranks run it: gradients averaged, with --shuffle-bn on shuffled images.
+
+    Itself for a world size of 1.
+    """
+    is_shuffled = options.norm.shuffle_bn and ranks.world_size() > 1
+    forward = ShuffledForward(network, options.seed) if is_shuffled else network
+    return ranks.data_parallel(forward, skips_parts=options.norm.domain_affine == "own")
+
+
 def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: Callable[[str], None]) -> TrainStep:
     """Return the training step. forward: see `TrainStep`. say: prints a line for the user."""
     optim, device = options.optim, next(network.parameters()).device
@@ -63,7 +74,7 @@ def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: 
         criterion=make_criterion(options.loss),
         optimizer=optimizer,
         precision=MixedPrecision(optim.amp, device),
-        clock=BatchClock(network),
+        clock=BatchClock(forward),
         recovery=OutOfMemoryRecovery(network, subdivisions=parts, is_parallel=is_parallel, say=say),
         clip_norm=optim.clip_norm,
         by_domain=options.domain_batches == "one",

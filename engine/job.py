@@ -16,6 +16,7 @@ from data.domains import Domain, joined, unique_names
 from data.image_set import ImageSet
 from engine.amp import as_it_ran, choose_precision
 from engine.auto_subdivisions import resolve_subdivisions
+from engine.build import keeps_apart
 from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, has_fixed_statistics, planned_steps
 from models.norms.auto import choose_norm
 from models.norms.old_spelling import respelled
@@ -116,6 +117,7 @@ def job_of(given: dict[str, Any], sets: tuple[ImageSet, ImageSet] | None = None)
     options = resolve(TrainOptions, {**given, "optimizer": optimizer}, from_files)
     check_batch(options, len(train_set))
     check_domains(options)
+    check_shuffle(options, is_resumed=checkpoint is not None)
     options, precision_reason = choose_precision(options, plan)
     options = resolve_subdivisions(options, plan)
     forwards = min(int(options.optim.subdivisions), images_per_rank(options, train_set))
@@ -288,6 +290,24 @@ def check_domains(options: TrainOptions) -> None:
         raise UserError(
             "--precise-bn needs --domain-statistics own if --domain-affine is: it measures one domain at a time"
         )
+
+
+def check_shuffle(options: TrainOptions, *, is_resumed: bool) -> None:
+    """Raise UserError for --shuffle-bn in a single process; only warn where a run of several goes on in one.
+
+    And with domains that are kept apart: images would meet the norms of others, or ranks have unequal mini-batches.
+    """
+    if options.norm.shuffle_bn and keeps_apart(options):
+        raise UserError(
+            "--shuffle-bn goes with neither --domain-batches one nor --domain-statistics or --domain-affine own: "
+            "images change places"
+        )
+    if not options.norm.shuffle_bn or ranks.world_size() > 1:
+        return
+    alone = "--shuffle-bn shuffles images among the processes that torchrun starts, and there is one"
+    if not is_resumed:
+        raise UserError(f"{alone}: leave it out")
+    warn(f"{alone}: from here on nothing is shuffled")
 
 
 def open_domains(given: dict[str, Any]) -> tuple[Domain, ...]:

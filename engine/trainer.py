@@ -83,8 +83,7 @@ class Trainer:
         )
         if options.speed.compile:
             build.compile_for_all_sizes(self.network)
-        forward = ranks.data_parallel(self.network, skips_parts=options.norm.domain_affine == "own")
-        self.step = build.make_step(options, self.network, forward, self.log.say)
+        self.step = build.make_step(options, self.network, build.make_forward(options, self.network), self.log.say)
         self.loss_watch = LossWatch(self.step.remedies)
         self.patience = Patience(options.patience)
         self.best_ap = float("-inf")

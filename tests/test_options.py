@@ -102,7 +102,7 @@ def test_what_has_no_default_is_asked_for(kind, argv, capsys):
         (TrainOptions, ["--imgszz", "9"], "train.py has no --imgszz; did you mean --image-size?"),
         (TrainOptions, ["--image_size=9"], "train.py has no --image_size; did you mean --image-size?"),
         (EvaluateOptions, ["--weight", "x"], "evaluate.py has no --weight; did you mean --weights?"),
-        (DetectOptions, ["--walks", "x"], "detect.py has no --runs"),
+        (DetectOptions, ["--walks", "x"], "detect.py has no --walks"),
         (TrainOptions, ["--xyzzy"], "train.py has no --xyzzy"),
     ],
 )

@@ -1,7 +1,7 @@
 """torch.distributed for a job started by `torchrun`; without it the world size is 1 and everything here is a no-op.
 
-`all_gather`, `broadcast`, `all_reduce_sum`, `all_reduce_mean` and `any_rank` are collectives: every rank must call
-them, in the same order.
+`all_gather`, `all_to_all`, `broadcast`, `all_reduce_sum`, `all_reduce_mean` and `any_rank` are collectives: every rank
+must call them, in the same order.
 """
 
 from __future__ import annotations
@@ -100,6 +100,32 @@ def all_gather(value: Value) -> list[Value]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def all_to_all(rows: Tensor, *, sent: list[int], received: list[int]) -> Tensor:
+    """Send the first sent[0] rows to rank 0, the next sent[1] to rank 1, ...; return what arrives, in rank order.
+
+    received: how many rows come from each rank. Differentiable: gradients go back the same way.
+    """
+    if world_size() == 1:
+        return rows
+    arrived: Tensor = _AllToAll.apply(rows, sent, received)
+    return arrived
+
+
+class _AllToAll(torch.autograd.Function):
+    """`all_to_all`. That of torch.distributed.nn is deprecated, and its successor is not public yet."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        ctx.sent, ctx.received = sent, received
+        arrived = rows.new_empty(sum(received), *rows.shape[1:])
+        dist.all_to_all_single(arrived, rows.contiguous(), received, sent)
+        return arrived
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _AllToAll.apply(grads[0], ctx.received, ctx.sent), None, None
 
 
 def broadcast(value: Value) -> Value:

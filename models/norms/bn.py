@@ -7,6 +7,7 @@ nn.BatchNorm2d averages the variances within mini-batches and misses the varianc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,6 +64,7 @@ class SyncBatchNormSpec(NormSpec):
     name = "syncbn"
     summary = "the mini-batch's statistics, over all GPUs"
     source = "Peng et al. MegDet: A Large Mini-Batch Object Detector. CVPR 2018, arXiv:1711.07240"
+    sync: ClassVar[bool] = True
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
         return PooledBatchNorm(conv.out_channels, eps=eps, momentum=momentum, sync=True)

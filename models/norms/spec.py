@@ -78,6 +78,11 @@ class NormSpec(ABC):
         """Whether statistics reach beyond the mini-batch at hand (several GPUs aside)."""
         return self.images(Cut(mini_batch=1, subdivisions=2), momentum=self.default_momentum) > 1
 
+    @property
+    def is_synchronized(self) -> bool:
+        """Whether statistics are those of all ranks of a torchrun job."""
+        return bool(getattr(self, "sync", False))
+
     def values_per_statistic(self, channels: int, positions: int, *, mini_batch: int) -> int | None:
         """Return over how many values a variance is taken, at worst; None where a single value is fine."""
         return mini_batch * positions

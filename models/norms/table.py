@@ -189,6 +189,10 @@ class NormOptions:
         low=0,
         high=1,
     )
+    shuffle_bn: bool | None = knob(
+        None,
+        "with torchrun: shuffle a mini-batch's images among the ranks (where those of one are alike, as of one video)",
+    )
     precise_bn: int | None = knob(
         None,
         "training images that give the best weights exact statistics in the end (default 0: running averages)",
@@ -214,7 +218,7 @@ class NormOptions:
         """Return the resolved options of one layer's norm, without what it does not use. self: resolved."""
         heads = self.norm_heads if node.index >= backbone_layers(plan) else None
         spec = _in_cfg(plan, node) or parse_norm(heads or self.norm)
-        unused: dict[str, Any] = {}
+        unused: dict[str, Any] = {"shuffle_bn": None}  # of the whole network
         if not spec.has_batch_statistics:
             unused |= dict.fromkeys(("norm_momentum", "norm_eval", "norm_freeze_after"))
             unused["domain_statistics"] = "shared"
@@ -268,11 +272,11 @@ def resolve_norm(options: NormOptions, plan: Plan | None = None) -> NormOptions:
     own: dict[str, Any] = {}
     if any(spec.has_batch_statistics for spec in specs):
         momentum = _common(spec.default_momentum for spec in specs if spec.has_batch_statistics)
-        own |= {"norm_momentum": momentum, "norm_eval": False, "norm_freeze_after": 1.0}
+        own |= {"norm_momentum": momentum, "norm_eval": False, "norm_freeze_after": 1.0, "shuffle_bn": False}
     if any(spec.has_running_statistics for spec in specs):
         own["precise_bn"] = 0
     typed = options.norm if options.norm_heads is None else f"{options.norm} --norm-heads {options.norm_heads}"
-    for name in ("norm_momentum", "norm_eval", "norm_freeze_after", "precise_bn"):
+    for name in ("norm_momentum", "norm_eval", "norm_freeze_after", "shuffle_bn", "precise_bn"):
         if name not in own and getattr(options, name) is not None:
             statistics = "running statistics" if name == "precise_bn" else "statistics of mini-batches"
             raise UserError(f"{_flag(name)} is for norms with {statistics}, which --norm {typed} does not have")
@@ -286,6 +290,8 @@ def resolve_norm(options: NormOptions, plan: Plan | None = None) -> NormOptions:
                 raise UserError(f"{_flag(name)} is about a norm, and --norm {typed} is not one")
     if options.norm_eval and options.norm_freeze_after not in (None, 1.0):
         raise UserError("--norm-eval freezes the statistics from the start: --norm-freeze-after has nothing to add")
+    if options.shuffle_bn and all(spec.is_synchronized for spec in specs if spec.has_batch_statistics):
+        raise UserError(f"--shuffle-bn has no purpose with --norm {typed}, which pools over all ranks")
     if options.weight_centralization and (standardized := next((spec for spec in specs if spec.ws), None)):
         raise UserError(f"--weight-centralization adds nothing to {standardized}, whose filters have no mean already")
     own["weight_centralization"] = _common(spec.centralizes_weights and not spec.ws for spec in specs)

@@ -263,6 +263,22 @@ def test_group_norm_has_no_population(flags, scenes, tmp_path):
     assert len(list((tmp_path / "found").glob("*.png"))) == 8
 
 
+@pytest.mark.parametrize("norm", ["gn:ws", "bcn:ws", "evonorm-s0", "frn", "ghost:size=1,ws"])
+def test_a_norm_with_standardized_filters_or_more_parameters_goes_through_all_pages(
+    flags, scenes, tmp_path, capsys, norm
+):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train.main([*flags, "--norm", norm, "--max-steps", "2", "--out", str(whole)])
+    best = str(whole / "best.pt")
+    assert json.loads((whole / "settings.json").read_text())["norm"] == norm
+    train.main([*flags, "--weights", best, "--max-steps", "1", "--out", str(resumed)])
+    said = capsys.readouterr().out
+    assert f"\nnorm      {norm}: " in said and "0 re-initialized" in said and "computes something else" not in said
+    evaluate.main(["--weights", best, "--data", str(scenes), "--out", str(tmp_path / "measured")])
+    detect.main(["--weights", best, str(scenes / "val"), "--out", str(tmp_path / "found")])
+    assert len(list((tmp_path / "found").glob("*.png"))) == 8
+
+
 def test_detection_folds_and_finds_the_same(scenes, trained, tmp_path, monkeypatch):
     found = []
     for name, may_fold in (("folded", True), ("plain", False)):

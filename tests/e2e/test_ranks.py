@@ -94,12 +94,13 @@ def test_what_two_ranks_measure_is_what_one_measures(scenes: Path, toy_cfg: str,
         assert json.loads((tmp_path / "report" / name).read_text()) == json.loads((run / name).read_text())
 
 
+@pytest.mark.parametrize("shuffled", [(), ("--shuffle-bn",)])
 def test_histories_of_both_ranks_are_saved_and_the_job_goes_on_to_the_bit(
-    scenes: Path, toy_cfg: str, tmp_path: Path
+    scenes: Path, toy_cfg: str, tmp_path: Path, shuffled: tuple[str, ...]
 ) -> None:
     """Stopped by a signal to one of them, as a job manager may do."""
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
-    common = ("--norm", "cbn:burn_in_steps=1", "--save-minutes", "0")
+    common = ("--norm", "cbn:burn_in_steps=1", "--save-minutes", "0", *shuffled)
     for child in start_two(flags(scenes, toy_cfg, whole, *common), log):
         assert children.ended(child) == 0, log.read_text()[-3000:]
     pair = start_two(flags(scenes, toy_cfg, parts, *common), log)
@@ -113,6 +114,18 @@ def test_histories_of_both_ranks_are_saved_and_the_job_goes_on_to_the_bit(
     for child in start_two(["--resume", str(parts), "--workers", "0"], log):
         assert children.ended(child) == 0, log.read_text()[-3000:]
     children.assert_same_training(whole, parts)
+
+
+def test_shuffled_images_make_other_weights_and_recomputing_activations_makes_the_same(
+    scenes: Path, toy_cfg: str, tmp_path: Path
+) -> None:
+    log, shuffled, again = tmp_path / "log", ("--shuffle-bn",), ("--shuffle-bn", "--checkpoint-activations")
+    for name, more in (("plain", ()), ("shuffled", shuffled), ("again", again)):
+        cut = ("--norm", "cmbn", "--batch-size", "8", "--subdivisions", "2", *more)
+        for child in start_two(flags(scenes, toy_cfg, tmp_path / name, *cut), log):
+            assert children.ended(child) == 0, log.read_text()[-3000:]
+    assert max(differences(tmp_path / "plain", tmp_path / "shuffled").values()) > 1e-3
+    assert max(differences(tmp_path / "shuffled", tmp_path / "again").values()) == 0
 
 
 def test_two_ranks_find_one_learning_rate_and_train_as_if_it_had_been_typed(

@@ -336,9 +336,10 @@ def test_the_data_set_may_have_moved(once: Path, scenes: Path, resume, tmp_path:
         parse_job(["--resume", str(run)])
     moved = str(tmp_path / "here" / "scenes")
     resume(run, "--data", moved, "--epochs", "2")
-    assert Checkpoint.from_file(run / "last.pt").settings["data"] == moved
+    assert Checkpoint.from_file(run / "last.pt").settings["data"] == (moved,)
     monkeypatch.chdir(tmp_path / "here")
-    assert parse_job(["--resume", str(copied(once, tmp_path / "relative", settings=settings))]).options.data == "scenes"
+    earlier = copied(once, tmp_path / "relative", settings=settings)
+    assert parse_job(["--resume", str(earlier)]).options.data == ("scenes",)
 
 
 def test_a_run_keeps_its_pipeline_and_closes_mosaic_by_its_length(

@@ -21,6 +21,16 @@ def test_two_lengths_of_training_contradict():
         parse_job(["--epochs", "2", "--max-steps", "10"])
 
 
+def test_shuffling_among_ranks_does_not_go_with_domains_kept_apart(few: Path):
+    with pytest.raises(UserError, match="--shuffle-bn mixes images of all data sets"):
+        parse_job(["--data", str(few), "digits", "--domain-statistics", "own", "--shuffle-bn"])
+
+
+def test_shuffling_among_ranks_needs_several():
+    with pytest.raises(UserError, match="--shuffle-bn shuffles images among the processes that torchrun starts, and"):
+        parse_job(["--shuffle-bn"])
+
+
 def test_a_set_without_objects_says_what_was_dropped(tmp_path: Path):
     digits = make_digits(tmp_path / "digits", counts={"train": 2, "val": 1}, hw=(64, 64))
     annotations = digits / "annotations" / "instances_train.json"

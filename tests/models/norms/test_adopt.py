@@ -449,6 +449,7 @@ def test_an_activation_in_place_on_the_way_is_seen():
         ("gn", "keeps other weights or statistics"),
         ("none", "keeps other weights or statistics"),
         ("mabn", "changes how convolutions use their weights"),
+        ("cmbn:ws", "changes how convolutions use their weights"),
         ("auto", "chooses one"),
         ("cmbn:carrry", "no option 'carrry'"),
     ],

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from cfg.plan import load_plan
 from models.blocks import ConvNormAct
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.cmbn import DarknetCrossMiniBatchNorm
@@ -180,6 +181,19 @@ def test_a_setting_about_statistics_is_used_or_refused(norm, setting):
     else:
         with pytest.raises(UserError, match=f"^--{setting.replace('_', '-')} is for norms with .* --norm {norm} does"):
             resolve_norm(options)
+
+
+@pytest.mark.parametrize("norm", ["syncbn", "cmbn:sync", "cbn:sync", "gn", "none", "frozen"])
+def test_shuffling_images_is_refused_where_a_rank_has_no_batch_statistics_of_its_own(norm):
+    with pytest.raises(UserError, match=f"^--shuffle-bn .* --norm {norm}"):
+        resolve_norm(NormOptions(norm=norm, shuffle_bn=True))
+    assert not resolve_norm(NormOptions(norm=norm)).shuffle_bn
+
+
+@pytest.mark.parametrize("norm", ["bn", "cmbn", "cbn", "mabn", "brn", "auto"])
+def test_shuffling_images_is_off_unless_typed(norm):
+    assert resolve_norm(NormOptions(norm=norm, shuffle_bn=True)).shuffle_bn
+    assert resolve_norm(NormOptions(norm=norm)).shuffle_bn is False
 
 
 def test_a_freeze_after_a_freeze_is_refused():
@@ -404,3 +418,10 @@ def test_filters_are_centred_where_asked_for_and_with_mabn(norm):
         options = NormOptions(norm=norm, weight_centralization=asked)
         made = ConvNormAct.make(4, 8, 3, norm=norm_factory(options), activation=nn.Identity())
         assert isinstance(made.conv, CentralizedConv2d) == (norm == "mabn" if asked is None else asked)
+
+
+def test_shuffling_images_is_of_use_if_one_part_has_statistics_of_a_rank():
+    options = resolve_norm(NormOptions(norm="syncbn", norm_heads="bn", shuffle_bn=True))
+    plan = load_plan("yolov4-pico", classes=10)
+    norms = [options.of_layer(plan, node).norm for node in plan.nodes]
+    assert options.shuffle_bn and {"syncbn", "bn"} <= set(norms)
