@@ -170,7 +170,7 @@ def show(study: Study, rows: Sequence[Row]) -> None:
     sentences = list(advice(lines, study.command)) if study.command else []
     paths = study.paths
     plot(lines, study.grid.stand_in, paths["png"])
-    text = report(lines, rows, title=study.title, advice=sentences, plot=paths["png"].name)
+    text = report(lines, rows, title=study.title, sentences=sentences, plot=paths["png"].name)
     paths["md"].write_text(text)
     paths["json"].write_text(json_report(lines))
     print(f"\n{text}\n{paths['md']}, {paths['png']}")

@@ -74,4 +74,5 @@ def with_references(recipes: tuple[str, ...], reference_of: Callable[[str], str]
 def with_burn_in(spec: NormSpec, steps: int) -> NormSpec:
     """Return the norm with a burn-in of `steps` optimizer steps, if it has any, and a ramp three times as long."""
     changed = {"burn_in_steps": steps, "ramp_steps": 3 * steps} if spec.burn_in else {}
-    return replace(spec, **{option: value for option, value in changed.items() if hasattr(spec, option)})
+    own: dict[str, Any] = {option: value for option, value in changed.items() if hasattr(spec, option)}
+    return replace(spec, **own)

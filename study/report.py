@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from statistics import fmean, median
 from typing import Any
 
@@ -220,18 +221,13 @@ NOTES = (
 )
 
 
-def report(lines: Sequence[Line], rows: Sequence[Row], *, title: str, advice: Sequence[str], plot: str) -> str:
-    """Return the study's page in Markdown, which can be read as text."""
-    parts = [f"# {title}", *advice]
-    tasks: dict[Task, list[Line]] = {line.task: [] for line in lines}
-    for line in lines:
-        tasks[line.task].append(line)
-    for task, inside in tasks.items():
-        for mini_batch in dict.fromkeys(line.mini_batch for line in inside):
-            block = [line for line in inside if line.mini_batch == mini_batch]
-            parts.append(f"## {task.title}: {counted(mini_batch, 'image')} in a forward")
-            parts.append(_table([HEAD, *map(cells_of, block)]))
-    parts += [f"![AP over images in a forward]({plot})"]
+def report(lines: Sequence[Line], rows: Sequence[Row], *, title: str, sentences: Sequence[str], plot: str) -> str:
+    """Return the study's page in Markdown, which can be read as text. plot: its file's name."""
+    parts = [f"# {title}", *sentences]
+    for (task, mini_batch), block in groupby(lines, key=lambda line: (line.task, line.mini_batch)):
+        parts.append(f"## {task.title}: {counted(mini_batch, 'image')} in a forward")
+        parts.append(_table([HEAD, *map(cells_of, block)]))
+    parts.append(f"![AP over images in a forward]({plot})")
     parts.append("\n".join(f"- {note}" for note in (*NOTES, *provenance(rows))))
     return "\n\n".join(parts) + "\n"
 
@@ -240,11 +236,9 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table with aligned columns, without those that are empty."""
     columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
-    lines = [
-        [f"{text:<{width}}" for text, width in zip(row, widths, strict=True)] for row in zip(*columns, strict=True)
-    ]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    head, *others = zip(*columns, strict=True)
+    lines = (head, ["-" * width for width in widths], *others)
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
 def advice(lines: Sequence[Line], command: Callable[[str, int, float], str]) -> Iterator[str]:
@@ -258,9 +252,9 @@ def advice(lines: Sequence[Line], command: Callable[[str, int, float], str]) -> 
         if {line.recipe for line in block} == {BN}:
             yield f"{at} only bn was trained."
         elif best:
-            gain = gains[best.recipe]
-            few = "" if gain.is_significant else ", which may be an accident of few seeds"
-            text = f"{at} {best.recipe} is better than bn: {_percent(gain, sign='+')} AP{few}. Type:"
+            won = gains[best.recipe]
+            few = "" if won.is_significant else ", which may be an accident of few seeds"
+            text = f"{at} {best.recipe} is better than bn: {_percent(won, sign='+')} AP{few}. Type:"
             yield f"{text}\n\n    {command(best.recipe, mini_batch, best.rate)}"
         elif gains:
             bn = next(line for line in block if line.recipe == BN)

@@ -103,7 +103,7 @@ def test_figures_of_the_committed_rows_are_those_that_were_published(root: Path)
 
 def test_the_table_shows_recipes_in_the_grids_order_without_empty_columns() -> None:
     lines = list(lines_of(STUDY).values())
-    text = report(lines, STUDY, title="Some", advice=["Do it."], plot="a.png")
+    text = report(lines, STUDY, title="Some", sentences=["Do it."], plot="a.png")
     table = text.partition("1 image in a forward\n\n")[2].partition("\n\n")[0].splitlines()
     cost = ["0.01", "1 (1.00)", "4 (1.00)"]
     assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in (table[0], *table[2:])] == [
