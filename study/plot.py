@@ -13,7 +13,7 @@ from utils.figure import label_axes, literal
 
 _MOST = 8  # lines; more could not be told apart
 _COLOURS = ("#222222", "#1f6fd6", "#d6281f", "#0b7a3b", "#e8890c", "#8e44ad", "#12a3a3", "#e05fa8")
-_LABEL_HEIGHT = 0.055  # of the axes
+_LABEL_HEIGHT, _LETTER_WIDTH = 0.055, 0.015  # of the axes
 
 
 def plot(lines: Sequence[Line], stand_in: Callable[[str, int], str], path: Path) -> None:
@@ -54,8 +54,9 @@ def _draw(axes: Axes, lines: Sequence[Line], colours: dict[str, str], stand_in: 
 
 def _label(axes: Axes, labels: Sequence[tuple[float, str, str]], sizes: int) -> None:
     """Write the norms left of their lines, where these differ most, as far apart as text needs."""
-    widest = max((len(name) for _, name, _ in labels), default=0)
-    axes.set_xlim(-0.3 - 0.019 * widest * max(1, sizes - 0.6), sizes - 0.75)
+    share = min(0.6, _LETTER_WIDTH * max((len(name) for _, name, _ in labels), default=0))
+    lines = sizes - 0.75  # the axis from the first number of images on, which is at 0
+    axes.set_xlim(-(0.25 + share * lines) / (1 - share), lines)
     labels = sorted(labels)
     heights = [height for height, _, _ in labels]
     bottom, top = axes.get_ylim()
