@@ -22,7 +22,7 @@ def test_two_lengths_of_training_contradict():
 
 
 def test_shuffling_among_ranks_does_not_go_with_domains_kept_apart(few: Path):
-    with pytest.raises(UserError, match="--shuffle-bn mixes images of all data sets"):
+    with pytest.raises(UserError, match="--shuffle-bn goes with neither --domain-batches one"):
         parse_job(["--data", str(few), "digits", "--domain-statistics", "own", "--shuffle-bn"])
 
 
