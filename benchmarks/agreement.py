@@ -20,7 +20,8 @@ from benchmarks.small_batch.recipes import settings_of, with_burn_in
 from benchmarks.train_step import has_bf16
 from cfg.plan import parse_plan
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from utils.clock import BatchClock
 
 TOLERANCE = 1e-4  # of float32, which is up to 1e-5 off on a CPU; TF32 would be 1e-3 off

@@ -30,7 +30,9 @@ from benchmarks.tensor_bytes import saved_bytes, state_bytes
 from cfg.plan import Plan, load_plan, parse_plan
 from models.network import Network
 from models.norms import cmbn
-from models.norms.table import NORMS, NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
+from models.norms.table import NORMS
 from utils.clock import BatchClock
 from utils.environment import pick_device
 from utils.errors import exit_on_error

@@ -32,9 +32,10 @@ from evaluation.recalibration import sample_images
 from models.detector import Detector
 from models.network import Network
 from models.norms.effective_batch import effective_images
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from models.norms.report import measure_norms
 from models.norms.running_stats import has_running_statistics
-from models.norms.table import NormOptions, norm_factory
 from models.yolo.postprocess import DetectionOptions
 from options import TrainOptions
 from utils.checkpoint import Checkpoint

@@ -12,8 +12,9 @@ from functools import cache
 from itertools import product
 from typing import Any
 
+from models.norms.options import NormOptions, resolve_norm
 from models.norms.spec import NormSpec
-from models.norms.table import NORMS, NormOptions, parse_norm, resolve_norm
+from models.norms.table import NORMS, parse_norm
 from options import TrainOptions
 from utils.errors import UserError
 from utils.flags import parse_flags

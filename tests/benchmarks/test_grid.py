@@ -16,7 +16,8 @@ from benchmarks.small_batch.rows import read_rows
 from benchmarks.small_batch.sources import half_width
 from cfg.plan import Plan, load_plan, parse_plan
 from models.network import Network
-from models.norms.table import NORMS, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.table import NORMS
 from utils.clock import BatchClock
 from utils.errors import UserError
 from utils.seed import seed_everything

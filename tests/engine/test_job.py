@@ -12,7 +12,8 @@ from data.digits import make_digits
 from engine.job import _other_classes, open_sets, parse_job
 from models.detector import make_checkpoint
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory, resolve_norm
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions, resolve_norm
 from utils.errors import UserError
 
 
