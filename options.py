@@ -14,8 +14,8 @@ from data.image_cache import CACHES
 from evaluation.coco_backends import BACKENDS
 from evaluation.darknet_map import POINTS
 from models.norms.old_spelling import removed_flags
+from models.norms.options import NormOptions
 from models.norms.own import trust_knob
-from models.norms.table import NormOptions
 from models.yolo.loss import LossOptions
 from models.yolo.postprocess import DetectionOptions
 from utils.duration import checked_duration

@@ -19,7 +19,8 @@ from benchmarks.measured import Row
 from benchmarks.train_step import has_bf16
 from cfg.plan import parse_plan
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from study.recipes import settings_of, with_burn_in
 from utils.clock import BatchClock
 

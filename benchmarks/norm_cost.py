@@ -28,7 +28,9 @@ from benchmarks.measured import Row, against, circumstances, results_path, wait_
 from cfg.plan import Plan, load_plan, parse_plan
 from models.network import Network
 from models.norms import cmbn
-from models.norms.table import NORMS, NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
+from models.norms.table import NORMS
 from study.memory import saved_bytes, state_bytes
 from study.recipes import settings_of, with_burn_in
 from utils.clock import BatchClock

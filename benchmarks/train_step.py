@@ -32,7 +32,8 @@ from engine.amp import MixedPrecision, cpu_bf16
 from engine.oom_recovery import OutOfMemoryRecovery
 from engine.step import TrainStep
 from models.network import Network, parameter_groups
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from models.yolo.loss import LossOptions, YoloLoss
 from study.memory import saved_bytes
 from utils.clock import BatchClock

@@ -16,7 +16,7 @@ from engine.recipe import BETAS
 from engine.shuffle import ShuffledForward
 from engine.step import TrainStep
 from models.network import Network, parameter_groups
-from models.norms.table import norm_factory
+from models.norms.factory import norm_factory
 from models.yolo.criterion import make_criterion
 from options import TrainOptions
 from utils import ranks

@@ -20,7 +20,7 @@ from engine.build import keeps_apart
 from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, has_fixed_statistics, planned_steps
 from models.norms.auto import choose_norm
 from models.norms.old_spelling import respelled
-from models.norms.table import norm_of_weights
+from models.norms.options import norm_of_weights
 from models.weights.start import knows_all, read_start
 from options import FOREIGN_FLAGS, TrainOptions
 from utils import ranks

@@ -13,7 +13,8 @@ from typing import Any
 
 from cfg.net import NetSpec
 from cfg.plan import Plan
-from models.norms.table import AUTO, NormOptions
+from models.norms.options import NormOptions
+from models.norms.table import AUTO
 from options import OptimOptions, TrainOptions
 from utils import ranks
 from utils.errors import UserError

@@ -11,9 +11,9 @@ from torch import Tensor
 from evaluation.plots import plot_layer_gaps
 from models.detector import Detector
 from models.norms.effective_batch import describe_norm, effective_images
+from models.norms.options import stored_norm
 from models.norms.parts import norm_parts
 from models.norms.report import measure_norms
-from models.norms.table import stored_norm
 from utils.checkpoint import Checkpoint
 
 

@@ -20,7 +20,7 @@ from cfg.wiring import RouteSpec, SamSpec, ScaleChannelsSpec, ShortcutSpec
 from cfg.yolo import YoloSpec
 from models.activations import make_activation
 from models.norms.contract import ActivationAware, ConvAware, ConvView
-from models.norms.table import NormFactory
+from models.norms.factory import NormFactory
 
 
 class ConvNormAct(nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cfg.plan import Plan, parse_plan
 from models.network import Network
-from models.norms.table import NormFactory, NormOptions, stored_norm
+from models.norms.factory import NormFactory
+from models.norms.options import NormOptions, stored_norm
 from models.yolo.postprocess import DetectionOptions, postprocess
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError

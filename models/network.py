@@ -14,7 +14,7 @@ from cfg.plan import Plan
 from cfg.yolo import YoloSpec
 from models.blocks import ConvNormAct, build_layer
 from models.norms.domains import DomainNorm
-from models.norms.table import NormFactory
+from models.norms.factory import NormFactory
 from models.recompute import checkpointed, spans_of
 from models.yolo.head import RawHead, init_head
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from engine.amp import MixedPrecision
 from engine.job import Job
 from models.network import Network
+from models.norms.factory import norm_factory
 from models.norms.running_stats import has_running_statistics
-from models.norms.table import norm_factory
 from utils.clock import BatchClock
 from utils.environment import pick_device
 

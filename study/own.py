@@ -18,7 +18,7 @@ from data.image_set import ImageSet
 from engine.job import Job, job_of
 from engine.recipe import planned_steps
 from models.norms.effective_batch import check_values
-from models.norms.table import NormOptions
+from models.norms.options import NormOptions
 from options import FOREIGN_FLAGS, TrainOptions
 from study.cell import Source, Study
 from study.grid import TUNE_SEED, Cell, Grid, Task, check_forwards

@@ -10,8 +10,9 @@ from dataclasses import asdict, fields, replace
 from functools import cache
 from typing import Any
 
+from models.norms.options import NormOptions, resolve_norm
 from models.norms.spec import NormSpec
-from models.norms.table import NormOptions, parse_norm, resolve_norm
+from models.norms.table import parse_norm
 from options import TrainOptions
 from utils.errors import UserError
 from utils.flags import parse_flags

@@ -12,7 +12,8 @@ import torch
 
 from cfg.plan import load_plan
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from models.weights.reader import read_weights
 
 

@@ -16,7 +16,8 @@ from data.annotation_formats import open_image_set
 from evaluation.darknet_map import measure_as_darknet
 from models.detector import Detector, make_checkpoint
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from models.weights.writer import write_weights
 from models.yolo.postprocess import DetectionOptions
 from options import EvaluateOptions

@@ -50,7 +50,7 @@ class Checkpoint:
     input_hw: tuple[int, int]  # pixels
     letterbox: bool
     class_names: tuple[str, ...]
-    norm: Mapping[str, Any]  # fields of models.norms.table.NormOptions
+    norm: Mapping[str, Any]  # fields of models.norms.options.NormOptions
     weights: Mapping[str, Tensor]  # the averaged ones
     domains: tuple[str, ...] = ()  # names of the data sets that it was trained on, if they were several
     seen: int | None = None  # images that darknet trained on; None for a network trained here

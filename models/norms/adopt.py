@@ -15,9 +15,11 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.contract import ConvAware, ConvView
+from models.norms.factory import norm_factory
 from models.norms.module_trace import ModuleTrace, trace_forward, trace_symbolically
+from models.norms.options import NormOptions
 from models.norms.spec import NormSpec
-from models.norms.table import NormOptions, norm_factory, parse_norm
+from models.norms.table import parse_norm
 from utils.clock import BatchClock
 from utils.errors import UserError
 

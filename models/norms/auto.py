@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cfg.plan import Plan
-from models.norms.table import AUTO, NormOptions, resolve_norm
+from models.norms.options import NormOptions, resolve_norm
+from models.norms.table import AUTO
 from utils.console import counted
 
 ENOUGH = 4  # images in a forward, from which on CmBN-W gained nothing over batch norm in the study, but took time

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from cfg.convolution import ConvSpec
 from cfg.plan import Plan
+from models.norms.options import NormOptions
 from models.norms.spec import Cut
-from models.norms.table import NormOptions
 from utils.console import counted
 from utils.errors import UserError
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from models.norms.options import NormOptions
 from models.norms.running_stats import has_running_statistics, norms_with_statistics, use_mini_batch
-from models.norms.table import NormOptions
 
 
 class StatisticsFreeze:

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from cfg.convolution import ConvSpec
 from cfg.plan import Plan
-from models.norms.table import NormOptions
+from models.norms.options import NormOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

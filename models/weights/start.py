@@ -11,8 +11,9 @@ from cfg.plan import parse_plan
 from models.blocks import merge_conv_norm
 from models.network import Network
 from models.norms.domains import for_all_domains, has_domains, plain_state
+from models.norms.factory import NormFactory
+from models.norms.options import stored_norm
 from models.norms.parts import norm_parts
-from models.norms.table import NormFactory, stored_norm
 from models.norms.used_weight import ReparametrizedConv2d, filters_of
 from models.weights.layout import EPS
 from models.weights.trained import is_darknet, made_up_names, read_darknet

@@ -24,7 +24,8 @@ from cfg.settings import cfg_settings
 from engine import build
 from models.blocks import ConvNormAct
 from models.network import Network, parameter_groups
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from models.yolo.criterion import make_criterion
 from models.yolo.loss import LossOptions
 from options import TrainOptions

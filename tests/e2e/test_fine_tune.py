@@ -12,7 +12,8 @@ import train
 from cfg.plan import load_plan
 from models.detector import make_checkpoint
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from utils.errors import UserError
 
 FROZEN = ("layers.0.",)

@@ -18,7 +18,8 @@ from engine.job import parse_job
 from models.detector import make_checkpoint
 from models.network import Network
 from models.norms import own
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from tests.e2e.conftest import TOY_CFG
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError

@@ -22,7 +22,7 @@ from engine.oom_recovery import OutOfMemoryRecovery, Snapshot
 from engine.step import TrainStep
 from models import offload
 from models.network import Network, parameter_groups
-from models.norms.table import norm_factory
+from models.norms.factory import norm_factory
 from models.yolo.criterion import make_criterion
 from models.yolo.loss import LossOptions
 from tests.e2e.conftest import TOY_CFG

@@ -14,7 +14,7 @@ from engine import auto_subdivisions
 from engine.auto_subdivisions import noise_batch, subdivisions_that_fit
 from engine.job import parse_job
 from models.network import Network
-from models.norms.table import NormOptions
+from models.norms.options import NormOptions
 from options import TrainOptions
 from utils.errors import UserError
 from utils.flags import parse_flags

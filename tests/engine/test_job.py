@@ -12,7 +12,8 @@ from data.digits import make_digits
 from engine.job import _other_classes, open_sets, parse_job
 from models.detector import make_checkpoint
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory, resolve_norm
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions, resolve_norm
 from utils.errors import UserError
 
 
@@ -22,7 +23,7 @@ def test_two_lengths_of_training_contradict():
 
 
 def test_shuffling_among_ranks_does_not_go_with_domains_kept_apart(few: Path):
-    with pytest.raises(UserError, match="--shuffle-bn mixes images of all data sets"):
+    with pytest.raises(UserError, match="--shuffle-bn goes with neither --domain-batches one"):
         parse_job(["--data", str(few), "digits", "--domain-statistics", "own", "--shuffle-bn"])
 
 

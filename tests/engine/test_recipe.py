@@ -28,7 +28,8 @@ from engine.recipe import (
 )
 from models.detector import make_checkpoint
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory, resolve_norm
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions, resolve_norm
 from options import OptimOptions, TrainOptions
 from tests.e2e.conftest import TOY_CFG
 

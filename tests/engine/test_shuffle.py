@@ -18,7 +18,8 @@ from cfg.plan import parse_plan
 from engine.build import make_forward, make_step
 from engine.shuffle import ShuffledForward
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from options import OptimOptions, TrainOptions
 from tests.both_ranks import WORLD, of_ranks, on_both_ranks, run_as_rank, verdicts  # noqa: F401
 from utils import ranks

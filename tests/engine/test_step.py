@@ -19,7 +19,8 @@ from engine.oom_recovery import OutOfMemoryRecovery
 from engine.step import TrainStep
 from engine.training_state import norm_histories
 from models.network import Network, parameter_groups
-from models.norms.table import NormFactory, NormOptions, norm_factory
+from models.norms.factory import NormFactory, norm_factory
+from models.norms.options import NormOptions
 from models.yolo.head import RawHead
 from models.yolo.loss import LossOptions, LossTerms, YoloLoss
 from tests.e2e.conftest import TOY_CFG

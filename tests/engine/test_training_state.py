@@ -15,7 +15,8 @@ from engine.ema import ModelEMA
 from engine.step import TrainStep
 from engine.training_state import load_norm_histories, norm_histories, restore, training_state
 from models.blocks import ConvNormAct
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from tests.toy_checkpoint import toy_checkpoint
 from utils.checkpoint import Checkpoint, ResumeState
 from utils.clock import BatchClock

@@ -13,8 +13,9 @@ from engine.ema import ModelEMA
 from engine.training_state import norm_histories
 from models.freeze import freeze
 from models.network import Network, parameter_groups
+from models.norms.factory import norm_factory
 from models.norms.freeze_stats import StatisticsFreeze
-from models.norms.table import NormOptions, norm_factory
+from models.norms.options import NormOptions
 from utils.clock import BatchClock
 from utils.errors import UserError
 

@@ -15,8 +15,10 @@ from torch import nn
 from cfg.layers import LAYER_TYPES
 from cfg.plan import load_plan, parse_plan
 from models.network import Network, parameter_groups
+from models.norms.factory import norm_factory
 from models.norms.fold import fold
-from models.norms.table import NORMS, NormOptions, norm_factory
+from models.norms.options import NormOptions
+from models.norms.table import NORMS
 from models.weights.reader import read_weights
 
 BN = norm_factory(NormOptions(norm="bn"))

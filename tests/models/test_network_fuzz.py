@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from cfg.parse import CfgError
 from cfg.plan import Plan, parse_plan
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from tests.models.test_network import ZOO
 from tests.reference.darknet_cfg import NARROW
 

@@ -17,7 +17,8 @@ from cfg.parse import CfgError
 from cfg.plan import Plan, load_plan, parse_plan
 from models.blocks import ConvNormAct
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from tests.reference.darknet_cfg import CLASSES, NARROW, count_parameters, narrow
 from utils.clock import BatchClock
 

@@ -11,7 +11,7 @@ from cfg.plan import Plan, load_plan, parse_plan
 from engine.training_state import norm_histories
 from models import offload
 from models.network import Network
-from models.norms.table import norm_factory
+from models.norms.factory import norm_factory
 from models.offload import saved_on_host
 from tests.models.norms.kinds import CORE, KINDS, assert_same_bits, state_of
 from utils.clock import BatchClock

@@ -12,7 +12,8 @@ from cfg.convolution import ConvSpec
 from cfg.plan import Plan, load_plan, parse_plan
 from engine.training_state import norm_histories
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from models.recompute import spans_of
 from tests.models.norms.kinds import assert_same_bits, state_of
 from utils.clock import BatchClock

@@ -13,7 +13,8 @@ import torch
 from cfg.plan import Plan, load_plan
 from models.network import Network
 from models.norms.cmbn import GRADIENTS
-from models.norms.table import NORMS, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.table import NORMS
 from study.grid import TUNE_SEED, Cell, Task, nearest
 from study.presets import BATCH, PRESETS, reference_of, stand_in
 from study.recipes import canonical, options_of, record_of, with_references

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from models.blocks import ConvNormAct
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.contract import ConvAware, ConvView
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from models.norms.used_weight import used_weight
 from utils.clock import BatchClock
 

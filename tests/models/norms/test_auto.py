@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.norms.auto import ENOUGH, choose_norm
-from models.norms.table import NormOptions, resolve_norm
+from models.norms.options import NormOptions, resolve_norm
 
 AUTO = NormOptions(norm="auto")
 

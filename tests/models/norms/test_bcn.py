@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.norms.table import NormOptions
+from models.norms.options import NormOptions
 from tests.models.norms.kinds import assert_is_graph_of, block, normalized_by, parts, run_batch
 from tests.reference import norms as oracle
 from utils.clock import BatchClock

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.blocks import ConvNormAct
 from models.norms.contract import ConvView
-from models.norms.table import NormOptions
+from models.norms.options import NormOptions
 from models.norms.used_weight import used_weight
 from tests.models.norms.kinds import (
     CBN,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, is_tensor, nn
 
 from engine.training_state import load_norm_histories, norm_histories
+from models.norms.factory import norm_factory
 from models.norms.mabn import MovingAverageNorm
-from models.norms.table import norm_factory
 from models.recompute import checkpointed
 from tests.models.norms.kinds import (
     BATCH_STATISTICS,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from models.blocks import ConvNormAct
 from models.norms.domains import Affine, DomainNorm, choose, for_all_domains, plain_state
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from models.recompute import checkpointed
 from tests.models.norms.kinds import KINDS, assert_same_bits, block, noise_like, parts, state_of
 from utils.clock import BatchClock

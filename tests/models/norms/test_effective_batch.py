@@ -7,7 +7,8 @@ import pytest
 from cfg.plan import parse_plan
 from models.norms.cmbn import CrossMiniBatchNormSpec
 from models.norms.effective_batch import check_values, describe_norm, effective_images, norm_warnings
-from models.norms.table import NORMS, NormOptions, resolve_norm
+from models.norms.options import NormOptions, resolve_norm
+from models.norms.table import NORMS
 from utils.errors import UserError
 
 CUT = {"mini_batch": 2, "subdivisions": 8}

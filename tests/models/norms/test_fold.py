@@ -8,9 +8,10 @@ from torch import nn
 
 from cfg.plan import load_plan, parse_plan
 from models.network import Network
+from models.norms.factory import norm_factory
 from models.norms.fold import can_fold, fold
+from models.norms.options import NormOptions
 from models.norms.running_stats import has_running_statistics
-from models.norms.table import NormOptions, norm_factory
 from tests.models.norms.kinds import BN_IN_INFERENCE, KINDS
 from utils.errors import UserError
 

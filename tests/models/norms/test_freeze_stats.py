@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from models.norms.freeze_stats import StatisticsFreeze, use_batch_statistics
-from models.norms.table import NormOptions, resolve_norm
+from models.norms.options import NormOptions, resolve_norm
 from tests.models.norms.kinds import (
     BATCH_STATISTICS,
     BN_IN_INFERENCE,

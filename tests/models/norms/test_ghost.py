@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.norms.ghost import part_sizes
-from models.norms.table import NormOptions
+from models.norms.options import NormOptions
 from tests.models.norms.kinds import arrays, assert_agree, block, conv_then_norm, noise_like, parts, run_batch
 from tests.reference import norms as oracle
 from utils.clock import BatchClock

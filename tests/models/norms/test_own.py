@@ -17,18 +17,11 @@ from models.network import Network
 from models.norms import own
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.effective_batch import describe_norm, effective_images
+from models.norms.factory import norm_factory
 from models.norms.fold import can_fold
+from models.norms.options import NormOptions, norm_of_weights, resolve_norm, stored_norm
 from models.norms.running_stats import has_running_statistics, is_batch_norm
-from models.norms.table import (
-    NormOptions,
-    checked_norm,
-    norm_factory,
-    norm_of_weights,
-    norms_help,
-    parse_norm,
-    resolve_norm,
-    stored_norm,
-)
+from models.norms.table import checked_norm, norms_help, parse_norm
 from models.weights.writer import darknet_state
 from utils.errors import UserError
 

@@ -17,9 +17,10 @@ from models.network import Network
 from models.norms.bn import FrozenBatchNorm
 from models.norms.cbn import CrossIterationBatchNorm
 from models.norms.effective_batch import burn_in_warnings, check_values
+from models.norms.factory import norm_factory
 from models.norms.fold import can_fold
+from models.norms.options import NormOptions, norm_of_weights, resolve_norm, stored_norm
 from models.norms.parts import norm_parts, parts_in_words
-from models.norms.table import NormOptions, norm_factory, norm_of_weights, resolve_norm, stored_norm
 from models.norms.used_weight import CentralizedConv2d
 from models.weights.convert import write_darknet
 from models.weights.start import load_matching, start_from

@@ -19,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from models.blocks import ConvNormAct
 from models.norms import across_ranks
 from models.norms.adopt import adopt
+from models.norms.factory import norm_factory
 from models.norms.moments import Moments
+from models.norms.options import NormOptions
 from models.norms.recalibrate import recalibrate
-from models.norms.table import NormOptions, norm_factory
 from models.recompute import checkpointed
 from tests.both_ranks import WORLD, of_ranks, on_both_ranks, run_as_rank, verdicts  # noqa: F401
 from tests.models.norms.kinds import tuned

@@ -9,9 +9,11 @@ from torch import nn
 from cfg.plan import load_plan
 from models.blocks import ConvNormAct
 from models.network import Network
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from models.norms.recalibrate import recalibrate
 from models.norms.running_stats import norms_with_statistics
-from models.norms.table import NORMS, NormOptions, norm_factory
+from models.norms.table import NORMS
 from tests.models.norms.kinds import KINDS
 from utils.errors import UserError
 

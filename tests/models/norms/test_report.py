@@ -8,10 +8,11 @@ import torch
 
 from cfg.plan import parse_plan
 from models.network import Network
+from models.norms.factory import norm_factory
 from models.norms.moments import Moments
+from models.norms.options import NormOptions
 from models.norms.recalibrate import recalibrate
 from models.norms.report import LayerGap, NormReport, measure_norms, pooled_pairs
-from models.norms.table import NormOptions, norm_factory
 from utils.errors import UserError
 
 TWO_LAYERS = """[net]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.training_state import load_norm_histories, norm_histories
 from models.blocks import ConvNormAct
-from models.norms.table import norm_factory
+from models.norms.factory import norm_factory
 from models.recompute import checkpointed, running_statistics_held
 from tests.models.norms.kinds import BATCH_STATISTICS, CORE, KINDS, assert_same_bits, autocast, parts, state_of
 from utils.clock import BatchClock

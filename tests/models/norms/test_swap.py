@@ -7,8 +7,10 @@ import torch
 
 from cfg.plan import load_plan, parse_plan
 from models.network import Network
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from models.norms.recalibrate import recalibrate
-from models.norms.table import NORMS, NormOptions, norm_factory
+from models.norms.table import NORMS
 from models.weights.start import load_matching
 from utils.clock import BatchClock
 

@@ -14,19 +14,12 @@ from models.blocks import ConvNormAct
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.cmbn import DarknetCrossMiniBatchNorm
 from models.norms.effective_batch import describe_norm, norm_warnings
+from models.norms.factory import norm_factory
 from models.norms.group_norm import largest_divisor
 from models.norms.old_spelling import removed_flags, respelled
+from models.norms.options import NormOptions, norm_of_weights, resolve_norm, stored_norm
 from models.norms.spec import NormSpec, own_fields
-from models.norms.table import (
-    NORMS,
-    NormOptions,
-    checked_norm,
-    norm_factory,
-    norm_of_weights,
-    parse_norm,
-    resolve_norm,
-    stored_norm,
-)
+from models.norms.table import NORMS, checked_norm, parse_norm
 from models.norms.used_weight import CentralizedConv2d, StandardizedConv2d
 from tests.models.norms.kinds import KINDS, block, parts, run_batch
 from utils.clock import BatchClock

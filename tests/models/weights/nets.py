@@ -8,7 +8,8 @@ import torch
 
 from cfg.plan import Plan, parse_plan
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 
 # Batch norm and none, groups, a blur, weighted shortcuts of both kinds, layers without weights between them; in the
 # end a route, so that the last layer of the file is not the last of the network.

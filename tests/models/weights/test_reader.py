@@ -14,7 +14,8 @@ import torch
 
 from cfg.plan import parse_plan
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from models.weights.layout import stored_layers
 from models.weights.reader import SETTLED_BATCHES, Header, read_weights
 from tests.models.weights.nets import SMALL, plan_of, written

@@ -12,8 +12,10 @@ from torch import nn
 from cfg.plan import parse_plan
 from models.detector import make_checkpoint
 from models.network import Network
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from models.norms.running_stats import has_running_statistics
-from models.norms.table import NORMS, NormOptions, norm_factory
+from models.norms.table import NORMS
 from models.norms.used_weight import filters_of
 from models.weights.start import load_matching, read_start, start_from
 from models.weights.writer import write_weights

@@ -9,7 +9,8 @@ import torch
 
 from cfg.plan import parse_plan
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from models.weights.start import by_class_name
 from tests.models.weights.nets import network_of
 

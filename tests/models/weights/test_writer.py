@@ -13,8 +13,10 @@ import torch
 
 from cfg.plan import load_plan
 from models.network import Network
+from models.norms.factory import norm_factory
 from models.norms.fold import fold
-from models.norms.table import NORMS, NormOptions, norm_factory
+from models.norms.options import NormOptions
+from models.norms.table import NORMS
 from models.weights.reader import Header, read_weights
 from models.weights.writer import write_weights
 from tests import darknet_fixtures

@@ -14,7 +14,8 @@ from torchvision.ops import box_iou
 from cfg.plan import load_plan
 from cfg.yolo import IOU_LOSSES, YoloSpec
 from models.network import Network
-from models.norms.table import NormOptions, norm_factory
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
 from models.yolo.assign import assign, best_overlap
 from models.yolo.coder import decode, decode_head, encode
 from models.yolo.head import RawHead
