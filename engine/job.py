@@ -1,8 +1,7 @@
-"""Parse a command line to a Job: settings, network plan and data set of a training."""
+"""Parse a command line to a Job: settings, network plan and data sets of a training."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,34 +10,24 @@ from typing import Any
 
 from cfg.plan import Plan, load_plan, parse_plan
 from cfg.settings import cfg_settings
-from data.annotation_formats import BUILT_IN, open_image_set, splits_of
-from data.domains import Domain, joined, unique_names
+from data.domains import Domain, joined
 from data.image_set import ImageSet
-from engine.amp import as_it_ran, choose_precision
+from engine.amp import choose_precision
 from engine.auto_subdivisions import resolve_subdivisions
 from engine.build import keeps_apart
+from engine.data_sets import open_domains, paths_of
 from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, has_fixed_statistics, planned_steps
+from engine.resuming import load_resume, other_classes, restore_after_restart
 from models.norms.auto import choose_norm
-from models.norms.old_spelling import respelled
 from models.norms.options import norm_of_weights
 from models.weights.start import knows_all, read_start
 from options import FOREIGN_FLAGS, TrainOptions
 from utils import ranks
-from utils.checkpoint import RESUMABLE_FROM, Checkpoint
+from utils.checkpoint import Checkpoint
 from utils.console import warn
-from utils.environment import pick_device
 from utils.errors import UserError
-from utils.flags import current_names, parse_flags, resolve
-from utils.run_folder import folder_of_job, free_folder, mark_folder, newest_run, writable_folder
-
-# What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
-# not depend on, and what helps a training over a crisis.
-RESUMABLE = {
-    *("resume", "trust", "data", "val_data", "epochs", "time_budget", "patience", "save_minutes"),
-    *("subdivisions", "learning_rate", "clip_norm", "amp", "albumentations"),
-    *("device", "workers", "cache", "eval_backend"),
-    *("checkpoint_activations", "offload_activations", "profile"),
-}
+from utils.flags import parse_flags, resolve
+from utils.run_folder import folder_of_job, free_folder, mark_folder, writable_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +81,7 @@ def job_of(given: dict[str, Any], sets: tuple[ImageSet, ImageSet] | None = None)
     domains = open_domains(given) if sets is None else (Domain(name=sets[0].name, train_set=sets[0], val_set=sets[1]),)
     train_set, val_set = (joined([getattr(domain, name) for domain in domains]) for name in ("train_set", "val_set"))
     if checkpoint is not None and checkpoint.class_names != tuple(train_set.class_names):
-        raise UserError(f"{given['resume']}: {_other_classes(checkpoint.class_names, train_set.class_names)}")
+        raise UserError(f"{given['resume']}: {other_classes(checkpoint.class_names, train_set.class_names)}")
     plan = choose_plan(given, checkpoint or start, train_set.class_names)
     sources: dict[str, Mapping[str, Any]] = {"cfg": cfg_settings(plan, given.get("mosaic_geometry", "content"))}
     if not train_set.mirror_safe:
@@ -179,58 +168,6 @@ def open_run(job: Job) -> Path:
     return ranks.broadcast(folder)
 
 
-def restore_after_restart(given: dict[str, Any]) -> dict[str, Any]:
-    """Make a job that `torchrun --max-restarts` has restarted with the same command resume in its folder."""
-    if not ranks.restarts() or "resume" in given:
-        return given
-    job_id = ranks.job_id()
-    folder = ranks.broadcast(folder_of_job(job_id, given.get("out")) if ranks.is_rank_zero() else None)
-    if folder is None or not ranks.broadcast((folder / "last.pt").exists()):
-        return given
-    kept = {name: value for name, value in given.items() if name in RESUMABLE} | {"resume": str(folder)}
-    if kept.get("learning_rate") == "auto":  # last.pt has what was found
-        del kept["learning_rate"]
-    return kept
-
-
-def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
-    """Return the checkpoint to resume from, and its settings updated with what was typed now."""
-    extra = set(given) - RESUMABLE
-    if extra:
-        flags = ", ".join("--" + name.replace("_", "-") for name in sorted(extra))
-        raise UserError(f"--resume continues with the run's own settings: {flags} cannot be changed")
-    if given.get("learning_rate") == "auto":
-        raise UserError("--learning-rate auto is found before the first step; --resume can be told a number")
-    path = Path(given["resume"]) if given["resume"] else newest_run()
-    checkpoint = Checkpoint.from_file(path / "last.pt" if path.is_dir() else path)
-    if checkpoint.format < RESUMABLE_FROM:
-        raise UserError(
-            f"{path}: its training was saved by an earlier version (format {checkpoint.format}) and cannot be "
-            "resumed; start a new run from its weights with --weights"
-        )
-    if checkpoint.training is None:
-        raise UserError(f"{path}: holds weights only; a run is resumed from its last.pt")
-    if checkpoint.settings.get("norm_growth_steps"):
-        raise UserError(f"{path}: --norm-growth-steps does not exist any more; start a new run with --weights")
-    # Memory may have run out since the settings were made.
-    settings = {"optimizer": "sgd", "val_fraction": 0, **respelled(current_names(TrainOptions, checkpoint.settings))}
-    settings["subdivisions"] = checkpoint.training.subdivisions
-    settings = as_it_ran(settings, pick_device({**settings, **given}.get("device", "auto")))
-    if given.keys() & set(LENGTHS):  # in place of what set it before
-        settings = {name: value for name, value in settings.items() if name not in LENGTHS}
-    settings["data"] = paths_of(settings.get("data", BUILT_IN))
-    for data in () if "data" in given else settings["data"]:
-        if data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
-            raise UserError(
-                f"{path}: its data set {data} is not found from {Path.cwd()}; --data may name where it is now"
-            )
-    if len(paths_of(given.get("data", settings["data"]))) != len(settings["data"]):
-        raise UserError(f"--data: the run has {len(settings['data'])} data sets; name as many, in their order")
-    if given.get("albumentations", settings.get("albumentations")) != settings.get("albumentations"):
-        warn("--albumentations names another pipeline than the run had: it is the new one from here on")
-    return checkpoint, {**settings, **given, "resume": str(path)}
-
-
 def choose_plan(given: dict[str, Any], checkpoint: Checkpoint | None, class_names: Sequence[str]) -> Plan:
     """Return the network's plan with heads for the data's classes: the checkpoint's, unless a new run names a cfg."""
     if checkpoint is not None and ("resume" in given or given.get("cfg") is None):
@@ -258,20 +195,6 @@ def check_batch(options: TrainOptions, images: int) -> None:
             f"--subdivisions {parts}" if world_size == 1 else f"{world_size} processes with --subdivisions {parts} each"
         )
         raise UserError(f"--batch-size {batch} is not divisible by {by} (what is not typed comes from the cfg)")
-
-
-def _other_classes(before: Sequence[str], now: Sequence[str]) -> str:
-    """Return in words how the classes of the data have changed."""
-    if set(before) == set(now):
-        return f"the data lists its classes in another order than it was trained with, {', '.join(before)}"
-    gone, new = ([name for name in a if name not in b] for a, b in ((before, now), (now, before)))
-    parts = [f"{kind} {', '.join(names[:5])}" for kind, names in (("without", gone), ("with", new)) if names]
-    return f"was trained on other classes than the data has now ({' and '.join(parts)})"
-
-
-def paths_of(data: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Return the paths of the data sets; earlier checkpoints have a string."""
-    return (data,) if isinstance(data, str) else data
 
 
 def check_domains(options: TrainOptions) -> None:
@@ -308,46 +231,3 @@ def check_shuffle(options: TrainOptions, *, is_resumed: bool) -> None:
     if not is_resumed:
         raise UserError(f"{alone}: leave it out")
     warn(f"{alone}: from here on nothing is shuffled")
-
-
-def open_domains(given: dict[str, Any]) -> tuple[Domain, ...]:
-    """Return the data sets, named apart. Raises UserError if a set is named twice, or another for validation."""
-    paths = paths_of(given.get("data", BUILT_IN))
-    if len(set(paths)) < len(paths):
-        raise UserError("--data names a data set twice")
-    if len(paths) > 1 and given.get("val_data"):
-        raise UserError("--val-data is for a single --data: several are validated on their own splits")
-    pairs = [open_sets({**given, "data": path}, takes_all=len(paths) == 1) for path in paths]
-    known = {name for train_set, _ in pairs for name in train_set.class_names}
-    if absent := [name for name in given.get("classes", ()) if name not in known]:
-        raise UserError(f"--classes: no data set has a class '{absent[0]}'")
-    names = unique_names([train_set.name for train_set, _ in pairs])
-    return tuple(
-        Domain(name=name, train_set=train_set, val_set=val_set)
-        for name, (train_set, val_set) in zip(names, pairs, strict=True)
-    )
-
-
-def open_sets(given: dict[str, Any], *, takes_all: bool = True) -> tuple[ImageSet, ImageSet]:
-    """Return the training and validation split of one data set; rank 0 makes what is made on first use.
-
-    takes_all: whether it must have each of the classes that were asked for.
-    """
-    data = given.get("data", "digits")
-    fraction = 0 if given.get("val_data") else given.get("val_fraction", TrainOptions().val_fraction)
-    if ranks.world_size() > 1:
-        if ranks.is_rank_zero():
-            open_image_set(data, given.get("train_split", "train"), val_fraction=fraction)
-        ranks.broadcast(None)
-    train_set = open_image_set(data, given.get("train_split", "train"), val_fraction=fraction)
-    if "val_fraction" in given and "resume" not in given and (given.get("val_data") or "val" in splits_of(data)):
-        of = given.get("val_data") or f"the split 'val' of {data}"
-        warn(f"--val-fraction is not used: {of} is what is evaluated")
-    val_set = open_image_set(given.get("val_data") or data, given.get("val_split", "val"), val_fraction=fraction)
-    if classes := given.get("classes"):
-        known = [name for name in classes if takes_all or name in train_set.class_names]
-        train_set = train_set.of_classes(known or classes)
-        val_set = val_set.of_classes([name for name in classes if name in val_set.class_names] or classes)
-    train_set.require_objects(data)
-    val_set.require_objects(given.get("val_data") or data)
-    return train_set, val_set

@@ -12,7 +12,7 @@ import detect
 import evaluate
 import train
 from data.annotation_formats import open_image_set
-from engine.job import open_sets
+from engine.data_sets import open_sets
 from tests.data.packagings import ONE_JSON, PACKAGINGS, UNDIVIDED, instances, rewritten, text
 from tests.data.sets import Scene, write_coco
 from tests.e2e.conftest import TOY_CFG

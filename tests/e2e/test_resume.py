@@ -278,7 +278,7 @@ def test_a_training_of_an_earlier_format_is_refused(scenes: Path, toy_cfg: str, 
     train.main(
         ["--data", str(scenes), "--cfg", toy_cfg, "--epochs", "1", "--workers", "0", "--out", str(tmp_path / "a")]
     )
-    monkeypatch.setattr("engine.job.RESUMABLE_FROM", 1000)
+    monkeypatch.setattr("engine.resuming.RESUMABLE_FROM", 1000)
     with pytest.raises(UserError, match=r"earlier version .* start a new run from its weights"):
         train.main(["--resume", str(tmp_path / "a")])
 

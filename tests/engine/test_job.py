@@ -9,7 +9,9 @@ import pytest
 
 from cfg.plan import load_plan
 from data.digits import make_digits
-from engine.job import _other_classes, open_sets, parse_job
+from engine.data_sets import open_sets
+from engine.job import parse_job
+from engine.resuming import other_classes
 from models.detector import make_checkpoint
 from models.network import Network
 from models.norms.factory import norm_factory
@@ -81,7 +83,7 @@ def test_a_batch_cut_to_the_images_there_are_is_accepted(few: Path):
     ],
 )
 def test_a_resume_says_how_the_classes_have_changed(now: tuple[str, ...], text: str):
-    assert _other_classes(("a", "b"), now) == text
+    assert other_classes(("a", "b"), now) == text
 
 
 def test_a_fraction_that_nothing_is_held_out_by_is_said(few: Path, capsys):

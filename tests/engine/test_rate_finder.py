@@ -279,5 +279,5 @@ def test_a_job_that_torchrun_starts_again_goes_on_with_what_was_found(
     start = [*flags, "--learning-rate", "auto", "--out", str(tmp_path / "run")]
     trained(start)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    monkeypatch.setattr("engine.job.folder_of_job", lambda job, name: Path(name))
+    monkeypatch.setattr("engine.resuming.folder_of_job", lambda job, name: Path(name))
     assert parse_job(start).options.optim.learning_rate == rate_of(tmp_path / "run")

@@ -1,0 +1,92 @@
+"""The settings of a training that goes on: those it had, and what may be typed beside `--resume`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.annotation_formats import BUILT_IN
+from engine.amp import as_it_ran
+from engine.data_sets import paths_of
+from engine.recipe import LENGTHS
+from models.norms.old_spelling import respelled
+from options import TrainOptions
+from utils import ranks
+from utils.checkpoint import RESUMABLE_FROM, Checkpoint
+from utils.console import warn
+from utils.environment import pick_device
+from utils.errors import UserError
+from utils.flags import current_names
+from utils.run_folder import folder_of_job, newest_run
+
+# What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
+# not depend on, and what helps a training over a crisis.
+RESUMABLE = {
+    *("resume", "trust", "data", "val_data", "epochs", "time_budget", "patience", "save_minutes"),
+    *("subdivisions", "learning_rate", "clip_norm", "amp", "albumentations"),
+    *("device", "workers", "cache", "eval_backend"),
+    *("checkpoint_activations", "offload_activations", "profile"),
+}
+
+
+def restore_after_restart(given: dict[str, Any]) -> dict[str, Any]:
+    """Make a job that `torchrun --max-restarts` has restarted with the same command resume in its folder."""
+    if not ranks.restarts() or "resume" in given:
+        return given
+    job_id = ranks.job_id()
+    folder = ranks.broadcast(folder_of_job(job_id, given.get("out")) if ranks.is_rank_zero() else None)
+    if folder is None or not ranks.broadcast((folder / "last.pt").exists()):
+        return given
+    kept = {name: value for name, value in given.items() if name in RESUMABLE} | {"resume": str(folder)}
+    if kept.get("learning_rate") == "auto":  # last.pt has what was found
+        del kept["learning_rate"]
+    return kept
+
+
+def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
+    """Return the checkpoint to resume from, and its settings updated with what was typed now."""
+    extra = set(given) - RESUMABLE
+    if extra:
+        flags = ", ".join("--" + name.replace("_", "-") for name in sorted(extra))
+        raise UserError(f"--resume continues with the run's own settings: {flags} cannot be changed")
+    if given.get("learning_rate") == "auto":
+        raise UserError("--learning-rate auto is found before the first step; --resume can be told a number")
+    path = Path(given["resume"]) if given["resume"] else newest_run()
+    checkpoint = Checkpoint.from_file(path / "last.pt" if path.is_dir() else path)
+    if checkpoint.format < RESUMABLE_FROM:
+        raise UserError(
+            f"{path}: its training was saved by an earlier version (format {checkpoint.format}) and cannot be "
+            "resumed; start a new run from its weights with --weights"
+        )
+    if checkpoint.training is None:
+        raise UserError(f"{path}: holds weights only; a run is resumed from its last.pt")
+    if checkpoint.settings.get("norm_growth_steps"):
+        raise UserError(f"{path}: --norm-growth-steps does not exist any more; start a new run with --weights")
+    # Memory may have run out since the settings were made.
+    settings = {"optimizer": "sgd", "val_fraction": 0, **respelled(current_names(TrainOptions, checkpoint.settings))}
+    settings["subdivisions"] = checkpoint.training.subdivisions
+    settings = as_it_ran(settings, pick_device({**settings, **given}.get("device", "auto")))
+    if given.keys() & set(LENGTHS):  # in place of what set it before
+        settings = {name: value for name, value in settings.items() if name not in LENGTHS}
+    settings["data"] = paths_of(settings.get("data", BUILT_IN))
+    for data in () if "data" in given else settings["data"]:
+        if data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
+            raise UserError(
+                f"{path}: its data set {data} is not found from {Path.cwd()}; --data may name where it is now"
+            )
+    if len(paths_of(given.get("data", settings["data"]))) != len(settings["data"]):
+        raise UserError(f"--data: the run has {len(settings['data'])} data sets; name as many, in their order")
+    if given.get("albumentations", settings.get("albumentations")) != settings.get("albumentations"):
+        warn("--albumentations names another pipeline than the run had: it is the new one from here on")
+    return checkpoint, {**settings, **given, "resume": str(path)}
+
+
+def other_classes(before: Sequence[str], now: Sequence[str]) -> str:
+    """Return in words how the classes of the data have changed."""
+    if set(before) == set(now):
+        return f"the data lists its classes in another order than it was trained with, {', '.join(before)}"
+    gone, new = ([name for name in a if name not in b] for a, b in ((before, now), (now, before)))
+    parts = [f"{kind} {', '.join(names[:5])}" for kind, names in (("without", gone), ("with", new)) if names]
+    return f"was trained on other classes than the data has now ({' and '.join(parts)})"
