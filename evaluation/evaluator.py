@@ -24,7 +24,7 @@ from utils import ranks
 from utils.atomic_file import warn_on_disk_error
 from utils.draw import draw_batch, write_png
 from utils.errors import UserError
-from utils.stop import Stop
+from utils.stop import Stop, Stopped
 
 _SHOWN_SCORE = 0.25  # of the detections that are drawn
 
@@ -95,7 +95,7 @@ class Evaluator:
             detector = detector.with_options(max_detections=None)
         progress, show = progress and ranks.is_rank_zero(), show if ranks.is_rank_zero() else None
         parts: list[CocoResults] = []
-        batches = self.batches if self.stop is None else self.stop.interruptible(self.batches)
+        batches = self.batches if self.stop is None else self.stop.until_requested(self.batches)
         for batch, found in detect_batches(detector, batches, progress=progress):
             if show is not None and not parts:
                 confident = [each.where((each.scores > _SHOWN_SCORE).nonzero()[:most, 0]) for each in found]
@@ -104,6 +104,11 @@ class Evaluator:
                 assert placement is not None
                 best = torch.isin(detections.labels, labels).nonzero()[:most, 0]
                 parts.append(results_of(detections.where(best), placement, image_id, self.categories))
+        (is_stopped,) = ranks.any_rank(
+            self.stop is not None and self.stop.requested
+        )  # a signal may reach one rank only
+        if is_stopped:
+            raise Stopped
         return merged(list(chain.from_iterable(ranks.all_gather(parts))), self.image_set.image_ids)
 
     def _table(self, results: CocoResults) -> CocoTable:

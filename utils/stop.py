@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import takewhile
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -40,12 +41,9 @@ class Stop:
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
 
-    def interruptible(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield the items; the next one after a request raises Stopped instead."""
-        for item in items:
-            if self.requested:
-                raise Stopped
-            yield item
+    def until_requested(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items up to a request."""
+        return takewhile(lambda _: not self.requested, items)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.requested:

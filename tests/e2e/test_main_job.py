@@ -111,7 +111,7 @@ class StopAfter(Stop):
 
 def test_of_equally_good_weights_the_later_are_kept(scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch) -> None:
     """As when nothing is found yet, or the split has no objects."""
-    monkeypatch.setattr(Evaluator, "measure", lambda *_, **__: SimpleNamespace(AP=0.0, AP50=0.0))
+    monkeypatch.setattr(Evaluator, "measure", lambda *_, **__: SimpleNamespace(AP=0.0, AP50=0.0, words=str))
     common = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu"]
     job = parse_job([*common, "--epochs", "3", "--evals", "3", "--out", str(tmp_path / "run")])
     train.train(job, open_run(job))
@@ -206,7 +206,10 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         (["--resume", "nowhere"], "nowhere: no such checkpoint"),
         (["--resume", "nowhere", "--norm", "bn"], "--norm cannot be changed"),
         (["--device", "cuda:77"], "cuda:77"),
-        (["--lr-steps", "1", "2", "--lr-scales", "0.1", "--lr-policy", "steps"], "2 learning-rate steps but 1 scales"),
+        (
+            ["--lr-steps", "1", "2", "--lr-scales", "0.1", "--lr-policy", "steps"],
+            "--lr-steps has 2 steps and --lr-scales 1 factor: each step needs one",
+        ),
         (["--amp", "fp16", "--device", "cpu"], "--amp fp16 needs a GPU"),
     ],
 )

@@ -181,7 +181,7 @@ FLAGS = {
 @pytest.mark.parametrize("norm", FLAGS)
 def test_all_pages_run(norm: str, scenes: Path, toy_cfg: str, tmp_path: Path, gpu: torch.device, capsys) -> None:
     run_all_pages(["--amp", "off", *FLAGS[norm]], scenes, toy_cfg, tmp_path)
-    assert "1 images annotated" in capsys.readouterr().out
+    assert "1 image annotated" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
@@ -191,7 +191,7 @@ def test_all_pages_run_in_mixed_precision(
     norm: str, amp: str, scenes: Path, toy_cfg: str, tmp_path: Path, capsys
 ) -> None:
     run_all_pages(["--amp", amp, *FLAGS[norm]], scenes, toy_cfg, tmp_path)
-    assert "1 images annotated" in capsys.readouterr().out
+    assert "1 image annotated" in capsys.readouterr().out
 
 
 def run_all_pages(flags: list[str], scenes: Path, toy_cfg: str, folder: Path) -> None:

@@ -45,7 +45,7 @@ def stopped_and_resumed(argv: list[str], run: Path, *, after: int) -> None:
 @pytest.fixture
 def flat(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every evaluation measures the same."""
-    monkeypatch.setattr(Evaluator, "measure", lambda *_, **__: SimpleNamespace(AP=0.5, AP50=0.6))
+    monkeypatch.setattr(Evaluator, "measure", lambda *_, **__: SimpleNamespace(AP=0.5, AP50=0.6, words=str))
 
 
 def test_without_gain_a_training_ends_early_and_well(
