@@ -104,7 +104,10 @@ class SpeedOptions:
         False, "on a GPU, keep activations in host memory until the backward: less GPU memory, more time"
     )
     channels_last: str = knob(
-        "auto", "channels-last memory format; auto = with amp, but for gn, ln, in", choices=LAYOUTS, alone="on"
+        "auto",
+        "channels-last memory format; auto = with amp, but not for gn and kin",
+        choices=LAYOUTS,
+        alone="on",
     )
     compile: bool = knob(False, "compile the network with torch.compile, once per input size")
     profile: bool = knob(False, "profile the first steps: profile.json for a trace viewer, and a table")

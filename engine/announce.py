@@ -134,10 +134,11 @@ def domains_in_words(job: Job) -> str:
 
 def _announce_data(run: Trainer) -> None:
     job, shares = run.job, run.loader.keys.shares
-    sets = [image_set for domain in job.domains for image_set in (domain.train_set, domain.val_set)]
-    for image_set in sets:
+    named = [(domain.name, each) for domain in job.domains for each in (domain.train_set, domain.val_set)]
+    sets = [image_set for _, image_set in named]
+    for name, image_set in named:
         size = f"{counted(len(image_set), 'image')}, {counted(len(image_set.labels), 'object')}"
-        say("data", f"{image_set.name} {image_set.split}: {size}")
+        say("data", f"{name} {image_set.split}: {size}")
     if len(job.domains) > 1:
         say("domains", domains_in_words(job))
     if shares is not None:
@@ -172,7 +173,7 @@ def _announce_network(job: Job) -> None:
 
 def _announce_norm(job: Job) -> None:
     options, norm = job.options, job.options.norm
-    cut = {"mini_batch": job.mini_batch, "subdivisions": job.forwards}
+    cut = {"mini_batch": images_per_statistic(options, job.train_set), "subdivisions": job.forwards}
     parts = norm_parts(norm, job.plan)
     if len(parts) > 1:
         say("norm", parts_in_words(parts))
@@ -182,7 +183,6 @@ def _announce_norm(job: Job) -> None:
         say("", f"auto: {job.reasons['norm']}")
     from_scratch = options.weights is None and options.resume is None
     few = ENOUGH if "norm" in job.reasons else FEW  # `auto` has decided by ENOUGH
-    cut["mini_batch"] = images_per_statistic(options, job.train_set)
     warnings = [norm_warnings(part.options, **cut, from_scratch=from_scratch, few=few) for part in parts]
     for warning in dict.fromkeys(line for lines in warnings for line in lines):
         warn(warning)

@@ -48,6 +48,12 @@ def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Net
     return network
 
 
+def check_network(options: TrainOptions, plan: Plan) -> None:
+    """Raise what `make_network` does for settings that contradict each other, without memory for the network."""
+    with torch.device("meta"):
+        make_network(options, plan, torch.device("meta"))
+
+
 def make_forward(options: TrainOptions, network: Network) -> nn.Module:
     """Return the network as all ranks run it: gradients averaged, with --shuffle-bn on shuffled images.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from data.annotation_formats import BUILT_IN, open_image_set, splits_of
@@ -21,7 +22,7 @@ def paths_of(data: str | tuple[str, ...]) -> tuple[str, ...]:
 def open_domains(given: dict[str, Any]) -> tuple[Domain, ...]:
     """Return the data sets, named apart. Raises UserError if a set is named twice, or another for validation."""
     paths = paths_of(given.get("data", BUILT_IN))
-    if len(set(paths)) < len(paths):
+    if len(set(map(os.path.realpath, paths))) < len(paths):
         raise UserError("--data names a data set twice")
     if len(paths) > 1 and given.get("val_data"):
         raise UserError("--val-data is for a single --data: several are validated on their own splits")

@@ -14,10 +14,10 @@ from data.domains import Domain, joined
 from data.image_set import ImageSet
 from engine.amp import choose_precision
 from engine.auto_subdivisions import resolve_subdivisions
-from engine.build import keeps_apart
+from engine.build import check_network, keeps_apart
 from engine.data_sets import open_domains, paths_of
 from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, has_fixed_statistics, planned_steps
-from engine.resuming import load_resume, other_classes, restore_after_restart
+from engine.resuming import check_order, load_resume, other_classes, restore_after_restart
 from models.norms.auto import choose_norm
 from models.norms.options import norm_of_weights
 from models.weights.start import knows_all, read_start
@@ -82,6 +82,8 @@ def job_of(given: dict[str, Any], sets: tuple[ImageSet, ImageSet] | None = None)
     train_set, val_set = (joined([getattr(domain, name) for domain in domains]) for name in ("train_set", "val_set"))
     if checkpoint is not None and checkpoint.class_names != tuple(train_set.class_names):
         raise UserError(f"{given['resume']}: {other_classes(checkpoint.class_names, train_set.class_names)}")
+    if checkpoint is not None:
+        check_order(checkpoint, [domain.name for domain in domains])
     plan = choose_plan(given, checkpoint or start, train_set.class_names)
     sources: dict[str, Mapping[str, Any]] = {"cfg": cfg_settings(plan, given.get("mosaic_geometry", "content"))}
     if not train_set.mirror_safe:
@@ -114,6 +116,7 @@ def job_of(given: dict[str, Any], sets: tuple[ImageSet, ImageSet] | None = None)
     norm, norm_reason = choose_norm(options.norm, mini_batch=mini_batch, forwards=forwards, plan=plan)
     if checkpoint is None and options.optim.time_budget is None:
         norm = norm.for_training(planned_steps(options.optim, len(train_set)))
+    check_network(replace(options, norm=norm), plan)
     reasons = {"optimizer": optimizer_reason, "amp": precision_reason, "norm": norm_reason}
     sources |= {"run": given, "typed": {name: given[name] for name in typed}}
     return Job(
@@ -136,8 +139,9 @@ def images_per_rank(options: TrainOptions, train_set: ImageSet) -> int:
 def images_per_statistic(options: TrainOptions, train_set: ImageSet) -> int:
     """Return the images of one forward on one rank that a norm sees together, of domains of equal size."""
     images = images_per_forward(options, train_set)
-    is_split = options.norm.domain_statistics == "own" and options.domain_batches == "mixed"
-    return max(1, images // len(options.data)) if is_split else images
+    if options.domain_batches == "one":
+        return max(1, min(images, images_per_rank(options, train_set) // len(options.data)))
+    return max(1, images // len(options.data)) if options.norm.domain_statistics == "own" else images
 
 
 def images_per_forward(options: TrainOptions, train_set: ImageSet) -> int:

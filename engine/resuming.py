@@ -83,6 +83,13 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     return checkpoint, {**settings, **given, "resume": str(path)}
 
 
+def check_order(checkpoint: Checkpoint, domains: Sequence[str]) -> None:
+    """Raise UserError if the data sets are those of the run in another order: their norms go by it."""
+    before = list(checkpoint.domains)
+    if before != list(domains) and set(before) == set(domains):
+        raise UserError(f"--data: the run has the data sets in the order {', '.join(before)}; name them in this order")
+
+
 def other_classes(before: Sequence[str], now: Sequence[str]) -> str:
     """Return in words how the classes of the data have changed."""
     if set(before) == set(now):

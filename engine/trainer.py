@@ -57,7 +57,13 @@ class Trainer:
         self.layers_frozen = freeze(self.network, options.optim.freeze) if options.optim.freeze else ""
         self.weights_loaded = ""
         if options.weights is not None and job.checkpoint is None:
-            self.weights_loaded = start_from(options.weights, options.cfg, self.network, job.train_set.class_names)
+            self.weights_loaded = start_from(
+                options.weights,
+                options.cfg,
+                self.network,
+                job.train_set.class_names,
+                [domain.name for domain in job.domains],
+            )
         self.loader = build.make_loader(options, plan, job.train_set)
         fewest = 1 if build.splits_by_domain(options) else job.mini_batch
         check_values(plan.with_input_hw(self.loader.smallest_hw), options.norm, mini_batch=fewest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from utils.console import counted
 from utils.errors import UserError
 
 POLICIES = ("constant", "steps", "step", "exp", "poly", "sig", "sgdr", "cosine")
@@ -95,4 +96,4 @@ class Schedule:
         """Return a summary: "2000 steps: 200 of burn-in, then steps at 1600, 1800 from 0.01"."""
         burn_in = f"{self.burn_in_steps} of burn-in, then " if self.burn_in_steps else ""
         at = f" at {', '.join(map(str, self.steps))}" if self.policy == "steps" and self.steps else ""
-        return f"{self.total_steps} steps: {burn_in}{self.policy}{at} from {self.base_rate:g}"
+        return f"{counted(self.total_steps, 'step')}: {burn_in}{self.policy}{at} from {self.base_rate:g}"

@@ -18,6 +18,7 @@ from models.norms.contract import ConvAware, ConvView
 from models.norms.factory import norm_factory
 from models.norms.module_trace import ModuleTrace, trace_forward, trace_symbolically
 from models.norms.options import NormOptions
+from models.norms.own import is_own, trust
 from models.norms.spec import NormSpec
 from models.norms.table import parse_norm
 from utils.clock import BatchClock
@@ -61,20 +62,34 @@ def adopt(model: nn.Module, norm: str, /, *inputs: Any, **keywords: Any) -> Adop
             skipped[name] = found
         else:
             made[module] = found
+    _exchange(modules, made)
+    if made and (inputs or keywords):
+        # A list of the model's own may hold the old norms, and run them.
+        runs = trace_forward(model, inputs, keywords).runs
+        unused = {module: name for name, module in modules.items() if module in made and not runs[name]}
+        _exchange(modules, {made[module]: module for module in unused})
+        skipped |= dict.fromkeys(unused.values(), "is run by another reference than its name in the model")
+        made = {module: new for module, new in made.items() if module not in unused}
     if not made:
         raise UserError(f"no batch norm of {type(model).__name__} can become {norm}" + _listed(skipped))
     if skipped:
         warnings.warn(f"not {norm}, but as before:" + _listed(skipped), stacklevel=2)
     adopted = tuple(name for name, module in modules.items() if module in made)
-    for parent in modules.values():
-        for attribute, child in parent._modules.items():
-            if child in made:
-                setattr(parent, attribute, made[child])
     _hide_histories_from_ddp(model)
     return AdoptedClock(model, adopted=adopted, skipped=skipped)
 
 
+def _exchange(modules: Mapping[str, nn.Module], made: Mapping[nn.Module, nn.Module]) -> None:
+    """Put what was made in the place of each module it was made for."""
+    for parent in modules.values():
+        for attribute, child in parent._modules.items():
+            if child is not None and child in made:
+                setattr(parent, attribute, made[child])
+
+
 def _adoptable(norm: str) -> NormSpec:
+    if is_own(name := norm.partition(":")[0]):
+        trust(name.rpartition(".")[0])  # the caller has named it
     spec = parse_norm(norm)
     if norm_factory(NormOptions(norm=norm)).conv_class is not nn.Conv2d:
         raise UserError(f"{norm} changes how convolutions use their weights, and adopt() replaces norms only")
@@ -143,6 +158,9 @@ def _why_no_view(maker: str, modules: Mapping[str, nn.Module], trace: ModuleTrac
         return f"follows {maker}, a {type(conv).__name__}, which computes with other numbers than nn.Conv2d"
     if trace.runs[maker] != 1:
         return f"follows {maker}, which runs {trace.runs[maker]} times in a forward"
+    hooks = (*conv._forward_pre_hooks.values(), *conv._forward_hooks.values())
+    if not all(isinstance(getattr(hook, "__self__", None), _Handover) for hook in hooks):  # spectral_norm has one
+        return f"follows {maker}, which has hooks that may change what it computes"
     return ""
 
 
@@ -153,10 +171,10 @@ class _Handover:
     """
 
     def __init__(self) -> None:
-        self.held: tuple[nn.Conv2d, Tensor] | None = None
+        self.held: tuple[nn.Conv2d, Tensor, Tensor] | None = None
 
-    def take(self, conv: nn.Conv2d, inputs: tuple[Tensor], _: Tensor) -> None:
-        self.held = (conv, inputs[0])
+    def take(self, conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
+        self.held = (conv, inputs[0], output)
 
     def give(self, norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Any, ...]:
         held, self.held = self.held, None
@@ -167,7 +185,13 @@ class _Handover:
                 "an adopted norm runs without the convolution that it followed in the traced forward: give adopt() "
                 "inputs that take the way of your training"
             )
-        return (*inputs, ConvView(*held))
+        conv, x, y = held
+        if not torch.compiler.is_compiling() and inputs[0] is not y:
+            raise UserError(
+                "an adopted norm gets something else than what its convolution computed, though not in the traced "
+                "forward (such as a dropout in between): call adopt() on the model in training mode"
+            )
+        return (*inputs, ConvView(conv, x))
 
 
 def _hide_histories_from_ddp(model: nn.Module) -> None:

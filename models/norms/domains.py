@@ -177,13 +177,11 @@ def plain_state(state: Mapping[str, Tensor], domain: int) -> dict[str, Tensor]:
     return plain
 
 
-def for_all_domains(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
-    """Return the state with what the DomainNorms of `network` have: of a plain network's norms each domain's is a copy.
+def for_all_domains(states: Sequence[Mapping[str, Tensor]], network: nn.Module) -> Mapping[str, Tensor]:
+    """Return the state of `network` whose domains compute what plain networks with these states do.
 
-    The state of a network with as many domains or more stays as it is.
+    states: one per domain of the network, or one for all. What the domains share is that of the first.
     """
-    if has_domains(state):
-        return state
     added = {}
     for name, module in network.named_modules():
         if not isinstance(module, DomainNorm):
@@ -191,9 +189,10 @@ def for_all_domains(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[
         for own, tensor in module.state_dict().items():
             part, _, rest = own.removeprefix("of_domain.").partition(".")
             is_fixed = part == "shared" and rest in ("weight", "bias")
+            state = states[int(part) if part != "shared" and len(states) > 1 else 0]
             if (source := f"{name}.{rest}") in state:
                 added[f"{name}.{own}"] = tensor if is_fixed else state[source]
-    return {**state, **added}
+    return {**states[0], **added}
 
 
 _OWN, _SHARED = ".of_domain.", ".shared."

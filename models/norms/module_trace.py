@@ -40,12 +40,15 @@ def trace_forward(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[s
     generators changes. Its batch norms normalize by their running statistics, so one image is enough.
     """
     trace, running = ModuleTrace(), [""]  # names of the modules at work, the innermost last
-    model, inputs, keywords = copy.deepcopy((model, inputs, keywords))
+    try:
+        model, inputs, keywords = copy.deepcopy((model, inputs, keywords))
+    except RuntimeError as error:  # such as an activation that the model keeps
+        raise UserError(f"{type(model).__name__} cannot be copied to trace it: {error}") from error
     modules = dict(model.named_modules())
     for name, module in modules.items():
         module.register_forward_pre_hook(partial(_enter, trace, running, name))
         module.register_forward_hook(partial(_leave, running, name))
-        if isinstance(module, _BatchNorm):
+        if getattr(module, "running_mean", None) is not None:
             module.eval()
     state = random_state()
     try:

@@ -23,6 +23,7 @@ from utils.errors import UserError
 from utils.knob import knob
 
 _trusted: set[str] = set()
+_ROOMS = ("cfg", "data", "engine", "evaluation", "models", "study", "utils")
 
 
 def is_own(name: str) -> bool:
@@ -40,10 +41,12 @@ def trust(module: str) -> str:
         sys.path.append(folder)  # last: a file of the user's must not take the place of one of ours
     try:
         import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         is_missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
         if is_missing or not module:
-            raise UserError(f"there is no module '{module}' in {folder}, nor installed") from error
+            package = module.partition(".")[0]
+            hidden = f"; the package {package} of this project hides others of its name" if package in _ROOMS else ""
+            raise UserError(f"there is no module '{module}' in {folder}, nor installed{hidden}") from error
         raise UserError(f"the module {module} cannot be imported: {type(error).__name__}: {error}") from error
     _trusted.add(module)
     return module
@@ -98,7 +101,7 @@ def _spec_of_module(norm: type[nn.Module], name: str) -> type[NormSpec]:
         given |= {rate: value for rate, value in (("eps", eps), ("momentum", momentum)) if rate in takes}
         try:
             return norm(conv.out_channels, **given)
-        except TypeError as error:
+        except Exception as error:  # whatever the user's code raises
             raise UserError(f"{name} cannot be made for {conv.out_channels} channels: {error}") from error
 
     def values_per_statistic(self: NormSpec, channels: int, positions: int, *, mini_batch: int) -> int | None:

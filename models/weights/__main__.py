@@ -10,6 +10,7 @@ from typing import Any
 
 from cfg.parse import CfgError
 from cfg.plan import load_plan
+from models.norms.own import trust
 from models.weights.convert import write_darknet
 from models.weights.layout import stored_layers
 from models.weights.reader import read_weights
@@ -62,6 +63,9 @@ def info(source: Path, cfg: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = vars(_parser().parse_args(argv))
+    for module in (given.pop("trust", None) or "").split(","):
+        if module:
+            trust(module)
     given.pop("command")(**given)
 
 
@@ -93,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     converting = command(convert, "FROM", "TO")
     converting.add_argument("--cfg", **cfg)
     converting.add_argument("--names", metavar="FILE", help="names of the classes, one a line (default: COCO's 80)")
+    converting.add_argument("--trust", metavar="MODULES", help="import these modules of yours, whose norms it may have")
     converting.add_argument("--domain", metavar="NAME", help="of a checkpoint that has several: whose norms to take")
     cutting = command(partial, "FROM", "TO")
     cutting.add_argument("--cfg", required=True, **cfg)

@@ -36,22 +36,31 @@ def knows_all(start: Checkpoint, class_names: Sequence[str]) -> bool:
     return names_fit and all(head in start.weights for head in heads)
 
 
-def start_from(path: str, cfg: str | None, network: Network, class_names: Sequence[str] | None = None) -> str:
+def start_from(
+    path: str,
+    cfg: str | None,
+    network: Network,
+    class_names: Sequence[str] | None = None,
+    domains: Sequence[str] = (),
+) -> str:
     """Load matching weights into `network`; its heads may have other classes. Returns a summary.
 
-    class_names: of the network's classes; rows of heads are matched by name with those of a checkpoint.
+    class_names, domains: of the network; rows of heads, and the norms of domains, are matched by name with those of a
+    checkpoint. A domain that it lacks begins with the norms of its first.
     Raises UserError if no layer fits.
     """
     if is_darknet(Path(path)):
         start, report, _ = read_darknet(path, cfg, whole=False)
-        loaded, exceptions = _load_darknet(network, for_all_domains(start.weights, network))
+        loaded, exceptions = _load_darknet(network, for_all_domains([start.weights], network))
     else:
         start = Checkpoint.from_file(Path(path))
         weights, exceptions = _for_classes(start, network, class_names)
-        if has_domains(weights) and not has_domains(network.state_dict()):
-            weights = plain_state(weights, 0)
-            exceptions.append(f"the norms are those of {start.domains[0]}")
-        weights = for_all_domains(weights, network)
+        states = [weights]
+        if has_domains(weights):
+            sources = {name: name if name in start.domains else start.domains[0] for name in domains or start.domains}
+            states = [plain_state(weights, start.domains.index(source)) for source in sources.values()]
+            exceptions += [f"{name} begins with the norms of {source}" for name, source in sources.items()]
+        weights = for_all_domains(states, network)
         loaded, fresh = load_matching(network, weights)
         report = f"{loaded} layers from {path}, {len(fresh)} re-initialized {' '.join(fresh[:4])}".rstrip()
     if loaded == 0:

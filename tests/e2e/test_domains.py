@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import detect
 import evaluate
 import train
 from data.digits import make_digits
+from engine.job import parse_job
 from engine.step import TrainStep
-from models.norms.domains import has_domains
+from engine.trainer import Trainer
+from models.norms.domains import has_domains, plain_state
 from models.weights.convert import write_darknet
 from models.weights.trained import of_domain
 from tests.e2e import children
@@ -22,7 +25,7 @@ from tests.e2e.test_ranks import differences, start_two
 from utils.checkpoint import Checkpoint
 from utils.clock import BatchClock
 from utils.errors import UserError
-from utils.stop import Stopped
+from utils.stop import Stop, Stopped
 from utils.structures import Batch
 
 ALL = ("--domain-batches", "one", "--domain-statistics", "own", "--domain-affine", "own")
@@ -126,10 +129,48 @@ def test_weights_with_domains_start_a_training_on_one_data_set_and_back(
 ) -> None:
     train.main(flags(two, toy_cfg, tmp_path / "two", *ALL))
     train.main(flags(two[:1], toy_cfg, tmp_path / "one", "--weights", str(tmp_path / "two" / "best.pt")))
-    assert "0 re-initialized; the norms are those of digits" in capsys.readouterr().out
+    assert "0 re-initialized; digits begins with the norms of digits" in capsys.readouterr().out
     again = ("--weights", str(tmp_path / "one" / "best.pt"), *ALL)
     train.main(flags(two, toy_cfg, tmp_path / "again", *again))
     assert "0 re-initialized" in capsys.readouterr().out
+
+
+def test_weights_with_domains_start_others_by_name(two: tuple[str, str], toy_cfg: str, tmp_path: Path) -> None:
+    """In another order, with other switches, and one that they do not know, which begins as the first."""
+    third = str(make_digits(tmp_path / "third", counts={"train": 4, "val": 2}, hw=(64, 64), seed=2))
+    data = (str(tmp_path / "one"), str(tmp_path / "two"))
+    for source, target in zip(two, data, strict=True):
+        shutil.copytree(source, target)
+    train.main(flags(data, toy_cfg, tmp_path / "before", "--domain-affine", "own"))
+    before = Checkpoint.from_file(tmp_path / "before" / "best.pt")
+    affine = {name: plain_state(before.weights, domain) for domain, name in enumerate(before.domains)}
+    start = ["--weights", str(tmp_path / "before" / "best.pt"), "--domain-statistics", "own", "--domain-affine", "own"]
+    job = parse_job(flags((data[1], third, data[0]), toy_cfg, tmp_path / "after", *start))
+    run = Trainer(job, tmp_path / "after", Stop())
+    run.log.close()
+    started = run.network.state_dict()
+    for domain, source in enumerate(("two", "one", "one")):
+        plain = plain_state(started, domain)
+        torch.testing.assert_close(plain, {key: affine[source][key] for key in plain}, rtol=0, atol=0)
+    assert "two begins with the norms of two, third begins with the norms of one" in run.weights_loaded.replace(
+        "; ", ", "
+    )
+
+
+def test_a_resume_does_not_exchange_the_norms_of_domains(two: tuple[str, str], toy_cfg: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    data = (str(tmp_path / "a"), str(tmp_path / "b"))
+    for source, target in zip(two, data, strict=True):
+        shutil.copytree(source, target)
+    train.main(flags(data, toy_cfg, run, *ALL))
+    with pytest.raises(UserError, match="the data sets in the order a, b; name them in this order"):
+        train.main(["--resume", str(run), "--data", *reversed(data), "--epochs", "3"])
+
+
+def test_a_data_set_is_not_named_twice(two: tuple[str, str], toy_cfg: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="names a data set twice"):
+        train.main(flags((two[0], two[0] + "/../digits"), toy_cfg, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_single_data_set_knows_no_domains(two: tuple[str, str], toy_cfg: str, tmp_path: Path) -> None:

@@ -172,5 +172,5 @@ def test_it_says_what_it_is():
     stepped = Schedule(
         policy="steps", base_rate=0.01, total_steps=2000, burn_in_steps=200, steps=(1600,), scales=(0.1,)
     )
-    assert stepped.words() == "2000 steps: 200 of burn-in, then steps at 1600 from 0.01"
+    assert stepped.words() == "2,000 steps: 200 of burn-in, then steps at 1600 from 0.01"
     assert Schedule(policy="cosine", base_rate=1e-3, total_steps=8).words() == "8 steps: cosine from 0.001"

@@ -425,6 +425,46 @@ def test_a_symbolic_trace_names_the_same():
     assert clock.adopted == ("good", "plain")
 
 
+class InAList(nn.Module):
+    """A model that runs its layers from a list of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.more = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.layers = [self.conv, self.bn]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.more(x)
+
+
+def test_a_norm_that_another_reference_runs_is_named():
+    model, images = InAList(), torch.rand(2, 3, 2, 2)
+    before = model.bn
+    with pytest.warns(UserWarning, match="bn is run by another reference"):
+        clock = adopt(model, "cmbn:gradient=share", images)
+    assert clock.adopted == ("more",) and model.bn is before
+
+
+def test_a_convolution_with_hooks_is_not_taken_for_what_it_computes():
+    hooked, normed = (nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in range(2))
+    hooked[0].register_forward_hook(lambda conv, inputs, y: y + y.relu())
+    torch.nn.utils.spectral_norm(normed[0])
+    for model in (hooked, normed):
+        with pytest.raises(UserError, match="follows 0, which has hooks that may change what it computes"):
+            adopt(model, "cmbn", torch.rand(1, 3, 2, 2))
+
+
+def test_what_comes_in_between_in_training_only_is_noticed_there():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout(), nn.BatchNorm2d(4)).eval()
+    clock = adopt(model, "cmbn", torch.rand(1, 3, 2, 2))
+    model.train()
+    with pytest.raises(UserError, match="call adopt\\(\\) on the model in training mode"):
+        for part in clock.minibatches([torch.rand(2, 3, 2, 2)]):
+            model(part)
+
+
 def test_an_activation_in_place_on_the_way_is_seen():
     """The batch norm gets the very tensor that the convolution made, with other numbers in it."""
 

@@ -180,7 +180,7 @@ def test_all_domains_start_from_the_norms_of_a_plain_network(own):
     plain, module = block("bn-pooled"), domain_block("bn-pooled", own, count=3)
     for x in BatchClock(plain).minibatches(parts()):
         plain(x)
-    state = for_all_domains(plain.state_dict(), module)
+    state = for_all_domains([plain.state_dict()], module)
     module.load_state_dict({name: tensor for name, tensor in state.items() if name in module.state_dict()})
     module.eval(), plain.eval()
     for domain in range(3):
