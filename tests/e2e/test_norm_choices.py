@@ -130,3 +130,11 @@ def test_a_norm_of_ones_own_is_trained_resumed_evaluated_and_detected_with(
     assert Path("imported").read_text() == "xxxx"
     assert differing(Path("halves/last.pt"), Path("whole/last.pt")) == []
     as_a_new_process()
+
+
+def test_a_norm_that_cannot_be_built_leaves_no_folder(tmp_path: Path, scenes: Path, cfg: Path) -> None:
+    with pytest.raises(UserError, match=r"torch\.nn\.Conv2d cannot be made for"):
+        train.main(
+            ["--data", str(scenes), "--cfg", str(cfg), "--norm", "torch.nn.Conv2d", "--out", str(tmp_path / "run")]
+        )
+    assert not (tmp_path / "run").exists()

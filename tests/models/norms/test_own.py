@@ -211,6 +211,18 @@ def test_a_class_that_needs_more_than_channels_is_named(module):
         made(f"{module}.Demanding")
 
 
+def test_whatever_the_users_class_or_module_raises_is_one_sentence(tmp_path, module):
+    text = "from torch import nn\nclass Picky(nn.Module):\n    def __init__(self, channels):\n        raise ValueError('odd')\n"
+    (tmp_path / "picky_norms.py").write_text(text)
+    with pytest.raises(UserError, match="picky_norms.Picky cannot be made for 8 channels: odd"):
+        made(checked_norm("picky_norms.Picky"))
+    (tmp_path / "leaving_norms.py").write_text("raise SystemExit(0)\n")
+    with pytest.raises(UserError, match="leaving_norms cannot be imported: SystemExit"):
+        checked_norm("leaving_norms.Norm")
+    with pytest.raises(UserError, match="the package utils of this project hides others of its name"):
+        checked_norm("utils.no_such_module.Norm")
+
+
 def test_nobody_but_the_user_makes_us_import(module, tmp_path):
     """Neither a checkpoint nor a cfg nor an option string that was not typed."""
     plan = parse_plan(TEXT.replace("size=3", f"size=3\nnorm={module}.Plain"), path="a.cfg")
