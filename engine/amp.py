@@ -62,7 +62,7 @@ def choose_precision(options: TrainOptions, plan: Plan | None = None) -> tuple[T
         fast, has_fast_layout, reason = "bf16", True, f"the CPU has {instructions}"
     else:
         fast, has_fast_layout, reason = "off", False, f"no bf16 is known on this {device.type.upper()}"
-    norm, _ = choose_norm(options.norm, mini_batch=1, forwards=1, plan=plan)
+    norm, _ = choose_norm(options.norm, mini_batch=1, forwards=1, from_weights=options.weights is not None, plan=plan)
     if any(spec.has_image_statistics for spec in norm.specs(plan)):
         has_fast_layout = False  # torch's group norm takes 6 to 25 times as long with it, in bf16 on a CPU
     kind = fast if kind == "auto" else kind

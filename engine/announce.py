@@ -13,7 +13,7 @@ from engine.amp import precision_in_words
 from engine.build import keeps_apart
 from engine.job import Job, images_per_rank, images_per_statistic
 from engine.trainer import Trainer
-from models.norms.auto import ENOUGH
+from models.norms.auto import enough_images
 from models.norms.effective_batch import FEW, burn_in_warnings, describe_norm, norm_warnings
 from models.norms.parts import norm_parts, parts_in_words
 from options import TrainOptions
@@ -182,7 +182,7 @@ def _announce_norm(job: Job) -> None:
     if "norm" in job.reasons:
         say("", f"auto: {job.reasons['norm']}")
     from_scratch = options.weights is None and options.resume is None
-    few = ENOUGH if "norm" in job.reasons else FEW  # `auto` has decided by ENOUGH
+    few = enough_images(from_weights=options.weights is not None) if "norm" in job.reasons else FEW
     warnings = [norm_warnings(part.options, **cut, from_scratch=from_scratch, few=few) for part in parts]
     for warning in dict.fromkeys(line for lines in warnings for line in lines):
         warn(warning)

@@ -47,7 +47,8 @@ def subdivisions_that_fit(options: TrainOptions, plan: Plan, device: torch.devic
     image does not fit.
     """
     # `--norm auto` depends on the answer: measured is what it chooses for the smallest mini-batch, which needs most.
-    norm, _ = choose_norm(options.norm, mini_batch=1, forwards=2, plan=plan)
+    is_start = options.weights is not None
+    norm, _ = choose_norm(options.norm, mini_batch=1, forwards=2, from_weights=is_start, plan=plan)
     options = replace(options, norm=norm, optim=replace(options.optim, subdivisions=1))
     network = make_network(options, plan, device)
     if options.optim.freeze:

@@ -113,7 +113,9 @@ def job_of(given: dict[str, Any], sets: tuple[ImageSet, ImageSet] | None = None)
     options = resolve_subdivisions(options, plan)
     forwards = min(int(options.optim.subdivisions), images_per_rank(options, train_set))
     mini_batch = images_per_statistic(options, train_set)
-    norm, norm_reason = choose_norm(options.norm, mini_batch=mini_batch, forwards=forwards, plan=plan)
+    norm, norm_reason = choose_norm(
+        options.norm, mini_batch=mini_batch, forwards=forwards, from_weights=start is not None, plan=plan
+    )
     if checkpoint is None and options.optim.time_budget is None:
         norm = norm.for_training(planned_steps(options.optim, len(train_set)))
     check_network(replace(options, norm=norm), plan)
