@@ -134,9 +134,10 @@ def domains_in_words(job: Job) -> str:
 
 def _announce_data(run: Trainer) -> None:
     job, shares = run.job, run.loader.keys.shares
-    named = [(domain.name, each) for domain in job.domains for each in (domain.train_set, domain.val_set)]
-    sets = [image_set for _, image_set in named]
-    for name, image_set in named:
+    pairs = [(domain, image_set) for domain in job.domains for image_set in (domain.train_set, domain.val_set)]
+    sets = [image_set for _, image_set in pairs]
+    for domain, image_set in pairs:
+        name = domain.name if len(job.domains) > 1 else image_set.name
         size = f"{counted(len(image_set), 'image')}, {counted(len(image_set.labels), 'object')}"
         say("data", f"{name} {image_set.split}: {size}")
     if len(job.domains) > 1:

@@ -19,7 +19,8 @@ from engine.data_sets import open_domains, paths_of
 from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, has_fixed_statistics, planned_steps
 from engine.resuming import check_order, load_resume, other_classes, restore_after_restart
 from models.norms.auto import choose_norm
-from models.norms.options import norm_of_weights
+from models.norms.options import norm_of_weights, stored_norm
+from models.norms.table import AUTO
 from models.weights.start import knows_all, read_start
 from options import FOREIGN_FLAGS, TrainOptions
 from utils import ranks
@@ -88,12 +89,13 @@ def job_of(given: dict[str, Any], sets: tuple[ImageSet, ImageSet] | None = None)
     sources: dict[str, Mapping[str, Any]] = {"cfg": cfg_settings(plan, given.get("mosaic_geometry", "content"))}
     if not train_set.mirror_safe:
         sources["data"] = {"flip": False}
+    default = {"norm": AUTO} if is_norm_open(given, sources["cfg"], start) else {}
     if start is not None:
-        norms = norm_of_weights(start.norm, given.get("norm"), given.get("norm_heads"))
+        norms = norm_of_weights(start.norm, default.get("norm", given.get("norm")), given.get("norm_heads"))
         sources["weights"] = {**norms, "letterbox": start.letterbox}
         # What was typed, with what the weights fix of it, such as their groups.
         given = {**given, **{name: norms.get(name) for name in ("norm", "norm_heads") if name in given}}
-    from_files = {name: value for source in sources.values() for name, value in source.items()}
+    from_files = default | {name: value for source in sources.values() for name, value in source.items()}
     options = resolve(TrainOptions, given, from_files)
     optimizer, optimizer_reason = choose_optimizer(options, given, len(train_set))
     if optimizer == "adamw" and checkpoint is None:
@@ -131,6 +133,16 @@ def job_of(given: dict[str, Any], sets: tuple[ImageSet, ImageSet] | None = None)
         origins={name: origin for origin, source in sources.items() for name in source},
         reasons={name: reason for name, reason in reasons.items() if reason},
     )
+
+
+def is_norm_open(given: Mapping[str, Any], cfg: Mapping[str, Any], start: Checkpoint | None) -> bool:
+    """Return whether `--norm auto` chooses: neither what was typed, nor the cfg, nor weights ask for a norm.
+
+    Weights of batch norm ask for none: any norm of statistics goes on with them. `--loss darknet` is as darknet is.
+    """
+    if given.keys() & {"norm", "norm_heads", "norm_eval"} or "norm" in cfg or given.get("loss") == "darknet":
+        return False
+    return start is None or ((stored := stored_norm(start.norm)).norm == "bn" and stored.norm_heads is None)
 
 
 def images_per_rank(options: TrainOptions, train_set: ImageSet) -> int:

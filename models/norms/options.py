@@ -27,7 +27,8 @@ class NormOptions:
     norm: str = knob(
         "bn",
         "normalization layer of every conv-norm-activation block, with its options, such as cmbn:carry or gn:groups=8; "
-        "auto: chosen by the images in a forward; help: lists all (cfg: batch_normalize=2 is cmbn; --weights: theirs)",
+        "auto: chosen by the images in a forward (default, unless --weights of another norm than bn, a cfg with "
+        "batch_normalize=2, which is cmbn, or --loss darknet decide); help: lists all",
         unit="NAME[:OPTION[=VALUE],...]",
         parse=checked_norm,
     )

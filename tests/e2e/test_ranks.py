@@ -190,6 +190,7 @@ def test_a_job_that_died_before_its_first_checkpoint_begins_anew_and_leaves_othe
 ) -> None:
     monkeypatch.chdir(tmp_path)
     plain = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--epochs", "1"]
+    plain += ["--norm", "bn"]
     train.main(plain)  # somebody's, finished, and the newest
     other = tmp_path / "runs" / "scenes-toy-bn"
     before = (other / "last.pt").read_bytes()

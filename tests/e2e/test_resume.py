@@ -268,7 +268,7 @@ def test_resume_alone_goes_on_with_the_newest_run(scenes: Path, toy_cfg: str, tm
         train.main(["--resume"])
     for epochs in ("1", "2"):
         train.main(["--data", str(scenes), "--cfg", toy_cfg, "--epochs", epochs, "--workers", "0"])
-    newest = tmp_path / "runs" / "scenes-toy-bn-2"
+    newest = tmp_path / "runs" / "scenes-toy-cmbn-carry-2"
     assert Checkpoint.from_file(newest / "last.pt").step == 8
     train.main(["--resume", "--epochs", "3", "--workers", "0"])
     assert Checkpoint.from_file(newest / "last.pt").step == 12

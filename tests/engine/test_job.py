@@ -93,3 +93,41 @@ def test_a_fraction_that_nothing_is_held_out_by_is_said(few: Path, capsys):
     assert f"warning: --val-fraction is not used: the split 'val' of {few} is" in capsys.readouterr().out
     open_sets({"data": str(few)})
     assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "trained", "norm"),
+    [
+        (["--subdivisions", "3"], None, "cmbn:carry"),
+        (["--subdivisions", "1"], None, "bn"),
+        (["--subdivisions", "3", "--loss", "darknet"], None, "bn"),
+        (["--subdivisions", "3", "--norm-eval"], "bn", "bn"),
+        (["--subdivisions", "3", "--norm", "bn"], None, "bn"),
+        (["--subdivisions", "3", "--norm-heads", "gn"], None, "bn"),
+        (["--subdivisions", "3"], "bn", "bn"),
+        (["--subdivisions", "6"], "bn", "cmbn:carry"),
+        (["--subdivisions", "6"], "gn", "gn"),
+        (["--subdivisions", "6"], "cmbn", "cmbn"),
+    ],
+)
+def test_without_a_norm_the_images_in_a_forward_decide(
+    few: Path, tmp_path: Path, flags: list[str], trained: str | None, norm: str
+):
+    """Two images in a forward with --subdivisions 3 of a batch of 6, one with 6."""
+    flags = ["--data", str(few), "--batch-size", "6", *flags]
+    if trained is not None:
+        plan, options = load_plan("yolov4-pico", classes=10), resolve_norm(NormOptions(norm=trained))
+        weights = Network(plan, norm_factory(options)).state_dict()
+        names = tuple(map(str, range(10)))
+        make_checkpoint(plan, options, weights, class_names=names, letterbox=True).to_file(tmp_path / "a.pt")
+        flags += ["--weights", str(tmp_path / "a.pt")]
+    job = parse_job(flags)
+    assert job.options.norm.norm.partition(",")[0] == norm
+    decides = {"--norm", "--norm-heads", "--norm-eval", "--loss"} & set(flags) or trained in ("gn", "cmbn")
+    assert ("norm" in job.reasons) == (not decides)
+
+
+def test_a_cfg_of_cmbn_decides_itself(few: Path, tmp_path: Path):
+    text = load_plan("yolov4-pico").source_text.replace("batch_normalize=1", "batch_normalize=2")
+    (tmp_path / "a.cfg").write_text(text)
+    assert parse_job(["--data", str(few), "--cfg", str(tmp_path / "a.cfg")]).options.norm.norm == "cmbn"
