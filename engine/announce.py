@@ -21,7 +21,7 @@ from utils import ranks
 from utils.atomic_file import warn_on_disk_error
 from utils.console import counted, say, warn
 from utils.environment import describe
-from utils.flags import flatten
+from utils.flags import flag_of, flatten
 
 
 def announce(run: Trainer) -> None:
@@ -113,14 +113,14 @@ def settings_lines(job: Job) -> list[str]:
 
 def flag(name: str, value: Any) -> str:
     """Return a setting as typed on the command line: `--batch-size 8`, `--no-flip`, `--image-size 96x128`."""
-    dashed = name.replace("_", "-")
+    typed = flag_of(name)
     if isinstance(value, bool):
-        return f"--{dashed}" if value else f"--no-{dashed}"
+        return typed if value else typed.replace("--", "--no-", 1)
     if name == "albumentations":
         value = f"({transform_names(value)})"
     if isinstance(value, tuple):
-        return f"--{dashed} {('x' if name == 'image_size' else ' ').join(map(str, value))}"
-    return f"--{dashed} {value}"
+        return f"{typed} {('x' if name == 'image_size' else ' ').join(map(str, value))}"
+    return f"{typed} {value}"
 
 
 def domains_in_words(job: Job) -> str:

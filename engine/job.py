@@ -27,7 +27,7 @@ from utils import ranks
 from utils.checkpoint import Checkpoint
 from utils.console import warn
 from utils.errors import UserError
-from utils.flags import parse_flags, resolve
+from utils.flags import flag_of, parse_flags, resolve
 from utils.run_folder import folder_of_job, free_folder, mark_folder, writable_folder
 
 
@@ -71,7 +71,7 @@ def job_of(given: dict[str, Any], sets: tuple[ImageSet, ImageSet] | None = None)
 
     sets: the training and validation split, in place of those that the settings name.
     """
-    if len(lengths := ["--" + name.replace("_", "-") for name in LENGTHS if name in given]) > 1:
+    if len(lengths := [flag_of(name) for name in LENGTHS if name in given]) > 1:
         raise UserError(f"{' and '.join(lengths)} both set the length of the training: give one of them")
     if "data" in given:
         given = {**given, "data": paths_of(given["data"])}
@@ -220,7 +220,7 @@ def check_domains(options: TrainOptions) -> None:
     norm = options.norm
     own = {"domain_batches": options.domain_batches != "mixed", "domain_statistics": norm.domain_statistics == "own"}
     own["domain_affine"] = norm.domain_affine == "own"
-    typed = ["--" + name.replace("_", "-") for name, is_typed in own.items() if is_typed]
+    typed = [flag_of(name) for name, is_typed in own.items() if is_typed]
     if len(options.data) == 1:
         if typed:
             raise UserError(f"{typed[0]} is about several data sets: name them after --data")

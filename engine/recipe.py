@@ -65,8 +65,7 @@ def adamw_recipe(
     does (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms"); with trained weights
     it is lower, and lower still under statistics that are never measured, as nothing then keeps activations in bounds.
     images: of the training set. knows_classes: whether the weights have heads for all classes; then there is more to
-    forget than to learn. fixed_statistics:
-    see `has_fixed_statistics`. Raises UserError for a typed momentum.
+    forget than to learn. fixed_statistics: see `has_fixed_statistics`. Raises UserError for a typed momentum.
     """
     if "momentum" in given:
         raise UserError("--momentum is that of --optimizer sgd; adamw has its own")

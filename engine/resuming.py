@@ -18,7 +18,7 @@ from utils.checkpoint import RESUMABLE_FROM, Checkpoint
 from utils.console import warn
 from utils.environment import pick_device
 from utils.errors import UserError
-from utils.flags import current_names
+from utils.flags import current_names, flag_of
 from utils.run_folder import folder_of_job, newest_run
 
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
@@ -49,7 +49,7 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     """Return the checkpoint to resume from, and its settings updated with what was typed now."""
     extra = set(given) - RESUMABLE
     if extra:
-        flags = ", ".join("--" + name.replace("_", "-") for name in sorted(extra))
+        flags = ", ".join(map(flag_of, sorted(extra)))
         raise UserError(f"--resume continues with the run's own settings: {flags} cannot be changed")
     if given.get("learning_rate") == "auto":
         raise UserError("--learning-rate auto is found before the first step; --resume can be told a number")

@@ -12,7 +12,7 @@ from models.network import Network
 from models.transfer import to_device_async
 from models.yolo.head import RawHead
 from utils import ranks
-from utils.clock import BatchAware, Tick, listeners_of
+from utils.clock import BatchAware, Tick, announce_to, end_batch_of, listeners_of
 
 _SHUFFLE = 3  # the last entry of a seed: none of the numbers that the loader draws
 
@@ -34,14 +34,10 @@ class ShuffledForward(nn.Module, BatchAware):
 
     def announce(self, tick: Tick) -> None:
         self._tick = tick
-        for listener in self._listeners:
-            if listener.is_listening:
-                listener.announce(tick)
+        announce_to(self._listeners, tick)
 
     def batch_ended(self) -> None:
-        for listener in self._listeners:
-            if listener.is_listening:
-                listener.batch_ended()
+        end_batch_of(self._listeners)
 
     def forward(self, images: Tensor) -> tuple[RawHead, ...]:
         goes_to = self._new_ranks(len(images))

@@ -10,6 +10,7 @@ from dataclasses import asdict, fields, replace
 from functools import cache
 from typing import Any
 
+from engine.announce import flag
 from models.norms.options import NormOptions, resolve_norm
 from models.norms.spec import NormSpec
 from models.norms.table import parse_norm
@@ -40,14 +41,7 @@ def spelled(options: NormOptions) -> str:
     """Return the recipe of resolved options: in the order of the fields, without what is at its default."""
     default = asdict(resolve_norm(NormOptions(norm=options.norm)))
     changed = {name: value for name, value in asdict(options).items() if value != default[name]}
-    return " ".join([options.norm, *(_flag(name, value) for name, value in changed.items())])
-
-
-def _flag(name: str, value: Any) -> str:
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag} {value}"
+    return " ".join([options.norm, *(flag(name, value) for name, value in changed.items())])
 
 
 def canonical(recipe: str, *, from_weights: bool) -> str:

@@ -1,4 +1,4 @@
-"""From rows to the table: each recipe's AP, its gain over BN, its cost, and what to type."""
+"""The table of a study, made of its rows: each recipe's AP, its gain over BN, its cost, and what to type."""
 
 from __future__ import annotations
 

@@ -68,6 +68,20 @@ def listeners_of(model: nn.Module) -> list[BatchAware]:
     return [module for module in found if module not in parts]
 
 
+def announce_to(listeners: Iterable[BatchAware], tick: Tick) -> None:
+    """Tell those that are listening which mini-batch comes next."""
+    for listener in listeners:
+        if listener.is_listening:
+            listener.announce(tick)
+
+
+def end_batch_of(listeners: Iterable[BatchAware]) -> None:
+    """Tell those that are listening that the batch has ended."""
+    for listener in listeners:
+        if listener.is_listening:
+            listener.batch_ended()
+
+
 class BatchClock:
     """The only counter of optimizer steps; learning rate, burn-in, logging and checkpoints read `step`.
 
@@ -87,14 +101,9 @@ class BatchClock:
         """
         parts, domains = tuple(parts), tuple(domains)
         for index, part in enumerate(parts):
-            tick = Tick(step=self.step, index=index, count=len(parts), domains=domains)
-            for listener in self._listeners:
-                if listener.is_listening:
-                    listener.announce(tick)
+            announce_to(self._listeners, Tick(step=self.step, index=index, count=len(parts), domains=domains))
             yield part
-        for listener in self._listeners:
-            if listener.is_listening:
-                listener.batch_ended()
+        end_batch_of(self._listeners)
 
     def stepped(self) -> None:
         """Count an optimizer step (with fp16 also one that the gradient scaler skipped)."""

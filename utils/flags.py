@@ -145,15 +145,16 @@ def _add_flags(parser: FlagParser, title: str, kind: type) -> dict[str, bool]:
         if required and (is_tuple or metadata["positional"]):
             group.add_argument(f.name, help=_help(f), **arguments)
             continue
-        action = group.add_argument(_flag(f.name), required=required, dest=f.name, help=_help(f), **arguments)
+        action = group.add_argument(flag_of(f.name), required=required, dest=f.name, help=_help(f), **arguments)
         flags |= dict.fromkeys(action.option_strings, True)
         if former := metadata["formerly"]:
-            action = group.add_argument(_flag(former), dest=f.name, help=argparse.SUPPRESS, **arguments)
+            action = group.add_argument(flag_of(former), dest=f.name, help=argparse.SUPPRESS, **arguments)
             flags |= dict.fromkeys(action.option_strings, False)
     return flags
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """Return a setting's flag: `--batch-size` of batch_size."""
     return "--" + name.replace("_", "-")
 
 
@@ -184,7 +185,7 @@ def _value_parser(f: dataclasses.Field[Any], plain: type) -> Callable[[str], Any
         try:
             value = (f.metadata["parse"] or plain)(text)
         except UserError as error:  # a ValueError, which argparse would replace by its own message
-            flag, text = _flag(f.name), str(error)
+            flag, text = flag_of(f.name), str(error)
             raise argparse.ArgumentError(None, text if text.startswith("--") else f"{flag}: {text}") from None
         if wrong := outside_limits(f, value):
             raise argparse.ArgumentTypeError(f"{text} {wrong}")

@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.norms.batch_stat import BatchStatNorm
-from models.norms.group_norm import largest_divisor
+from models.norms.group_norm import GroupedSpec, largest_divisor
 from models.norms.moments import Moments
 from models.norms.spec import Cut, NormSpec
-from utils.knob import knob
 
 
 class BatchChannelNorm(BatchStatNorm):
@@ -55,16 +54,12 @@ class BatchChannelNorm(BatchStatNorm):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BatchChannelNormSpec(NormSpec):
+class BatchChannelNormSpec(GroupedSpec):
     """Batch-channel norm with estimated statistics of batches."""
 
     name = "bcn"
     summary = "running statistics, then those of groups of channels of each image"
     source = "Qiao et al. Micro-Batch Training with Batch-Channel Normalization. 2019, arXiv:1903.10520"
-    has_image_statistics = True
-    weight_options = ("groups",)
-
-    groups: int = knob(32, "groups of channels; where they do not divide a layer's, its largest divisor below", low=1)
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
         return BatchChannelNorm(conv.out_channels, **self.options, eps=eps, momentum=momentum)
@@ -72,9 +67,6 @@ class BatchChannelNormSpec(NormSpec):
     def images(self, cut: Cut, *, momentum: float) -> float:
         """Return the time constant of the running average; without momentum it averages all batches."""
         return cut.batch / max(momentum, 1e-3)
-
-    def values_per_statistic(self, channels: int, positions: int, *, mini_batch: int) -> int:
-        return channels // largest_divisor(channels, at_most=self.groups) * positions
 
 
 SPECS: tuple[type[NormSpec], ...] = (BatchChannelNormSpec,)

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.norms.batch_stat import BatchStatNorm
 from models.norms.contract import ActivationAware, ConvAware, ConvView
-from utils.clock import BatchAware, Tick, listeners_of
+from utils.clock import BatchAware, Tick, announce_to, end_batch_of, listeners_of
 from utils.errors import UserError
 
 
@@ -104,21 +104,18 @@ class DomainNorm(nn.Module, BatchAware, ConvAware, ActivationAware):
     def announce(self, tick: Tick) -> None:
         self.domains = tick.domains[tick.index]
         self._in_batch = tuple(set(chain.from_iterable(tick.domains)))
-        for listener in self._listeners(self.shared):
-            listener.announce(tick)
+        announce_to(_listeners(self.shared), tick)
         for domain in self._in_batch:
             if (own := tick.of_domain(domain)) is not None:
-                for listener in self._listeners(self.of_domain[domain]):
-                    listener.announce(own)
+                announce_to(_listeners(self.of_domain[domain]), own)
 
     def batch_ended(self) -> None:
         for norm in (self.shared, *(self.of_domain[domain] for domain in self._in_batch)):
-            for listener in self._listeners(norm):
-                listener.batch_ended()
+            end_batch_of(_listeners(norm))
 
-    @staticmethod
-    def _listeners(norm: nn.Module | None) -> list[BatchAware]:
-        return [] if norm is None else [each for each in listeners_of(norm) if each.is_listening]
+
+def _listeners(norm: nn.Module | None) -> list[BatchAware]:
+    return [] if norm is None else listeners_of(norm)
 
 
 class Affine(nn.Module):

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from models.norms.contract import ActivationAware, may_be_replaced
-from models.norms.group_norm import largest_divisor
+from models.norms.group_norm import GroupedSpec, largest_divisor
 from models.norms.spec import NormSpec
-from utils.knob import knob
 
 
 class EvoNormS0(nn.Module, ActivationAware):
@@ -57,7 +56,7 @@ class EvoNormS0(nn.Module, ActivationAware):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvoNormS0Spec(NormSpec):
+class EvoNormS0Spec(GroupedSpec):
     """EvoNorm-S0."""
 
     name = "evonorm-s0"
@@ -65,17 +64,10 @@ class EvoNormS0Spec(NormSpec):
     source = "Liu et al. Evolving Normalization-Activation Layers. NeurIPS 2020, arXiv:2004.02967"
     has_batch_statistics = False
     has_running_statistics = False
-    has_image_statistics = True
-    weight_options = ("groups",)
-
-    groups: int = knob(32, "groups of channels; where they do not divide a layer's, its largest divisor below", low=1)
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
         groups = largest_divisor(conv.out_channels, at_most=self.groups)
         return EvoNormS0(conv.out_channels, groups=groups, eps=eps)
-
-    def values_per_statistic(self, channels: int, positions: int, *, mini_batch: int) -> int:
-        return channels // largest_divisor(channels, at_most=self.groups) * positions
 
 
 SPECS: tuple[type[NormSpec], ...] = (EvoNormS0Spec,)

@@ -14,7 +14,20 @@ from utils.knob import knob
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GroupNormSpec(NormSpec):
+class GroupedSpec(NormSpec):
+    """A norm that uses statistics of groups of channels of each image."""
+
+    has_image_statistics = True
+    weight_options = ("groups",)
+
+    groups: int = knob(32, "groups of channels; where they do not divide a layer's, its largest divisor below", low=1)
+
+    def values_per_statistic(self, channels: int, positions: int, *, mini_batch: int) -> int:
+        return channels // largest_divisor(channels, at_most=self.groups) * positions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupNormSpec(GroupedSpec):
     """Statistics of groups of channels of one image."""
 
     name = "gn"
@@ -22,16 +35,9 @@ class GroupNormSpec(NormSpec):
     source = "Wu, He. Group Normalization. ECCV 2018, arXiv:1803.08494"
     has_batch_statistics = False
     has_running_statistics = False
-    has_image_statistics = True
-    weight_options = ("groups",)
-
-    groups: int = knob(32, "groups of channels; where they do not divide a layer's, its largest divisor below", low=1)
 
     def make(self, conv: nn.Conv2d, *, eps: float, momentum: float) -> nn.Module:
         return nn.GroupNorm(largest_divisor(conv.out_channels, at_most=self.groups), conv.out_channels, eps=eps)
-
-    def values_per_statistic(self, channels: int, positions: int, *, mini_batch: int) -> int:
-        return channels // largest_divisor(channels, at_most=self.groups) * positions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

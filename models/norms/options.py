@@ -13,6 +13,7 @@ from models.norms.old_spelling import respelled
 from models.norms.spec import NormSpec
 from models.norms.table import AUTO, checked_norm, checked_part, options_in, parse_norm
 from utils.errors import UserError
+from utils.flags import flag_of
 from utils.knob import check_limits, knob
 
 
@@ -94,8 +95,9 @@ class NormOptions:
 
     def of_layer(self, plan: Plan, node: Node) -> NormOptions:
         """Return the resolved options of one layer's norm, without what it does not use. self: resolved."""
-        heads = self.norm_heads if node.index >= backbone_layers(plan) else None
-        spec = _in_cfg(plan, node) or parse_norm(heads or self.norm)
+        heads = self.norm_heads
+        typed = heads if heads is not None and node.index >= backbone_layers(plan) else self.norm
+        spec = _in_cfg(plan, node) or parse_norm(typed)
         unused: dict[str, Any] = {"shuffle_bn": None}  # of the whole network
         if not spec.has_batch_statistics:
             unused |= dict.fromkeys(("norm_momentum", "norm_eval", "norm_freeze_after"))
@@ -118,12 +120,8 @@ class NormOptions:
         return any(spec.is_frozen for spec in self.specs()) or bool(self.norm_eval) or self.norm_freeze_after == 0
 
 
-_OF_NORMS = (
-    "norm_eps",
-    "domain_affine",
-    "norm_freeze_affine",
-    "weight_centralization",
-)  # settings that a bias does not use
+# Settings that a bias does not use.
+_OF_NORMS = ("norm_eps", "domain_affine", "norm_freeze_affine", "weight_centralization")
 
 
 def _in_cfg(plan: Plan, node: Node) -> NormSpec | None:
@@ -157,7 +155,7 @@ def resolve_norm(options: NormOptions, plan: Plan | None = None) -> NormOptions:
     for name in ("norm_momentum", "norm_eval", "norm_freeze_after", "shuffle_bn", "precise_bn"):
         if name not in own and getattr(options, name) is not None:
             statistics = "running statistics" if name == "precise_bn" else "statistics of mini-batches"
-            raise UserError(f"{_flag(name)} is for norms with {statistics}, which --norm {typed} does not have")
+            raise UserError(f"{flag_of(name)} is for norms with {statistics}, which --norm {typed} does not have")
     if options.domain_statistics == "own" and not any(spec.has_batch_statistics for spec in specs):
         raise UserError(
             f"--domain-statistics is for norms with statistics of mini-batches, which {typed} does not have"
@@ -165,7 +163,7 @@ def resolve_norm(options: NormOptions, plan: Plan | None = None) -> NormOptions:
     if not any(spec.normalizes for spec in specs):
         for name in _OF_NORMS:
             if getattr(options, name) not in (None, False, NormOptions.__dataclass_fields__[name].default):
-                raise UserError(f"{_flag(name)} is about a norm, and --norm {typed} is not one")
+                raise UserError(f"{flag_of(name)} is about a norm, and --norm {typed} is not one")
     if options.norm_eval and options.norm_freeze_after not in (None, 1.0):
         raise UserError("--norm-eval freezes the statistics from the start: --norm-freeze-after has nothing to add")
     if options.shuffle_bn and all(spec.is_synchronized for spec in specs if spec.has_batch_statistics):
@@ -180,10 +178,6 @@ def _common(defaults: Iterable[Any]) -> Any:
     """Return what all of them are; None where they differ."""
     found = set(defaults)
     return found.pop() if len(found) == 1 else None
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def stored_norm(stored: Mapping[str, Any], plan: Plan | None = None) -> NormOptions:
