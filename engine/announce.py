@@ -25,16 +25,16 @@ from utils.flags import flag_of, flatten
 
 
 def announce(run: Trainer) -> None:
-    """Print data, network, norm, weights, optimizer, device, folder, and the settings that are not defaults.
+    """Print norm, data, network, weights, optimizer, device, folder, and the settings that are not defaults.
 
     Write what is wrong with the data into the run's folder.
     """
     if not ranks.is_rank_zero():
         return
     job, options = run.job, run.job.options
+    _announce_norm(job)  # first, because it is what this project is about, and by default chosen for the user
     _announce_data(run)
     _announce_network(job)
-    _announce_norm(job)
     if run.weights_loaded:
         say("weights", run.weights_loaded)
     if run.layers_frozen:
@@ -176,12 +176,11 @@ def _announce_norm(job: Job) -> None:
     options, norm = job.options, job.options.norm
     cut = {"mini_batch": images_per_statistic(options, job.train_set), "subdivisions": job.forwards}
     parts = norm_parts(norm, job.plan)
-    if len(parts) > 1:
-        say("norm", parts_in_words(parts))
-    for part in parts:
-        say("norm" if len(parts) == 1 else "", describe_norm(part.options, **cut))
-    if "norm" in job.reasons:
-        say("", f"auto: {job.reasons['norm']}")
+    lines = [f"auto: {job.reasons['norm']}"] if "norm" in job.reasons else []
+    lines += [parts_in_words(parts)] if len(parts) > 1 else []
+    lines += [describe_norm(part.options, **cut) for part in parts]
+    for number, line in enumerate(lines):
+        say("" if number else "norm", line)
     from_scratch = options.weights is None and options.resume is None
     few = enough_images(from_weights=options.weights is not None) if "norm" in job.reasons else FEW
     warnings = [norm_warnings(part.options, **cut, from_scratch=from_scratch, few=few) for part in parts]

@@ -124,12 +124,19 @@ def test_another_norm_takes_over(flags, trained, tmp_path, capsys, after):
 def test_what_the_norm_sees_is_announced(flags, tmp_path, capsys):
     train.main([*flags, "--norm", "bn", "--max-steps", "1", "--out", str(tmp_path / "bn")])
     said = capsys.readouterr().out
-    assert "\nnorm      bn: mini-batches of 2 images, statistics of 2\n" in said
+    assert "norm      bn: mini-batches of 2 images, statistics of 2\n" in said
     assert "\nwarning: bn normalizes by the statistics of 2 images, fewer than 8: --norm cmbn pools" in said
     train.main([*flags, "--norm", "cmbn", "--max-steps", "1", "--out", str(tmp_path / "cmbn")])
     said = capsys.readouterr().out
-    assert "\nnorm      cmbn: mini-batches of 2 images, statistics of up to 4; " in said
+    assert "norm      cmbn: mini-batches of 2 images, statistics of up to 4; " in said
     assert "\nwarning: cmbn normalizes by the statistics of 4 images, fewer than 8: --norm cbn" in said
+
+
+def test_the_first_line_of_a_run_says_what_auto_chose_and_why(flags, tmp_path, capsys):
+    train.main([*flags, "--subdivisions", "4", "--max-steps", "1", "--out", str(tmp_path / "run")])
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == "norm      auto: cmbn:carry, because 1 image in a forward is fewer than 4"
+    assert second.startswith("          cmbn:carry,burn_in_steps=0: mini-batches of 1 image, statistics of up to 4")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +280,7 @@ def test_a_norm_with_standardized_filters_or_more_parameters_goes_through_all_pa
     assert json.loads((whole / "settings.json").read_text())["norm"] == norm
     train.main([*flags, "--weights", best, "--max-steps", "1", "--out", str(resumed)])
     said = capsys.readouterr().out
-    assert f"\nnorm      {norm}: " in said and "0 re-initialized" in said and "computes something else" not in said
+    assert f"norm      {norm}: " in said and "0 re-initialized" in said and "computes something else" not in said
     evaluate.main(["--weights", best, "--data", str(scenes), "--out", str(tmp_path / "measured")])
     detect.main(["--weights", best, str(scenes / "val"), "--out", str(tmp_path / "found")])
     assert len(list((tmp_path / "found").glob("*.png"))) == 8
