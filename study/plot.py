@@ -27,7 +27,7 @@ def plot(lines: Sequence[Line], stand_in: Callable[[str, int], str], path: Path)
     for number, task in enumerate(tasks, start=1):
         axes = figure.add_subplot(1, len(tasks), number)
         _draw(axes, [line for line in lines if line.task == task], shown, stand_in)
-        label_axes(axes, literal(task.title), "images in a forward", "AP on test images, %")
+        label_axes(axes, literal(task.title), "images in a forward", "AP on test images, % (bars: 95 %, over seeds)")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
