@@ -109,14 +109,20 @@ def _read(reader: AnnotationFormat, path: Path, split: str) -> ImageSet:
 def hold_out(image_set: ImageSet, split: str, val_fraction: float) -> ImageSet:
     """Return the held-out images, or the others. A hash of its name decides about an image, wherever the set lies.
 
-    So it hardly changes sides when others are added. Raises UserError if there are too few.
+    So it hardly changes sides when others are added. Augmented copies that Roboflow made of one image, as
+    a_jpg.rf.HASH.jpg, are on one side together. Raises UserError if there are too few.
     """
     count = len(image_set)
+    names = [os.path.basename(path) for path in image_set.paths.tolist()]
+    if len(set(sources := [name.partition(b".rf.")[0] for name in names])) == len(set(names)):
+        sources = names  # no copies
+    keys = [blake2b(source, digest_size=8).digest() for source in sources]
+    order = sorted(range(count), key=lambda index: (keys[index], index))
     held_out = max(1, round(val_fraction * count))
+    while sources is not names and held_out < count and keys[order[held_out]] == keys[order[held_out - 1]]:
+        held_out += 1
     if held_out >= count:
         raise UserError(f"{image_set.name}: its {count} images cannot be divided for a validation: add images.")
-    keys = [blake2b(os.path.basename(path), digest_size=8).digest() for path in image_set.paths.tolist()]
-    order = sorted(range(count), key=lambda index: (keys[index], index))
     chosen = sorted(order[:held_out] if split == "val" else order[held_out:])
     for index in chosen if split == "val" else ():
         image_set.problems.add(HELD_OUT, os.path.basename(os.fsdecode(image_set.paths[index])))

@@ -20,7 +20,7 @@ from types import FrameType
 
 from cfg.parse import CfgError
 from study.cell import Study, code_version, run_cell
-from study.grid import TUNE_SEED, Row, left
+from study.grid import CELL_FIELDS, TUNE_SEED, Row, left
 from study.own import own_study
 from study.plot import plot
 from study.presets import PRESETS, preset_study
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 check_setup(file.rows, study)
                 failed = run(study, file, args)
                 rows = file.rows
-    except KeyboardInterrupt:
-        print("\nstopped; finished trainings are kept, and the same command goes on with the others")
+    except (KeyboardInterrupt, Terminated):
+        print("\nstopped; finished trainings are kept: the same command goes on, --report-only shows what is there")
         raise
     if args.seeds:
         rows = [row for row in rows if row["role"] == "tune" or row["seed"] in args.seeds]
@@ -61,7 +61,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     command, _, description = inspect.cleandoc(__doc__ or "").partition("\n")
     parser = FlagParser(prog=command, description=description.strip(), allow_abbrev=False)
     add = parser.add_argument
-    add("--data", metavar="PATH", help="data set, as train.py's --data")
+    add("--data", nargs="+", metavar="PATH", help="data set, as train.py's --data, but one")
     add("--preset", choices=PRESETS, help="a built-in study in place of --data (docs/small-batch.md)")
     add("--cfg", help="network, as train.py's --cfg")
     add("--weights", metavar="FILE", help="weights to start from, as train.py's --weights (default: from scratch)")
@@ -70,20 +70,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=seeds, metavar="N", help="1 to N, or N-M, and a table of these (default: 5, a table of all)")
     add("--rates", nargs="+", default=["tune"], metavar="RATE", help=RATES_HELP)
     add("--train", default="", metavar="FLAGS", help="more of train.py, in quotes: '--epochs 30 --image-size 320'")
-    add("--hours", type=float, metavar="H", help="start no training that would end later than this")
-    add("--jobs", type=int, metavar="N", help="trainings side by side (default: as many as cores, 1 on a GPU)")
+    add("--hours", type=hours, metavar="H", help="start no training that would end later than this")
+    add("--jobs", type=not_negative, metavar="N", help="trainings side by side (default: as many as cores, 1 on a GPU)")
     add("--device", default="auto", help="as train.py's")
-    add("--workers", type=int, default=0, metavar="N", help="loader processes of each training (default: 0)")
+    add("--workers", type=not_negative, default=0, metavar="N", help="loader processes of each training (default: 0)")
     add("--bccd", metavar="PATH", help="with --preset: the folder of BCCD, without which its cells are left out")
     add("--report-only", action="store_true", help="print the table and draw the plot of the existing rows")
     add("--out", metavar="DIR", help="folder of rows, table and plot (default: runs/study-DATA; of a preset, its own)")
     argv = list(sys.argv[1:] if argv is None else argv)
-    if "--train" in argv[:-1]:  # what follows may look like a flag of this page
-        at = argv.index("--train")
-        argv[at : at + 2] = [f"--train={argv[at + 1]}"]
+    for at in reversed([at for at, word in enumerate(argv[:-1]) if word == "--train"]):
+        argv[at : at + 2] = [f"--train={argv[at + 1]}"]  # what follows may look like a flag of this page
     args = parser.parse_args(argv)
     if bool(args.data) == bool(args.preset):
         parser.error("give --data PATH, or --preset for a built-in study")
+    if len(args.data or ()) > 1:
+        parser.error(f"--data takes one data set here, found {' and '.join(args.data)}: run a study of each")
+    args.data = args.data and args.data[0]
     fixed = {"--cfg": args.cfg, "--weights": args.weights, "--train": args.train, "--rates": args.rates != ["tune"]}
     if args.preset and (typed := [flag for flag, value in fixed.items() if value]):
         parser.error(f"--preset has settings of its own: {typed[0]} goes with --data")
@@ -102,6 +104,22 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text} must be a number of at least 0")
+    return int(text)
+
+
+def hours(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not found > 0:
+        raise argparse.ArgumentTypeError(f"{text} must be a number of hours above 0, such as 8 or 0.5")
+    return found
+
+
 def seeds(text: str) -> range:
     """Read `10`, seeds 1 to 10, or `6-10`, such as those not used when a norm was chosen."""
     first, dash, last = text.partition("-")
@@ -113,13 +131,18 @@ def seeds(text: str) -> range:
     return found
 
 
+_NEEDED = {*CELL_FIELDS, "val_AP", "test_AP", "diverged", "machine", "seconds", "date", "commit"}
+
+
 def check_setup(rows: Sequence[Row], study: Study) -> None:
-    """Raise UserError if rows are of another setup: they cannot be compared. Of another machine it only warns.
+    """Raise UserError if rows lack values, or are of another setup: they do not compare. Of other machines only warn.
 
     Settings that earlier versions did not have are not compared.
     """
     now, path = json.loads(json.dumps(study.setup)), study.paths["jsonl"]
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
+        if lacking := sorted(_NEEDED - row.keys()):
+            raise UserError(f"{path}:{number}: lacks {', '.join(lacking)}; delete that line, and it is trained again")
         before = row.get("setup", {})
         if name := next((name for name in before if name in now and before[name] != now[name]), None):
             raise UserError(
@@ -176,9 +199,12 @@ def show(study: Study, rows: Sequence[Row]) -> None:
     print(f"\n{text}\n{paths['md']}, {paths['png']}")
 
 
+class Terminated(SystemExit):
+    """SIGTERM, which leaves through the finally clauses, as they end the running cells."""
+
+
 def _leave(_number: int, _frame: FrameType | None) -> None:
-    """Leave through the finally clauses, which end the running cells."""
-    raise SystemExit(143)
+    raise Terminated(143)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.amp import MixedPrecision
+from engine.build import make_network
 from engine.job import Job
-from models.network import Network
-from models.norms.factory import norm_factory
 from models.norms.running_stats import has_running_statistics
 from utils.clock import BatchClock
 from utils.environment import pick_device
@@ -32,7 +31,7 @@ def memory_of_batch(job: Job, *, step: int) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-    network = Network(plan, norm_factory(job.options.norm)).to(device).train()
+    network = make_network(job.options, plan, device).train()
     most = 0
     for pixels in BatchClock(network, step=step).minibatches([images] * job.forwards):
         with autocast():

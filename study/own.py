@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from data.doctor.checkup import quick_findings
 from data.image_set import ImageSet
 from engine.job import Job, job_of
 from engine.recipe import planned_steps
@@ -24,7 +25,7 @@ from study.cell import Source, Study
 from study.grid import TUNE_SEED, Cell, Grid, Task, check_forwards
 from study.recipes import BN, canonical, settings_of
 from study.splits import Splits, open_splits
-from utils.console import counted, say
+from utils.console import counted, say, warn
 from utils.errors import UserError
 from utils.flags import flatten, parse_flags
 from utils.run_folder import RUNS
@@ -85,7 +86,7 @@ def own_study(args: argparse.Namespace) -> Study:
         batch_size=batch,
         own_rates={(recipe, mini_batch): rates[recipe] for recipe in recipes for mini_batch in mini_batches},
     )
-    _announce(grid, splits)
+    _announce(grid, splits, args.data)
     folder = Path(args.out or RUNS / f"study-{task.data}")
     names = {"jsonl": "rows.jsonl", "md": "table.md", "png": "plot.png", "json": "table.json"}
     return Study(
@@ -102,12 +103,16 @@ def own_source(_cell: Cell, *, source: Source) -> Source:
     return source
 
 
-def _announce(grid: Grid, splits: Splits) -> None:
-    """Print which images are what, and how many trainings there are."""
+def _announce(grid: Grid, splits: Splits, path: str) -> None:
+    """Print which images are what, what is wrong with them, and how many trainings there are."""
     (task,) = grid.tasks
     uses = {"to train on": splits.train, "to select by (val)": splits.val, "to test on": splits.test}
     say("data", f"{task.data}: " + ", ".join(f"{counted(len(part), 'image')} {use}" for use, part in uses.items()))
     say("", splits.origin)
+    if findings := quick_findings(*uses.values()):
+        for finding in findings:
+            warn(finding)
+        say("", f"python -m data.doctor {path}  has details and remedies")
     say("network", f"{task.net}, {grid.steps} steps on batches of {grid.batch_size}")
     tuned, main = len(grid.tune_cells()), len(grid.main_cells((), untuned=0.0))
     say("study", f"{counted(tuned, 'training')} to find learning rates (seed {TUNE_SEED}), {main} to compare norms")
@@ -124,7 +129,11 @@ def _command(args: argparse.Namespace, batch: int, recipe: str, mini_batch: int,
 
 def _typed(train: str) -> dict[str, Any]:
     """Return the settings that are typed in --train. Raises UserError for those that the study makes."""
-    typed = parse_flags(TrainOptions, shlex.split(train), foreign=FOREIGN_FLAGS)
+    try:
+        words = shlex.split(train)
+    except ValueError as error:
+        raise UserError(f"--train '{train}': {str(error).lower()}") from error
+    typed = parse_flags(TrainOptions, words, foreign=FOREIGN_FLAGS)
     for name in typed.keys() & _INSTEAD.keys():
         raise UserError(f"--train: --{name.replace('_', '-')} {_INSTEAD[name]}")
     return typed

@@ -23,11 +23,12 @@ def plot(lines: Sequence[Line], stand_in: Callable[[str, int], str], path: Path)
     """
     shown = dict(zip(leading(lines, _MOST), _COLOURS, strict=False))
     tasks = list(dict.fromkeys(line.task for line in lines))
+    bars = " (bars: 95 % over seeds)" if any(line.ap.seeds >= ENOUGH_SEEDS for line in lines) else ""
     figure = Figure(figsize=(6.5 * len(tasks), 4.5), layout="constrained")
     for number, task in enumerate(tasks, start=1):
         axes = figure.add_subplot(1, len(tasks), number)
         _draw(axes, [line for line in lines if line.task == task], shown, stand_in)
-        label_axes(axes, literal(task.title), "images in a forward", "AP on test images, %")
+        label_axes(axes, literal(task.title), "images in a forward", f"AP on test images, %{bars}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

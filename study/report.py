@@ -256,6 +256,8 @@ def advice(lines: Sequence[Line], command: Callable[[str, int, float], str]) -> 
             few = "" if won.is_significant else ", which may be an accident of few seeds"
             text = f"{at} {best.recipe} is better than bn: {_percent(won, sign='+')} AP{few}. Type:"
             yield f"{text}\n\n    {command(best.recipe, mini_batch, best.rate)}"
+        elif all(line.diverged == line.ap.seeds for line in block):
+            yield f"{at} every training diverged: try smaller learning rates, with --rates."
         elif gains:
             bn = next(line for line in block if line.recipe == BN)
             yield f"{at} nothing was found to be better than bn. Type:\n\n    {command(BN, mini_batch, bn.rate)}"

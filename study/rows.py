@@ -89,7 +89,10 @@ def _parsed(path: Path, content: bytes) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: is not a row of JSON; correct or delete that line") from error
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: is not a row of JSON; correct or delete that line")
+        rows.append(row)
     return rows

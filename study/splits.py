@@ -10,6 +10,7 @@ from itertools import combinations
 from data.annotation_formats import hold_out, open_image_set, splits_of
 from data.formats.split_names import WHOLE
 from data.image_set import ImageSet
+from data.problems import Problems
 from utils.errors import UserError
 
 HELD_OUT = 0.2  # of the images, where the data set lacks a split
@@ -58,8 +59,9 @@ def open_splits(path: str, classes: Sequence[str] = ()) -> Splits:
 
 
 def _divided(image_set: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
-    """Return the rest, and the part that is held out."""
-    return hold_out(image_set, "train", fraction), hold_out(image_set, "val", fraction)
+    """Return the rest, which keeps the problems of all, and the part that is held out."""
+    rest, part = (hold_out(image_set, split, fraction) for split in ("train", "val"))
+    return rest, replace(part, problems=Problems())
 
 
 def check_apart(*parts: ImageSet) -> None:

@@ -78,15 +78,24 @@ def test_a_loss_that_explodes_scores_nothing(tmp_path: Path) -> None:
     assert row["diverged"] and row["test_AP"] == row["val_AP"] == 0
 
 
+def memory_of(recipe: str, **settings: Any) -> float:
+    cell = replace(CELL, recipe=recipe, mini_batch=1, mosaic=False)
+    source = SOURCE(cell)
+    source = replace(source, settings={**source.settings, **settings})
+    return memory_of_batch(job_of_cell(cell, source, open_splits(source.path), MORE), step=cell.steps - 1)["memory_MB"]
+
+
+def test_memory_is_that_of_the_network_that_trains(tmp_path: Path, root: Path) -> None:
+    """With the norms that its cfg names, and without what it does not store."""
+    cfg = (root / "study" / "small.cfg").read_text()
+    (tmp_path / "cmbn.cfg").write_text(cfg.replace("batch_normalize=1", "batch_normalize=1\nnorm=cmbn"))
+    bn, cmbn = memory_of("bn"), memory_of("cmbn")
+    assert bn < memory_of("bn", cfg=str(tmp_path / "cmbn.cfg")) == cmbn
+    assert memory_of("bn", checkpoint_activations=True) < bn
+
+
 def test_memory_is_that_after_the_burn_in_and_of_whole_batches() -> None:
     """In copies of the convolutions' weights: two for cmbn, three with carry, one per mini-batch of cbn's window."""
-
-    def memory_of(recipe: str) -> float:
-        cell = replace(CELL, recipe=recipe, mini_batch=1, mosaic=False)
-        source = SOURCE(cell)
-        job = job_of_cell(cell, source, open_splits(source.path), MORE)
-        return memory_of_batch(job, step=cell.steps - 1)["memory_MB"]
-
     bn, cmbn = memory_of("bn"), memory_of("cmbn")
     carried, burnt = (memory_of(f"cmbn:carry,burn_in_steps={steps}") for steps in (0, 1))
     windows = [memory_of(f"cbn:window={window},burn_in_steps=1") for window in (4, 8, 0)]

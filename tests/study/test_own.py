@@ -186,6 +186,30 @@ def test_a_later_command_adds_norms_and_shows_those_it_names(folder: Path, tmp_p
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_row_that_lacks_values_is_named_before_anything_is_trained(folder: Path, tmp_path: Path) -> None:
+    argv, rows = command(folder, tmp_path / "out", "--seeds", "1"), tmp_path / "out" / "rows.jsonl"
+    main(argv)
+    whole = rows.read_text()
+    for damaged, message in (
+        ("5\n", "is not a row of JSON"),
+        ('{"role": "main"}\n', "lacks commit, data, .* that line"),
+    ):
+        rows.write_text(whole + damaged)
+        with pytest.raises(UserError, match=rf"rows\.jsonl:5: {message}"):
+            main(argv)
+        assert rows.read_text() == whole + damaged
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_start_says_what_is_wrong_with_the_images_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = voc(tmp_path / "pets", 10)
+    (folder / "Annotations" / "image3.xml").write_text("")
+    main(command(folder, tmp_path / "out", "--seeds", "1"))
+    printed = capsys.readouterr().out
+    assert printed.count("image3.xml") == 1 and f"python -m data.doctor {folder}  has details" in printed
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("change", ["data", "mosaic", "cfg"])
 def test_rows_of_another_study_are_not_mixed(change: str, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -213,6 +237,7 @@ def test_rows_of_another_study_are_not_mixed(change: str, folder: Path, tmp_path
         (["--images-per-forward", "3"], "--images-per-forward 3 does not divide a batch of 2 images"),
         (["--data", "nowhere"], "nowhere: no such file or folder"),
         (["--train", "--seed 3"], "--train: --seed is --seeds here"),
+        (["--train", '--epochs "3'], "no closing quotation"),
         (["--train", "--norm gn"], "goes into --norms"),
         (["--train", "--time-budget 3h"], "would give slower norms fewer steps"),
         (["--rates", "fast"], "--rates fast: give numbers above 0"),
@@ -237,6 +262,12 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(
         (["--preset", "quick", "--weights", "w.pt"], "--preset has settings of its own: --weights"),
         (["--data", "x", "--images-per-forward", "0"], "must be a number of at least 1"),
         *((["--data", "x", "--seeds", seeds], seeds) for seeds in ("0", "5-4", "0-3", "some")),
+        *(
+            (["--data", "x", "--hours", hours], f"{hours} must be a number of hours")
+            for hours in ("0", "-1", "nan", "8h")
+        ),
+        *((["--data", "x", flag, "-2"], "-2 must be a number of at least 0") for flag in ("--jobs", "--workers")),
+        (["--data", "one", "two"], "takes one data set here, found one and two: run a study of each"),
     ],
 )
 def test_a_bad_flag_is_one_line_and_exit_code_2(

@@ -130,6 +130,12 @@ def test_advice_needs_three_seeds_and_an_interval_above_zero() -> None:
         assert "nothing was found to be better than bn" in none and none.endswith("    type bn")
 
 
+def test_a_training_that_diverges_with_every_seed_is_not_advised() -> None:
+    lost = [several(recipe, 1, 0, 0, 0, diverged=True) for recipe in ("bn", "cmbn")]
+    assert advice_of(*lost[0], *lost[1]).endswith("every training diverged: try smaller learning rates, with --rates.")
+    assert "type cmbn" in advice_of(*lost[0], *several("cmbn", 1, 0.1, 0.1, 0.1))
+
+
 def test_advice_is_the_best_of_those_that_are_better() -> None:
     bn = several("bn", 1, *[0.2] * 5)
     noisy = several("cmbn:gradient=share", 1, 0.1, 0.9, 0.9, 0.9, 0.1)

@@ -54,6 +54,19 @@ def test_an_image_keeps_its_part_when_others_are_added(tmp_path: Path) -> None:
     assert sum(map(len, changed)) <= 4
 
 
+def test_augmented_copies_of_an_image_are_in_one_part(tmp_path: Path) -> None:
+    """As Roboflow exports them: one image as a_jpg.rf.HASH.jpg under several hashes."""
+    folder = roboflow(tmp_path, train=30)
+    for image in (folder / "train" / "images").iterdir():
+        number = int(image.name.removeprefix("train").partition("_")[0])
+        stem = f"photo{number // 4}_jpg.rf.{number:032x}"
+        (folder / "train" / "labels" / f"{image.stem}.txt").rename(folder / "train" / "labels" / f"{stem}.txt")
+        image.rename(image.with_name(f"{stem}.jpg"))
+    parts = names(open_splits(str(folder)))
+    photos = [{name.partition(".rf.")[0] for name in part} for part in parts]
+    assert len(set.union(*photos)) == sum(map(len, photos)) == 8 and sum(map(len, parts)) == 30
+
+
 def test_an_image_in_two_splits_is_refused(tmp_path: Path) -> None:
     lists = {"train": range(8), "val": range(8, 12), "test": range(10, 14)}
     with pytest.raises(UserError, match="splits 'val' and 'test' share 2 images"):
