@@ -21,6 +21,7 @@ from engine.resuming import check_order, load_resume, other_classes, restore_aft
 from models.norms.auto import choose_norm
 from models.norms.options import norm_of_weights, stored_norm
 from models.norms.table import AUTO
+from models.weights.published import find_weights
 from models.weights.start import knows_all, read_start
 from options import FOREIGN_FLAGS, TrainOptions
 from utils import ranks
@@ -78,7 +79,11 @@ def job_of(given: dict[str, Any], sets: tuple[ImageSet, ImageSet] | None = None)
     given = restore_after_restart(given)
     typed = given.keys()
     checkpoint, given = load_resume(given) if "resume" in given else (None, given)
-    start = read_start(given["weights"], given.get("cfg")) if checkpoint is None and "weights" in given else None
+    start = None
+    if checkpoint is None and "weights" in given:
+        weights, cfg = find_weights(given["weights"], given.get("cfg"))
+        given = {**given, "weights": weights, "cfg": cfg}
+        start = read_start(weights, cfg)
     domains = open_domains(given) if sets is None else (Domain(name=sets[0].name, train_set=sets[0], val_set=sets[1]),)
     train_set, val_set = (joined([getattr(domain, name) for domain in domains]) for name in ("train_set", "val_set"))
     if checkpoint is not None and checkpoint.class_names != tuple(train_set.class_names):
