@@ -195,7 +195,9 @@ class EvaluateOptions:
     Measure COCO mAP of a checkpoint on a data set; writes tables, curves and the detections as json.
     """
 
-    weights: str = knob(MISSING, "checkpoint to evaluate, or darknet's .weights (with --cfg)", unit="FILE")
+    weights: str = knob(
+        MISSING, "checkpoint to evaluate, darknet's .weights (with --cfg), or an exported file", unit="FILE"
+    )
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
     trust: tuple[str, ...] = trust_knob()
