@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,11 +26,11 @@ class FoundObject(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False, slots=True)
 class Found:
     """The objects in one image, best first.
 
-    boxes: (K, 4) float32 xyxy in pixels of the image, upright. scores: (K,) float32 in 0..1. labels: (K,) int64, indices
+    boxes: (K, 4) float32 xyxy in pixels of the upright image. scores: (K,) float32 in 0..1. labels: (K,) int64, indices
     into class_names. source: the image as it was given. Iteration gives a FoundObject each.
     """
 
@@ -58,6 +59,10 @@ class Found:
             self.names, self.scores.tolist(), self.boxes.tolist(), strict=True
         ):
             yield FoundObject(name, score, (left, top, right, bottom))
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
+        return f"Found({counts or 'nothing'})"
 
     def __str__(self) -> str:
         return "\n".join(f"{each.name} {each.score:.2f} at {[round(side) for side in each.box]}" for each in self)
