@@ -138,8 +138,8 @@ class TrainOptions:
     val_split: str = knob("val", "split to evaluate on, which selects the best weights", unit="NAME")
     weights: str | None = knob(
         None,
-        "start from a checkpoint, with classes matched by name, or from darknet's .weights (with --cfg); layers that "
-        "do not fit are re-initialized",
+        "start from a checkpoint, with classes matched by name, from darknet's .weights (with --cfg), or from published "
+        "ones by name, as yolov4.conv.137, downloaded once; layers that do not fit are re-initialized",
         unit="FILE",
     )
     trust: tuple[str, ...] = trust_knob()
@@ -247,7 +247,11 @@ class DetectOptions:
     """
 
     sources: tuple[str, ...] = knob(MISSING, "images, folders, globs, videos, or the number of a webcam", unit="SOURCE")
-    weights: str = knob(MISSING, "checkpoint to detect with, or darknet's .weights (with --cfg)", unit="FILE")
+    weights: str = knob(
+        MISSING,
+        "checkpoint to detect with, darknet's .weights (with --cfg), or a published name, as yolov4, downloaded once",
+        unit="FILE",
+    )
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
     trust: tuple[str, ...] = trust_knob()

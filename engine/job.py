@@ -77,13 +77,12 @@ def job_of(given: dict[str, Any], sets: tuple[ImageSet, ImageSet] | None = None)
     if "data" in given:
         given = {**given, "data": paths_of(given["data"])}
     given = restore_after_restart(given)
+    if "weights" in given and "resume" not in given:  # a name stands for a path and a cfg
+        found = zip(("weights", "cfg"), find_weights(given["weights"], given.get("cfg")), strict=True)
+        given = {**given, **{name: value for name, value in found if value is not None}}
     typed = given.keys()
     checkpoint, given = load_resume(given) if "resume" in given else (None, given)
-    start = None
-    if checkpoint is None and "weights" in given:
-        weights, cfg = find_weights(given["weights"], given.get("cfg"))
-        given = {**given, "weights": weights, "cfg": cfg}
-        start = read_start(weights, cfg)
+    start = read_start(given["weights"], given.get("cfg")) if checkpoint is None and "weights" in given else None
     domains = open_domains(given) if sets is None else (Domain(name=sets[0].name, train_set=sets[0], val_set=sets[1]),)
     train_set, val_set = (joined([getattr(domain, name) for domain in domains]) for name in ("train_set", "val_set"))
     if checkpoint is not None and checkpoint.class_names != tuple(train_set.class_names):

@@ -276,7 +276,7 @@ def test_a_user_without_a_home(server, monkeypatch):
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", homeless)
-    with pytest.raises(UserError, match="net.weights: cannot be written, no home folder: set XDG_CACHE_HOME"):
+    with pytest.raises(UserError, match=r"net\.weights: cannot be written, no home folder: set XDG_CACHE_HOME"):
         fetch(server.file)
 
 
