@@ -138,8 +138,8 @@ class TrainOptions:
     val_split: str = knob("val", "split to evaluate on, which selects the best weights", unit="NAME")
     weights: str | None = knob(
         None,
-        "start from a checkpoint, with classes matched by name, from darknet's .weights (with --cfg), or from published "
-        "ones by name, as yolov4.conv.137, downloaded once; layers that do not fit are re-initialized",
+        "start from a checkpoint, with classes matched by name, from darknet's .weights (with --cfg), or from "
+        "published ones by name, as yolov4.conv.137, downloaded once; layers that do not fit are re-initialized",
         unit="FILE",
     )
     trust: tuple[str, ...] = trust_knob()
@@ -249,7 +249,7 @@ class DetectOptions:
     sources: tuple[str, ...] = knob(MISSING, "images, folders, globs, videos, or the number of a webcam", unit="SOURCE")
     weights: str = knob(
         MISSING,
-        "checkpoint to detect with, darknet's .weights (with --cfg), or a published name, as yolov4, downloaded once",
+        "checkpoint, darknet's .weights (with --cfg), or a published name, as yolov4",
         unit="FILE",
     )
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
