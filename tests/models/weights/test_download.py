@@ -225,7 +225,7 @@ def test_two_at_once_download_once(server, capsys):
     for thread in both:
         thread.start()
     while "waiting for it" not in capsys.readouterr().out:
-        assert any(thread.is_alive() for thread in both)
+        assert all(thread.is_alive() for thread in both)
     server.go_on.set()
     for thread in both:
         thread.join()
