@@ -7,7 +7,6 @@ here. `utils/flags.py` makes command lines of them. Precedence: flag > data set 
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field
-from typing import Any
 
 from data.augment_options import AugmentOptions
 from data.image_cache import CACHES
@@ -17,7 +16,7 @@ from models.norms.old_spelling import removed_flags
 from models.norms.options import NormOptions
 from models.norms.own import trust_knob
 from models.yolo.loss import LossOptions
-from models.yolo.postprocess import DetectionOptions
+from models.yolo.postprocess import DetectionOptions, DrawnDetectionOptions
 from utils.duration import checked_duration
 from utils.flags import image_size_knob, parse_learning_rate, parse_names, parse_subdivisions
 from utils.knob import knob
@@ -139,8 +138,8 @@ class TrainOptions:
     val_split: str = knob("val", "split to evaluate on, which selects the best weights", unit="NAME")
     weights: str | None = knob(
         None,
-        "start from a checkpoint, with classes matched by name, or from darknet's .weights (with --cfg); layers that "
-        "do not fit are re-initialized",
+        "start from a checkpoint, with classes matched by name, from darknet's .weights (with --cfg), or from "
+        "published ones by name, as yolov4.conv.137, downloaded once; layers that do not fit are re-initialized",
         unit="FILE",
     )
     trust: tuple[str, ...] = trust_knob()
@@ -196,7 +195,9 @@ class EvaluateOptions:
     Measure COCO mAP of a checkpoint on a data set; writes tables, curves and the detections as json.
     """
 
-    weights: str = knob(MISSING, "checkpoint to evaluate, or darknet's .weights (with --cfg)", unit="FILE")
+    weights: str = knob(
+        MISSING, "checkpoint to evaluate, darknet's .weights (with --cfg), or an exported file", unit="FILE"
+    )
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
     trust: tuple[str, ...] = trust_knob()
@@ -238,20 +239,6 @@ class EvaluateOptions:
     detection: DetectionOptions = field(default_factory=DetectionOptions, metadata={"title": "detections"})
 
 
-def _default(name: str, value: Any) -> Any:
-    """Return a knob of DetectionOptions with another default."""
-    return field(default=value, metadata=DetectionOptions.__dataclass_fields__[name].metadata)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DrawnDetectionOptions(DetectionOptions):
-    """DetectionOptions with defaults for people to look at."""
-
-    confidence: float = _default("confidence", 0.25)
-    nms_iou: float = _default("nms_iou", 0.45)
-    max_detections: int | None = _default("max_detections", 300)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectOptions:
     """python detect.py
@@ -260,7 +247,11 @@ class DetectOptions:
     """
 
     sources: tuple[str, ...] = knob(MISSING, "images, folders, globs, videos, or the number of a webcam", unit="SOURCE")
-    weights: str = knob(MISSING, "checkpoint to detect with, or darknet's .weights (with --cfg)", unit="FILE")
+    weights: str = knob(
+        MISSING,
+        "checkpoint, darknet's .weights (with --cfg), or a published name, as yolov4",
+        unit="FILE",
+    )
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
     trust: tuple[str, ...] = trust_knob()

@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 
 from data.image_set import ImageSet
+from utils.cache_folder import cache_folder
 from utils.memory import free_memory_bytes
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ def open_cache(kind: str, image_set: ImageSet, *, longest_px: int, limit_bytes: 
         if kind == "ram":
             descriptor, free = _memory_file(), free_memory_bytes()
         else:
-            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolov4-norms"
+            folder = cache_folder()
             descriptor = _disk_file(folder, image_set, longest_px)
             # The blocks that the file already takes count as free, twice because half of the sum is used.
             free = shutil.disk_usage(folder).free + 2 * 512 * os.fstat(descriptor).st_blocks

@@ -21,6 +21,7 @@ from engine.resuming import check_order, load_resume, other_classes, restore_aft
 from models.norms.auto import choose_norm
 from models.norms.options import norm_of_weights, stored_norm
 from models.norms.table import AUTO
+from models.weights.published import find_weights
 from models.weights.start import knows_all, read_start
 from options import FOREIGN_FLAGS, TrainOptions
 from utils import ranks
@@ -76,6 +77,9 @@ def job_of(given: dict[str, Any], sets: tuple[ImageSet, ImageSet] | None = None)
     if "data" in given:
         given = {**given, "data": paths_of(given["data"])}
     given = restore_after_restart(given)
+    if "weights" in given and "resume" not in given:  # a name stands for a path and a cfg
+        found = zip(("weights", "cfg"), find_weights(given["weights"], given.get("cfg")), strict=True)
+        given = {**given, **{name: value for name, value in found if value is not None}}
     typed = given.keys()
     checkpoint, given = load_resume(given) if "resume" in given else (None, given)
     start = read_start(given["weights"], given.get("cfg")) if checkpoint is None and "weights" in given else None

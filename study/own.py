@@ -20,6 +20,7 @@ from engine.job import Job, job_of
 from engine.recipe import planned_steps
 from models.norms.effective_batch import check_values
 from models.norms.options import NormOptions
+from models.weights.published import find_weights
 from options import FOREIGN_FLAGS, TrainOptions
 from study.cell import Source, Study
 from study.grid import TUNE_SEED, Cell, Grid, Task, check_forwards
@@ -56,6 +57,8 @@ def own_study(args: argparse.Namespace) -> Study:
     typed = _typed(args.train)
     splits = open_splits(args.data, typed.get("classes", ()))
     typed |= {name: value for name in ("cfg", "weights") if (value := getattr(args, name)) is not None}
+    if "weights" in typed:  # once, not in each training
+        typed["weights"], typed["cfg"] = find_weights(typed["weights"], typed.get("cfg"))
     norms, mini_batches = args.norms or ("cmbn:carry",), sorted(set(args.images_per_forward or (1, 2)))
     is_fine_tuning = args.weights is not None
     recipes = tuple(dict.fromkeys([BN, *(canonical(norm, from_weights=is_fine_tuning) for norm in norms)]))
@@ -94,7 +97,7 @@ def own_study(args: argparse.Namespace) -> Study:
         grid=grid,
         source_of=partial(own_source, source=Source(path=args.data, settings=typed)),
         paths={end: folder / name for end, name in names.items()},
-        setup=_setup(job, splits, args.weights),
+        setup=_setup(job, splits, typed.get("weights")),
         command=partial(_command, args, batch),
     )
 

@@ -16,6 +16,7 @@ from cfg.plan import Node, Plan
 from cfg.wiring import ShortcutSpec
 from utils.errors import UserError
 
+LARGEST = 1e20  # of a value; a flipped bit makes most of them far larger
 EPS = 1e-5  # what darknet adds to a variance, inside the root
 
 # Not read for a layer with dontloadscales=1, which gets the values of an untrained network.
@@ -35,8 +36,13 @@ class StoredArray:
         return math.prod(self.shape)
 
     def fault_of(self, values: np.ndarray) -> str:
-        """Return what is impossible in `values`, such as "rolling_variance[3] is -0.5", or an empty string."""
-        wrong = ~np.isfinite(values)
+        """Return what is impossible in `values`, such as "rolling_variance[3] is -0.5", or an empty string.
+
+        Filters that are all 0 are: a file has them where a disk or a transfer lost its content.
+        """
+        if len(self.shape) == 4 and not values.any():
+            return f"all {self.word} are 0"
+        wrong = ~(np.abs(values) < LARGEST)  # NaN is not less, either
         if self.word == "rolling_variance":
             wrong |= values < 0
         if not wrong.any():

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from cfg.convolution import ConvSpec
 from cfg.edit import with_values
+from cfg.parse import did_you_mean
 from cfg.plan import HERE, Plan, load_plan, parse_plan
-from models.detector import make_checkpoint
 from models.norms.domains import has_domains, plain_state
 from models.norms.options import NormOptions, resolve_norm
+from models.stored_network import make_checkpoint
+from models.weights.published import PUBLISHED, find_weights
 from models.weights.reader import read_header, read_weights
 from utils.checkpoint import Checkpoint
 from utils.console import line
@@ -26,7 +28,7 @@ def is_darknet(path: Path) -> bool:
     Raises UserError if it is missing or neither.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint or .weights file")
+        raise UserError(f"{path}: no such checkpoint or .weights file{did_you_mean(path.name, tuple(PUBLISHED))}")
     try:
         with open(path, "rb") as file:
             if path.suffix == ".safetensors" or file.read(2) == b"PK":
@@ -43,9 +45,11 @@ def read_trained(
 ) -> tuple[Checkpoint, tuple[str, ...]]:
     """Read a whole detector. Returns it, and lines for the console about where darknet's weights and names come from.
 
-    domain: of a checkpoint with several, the one whose norms it gets. Raises UserError for weights of a part of a
-    network, for darknet's without a cfg, for a checkpoint with one, and if the domain is not there or not chosen.
+    path: of a file, or a published name (`find_weights`). domain: of a checkpoint with several, the one whose norms it
+    gets. Raises UserError for weights of a part of a network, for darknet's without a cfg, for a checkpoint with one,
+    and if the domain is not there or not chosen.
     """
+    path, cfg = find_weights(path, cfg)
     if is_darknet(Path(path)):
         checkpoint, report, more = read_darknet(path, cfg, names)
         return checkpoint, (line("weights", report), *more)

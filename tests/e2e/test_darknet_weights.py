@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ import train
 from cfg.parse import CfgError
 from cfg.plan import parse_plan
 from models.weights.__main__ import main as weights_main
+from models.weights.download import PublishedFile
+from models.weights.published import PUBLISHED, PublishedWeights
 from models.weights.reader import read_weights
 from tests.e2e.conftest import TOY_CFG
 from tests.reference import darknet_weights as oracle
@@ -87,6 +90,27 @@ def test_training_for_other_classes_takes_all_but_the_heads(flags, tmp_path, cap
     best = Checkpoint.from_file(tmp_path / "run" / "best.pt").weights
     assert torch.allclose(best["layers.1.conv.weight"], loaded["layers.1.conv.weight"], atol=1e-6)
     assert best["layers.2.conv.weight"].shape[0] == 45
+
+
+def test_all_pages_take_a_published_name(flags, scenes, toy_cfg, tmp_path, monkeypatch, capsys):
+    """Here of a file in the cache, so that nothing is downloaded."""
+    weights, _ = darknets(tmp_path, TOY_CFG)
+    raw = Path(weights).read_bytes()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = PublishedFile(
+        address="https://example.org/toy.weights", sha512=hashlib.sha512(raw).hexdigest(), size_bytes=len(raw)
+    )
+    monkeypatch.setitem(PUBLISHED, "toy", PublishedWeights(file=file, cfg=toy_cfg))
+    file.place.parent.mkdir(parents=True)
+    file.place.write_bytes(raw)
+    train.main([*flags, "--weights", "toy", "--max-steps", "1", "--out", str(tmp_path / "run")])
+    (tmp_path / "digits.names").write_text("".join(f"{digit}\n" for digit in range(10)))
+    named = ["--names", str(tmp_path / "digits.names"), "--data", str(scenes), "--workers", "0"]
+    evaluate.main(["--weights", "toy", *named, "--out", str(tmp_path / "eval")])
+    detect.main(["--weights", "toy", str(scenes / "val"), "--out", str(tmp_path / "detect")])
+    assert capsys.readouterr().out.count(f"weights   {file.place}: loaded 3 of 3 convolutions, 0 bytes left") == 3
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert (settings["weights"], settings["cfg"]) == (str(file.place), toy_cfg)
 
 
 # --- detecting and evaluating ---------------------------------------------------------------------------------
