@@ -107,12 +107,11 @@ def agreement_tasks(run: Run) -> Iterator[Task]:
 def norm_cost_tasks(run: Run) -> Iterator[Task]:
     """Yield a few norms beside bn each: all of them at once would not fit into a small GPU."""
     others = [recipe for recipe in run.scale.cost_norms if recipe != "bn"]
+    plan, side_px, rounds = norm_cost.headless_tiny("leaky"), run.scale.cost_side_px, run.scale.rounds
     for images in run.scale.cost_mini_batches:
         for start in range(0, len(others), 5):
             recipes = ("bn", *others[start : start + 5])
-            yield partial(
-                norm_cost.measure, recipes, "leaky", run.scale.cost_side_px, images, run.scale.rounds, run.device
-            )
+            yield partial(norm_cost.measure, recipes, plan, side_px, images, norm_cost.FORWARDS, rounds, run.device)
 
 
 def train_step_tasks(run: Run) -> Iterator[Task]:

@@ -1,11 +1,12 @@
 """Cost of each norm: time of a training step and memory, relative to stock nn.BatchNorm2d.
 
     python -m benchmarks.norm_cost [--device cpu] [--sizes 160 224] [--minibatches 1 2 4] [--rounds 7] [--only cmbn ...]
+    python -m benchmarks.norm_cost --net yolov4 --sizes 416 --forwards 2 --rounds 2 --only cmbn:carry --out FILE
 
-The network is yolov4-tiny up to its first head (17 normalized convolutions, 4.9 M weights); a step is a batch of four
-mini-batches, forward and backward each, and SGD. There is no burn-in. All norms take turns in every round, because the
-speed of a machine changes; a ratio is the median over rounds of t(norm) / t(bn) in the same round. --only takes what is
-typed after train.py's --norm: --only cmbn 'cbn:window=8'.
+The network is yolov4-tiny up to its first head (17 normalized convolutions, 4.9 M weights), or a whole one with --net;
+a step is a batch of --forwards mini-batches, forward and backward each, and SGD. There is no burn-in. All norms take
+turns in every round, because the speed of a machine changes; a ratio is the median over rounds of t(norm) / t(bn) in
+the same round. --only takes what is typed after train.py's --norm: --only cmbn 'cbn:window=8'.
 
 Memory: on CUDA the peak of a step above what was allocated before. On a CPU, which has no such counter, what autograd
 saves for the backward of one mini-batch. "history": what the norm keeps beyond BN's own state.
@@ -25,6 +26,7 @@ import torch
 from torch import nn
 
 from benchmarks.measured import Row, against, circumstances, results_path, wait_for, write
+from cfg.convolution import ConvSpec
 from cfg.plan import Plan, load_plan, parse_plan
 from models.network import Network
 from models.norms import cmbn
@@ -37,7 +39,7 @@ from utils.clock import BatchClock
 from utils.environment import pick_device
 from utils.errors import exit_on_error
 
-PARTS = 4  # mini-batches in a batch
+FORWARDS = 4  # mini-batches in a batch
 # Each norm with its defaults, and with the options that change its cost.
 RECIPES = (
     *(name for name in NORMS if name != "syncbn"),
@@ -59,25 +61,31 @@ RECIPES = (
 class Contestant:
     """One network with its norm, optimizer and clock."""
 
-    def __init__(self, recipe: str, activation: str, device: torch.device) -> None:
+    def __init__(self, recipe: str, plan: Plan, forwards: int, device: torch.device) -> None:
         torch.manual_seed(0)
         options = NormOptions(**settings_of(recipe))
         options = replace(options, norm=str(with_burn_in(options.spec, 0)))
         self.recipe, self.has_running_statistics = recipe, options.spec.has_running_statistics
-        self.network = Network(headless_tiny(activation), norm_factory(options)).to(device).train()
+        self.forwards = forwards
+        self.network = Network(plan, norm_factory(options)).to(device).train()
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.9)
         self.clock = BatchClock(self.network)
         self.held_bytes = 0  # the most between two mini-batches
 
     def step(self, images: torch.Tensor, *, weighed: bool = False) -> None:
         """Take one training step. weighed: count what the norms hold, which takes a while."""
-        for part in self.clock.minibatches(images.chunk(PARTS)):
-            torch.autograd.backward(self.network.last_output(part).square().mean())
+        for part in self.clock.minibatches(images.chunk(self.forwards)):
+            torch.autograd.backward([output.square().mean() for output in self.outputs(part)])
             if weighed:
                 self.held_bytes = max(self.held_bytes, state_bytes(self.network))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.clock.stepped()
+
+    def outputs(self, images: torch.Tensor) -> list[torch.Tensor]:
+        if self.network.plan.heads:
+            return [head.logits for head in self.network(images)]
+        return [self.network.last_output(images)]
 
     def history_bytes(self) -> int:
         stock = 2 * 4 if self.has_running_statistics else 0
@@ -86,7 +94,7 @@ class Contestant:
 
     def saved_bytes(self, images: torch.Tensor) -> int:
         """Return the bytes that autograd saves for the backward of one mini-batch, without weights."""
-        return saved_bytes(partial(self.network.last_output, images), self.network)
+        return saved_bytes(partial(self.outputs, images), self.network)
 
 
 def headless_tiny(activation: str) -> Plan:
@@ -98,12 +106,12 @@ def headless_tiny(activation: str) -> Plan:
 
 
 def measure(
-    recipes: Sequence[str], activation: str, side_px: int, image_count: int, rounds: int, device: torch.device
+    recipes: Sequence[str], plan: Plan, side_px: int, image_count: int, forwards: int, rounds: int, device: torch.device
 ) -> list[Row]:
-    """Return one row per norm. image_count: of a mini-batch."""
+    """Return one row per norm. image_count: of a mini-batch. forwards: of a batch."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(PARTS * image_count, 3, side_px, side_px, generator=generator).to(device)
-    contestants = [Contestant(recipe, activation, device) for recipe in recipes]
+    images = torch.rand(forwards * image_count, 3, side_px, side_px, generator=generator).to(device)
+    contestants = [Contestant(recipe, plan, forwards, device) for recipe in recipes]
     seconds: dict[str, list[float]] = {recipe: [] for recipe in recipes}
     peaks: dict[str, int] = {}
     for turn in range(rounds + 1):
@@ -128,7 +136,8 @@ def measure(
         rows.append(
             {
                 "norm": recipe,
-                "activation": activation,
+                "net": plan.name,
+                "activation": next(node.spec.activation for node in plan.nodes if isinstance(node.spec, ConvSpec)),
                 "size_px": side_px,
                 "mini_batch": image_count,
                 "step_s": round(statistics.median(seconds[recipe]), 4),
@@ -163,7 +172,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--sizes", type=int, nargs="+", default=[160, 224], help="input side in px")
     parser.add_argument("--minibatches", type=int, nargs="+", default=[1, 2, 4], help="images per forward")
-    parser.add_argument("--activation", default="leaky", help="of every convolution (default leaky; yolov4: mish)")
+    parser.add_argument("--net", help="a whole network, such as yolov4, in place of yolov4-tiny up to its first head")
+    parser.add_argument("--forwards", type=int, default=FORWARDS, help="mini-batches of a batch (default 4)")
+    parser.add_argument("--activation", default="leaky", help="without --net: of every convolution (default leaky)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
     parser.add_argument("--only", nargs="+", metavar="NORM", help="these norms and bn")
@@ -174,8 +185,9 @@ def main() -> None:
     recipes = tuple(dict.fromkeys(["bn", *(args.only or RECIPES)]))
     rows: list[Row] = []
     for side_px in args.sizes:
+        plan = load_plan(args.net, input_hw=(side_px, side_px)) if args.net else headless_tiny(args.activation)
         for image_count in args.minibatches:
-            rows += measure(recipes, args.activation, side_px, image_count, args.rounds, device)
+            rows += measure(recipes, plan, side_px, image_count, args.forwards, args.rounds, device)
             took_s = rows[-len(recipes)]["step_s"]
             print(f"{side_px} px, mini-batch {image_count}: bn takes {took_s} s a step", flush=True)
     print("\n" + table(rows))
