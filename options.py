@@ -7,7 +7,6 @@ here. `utils/flags.py` makes command lines of them. Precedence: flag > data set 
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field
-from typing import Any
 
 from data.augment_options import AugmentOptions
 from data.image_cache import CACHES
@@ -18,7 +17,7 @@ from models.norms.options import NormOptions
 from models.norms.own import trust_knob
 from models.tiling import TilingOptions
 from models.yolo.loss import LossOptions
-from models.yolo.postprocess import DetectionOptions
+from models.yolo.postprocess import DetectionOptions, DrawnDetectionOptions
 from utils.duration import checked_duration
 from utils.flags import image_size_knob, parse_learning_rate, parse_names, parse_subdivisions
 from utils.knob import knob
@@ -237,20 +236,6 @@ class EvaluateOptions:
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
     workers: int = knob(2, "worker processes that load images; 0 = load in the main process", low=0)
     detection: DetectionOptions = field(default_factory=DetectionOptions, metadata={"title": "detections"})
-
-
-def _default(name: str, value: Any) -> Any:
-    """Return a knob of DetectionOptions with another default."""
-    return field(default=value, metadata=DetectionOptions.__dataclass_fields__[name].metadata)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DrawnDetectionOptions(DetectionOptions):
-    """DetectionOptions with defaults for people to look at."""
-
-    confidence: float = _default("confidence", 0.25)
-    nms_iou: float = _default("nms_iou", 0.45)
-    max_detections: int | None = _default("max_detections", 300)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

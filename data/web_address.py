@@ -16,8 +16,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import numpy as np
 
-from data.image_file import read_image
 from utils.errors import UserError
+from utils.image_file import read_image
 
 _LIVE = ("rtsp", "rtsps", "rtmp", "udp", "rtp", "srt", "tcp")
 _ENDLESS = {".m3u8", ".mjpeg", ".mjpg", ".ts"}  # not asked about first: some servers take one connection only
