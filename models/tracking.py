@@ -15,7 +15,8 @@ from utils.errors import UserError
 from utils.structures import Detections
 
 FAINT = 0.1  # a track goes on through detections down to this score, as in the paper
-INSTALL = 'pip install "yolov4-norms[track]", then pip install --no-deps trackers'
+# Without --no-deps it would bring opencv-python, which overwrites opencv-python-headless.
+INSTALL = 'run `pip install -e ".[track]"`, then `pip install --no-deps trackers`'
 
 
 class Tracker:
