@@ -68,6 +68,8 @@ class Detector:
         Raises UserError for what is missing, damaged or of another kind; no code is run that a file holds.
         """
         path, options = os.fspath(path), options or DrawnDetectionOptions()
+        if input_hw is not None:
+            _check_size(input_hw)
         if is_exported(path):
             if cfg is not None or names is not None or domain is not None:
                 raise UserError(f"{path}: an exported file knows its network and classes: leave cfg, names, domain out")
@@ -198,10 +200,11 @@ class Detector:
         Returns boxes in each image's own pixels, on the CPU.
         """
         laid = [self.lay(image) for image in images]
-        pixels = torch.from_numpy(np.stack([image for image, _ in laid])).permute(0, 3, 1, 2).to(self.device)
+        stacked = torch.from_numpy(np.stack([image for image, _ in laid]))
+        pixels = pixels_of(stacked.to(self.device).permute(0, 3, 1, 2).contiguous())
         placements = [placement for _, placement in laid]
         # Distances in NMS are relative to the image, as in darknet.
-        found = self.detect_batch(pixels_of(pixels), [placement.image_px for placement in placements])
+        found = self.detect_batch(pixels, [placement.image_px for placement in placements])
         return [_in_image(each.cpu(), placement) for each, placement in zip(found, placements, strict=True)]
 
     def lay(self, image: np.ndarray) -> tuple[np.ndarray, Placement]:
@@ -221,6 +224,13 @@ class Detector:
 def is_exported(path: str) -> bool:
     """Return whether a file is one that export.py writes, by its ending."""
     return Path(path).suffix.lower() in EXPORTED
+
+
+def _check_size(input_hw: object) -> None:
+    match input_hw:
+        case (int(height), int(width)) if height > 0 and width > 0:
+            return
+    raise UserError(f"input_hw is {input_hw!r}, not (height, width) in pixels, such as (416, 416)")
 
 
 def _in_image(found: Detections, placement: Placement) -> Detections:
