@@ -5,40 +5,23 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from cfg.parse import CfgError
-from data.geometry import as_input
 from data.inference_sources import Frame, find_sources
 from models.detector import Detector
-from models.norms.fold import can_fold, fold
-from models.weights.trained import read_trained
 from options import FOREIGN_FLAGS, DetectOptions
 from utils.console import counted
-from utils.environment import pick_device
 from utils.errors import UserError
 from utils.flags import parse_flags, resolve
 from utils.page import run_page
 from utils.printable import printable
 from utils.run_folder import free_folder
 from utils.save_detections import DetectionFiles
-from utils.structures import Detections, pixels_of
-
-
-def detect(detector: Detector, image: np.ndarray) -> Detections:
-    """Detect in an image (H, W, 3) uint8 RGB of any size. Returns boxes in the image's own pixels."""
-    laid, placement = as_input(image, detector.input_hw, letterbox=detector.letterbox, how=detector.options.resize)
-    pixels = pixels_of(torch.from_numpy(laid).permute(2, 0, 1)[None].to(detector.device))
-    (found,) = detector(pixels, [placement.image_px])  # distances in NMS are relative to the image, as in darknet
-    found = found.cpu()
-    boxes = torch.from_numpy(placement.to_source(found.boxes.numpy()))
-    inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)  # not wholly in the letterbox's border
-    return Detections(boxes=boxes, scores=found.scores, labels=found.labels).where(inside)
+from utils.structures import Detections
 
 
 def describe_frame(frame: Frame, found: Detections, class_names: Sequence[str], milliseconds: float) -> str:
@@ -61,17 +44,19 @@ def labels_of(classes: Sequence[str], class_names: Sequence[str]) -> torch.Tenso
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = resolve(DetectOptions, parse_flags(DetectOptions, argv, foreign=FOREIGN_FLAGS))
-    device = pick_device(options.device)
     other_files: Counter[str] = Counter()
     sources = find_sources(options.sources, other_files)
-    checkpoint, origin = read_trained(options.weights, cfg=options.cfg, names=options.names, domain=options.domain)
-    detector = Detector.from_checkpoint(
-        checkpoint, options.detection, path=options.weights, device=device, input_hw=options.image_size
+    detector = Detector.load(
+        options.weights,
+        cfg=options.cfg,
+        names=options.names,
+        domain=options.domain,
+        device=options.device,
+        input_hw=options.image_size,
+        options=options.detection,
     )
     kept = labels_of(options.classes, detector.class_names)
-    if can_fold(detector.network):
-        detector = replace(detector, network=fold(detector.network))
-    for line in origin:
+    for line in detector.origin:
         print(line)
     folder = free_folder(options.out, default="detect")
     files = DetectionFiles(
@@ -91,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     bar.write(printable(f"warning: {source.path}: cannot be read, skipped"))
                     continue
                 started = time.perf_counter()
-                found = detect(detector, frame.image)
+                (found,) = detector.detect([frame.image])
                 found = found if kept is None else found.where(torch.isin(found.labels, kept))
                 milliseconds = 1000 * (time.perf_counter() - started)
                 bar.write(printable(describe_frame(frame, found, detector.class_names, milliseconds)))

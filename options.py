@@ -7,7 +7,6 @@ here. `utils/flags.py` makes command lines of them. Precedence: flag > data set 
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field
-from typing import Any
 
 from data.augment_options import AugmentOptions
 from data.image_cache import CACHES
@@ -17,7 +16,7 @@ from models.norms.old_spelling import removed_flags
 from models.norms.options import NormOptions
 from models.norms.own import trust_knob
 from models.yolo.loss import LossOptions
-from models.yolo.postprocess import DetectionOptions
+from models.yolo.postprocess import DetectionOptions, DrawnDetectionOptions
 from utils.duration import checked_duration
 from utils.flags import image_size_knob, parse_learning_rate, parse_names, parse_subdivisions
 from utils.knob import knob
@@ -196,7 +195,9 @@ class EvaluateOptions:
     Measure COCO mAP of a checkpoint on a data set; writes tables, curves and the detections as json.
     """
 
-    weights: str = knob(MISSING, "checkpoint to evaluate, or darknet's .weights (with --cfg)", unit="FILE")
+    weights: str = knob(
+        MISSING, "checkpoint to evaluate, darknet's .weights (with --cfg), or an exported file", unit="FILE"
+    )
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
     trust: tuple[str, ...] = trust_knob()
@@ -236,20 +237,6 @@ class EvaluateOptions:
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
     workers: int = knob(2, "worker processes that load images; 0 = load in the main process", low=0)
     detection: DetectionOptions = field(default_factory=DetectionOptions, metadata={"title": "detections"})
-
-
-def _default(name: str, value: Any) -> Any:
-    """Return a knob of DetectionOptions with another default."""
-    return field(default=value, metadata=DetectionOptions.__dataclass_fields__[name].metadata)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DrawnDetectionOptions(DetectionOptions):
-    """DetectionOptions with defaults for people to look at."""
-
-    confidence: float = _default("confidence", 0.25)
-    nms_iou: float = _default("nms_iou", 0.45)
-    max_detections: int | None = _default("max_detections", 300)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

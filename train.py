@@ -19,9 +19,9 @@ from evaluation.domains import DomainEvaluator
 from evaluation.evaluator import Evaluator
 from evaluation.plots import plot_results
 from evaluation.recalibration import recalibrate_on
-from models.detector import build_network
 from models.freeze import freeze
 from models.norms.domains import choose
+from models.stored_network import build_network
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
 from utils.checkpoint import Checkpoint

@@ -26,10 +26,10 @@ from data.annotation_formats import open_image_set
 from data.augment_options import AugmentOptions
 from data.loader import InputSizes, TrainLoader, make_train_loader
 from models.blocks import ConvNormAct
-from models.detector import build_network
 from models.network import Network, parameter_groups
 from models.norms.cbn import CrossIterationBatchNorm
 from models.norms.contract import ConvView
+from models.stored_network import build_network
 from models.yolo.loss import LossOptions, YoloLoss
 from utils.checkpoint import Checkpoint
 from utils.clock import Tick

@@ -27,12 +27,13 @@ import train
 from benchmarks.measured import RESULTS, Row, circumstances
 from data.annotation_formats import open_image_set
 from data.digits import make_digits
-from data.image_file import read_image
 from data.image_set import as_instances
 from engine.job import job_of
 from evaluation.domains import DomainEvaluator, DomainTable
 from evaluation.evaluator import Evaluator
-from models.detector import Detector, build_network
+from models.detector import Detector
+from models.predictor import TorchPredictor
+from models.stored_network import build_network
 from models.yolo.postprocess import DetectionOptions
 from study.presets import HERE, MADE
 from study.rows import RowFile, read_rows
@@ -41,6 +42,7 @@ from utils.checkpoint import Checkpoint
 from utils.draw import write_png
 from utils.environment import pick_device
 from utils.errors import UserError, exit_on_error
+from utils.image_file import read_image
 
 SPLITS = ("train", "val", "test")
 SCENES = {"train": 512, "val": 100, "test": 300}
@@ -120,7 +122,10 @@ def run(cell: Row, bccd: str | None) -> Row:
         val = train.finish(job, folder).measure()
         best = Checkpoint.from_file(folder / "best.pt")
     detector = Detector(
-        network=build_network(best), class_names=best.class_names, letterbox=best.letterbox, options=DetectionOptions()
+        predictor=TorchPredictor(network=build_network(best)),
+        class_names=best.class_names,
+        letterbox=best.letterbox,
+        options=DetectionOptions(),
     )
     tests = {path.name: open_image_set(path, "test") for path in paths}
     test = DomainEvaluator(

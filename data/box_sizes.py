@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.geometry import whole_placement
 from data.image_set import ImageSet
+from utils.letterbox import whole_placement
 
 
 def input_sides(image_set: ImageSet, input_hw: tuple[int, int], letterbox: bool) -> np.ndarray:

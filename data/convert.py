@@ -13,11 +13,11 @@ import numpy as np
 from data.annotation_formats import open_image_set, splits_of
 from data.formats.split_names import WHOLE
 from data.formats.writers import WRITERS, NamedSet
-from data.image_file import image_hw, lies_on_its_side
 from data.image_set import ImageSet
 from utils.console import say
 from utils.errors import UserError
 from utils.flags import parse_flags, parse_names, resolve
+from utils.image_file import image_hw, lies_on_its_side
 from utils.knob import knob
 from utils.page import run_page
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from data.albumentations_import import albumentations as A
 from data.augment_options import AugmentOptions
-from data.geometry import whole_placement
+from utils.letterbox import whole_placement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

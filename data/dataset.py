@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 
 from data.augment import Augmenter
 from data.augment_options import AugmentOptions
-from data.geometry import GREY, as_input, resize
 from data.image_cache import ImageCache, file_stamp, shrunk_hws
-from data.image_file import hw_of_boxes, read_image
 from data.image_set import ImageSet, Record
 from utils.errors import UserError
+from utils.image_file import hw_of_boxes, read_image
+from utils.letterbox import GREY, as_input, resize
 from utils.structures import Placement, Sample
 
 log = logging.getLogger(__name__)

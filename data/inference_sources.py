@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.image_file import SUFFIXES, read_image
 from utils.errors import UserError
+from utils.image_file import SUFFIXES, read_image
 
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 _USUAL_FPS = 25.0  # if a video or webcam gives none

@@ -18,12 +18,12 @@ from data.augment_options import AugmentOptions
 from data.balance import balanced_order, image_shares
 from data.dataset import EvalDataset, EvalKey, SampleKey, ShrunkImages, TrainDataset
 from data.domains import interleaved
-from data.geometry import whole_placement
 from data.image_cache import open_cache
 from data.image_set import ImageSet
 from data.workers import Workers
 from utils.environment import cuda_is_in_use
 from utils.errors import UserError
+from utils.letterbox import whole_placement
 from utils.structures import Batch, Sample, Targets
 
 _BATCHES_PER_SIZE = 10

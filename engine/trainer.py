@@ -22,11 +22,13 @@ from engine.training_state import restore, training_state
 from evaluation.coco_map import CocoTable
 from evaluation.domains import DomainEvaluator, DomainTable
 from evaluation.evaluator import Evaluator
-from models.detector import Detector, make_checkpoint
+from models.detector import Detector
 from models.freeze import freeze
 from models.network import Network
 from models.norms.effective_batch import burn_in_warnings, check_values
 from models.norms.freeze_stats import StatisticsFreeze
+from models.predictor import TorchPredictor
+from models.stored_network import make_checkpoint
 from models.weights.start import start_from
 from models.yolo.postprocess import DetectionOptions
 from utils import ranks
@@ -275,7 +277,8 @@ class Trainer:
 def make_val_evaluator(job: Job, network: Network, stop: Stop | None) -> Evaluator | DomainEvaluator:
     """Return the evaluator of a network on the job's validation split. Raises Stopped between batches on request."""
     letterbox, names = job.options.augment.letterbox, job.train_set.class_names
-    detector = Detector(network=network, class_names=names, letterbox=letterbox, options=DetectionOptions())
+    predictor = TorchPredictor(network=network)
+    detector = Detector(predictor=predictor, class_names=names, letterbox=letterbox, options=DetectionOptions())
     evaluators = {
         domain.name: Evaluator(
             detector,

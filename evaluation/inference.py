@@ -49,7 +49,7 @@ def detect_batches(
 def _detect_in_parts(detector: Detector, images: Tensor, units_px: Sequence[tuple[float, float]]) -> list[Detections]:
     """Detect in all images at once or, if memory runs out, in one half after the other."""
     try:
-        return detector(images, units_px)
+        return detector.detect_batch(images, units_px)
     except RuntimeError as error:
         if len(images) == 1 or not is_out_of_memory(error):
             raise

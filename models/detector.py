@@ -1,32 +1,87 @@
-"""A trained network with everything it takes to use it: images -> Detections."""
+"""A trained network with everything it takes to use it.
+
+From Python: `detector = Detector.load("best.pt"); found = detector("street.jpg")` (docs/python.md).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cfg.plan import Plan, parse_plan
+from cfg.plan import Plan
+from models.found import Found
 from models.network import Network
-from models.norms.factory import NormFactory
-from models.norms.options import NormOptions, stored_norm
-from models.yolo.postprocess import DetectionOptions, postprocess
+from models.norms.fold import can_fold, fold
+from models.predictor import EXPORTED, Predictor, TorchPredictor
+from models.stored_network import build_network
+from models.weights.trained import read_trained
+from models.yolo.postprocess import DetectionOptions, DrawnDetectionOptions, suppress
 from utils.checkpoint import Checkpoint
+from utils.environment import pick_device
 from utils.errors import UserError
-from utils.structures import Detections
+from utils.knob import check_limits
+from utils.letterbox import as_input
+from utils.rgb_image import AnyImage, rgb_of
+from utils.structures import Detections, Placement, pixels_of
+
+_GPU_IMAGES = 16  # of a list, in one forward; a CPU is no faster with several
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detector:
-    """Call it with images (N, 3, H, W) in 0..1 on its network's device: returns N Detections in input pixels."""
+    """A predictor and what is done before and after it; call it with images. Several threads may use one at a time.
 
-    network: Network
+    letterbox: images keep their aspect ratio in the network's input. origin: lines for the console about where
+    darknet's weights and names come from.
+    """
+
+    predictor: Predictor
     class_names: tuple[str, ...]
     letterbox: bool
     options: DetectionOptions
+    origin: tuple[str, ...] = ()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        cfg: str | None = None,
+        names: str | None = None,
+        domain: str | None = None,
+        device: str = "auto",
+        input_hw: tuple[int, int] | None = None,
+        options: DetectionOptions | None = None,
+    ) -> Detector:
+        """Load a checkpoint, .safetensors, darknet's .weights with their cfg, or an exported file, by its ending.
+
+        names: a file of darknet's class names, one a line. domain: of a checkpoint with several. device: see
+        `pick_device`. input_hw: (height, width) in pixels, in place of the trained ones. options: of
+        DrawnDetectionOptions by default. Norms are folded into convolutions where that is possible.
+        Raises UserError for what is missing, damaged or of another kind; no code is run that a file holds.
+        """
+        path, options = os.fspath(path), options or DrawnDetectionOptions()
+        if is_exported(path):
+            if cfg is not None or names is not None or domain is not None:
+                raise UserError(f"{path}: an exported file knows its network and classes: leave cfg, names, domain out")
+            # Here, because it needs a runtime.
+            from models.export.load import load_exported  # type: ignore[import-not-found, unused-ignore]
+
+            exported = load_exported(Path(path), device=device, input_hw=input_hw, options=options)
+            return cls(
+                predictor=exported, class_names=exported.class_names, letterbox=exported.letterbox, options=options
+            )
+        checkpoint, origin = read_trained(path, cfg=cfg, names=names, domain=domain)
+        detector = cls.from_checkpoint(checkpoint, options, path=path, device=pick_device(device), input_hw=input_hw)
+        network = fold(detector.network) if can_fold(detector.network) else detector.network
+        return replace(detector, predictor=TorchPredictor(network=network), origin=origin)
 
     @classmethod
     def from_checkpoint(
@@ -38,9 +93,12 @@ class Detector:
         device: torch.device,
         input_hw: tuple[int, int] | None = None,
     ) -> Detector:
-        """input_hw: in place of the checkpoint's. Raises UserError as `build_network`."""
+        """Build the network as it was trained, with its norms. Raises UserError as `build_network`.
+
+        input_hw: in place of the checkpoint's.
+        """
         return cls(
-            network=build_network(checkpoint, path=path, input_hw=input_hw).to(device),
+            predictor=TorchPredictor(network=build_network(checkpoint, path=path, input_hw=input_hw).to(device)),
             class_names=checkpoint.class_names,
             letterbox=checkpoint.letterbox,
             options=options,
@@ -51,57 +109,122 @@ class Detector:
         return replace(self, options=replace(self.options, **changed))
 
     @property
+    def network(self) -> Network:
+        """The network in PyTorch, for what needs its norms. Raises UserError for an exported file."""
+        if not isinstance(self.predictor, TorchPredictor):
+            raise UserError("an exported file has no norms, they are folded into its convolutions: give the checkpoint")
+        return self.predictor.network
+
+    @property
+    def plan(self) -> Plan:
+        return self.predictor.plan
+
+    @property
     def input_hw(self) -> tuple[int, int]:
         """(height, width) in pixels that images are laid into."""
-        return self.network.plan.net.input_hw
+        return self.plan.net.input_hw
 
     @property
     def size_step_px(self) -> int:
         """What the sides of an input must be multiples of."""
-        return self.network.plan.size_step_px
+        return self.plan.size_step_px
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        return self.predictor.device
+
+    @overload
+    def __call__(
+        self,
+        images: AnyImage,
+        *,
+        confidence: float | None = None,
+        nms_iou: float | None = None,
+        classes: Sequence[str] = (),
+    ) -> Found: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Sequence[AnyImage],
+        *,
+        confidence: float | None = None,
+        nms_iou: float | None = None,
+        classes: Sequence[str] = (),
+    ) -> list[Found]: ...
+
+    def __call__(
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        *,
+        confidence: float | None = None,
+        nms_iou: float | None = None,
+        classes: Sequence[str] = (),
+    ) -> Found | list[Found]:
+        """Detect in an image of any size, or in each of a list or tuple of them.
+
+        images: see `rgb_of`. confidence, nms_iou: in place of the options'. classes: by name; () is all of them.
+        Raises UserError, TypeError and ValueError, with one sentence, for what is no image, number or class.
+        """
+        changed = {"confidence": confidence, "nms_iou": nms_iou}
+        detector = self.with_options(**{name: value for name, value in changed.items() if value is not None})
+        check_limits(detector.options)
+        kept = self.labels_of(classes)
+        if not isinstance(images, list | tuple):
+            return detector._find([images], kept)[0]
+        if not images:
+            raise ValueError("the list of images is empty")
+        size = 1 if self.device.type == "cpu" else _GPU_IMAGES
+        return [found for k in range(0, len(images), size) for found in detector._find(images[k : k + size], kept)]
+
+    def _find(self, images: Sequence[AnyImage], kept: Tensor) -> list[Found]:
+        """Detect objects of the labels `kept`, in one forward."""
+        found = self.detect([rgb_of(image) for image in images])
+        of_classes = [each.where(torch.isin(each.labels, kept)) for each in found]
+        return [Found.of(each, self.class_names, image) for each, image in zip(of_classes, images, strict=True)]
+
+    def labels_of(self, classes: Sequence[str]) -> Tensor:
+        """Return the labels (C,) of the named classes, of all for (). Raises UserError for an unknown one."""
+        if isinstance(classes, str):
+            raise TypeError(f"classes is a list of names, such as ['{classes}'], not a string")
+        if unknown := [name for name in classes if name not in self.class_names]:
+            known = ", ".join(self.class_names[:20])
+            raise UserError(f"the network knows no class '{unknown[0]}', but {known}")
+        return torch.tensor([self.class_names.index(name) for name in classes or self.class_names])
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """Detect in images (H, W, 3) uint8 RGB of any sizes, in one forward.
+
+        Returns boxes in each image's own pixels, on the CPU.
+        """
+        laid = [self.lay(image) for image in images]
+        pixels = torch.from_numpy(np.stack([image for image, _ in laid])).permute(0, 3, 1, 2).to(self.device)
+        placements = [placement for _, placement in laid]
+        # Distances in NMS are relative to the image, as in darknet.
+        found = self.detect_batch(pixels_of(pixels), [placement.image_px for placement in placements])
+        return [_in_image(each.cpu(), placement) for each, placement in zip(found, placements, strict=True)]
+
+    def lay(self, image: np.ndarray) -> tuple[np.ndarray, Placement]:
+        """Lay an image (H, W, 3) uint8 RGB into the network's input (see `as_input`)."""
+        return as_input(image, self.input_hw, letterbox=self.letterbox, how=self.options.resize)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, units_px: Sequence[tuple[float, float]] | None = None) -> list[Detections]:
-        """units_px: per image, the unit (width, height) in which NMS measures distances; None: input pixels."""
-        return postprocess(self.network(images), self.options, units_px)
+    def detect_batch(self, images: Tensor, units_px: Sequence[tuple[float, float]] | None = None) -> list[Detections]:
+        """Detect in a mini-batch (N, 3, H, W) in 0..1 on the predictor's device. Returns N Detections in input pixels.
+
+        units_px: per image, the unit (width, height) in which NMS measures distances; None: input pixels.
+        """
+        candidates = self.predictor.candidates(images, confidence=self.options.confidence)
+        return suppress(candidates, self.plan.head_specs[-1], self.options, units_px)
 
 
-def make_checkpoint(
-    plan: Plan, norm: NormOptions, weights: Mapping[str, Tensor], *, class_names: tuple[str, ...], letterbox: bool
-) -> Checkpoint:
-    """Return the checkpoint from which `build_network` makes the same network again."""
-    return Checkpoint(
-        cfg_name=plan.name,
-        cfg_text=plan.source_text,
-        input_hw=plan.net.input_hw,
-        letterbox=letterbox,
-        class_names=class_names,
-        norm=asdict(norm),
-        weights=weights,
-    )
+def is_exported(path: str) -> bool:
+    """Return whether a file is one that export.py writes, by its ending."""
+    return Path(path).suffix.lower() in EXPORTED
 
 
-def build_network(
-    checkpoint: Checkpoint, *, path: str = "checkpoint", input_hw: tuple[int, int] | None = None
-) -> Network:
-    """Return the network that a checkpoint describes, with its averaged weights, in eval mode.
-
-    Raises UserError, which names `path`, if the parts of the checkpoint do not fit each other.
-    """
-    try:
-        plan = parse_plan(
-            checkpoint.cfg_text,
-            path=checkpoint.cfg_name + ".cfg",
-            classes=len(checkpoint.class_names),
-            input_hw=input_hw or checkpoint.input_hw,
-        )
-        options, domains = stored_norm(checkpoint.norm, plan), max(1, len(checkpoint.domains))
-        network = Network(plan, NormFactory(options=options, domains=domains))
-        network.load_state_dict(checkpoint.weights)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path}: the checkpoint does not describe its network ({error})") from error
-    return network.eval()
+def _in_image(found: Detections, placement: Placement) -> Detections:
+    """Bring boxes from input pixels to the image's, without those that lie wholly in the letterbox's border."""
+    boxes = torch.from_numpy(placement.to_source(found.boxes.numpy()))
+    inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+    return Detections(boxes=boxes, scores=found.scores, labels=found.labels).where(inside)

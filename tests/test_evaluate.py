@@ -14,10 +14,11 @@ import evaluate
 from cfg.plan import parse_plan
 from data.annotation_formats import open_image_set
 from evaluation.darknet_map import measure_as_darknet
-from models.detector import Detector, make_checkpoint
+from models.detector import Detector
 from models.network import Network
 from models.norms.factory import norm_factory
 from models.norms.options import NormOptions
+from models.stored_network import make_checkpoint
 from models.weights.writer import write_weights
 from models.yolo.postprocess import DetectionOptions
 from options import EvaluateOptions

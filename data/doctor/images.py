@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from data.doctor.finding import Finding, findings_at
 from data.doctor.labels import SWAPPED_ADVICE
-from data.image_file import decode, image_hw, is_transposed, lies_on_its_side
 from data.image_set import ImageSet
 from data.problems import SWAPPED_SIZE, other_size
+from utils.image_file import decode, image_hw, is_transposed, lies_on_its_side
 
 UNREADABLE = ("image that does not open", "images that do not open")
 OTHER_SIZE = ("image of another size than annotated", "images of another size than annotated")

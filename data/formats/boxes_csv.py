@@ -16,10 +16,10 @@ from pathlib import Path
 
 from data.formats.image_finder import ImageFinder, is_image_name
 from data.formats.split_names import ordered, split_folders, usual_split
-from data.image_file import SUFFIXES, image_hw
 from data.image_set import FoundObject, ImageSet, Record, pack
 from data.problems import BROKEN_IMAGE, BROKEN_LABEL, Problems
 from utils.errors import UserError
+from utils.image_file import SUFFIXES, image_hw
 from utils.listing import decoded, read_bounded
 from utils.printable import printable
 

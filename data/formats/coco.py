@@ -17,10 +17,10 @@ from typing import Any
 from data.formats.image_finder import ImageFinder, Listings, spellings
 from data.formats.instances import annotation_fault, load_instances, whole_number, without_supercategory
 from data.formats.split_names import SPELLED, ordered, split_folders, usual_split
-from data.image_file import image_hw, is_plausible, is_transposed, lies_on_its_side
 from data.image_set import FoundObject, ImageSet, Record, pack
 from data.problems import BROKEN_IMAGE, NO_CLASS, SWAPPED_SIZE, Problems, other_size
 from utils.errors import UserError
+from utils.image_file import image_hw, is_plausible, is_transposed, lies_on_its_side
 
 EXPECTED = "a COCO folder (annotations/instances_<split>.json, or <split>/_annotations.coco.json), a COCO .json file"
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-from data.image_file import SUFFIXES
 from data.problems import FOUND_ELSEWHERE, LEFT_FOLDER, MISSING_IMAGE, OTHER_FILES, Problems
+from utils.image_file import SUFFIXES
 
 _NOTES = {".txt", ".xml", ".json", ".yaml", ".yml", ".csv", ".md", ".cache", ".names", ".data"}
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.formats.image_finder import Listings
-from data.image_file import image_hw
 from data.image_set import FoundObject, Record
 from data.problems import (
     BROKEN_IMAGE,
@@ -22,6 +21,7 @@ from data.problems import (
     Problems,
 )
 from utils.errors import UserError
+from utils.image_file import image_hw
 from utils.listing import decoded, read_bounded
 
 _MOST_BYTES = 1 << 24  # some 400,000 lines

@@ -19,7 +19,6 @@ from xml.etree import ElementTree
 
 from data.formats.image_finder import ImageFinder, spellings
 from data.formats.split_names import WHOLE, ordered, split_folders
-from data.image_file import SUFFIXES, image_hw, is_plausible, is_transposed
 from data.image_set import FoundObject, ImageSet, Record, pack
 from data.problems import (
     BROKEN_ANNOTATION,
@@ -31,6 +30,7 @@ from data.problems import (
     other_size,
 )
 from utils.errors import UserError
+from utils.image_file import SUFFIXES, image_hw, is_plausible, is_transposed
 from utils.listing import decoded, read_bounded, read_lines
 from utils.printable import printable
 

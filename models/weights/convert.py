@@ -8,7 +8,7 @@ from cfg.convolution import ConvSpec
 from cfg.edit import with_values
 from cfg.parse import parse_sections
 from cfg.plan import parse_plan
-from models.detector import build_network
+from models.stored_network import build_network
 from models.weights.writer import write_weights
 from utils.atomic_file import atomic_write
 from utils.checkpoint import Checkpoint

@@ -8,9 +8,9 @@ from pathlib import Path
 from cfg.convolution import ConvSpec
 from cfg.edit import with_values
 from cfg.plan import HERE, Plan, load_plan, parse_plan
-from models.detector import make_checkpoint
 from models.norms.domains import has_domains, plain_state
 from models.norms.options import NormOptions, resolve_norm
+from models.stored_network import make_checkpoint
 from models.weights.reader import read_header, read_weights
 from utils.checkpoint import Checkpoint
 from utils.console import line

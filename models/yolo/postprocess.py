@@ -1,14 +1,15 @@
-"""Raw heads -> Detections: score threshold, class-wise non-maximum suppression, the best K."""
+"""Raw heads -> candidates, by a score threshold -> Detections, by class-wise non-maximum suppression: the best K."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cfg.yolo import NMS_KINDS
+from cfg.yolo import NMS_KINDS, YoloSpec
 from models.yolo.coder import at_least_float32, decode_head
 from models.yolo.head import RawHead
 from models.yolo.nms import NmsRule, classwise_nms
@@ -28,7 +29,7 @@ class DetectionOptions:
     resize: str = knob(
         "opencv",
         "how an image becomes the network's input: OpenCV, which averages where it shrinks, or darknet's own bilinear",
-        choices=("opencv", "darknet"),  # data.geometry.RESIZES
+        choices=("opencv", "darknet"),  # utils.letterbox.RESIZES
     )
     nms: str = knob(
         "cfg",
@@ -43,26 +44,23 @@ class DetectionOptions:
     max_detections: int | None = knob(100, "keep this many per image, best first; COCO scores 100", unit="N", low=1)
 
 
-@torch.no_grad()
-def postprocess(
-    heads: Sequence[RawHead], options: DetectionOptions, units_px: Sequence[tuple[float, float]] | None = None
-) -> list[Detections]:
-    """Return one Detections per image. A box may be detected in several classes; score = objectness * class.
+def _default(name: str, value: Any) -> Any:
+    """Return a knob of DetectionOptions with another default."""
+    return field(default=value, metadata=DetectionOptions.__dataclass_fields__[name].metadata)
 
-    max_detections=None keeps all that NMS keeps of the best MAX_CANDIDATES. units_px: per image, the (width, height) in
-    input pixels of the unit in which NMS measures distances; None: input pixels.
-    """
-    last = heads[-1].spec
-    kind = last.nms_kind if options.nms == "cfg" else options.nms
-    rule = NmsRule(kind=kind, iou=options.nms_iou, beta=last.beta_nms)
-    images = candidates(heads, confidence=options.confidence)
-    units_px = units_px or [(1.0, 1.0)] * len(images)
-    return [_best(found, rule, unit, options.max_detections) for found, unit in zip(images, units_px, strict=True)]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnDetectionOptions(DetectionOptions):
+    """DetectionOptions with defaults for people to look at."""
+
+    confidence: float = _default("confidence", 0.25)
+    nms_iou: float = _default("nms_iou", 0.45)
+    max_detections: int | None = _default("max_detections", 300)
 
 
 def candidates(heads: Sequence[RawHead], *, confidence: float) -> list[Detections]:
     """Return per image all boxes and classes that score above `confidence`, before suppression, in darknet's order:
-    by head, row, column, anchor, class."""
+    by head, row, column, anchor, class. A box may be detected in several classes; score = objectness * class."""
     images = len(heads[0].logits)
     boxes = torch.cat([decode_head(head).permute(0, 2, 3, 1, 4).reshape(images, -1, 4) for head in heads], dim=1)
     scores = torch.cat([_scores(head).reshape(images, -1, head.spec.classes) for head in heads], dim=1)
@@ -71,6 +69,24 @@ def candidates(heads: Sequence[RawHead], *, confidence: float) -> list[Detection
         index, label = (score > confidence).nonzero(as_tuple=True)
         found.append(Detections(boxes=box[index], scores=score[index, label], labels=label))
     return found
+
+
+def suppress(
+    images: Sequence[Detections],
+    last: YoloSpec,
+    options: DetectionOptions,
+    units_px: Sequence[tuple[float, float]] | None = None,
+) -> list[Detections]:
+    """Return per image the best of its candidates that non-maximum suppression keeps, best first.
+
+    last: the network's last [yolo], which specifies nms=cfg. max_detections=None keeps all that NMS keeps of the best
+    MAX_CANDIDATES. units_px: per image, the (width, height) in input pixels of the unit in which NMS measures
+    distances; None: input pixels.
+    """
+    kind = last.nms_kind if options.nms == "cfg" else options.nms
+    rule = NmsRule(kind=kind, iou=options.nms_iou, beta=last.beta_nms)
+    units_px = units_px or [(1.0, 1.0)] * len(images)
+    return [_best(found, rule, unit, options.max_detections) for found, unit in zip(images, units_px, strict=True)]
 
 
 def _scores(head: RawHead) -> Tensor:

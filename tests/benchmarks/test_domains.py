@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.domains import SPLITS, recoloured, table_of
 from data.annotation_formats import open_image_set
 from data.digits import make_digits
-from data.image_file import read_image
+from utils.image_file import read_image
 
 
 def row(scheme: str, seed: int, first: float, second: float, steps: int = 8) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from data.anchors import deal_masks, fit_on_unseen, input_shapes, judge, main, r
 from data.annotation_formats import open_image_set
 from data.clusters import ShapeFit
 from data.digits import make_digits
-from data.geometry import whole_placement
 from tests.data.sets import SCENES, write_coco, write_darknet, write_voc
 from utils.errors import UserError
+from utils.letterbox import whole_placement
 from utils.page import run_page
 
 SHIPPED = ("yolov4", "yolov4-csp", "yolov4-tiny", "yolov4-tiny-3l", "yolov4-pico")

@@ -16,9 +16,9 @@ import pytest
 
 import data.image_cache
 from data.image_cache import ImageCache, file_stamp, open_cache, shrunk_hws, slot_bytes
-from data.image_file import read_image
 from data.image_set import ImageSet
 from tests.data.sets import noise_image_set, write_image
+from utils.image_file import read_image
 
 SLOT = 60 * 80 * 3  # of noise_set
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 import train
 from cfg.plan import load_plan
-from models.detector import make_checkpoint
 from models.network import Network
 from models.norms.factory import norm_factory
 from models.norms.options import NormOptions
+from models.stored_network import make_checkpoint
 from utils.errors import UserError
 
 FROZEN = ("layers.0.",)

@@ -15,11 +15,11 @@ import evaluate
 import train
 from cfg.plan import load_plan
 from engine.job import parse_job
-from models.detector import make_checkpoint
 from models.network import Network
 from models.norms import own
 from models.norms.factory import norm_factory
 from models.norms.options import NormOptions
+from models.stored_network import make_checkpoint
 from tests.e2e.conftest import TOY_CFG
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError

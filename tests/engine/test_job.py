@@ -12,10 +12,10 @@ from data.digits import make_digits
 from engine.data_sets import open_sets
 from engine.job import parse_job
 from engine.resuming import other_classes
-from models.detector import make_checkpoint
 from models.network import Network
 from models.norms.factory import norm_factory
 from models.norms.options import NormOptions, resolve_norm
+from models.stored_network import make_checkpoint
 from utils.errors import UserError
 
 

@@ -26,10 +26,10 @@ from engine.recipe import (
     planned_steps,
     usual_steps,
 )
-from models.detector import make_checkpoint
 from models.network import Network
 from models.norms.factory import norm_factory
 from models.norms.options import NormOptions, resolve_norm
+from models.stored_network import make_checkpoint
 from options import OptimOptions, TrainOptions
 from tests.e2e.conftest import TOY_CFG
 

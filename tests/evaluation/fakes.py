@@ -31,7 +31,7 @@ Units = Sequence[tuple[float, float]] | None
 class FakeDetector(Detector):
     """A Detector without a network; subclasses say what it detects. asked: the units and options of each image."""
 
-    network: Any = None
+    predictor: Any = None
     class_names: tuple[str, ...] = MODEL_NAMES
     letterbox: bool = True
     options: DetectionOptions = field(default_factory=DetectionOptions)
@@ -50,19 +50,19 @@ class FakeDetector(Detector):
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def __call__(self, images: torch.Tensor, units_px: Units = None) -> list[Detections]:
+    def detect_batch(self, images: torch.Tensor, units_px: Units = None) -> list[Detections]:
         assert units_px is not None and len(units_px) == len(images)
         self.asked.extend((unit, self.options) for unit in units_px)
-        return [self.detect(round(image[0, 20, 20].item() * 255)) for image in images]
+        return [self.objects(round(image[0, 20, 20].item() * 255)) for image in images]
 
-    def detect(self, image_id: int) -> Detections:
+    def objects(self, image_id: int) -> Detections:
         raise NotImplementedError
 
 
 class PerfectDetector(FakeDetector):
     """Detects the objects of `known_images`, and a bird, which the data set does not know."""
 
-    def detect(self, image_id: int) -> Detections:
+    def objects(self, image_id: int) -> Detections:
         boxes, labels = objects_of(image_id)
         boxes = PLACEMENT.to_input(np.append(boxes, [[0, 0, 80, 60]], axis=0).astype(np.float32))
         labels = np.append(np.array([2, 0])[labels], 1)

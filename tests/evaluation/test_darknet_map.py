@@ -154,8 +154,8 @@ def known(tmp_path: Path) -> ImageSet:
 class HalfBlind(PerfectDetector):
     """Sees no more than the first object of an image, and the bird."""
 
-    def detect(self, image_id: int) -> Detections:
-        detections = super().detect(image_id)
+    def objects(self, image_id: int) -> Detections:
+        detections = super().objects(image_id)
         return detections.where(torch.tensor([0, len(detections) - 1])) if len(detections) > 1 else NOTHING
 
 

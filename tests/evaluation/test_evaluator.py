@@ -71,8 +71,8 @@ def test_a_perfect_detector_scores_one_and_leaves_its_files(images: ImageSet, tm
 
 def test_missing_objects_cost_recall(images: ImageSet):
     class Lazy(PerfectDetector):
-        def detect(self, image_id: int) -> Detections:
-            found = super().detect(image_id)
+        def objects(self, image_id: int) -> Detections:
+            found = super().objects(image_id)
             return found.where(torch.arange(len(found)) == 0)
 
     assert len(evaluator_of(Lazy(), images).detect()) == 3
@@ -82,8 +82,8 @@ def test_the_best_are_taken_of_those_the_data_set_knows(images: ImageSet):
     """Not of all, where birds push the objects out; the detector is asked for all."""
 
     class BirdWatcher(PerfectDetector):
-        def detect(self, image_id: int) -> Detections:
-            found = super().detect(image_id)
+        def objects(self, image_id: int) -> Detections:
+            found = super().objects(image_id)
             birds = Detections(boxes=torch.rand(5, 4), scores=torch.linspace(1, 0.95, 5), labels=torch.ones(5).long())
             return Detections(**{name: torch.cat([getattr(birds, name), getattr(found, name)]) for name in FIELDS})
 
@@ -96,7 +96,7 @@ def test_the_best_are_taken_of_those_the_data_set_knows(images: ImageSet):
 
 def test_finding_nothing_is_a_score_of_zero(images: ImageSet):
     class Blind(PerfectDetector):
-        def detect(self, image_id: int) -> Detections:
+        def objects(self, image_id: int) -> Detections:
             return NOTHING
 
     evaluator = evaluator_of(Blind(), images)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.geometry import RESIZES
 from data.image_set import ImageSet
 from evaluation.inference import detect_batches, image_batches
 from models.yolo.postprocess import DetectionOptions
 from tests.evaluation.fakes import PerfectDetector, known_images
+from utils.letterbox import RESIZES
 from utils.structures import Detections
 
 
@@ -41,12 +41,12 @@ def test_a_mosaic_cannot_be_evaluated(images: ImageSet):
 
 def test_batches_too_large_for_memory_are_detected_in_parts(images: ImageSet):
     class Small(PerfectDetector):
-        def __call__(
+        def detect_batch(
             self, images: torch.Tensor, units_px: Sequence[tuple[float, float]] | None = None
         ) -> list[Detections]:
             if len(images) > 1:
                 raise torch.OutOfMemoryError
-            return super().__call__(images, units_px)
+            return super().detect_batch(images, units_px)
 
     detector = Small()
     ((_, found),) = detect_batches(detector, image_batches(detector, images, batch_size=4, workers=0))

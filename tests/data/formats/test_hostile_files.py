@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from data.annotation_formats import open_image_set
-from data.image_file import image_hw, read_image
 from tests.data.packagings import PACKAGINGS, text
 from utils.errors import UserError, exit_on_error
+from utils.image_file import image_hw, read_image
 
 ENTITIES = (
     '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><annotation><filename>&b;</filename></annotation>',

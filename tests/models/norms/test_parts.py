@@ -12,7 +12,6 @@ from torch import nn
 from cfg.convolution import ConvSpec
 from cfg.plan import Plan, load_plan, parse_plan
 from models.blocks import ConvNormAct
-from models.detector import build_network, make_checkpoint
 from models.network import Network
 from models.norms.bn import FrozenBatchNorm
 from models.norms.cbn import CrossIterationBatchNorm
@@ -22,6 +21,7 @@ from models.norms.fold import can_fold
 from models.norms.options import NormOptions, norm_of_weights, resolve_norm, stored_norm
 from models.norms.parts import norm_parts, parts_in_words
 from models.norms.used_weight import CentralizedConv2d
+from models.stored_network import build_network, make_checkpoint
 from models.weights.convert import write_darknet
 from models.weights.start import load_matching, start_from
 from models.weights.trained import read_trained

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from cfg.plan import load_plan, parse_plan
-from models.detector import build_network, make_checkpoint
 from models.norms.factory import norm_factory
 from models.norms.options import NormOptions
+from models.stored_network import build_network, make_checkpoint
 from models.weights.__main__ import main
 from models.weights.convert import cfg_text
 from models.weights.reader import Header, read_weights

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from cfg.plan import parse_plan
-from models.detector import make_checkpoint
 from models.network import Network
 from models.norms.factory import norm_factory
 from models.norms.options import NormOptions
 from models.norms.running_stats import has_running_statistics
 from models.norms.table import NORMS
 from models.norms.used_weight import filters_of
+from models.stored_network import make_checkpoint
 from models.weights.start import load_matching, read_start, start_from
 from models.weights.writer import write_weights
 from tests.models.norms.kinds import BN_IN_INFERENCE, KINDS

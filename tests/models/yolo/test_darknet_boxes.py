@@ -17,11 +17,11 @@ from torch import Tensor
 
 from cfg.plan import load_plan
 from cfg.yolo import NMS_KINDS, YoloSpec
-from data.geometry import whole_placement
 from models.yolo.head import RawHead
 from models.yolo.nms import NmsRule, classwise_nms
-from models.yolo.postprocess import DetectionOptions, candidates, postprocess
+from models.yolo.postprocess import DetectionOptions, candidates, suppress
 from tests.darknet_fixtures import dog, network_of, write_weights
+from utils.letterbox import whole_placement
 from utils.structures import Detections
 
 NETS = ["yolov4", "yolov4-tiny", "yolov4-tiny-3l", "yolov4-csp", "yolov3", "yolov3-spp", "yolov3-tiny"]
@@ -84,7 +84,8 @@ def check_keeps(found: Detections, keeps: Boxes, prefix: str = "") -> None:
 def check_letterboxed(heads: Sequence[RawHead], dets: np.ndarray, confidence: float, tolerance: float) -> None:
     """An image of 640 x 360 in the input: its boxes in shares of its sides, after suppression, in any order."""
     knobs = {"confidence": confidence, "nms_iou": NMS_IOU, "max_detections": None}
-    (found,) = postprocess(heads, DetectionOptions(**knobs, nms="default"))
+    options = DetectionOptions(**knobs, nms="default")
+    (found,) = suppress(candidates(heads, confidence=confidence), heads[-1].spec, options)
     place = whole_placement(IMAGE_HW, INPUT_HW, letterbox=True)
     corners = (found.boxes - torch.tensor([place.left_px, place.top_px] * 2)) / torch.tensor(place.image_px * 2)
     centre, size = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]

@@ -11,7 +11,7 @@ from cfg.yolo import YoloSpec
 from models.yolo import postprocess as module
 from models.yolo.coder import decode_head, encode
 from models.yolo.head import RawHead
-from models.yolo.postprocess import DetectionOptions, candidates, postprocess
+from models.yolo.postprocess import DetectionOptions, candidates, suppress
 from tests.models.yolo.grids import grid_of
 from tests.reference import nms as oracle
 from utils.structures import Detections
@@ -41,6 +41,10 @@ def head_saying(boxes, scores) -> RawHead:
     logits[0, 0, 0, :, :4] = encode(torch.tensor(boxes).double(), **grid_of(cells, anchors, (8.0, 8.0), spec))
     logits[0, 0, 0, :, 5:] = torch.tensor(scores).double().clamp(1e-9, 1 - 1e-9).logit()
     return RawHead(logits=logits, spec=spec, stride_px=(8.0, 8.0))
+
+
+def postprocess(heads: list[RawHead], options: DetectionOptions, units_px=None) -> list[Detections]:
+    return suppress(candidates(heads, confidence=options.confidence), heads[-1].spec, options, units_px)
 
 
 def rows_of(found: Detections) -> list[tuple]:

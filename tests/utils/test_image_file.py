@@ -5,8 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data.image_file import SUFFIXES, hw_of_boxes, image_hw, is_transposed, read_image
 from tests.data.sets import with_orientation, write_image
+from utils.image_file import SUFFIXES, hw_of_boxes, image_hw, is_transposed, read_image
 
 SHORT_SEGMENTS = [b"\xff\xd8\xff\xe0\x00" + bytes([length]) + bytes(40) for length in (0, 1)]
 

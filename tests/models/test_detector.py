@@ -1,4 +1,4 @@
-"""One image through detect.py, with a detector that records what it is called with."""
+"""One image through a detector, which records what its network is called with."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from data.geometry import as_input
-from detect import detect
 from models.yolo.postprocess import DetectionOptions
 from tests.evaluation.fakes import FakeDetector, Units
+from utils.letterbox import as_input
 from utils.structures import Detections
 
 
 class TwoBoxes(FakeDetector):
     """A box in the middle of the input, and one in its first columns."""
 
-    def __call__(self, images: torch.Tensor, units_px: Units = None) -> list[Detections]:
+    def detect_batch(self, images: torch.Tensor, units_px: Units = None) -> list[Detections]:
         calls.append((images, units_px))
         boxes = torch.tensor([[32.0, 16, 64, 48], [0, 0, 8, 64]])
         return [Detections(boxes=boxes, scores=torch.tensor([0.9, 0.8]), labels=torch.tensor([1, 0]))]
@@ -37,7 +36,7 @@ def test_boxes_come_back_in_the_images_pixels(letterbox, unit, boxes, resize) ->
     image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
     calls.clear()
     detector = TwoBoxes(letterbox=letterbox, options=DetectionOptions(resize=resize), hw=(64, 96))
-    found = detect(detector, image)
+    (found,) = detector.detect([image])
     expected = torch.tensor(boxes, dtype=torch.float32)
     torch.testing.assert_close(found.boxes, expected)
     ((pixels, units_px),) = calls
