@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cfg.plan import Plan
 from models.export.metadata import Metadata
+from models.export.ncnn_file import open_ncnn
 from models.export.onnx_file import open_onnx
 from models.export.openvino_file import open_openvino
 from models.export.torchscript_file import open_torchscript
@@ -25,27 +26,44 @@ OPENERS: dict[str, Callable[[Path], tuple[Metadata, Run]]] = {
     ".onnx": open_onnx,
     ".xml": open_openvino,
     ".torchscript": open_torchscript,
+    ".json": open_ncnn,
 }
 
 
-class ExportedPredictor:
-    """A Predictor that runs an exported file, on the CPU."""
+def load_exported(
+    path: Path, *, device: str = "auto", input_hw: tuple[int, int] | None = None, options: object = None
+) -> FilePredictor:
+    """Open an exported file, by its ending. input_hw: (height, width) in pixels, of a file with dynamic size.
+
+    Raises UserError for a file that is missing, damaged, foreign or malicious, for a missing library, and for a device
+    other than the CPU.
+    """
+    if device not in ("auto", "cpu"):
+        raise UserError(f"{path}: exported files run on the CPU here: --device {device} is of checkpoints")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        metadata, run = OPENERS[path.suffix.lower()](path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read, {error.strerror}") from error
+    return FilePredictor(path, metadata, run, metadata.plan(path, input_hw))
+
+
+class FilePredictor:
+    """An ExportedPredictor of a file that is open, on the CPU."""
 
     device = torch.device("cpu")
 
-    def __init__(self, path: Path, *, input_hw: tuple[int, int] | None = None) -> None:
-        """input_hw: of a file with dynamic size.
+    def __init__(self, path: Path, metadata: Metadata, run: Run, plan: Plan) -> None:
+        self.path, self.metadata, self.plan, self._run = path, metadata, plan, run
 
-        Raises UserError for a file that is missing, damaged, foreign or malicious, and for a missing library.
-        """
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
-        self.path = path
-        try:
-            self.metadata, self._run = OPENERS[path.suffix](path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read, {error.strerror}") from error
-        self.plan = self.metadata.plan(path, input_hw)
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.metadata.class_names
+
+    @property
+    def letterbox(self) -> bool:
+        return self.metadata.letterbox
 
     @torch.no_grad()
     def candidates(self, images: Tensor, *, confidence: float) -> list[Detections]:

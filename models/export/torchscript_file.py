@@ -29,12 +29,16 @@ _FOREIGN_CODE = re.compile(
 )
 
 
-def make_torchscript(network: Network, metadata: Metadata) -> Any:
-    """Return the torch.jit.ScriptModule of a folded network, in the precision of its parameters."""
+def make_torchscript(network: Network, metadata: Metadata, *, is_frozen: bool = True) -> Any:
+    """Return the torch.jit.ScriptModule of a folded network, in the precision of its parameters.
+
+    is_frozen: parameters become constants of one flat function, for speed.
+    """
     graph = ExportGraph(network, decoded=metadata.outputs != "heads", is_dynamic=metadata.is_dynamic).eval()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is deprecated
-        return torch.jit.freeze(torch.jit.trace(graph, (example_images(metadata),), check_trace=False))
+        trace = torch.jit.trace(graph, (example_images(metadata),), check_trace=False)
+        return torch.jit.freeze(trace) if is_frozen else trace
 
 
 def write_torchscript(path: Path, module: Any, metadata: Metadata) -> list[Path]:
