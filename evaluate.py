@@ -15,7 +15,7 @@ from evaluation.darknet_map import WHY_NOT_COCO, measure_as_darknet
 from evaluation.evaluator import Evaluator
 from evaluation.norm_report import write_norm_report
 from evaluation.recalibration import recalibrate_on, sample_images
-from models.detector import Detector
+from models.detector import Detector, is_exported
 from models.norms.freeze_stats import use_batch_statistics
 from models.norms.running_stats import norms_with_statistics
 from models.weights.trained import read_trained
@@ -37,14 +37,7 @@ class _Loading(TypedDict):
 def main(argv: Sequence[str] | None = None) -> None:
     given = parse_flags(EvaluateOptions, argv, foreign=FOREIGN_FLAGS)
     options = resolve(EvaluateOptions, given)
-    checkpoint, origin = read_trained(options.weights, cfg=options.cfg, names=options.names, domain=options.domain)
-    detector = Detector.from_checkpoint(
-        checkpoint,
-        options.detection,
-        path=options.weights,
-        device=pick_device(options.device),
-        input_hw=options.image_size,
-    )
+    detector, checkpoint = load(options)
     check_flags(options, given, detector)
     image_set = open_image_set(options.data, options.split, val_fraction=options.val_fraction)
     if options.classes:
@@ -56,13 +49,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.recalibrate_on:
         population = open_image_set(options.recalibrate_on, "train", val_fraction=options.val_fraction)
     folder = free_folder(options.out, default=f"eval-{image_set.name}-{image_set.split}")
-    announce(checkpoint, origin, image_set)
+    announce(checkpoint, detector.origin, image_set)
     if options.norm_report:
+        assert checkpoint is not None, "an exported file has no norms"
         images = sample_images(image_set, detector, image_count=options.recalibrate_images, **loading)
         print(write_norm_report(folder, checkpoint, detector, images))
     if options.norm_stats == "batch":
         use_batch_statistics(detector.network)
     if population is not None:
+        assert checkpoint is not None, "an exported file has no norms"
         before = evaluator.measure()
         source = recalibrate_on(population, detector, image_count=options.recalibrate_images, **loading)
         weights = detector.network.state_dict()  # statistics depend on the input size
@@ -83,6 +78,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{change}: {folder / 'recalibrated.pt'}")
 
 
+def load(options: EvaluateOptions) -> tuple[Detector, Checkpoint | None]:
+    """Return the detector with its norms, and its checkpoint; without either for an exported file."""
+    if is_exported(options.weights):
+        detector = Detector.load(
+            options.weights,
+            cfg=options.cfg,
+            names=options.names,
+            domain=options.domain,
+            device=options.device,
+            input_hw=options.image_size,
+            options=options.detection,
+        )
+        return detector, None
+    checkpoint, origin = read_trained(options.weights, cfg=options.cfg, names=options.names, domain=options.domain)
+    detector = Detector.from_checkpoint(
+        checkpoint,
+        options.detection,
+        path=options.weights,
+        device=pick_device(options.device),
+        input_hw=options.image_size,
+    )
+    return replace(detector, origin=origin), checkpoint
+
+
 def check_flags(options: EvaluateOptions, given: dict[str, Any], detector: Detector) -> None:
     """Raise UserError for flags that contradict each other, or that another flag or the network's norms do not read."""
     needs_population = options.norm_report or options.recalibrate_on is not None
@@ -99,7 +118,7 @@ def check_flags(options: EvaluateOptions, given: dict[str, Any], detector: Detec
         raise UserError(f"--{unread[0].replace('_', '-')} is read with --metric darknet only")
 
 
-def announce(checkpoint: Checkpoint, origin: Sequence[str], image_set: ImageSet) -> None:
+def announce(checkpoint: Checkpoint | None, origin: Sequence[str], image_set: ImageSet) -> None:
     """Print what is evaluated. origin: lines about darknet's files."""
     for text in origin:
         print(text)
@@ -108,6 +127,8 @@ def announce(checkpoint: Checkpoint, origin: Sequence[str], image_set: ImageSet)
         warn(finding)
     for note in image_set.problems.notes():
         say("", note)
+    if checkpoint is None:
+        return
     is_official = checkpoint.is_darknet and "yolov4" in checkpoint.cfg_name and len(checkpoint.class_names) == 80
     places = (image_set.name, image_set.coco_json or "", os.path.dirname(image_set[0].path))
     if is_official and any("val2017" in place for place in places):

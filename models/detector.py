@@ -1,4 +1,7 @@
-"""A trained network with everything it takes to use it: images -> Detections."""
+"""A trained network with everything it takes to use it.
+
+From Python: `detector = Detector.load("best.pt"); found = detector("street.jpg")` (docs/python.md).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cfg.plan import Plan
+from models.found import Found
 from models.network import Network
 from models.norms.fold import can_fold, fold
 from models.predictor import EXPORTED, Predictor, TorchPredictor
@@ -22,13 +26,17 @@ from models.yolo.postprocess import DetectionOptions, DrawnDetectionOptions, sup
 from utils.checkpoint import Checkpoint
 from utils.environment import pick_device
 from utils.errors import UserError
+from utils.knob import check_limits
 from utils.letterbox import as_input
+from utils.rgb_image import AnyImage, rgb_of
 from utils.structures import Detections, Placement, pixels_of
+
+_GPU_IMAGES = 16  # of a list, in one forward; a CPU is no faster with several
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detector:
-    """A predictor and what is done before and after it.
+    """A predictor and what is done before and after it; call it with images. Several threads may use one at a time.
 
     letterbox: images keep their aspect ratio in the network's input. origin: lines for the console about where
     darknet's weights and names come from.
@@ -60,6 +68,8 @@ class Detector:
         Raises UserError for what is missing, damaged or of another kind; no code is run that a file holds.
         """
         path, options = os.fspath(path), options or DrawnDetectionOptions()
+        if input_hw is not None:
+            _check_size(input_hw)
         if is_exported(path):
             if cfg is not None or names is not None or domain is not None:
                 raise UserError(f"{path}: an exported file knows its network and classes: leave cfg, names, domain out")
@@ -125,16 +135,76 @@ class Detector:
     def device(self) -> torch.device:
         return self.predictor.device
 
+    @overload
+    def __call__(
+        self,
+        images: AnyImage,
+        *,
+        confidence: float | None = None,
+        nms_iou: float | None = None,
+        classes: Sequence[str] = (),
+    ) -> Found: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Sequence[AnyImage],
+        *,
+        confidence: float | None = None,
+        nms_iou: float | None = None,
+        classes: Sequence[str] = (),
+    ) -> list[Found]: ...
+
+    def __call__(
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        *,
+        confidence: float | None = None,
+        nms_iou: float | None = None,
+        classes: Sequence[str] = (),
+    ) -> Found | list[Found]:
+        """Detect in an image of any size, or in each of a list or tuple of them.
+
+        images: see `rgb_of`. confidence, nms_iou: in place of the options'. classes: by name; () is all of them.
+        Raises UserError, TypeError and ValueError, with one sentence, for what is no image, number or class.
+        """
+        changed = {"confidence": confidence, "nms_iou": nms_iou}
+        detector = self.with_options(**{name: value for name, value in changed.items() if value is not None})
+        check_limits(detector.options)
+        kept = self.labels_of(classes)
+        if not isinstance(images, list | tuple):
+            return detector._find([images], kept)[0]
+        if not images:
+            raise ValueError("the list of images is empty")
+        size = 1 if self.device.type == "cpu" else _GPU_IMAGES
+        return [found for k in range(0, len(images), size) for found in detector._find(images[k : k + size], kept)]
+
+    def _find(self, images: Sequence[AnyImage], kept: Tensor) -> list[Found]:
+        """Detect objects of the labels `kept`, in one forward."""
+        found = self.detect([rgb_of(image) for image in images])
+        of_classes = [each.where(torch.isin(each.labels, kept)) for each in found]
+        return [Found.of(each, self.class_names, image) for each, image in zip(of_classes, images, strict=True)]
+
+    def labels_of(self, classes: Sequence[str]) -> Tensor:
+        """Return the labels (C,) of the named classes, of all for (). Raises UserError for an unknown one."""
+        if isinstance(classes, str):
+            raise TypeError(f"classes is a list of names, such as ['{classes}'], not a string")
+        if unknown := [name for name in classes if name not in self.class_names]:
+            known = ", ".join(self.class_names[:20])
+            raise UserError(f"the network knows no class '{unknown[0]}', but {known}")
+        return torch.tensor([self.class_names.index(name) for name in classes or self.class_names])
+
     def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detect in images (H, W, 3) uint8 RGB of any sizes, in one forward.
 
         Returns boxes in each image's own pixels, on the CPU.
         """
         laid = [self.lay(image) for image in images]
-        pixels = torch.from_numpy(np.stack([image for image, _ in laid])).permute(0, 3, 1, 2).to(self.device)
+        stacked = torch.from_numpy(np.stack([image for image, _ in laid]))
+        pixels = pixels_of(stacked.to(self.device).permute(0, 3, 1, 2).contiguous())
         placements = [placement for _, placement in laid]
         # Distances in NMS are relative to the image, as in darknet.
-        found = self.detect_batch(pixels_of(pixels), [placement.image_px for placement in placements])
+        found = self.detect_batch(pixels, [placement.image_px for placement in placements])
         return [_in_image(each.cpu(), placement) for each, placement in zip(found, placements, strict=True)]
 
     def lay(self, image: np.ndarray) -> tuple[np.ndarray, Placement]:
@@ -154,6 +224,13 @@ class Detector:
 def is_exported(path: str) -> bool:
     """Return whether a file is one that export.py writes, by its ending."""
     return Path(path).suffix.lower() in EXPORTED
+
+
+def _check_size(input_hw: object) -> None:
+    match input_hw:
+        case (int(height), int(width)) if height > 0 and width > 0:
+            return
+    raise UserError(f"input_hw is {input_hw!r}, not (height, width) in pixels, such as (416, 416)")
 
 
 def _in_image(found: Detections, placement: Placement) -> Detections:

@@ -46,7 +46,7 @@ def test_batches_too_large_for_memory_are_detected_in_parts(images: ImageSet):
         ) -> list[Detections]:
             if len(images) > 1:
                 raise torch.OutOfMemoryError
-            return super().__call__(images, units_px)
+            return super().detect_batch(images, units_px)
 
     detector = Small()
     ((_, found),) = detect_batches(detector, image_batches(detector, images, batch_size=4, workers=0))
