@@ -8,7 +8,7 @@ Akyon et al. 2022, "Slicing Aided Hyper Inference", arXiv:2202.06934, merges all
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,15 +70,10 @@ def detect_tiled(detect: DetectAll, image: np.ndarray, options: TilingOptions, i
         return whole
     # What is small is seen better in tiles, and would be kept twice where its coarse box lies a bit aside.
     found = [whole.where((whole.boxes[:, 2:] - whole.boxes[:, :2]).amax(1) > overlap_px(options) / 2)]
-    for chunk in tiles.split(_AT_ONCE):
-        found += [
-            Detections(boxes=each.boxes + tile[:2].repeat(2), scores=each.scores, labels=each.labels)
-            for each, tile in zip(
-                detect([image[top:bottom, left:right] for left, top, right, bottom in chunk.tolist()]),
-                chunk,
-                strict=True,
-            )
-        ]
+    for first in range(0, len(tiles), _AT_ONCE):
+        chunk = tiles[first : first + _AT_ONCE]
+        seen = detect([image[top:bottom, left:right] for left, top, right, bottom in chunk.tolist()])
+        found += [replace(each, boxes=each.boxes + tile[:2].repeat(2)) for each, tile in zip(seen, chunk, strict=True)]
     windows = torch.cat([torch.tensor([[0, 0, hw[1], hw[0]]]), tiles])
     window = windows.repeat_interleave(torch.tensor([len(each) for each in found]), dim=0).float()
     return merge(_together(found), window, hw, overlap_px(options), iou)
