@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from utils.letterbox import as_input
 from utils.rgb_image import AnyImage, rgb_of
 from utils.structures import Detections, Placement, pixels_of
 
+_Image = TypeVar("_Image", bound=AnyImage)
 _GPU_IMAGES = 16  # of a list, in one forward; a CPU is no faster with several
 
 
@@ -148,7 +149,7 @@ class Detector:
     @overload
     def __call__(
         self,
-        images: Sequence[AnyImage],
+        images: list[_Image] | tuple[_Image, ...],
         *,
         confidence: float | None = None,
         nms_iou: float | None = None,
@@ -157,7 +158,7 @@ class Detector:
 
     def __call__(
         self,
-        images: AnyImage | Sequence[AnyImage],
+        images: AnyImage | list[_Image] | tuple[_Image, ...],
         *,
         confidence: float | None = None,
         nms_iou: float | None = None,
