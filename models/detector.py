@@ -40,7 +40,7 @@ class Detector:
     """A predictor and what is done before and after it; call it with images. Several threads may use one at a time.
 
     letterbox: images keep their aspect ratio in the network's input. origin: lines for the console about where
-    darknet's weights and names come from.
+    darknet's weights and names come from. Raises UserError for options that the predictor cannot follow.
     """
 
     predictor: Predictor
@@ -48,6 +48,9 @@ class Detector:
     letterbox: bool
     options: DetectionOptions
     origin: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.predictor.check(self.options)
 
     @classmethod
     def load(
@@ -75,9 +78,9 @@ class Detector:
             if cfg is not None or names is not None or domain is not None:
                 raise UserError(f"{path}: an exported file knows its network and classes: leave cfg, names, domain out")
             # Here, because it needs a runtime.
-            from models.export.load import load_exported  # type: ignore[import-not-found, unused-ignore]
+            from models.export.load import load_exported
 
-            exported = load_exported(Path(path), device=device, input_hw=input_hw, options=options)
+            exported = load_exported(Path(path), device=device, input_hw=input_hw)
             return cls(
                 predictor=exported, class_names=exported.class_names, letterbox=exported.letterbox, options=options
             )
