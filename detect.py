@@ -18,7 +18,7 @@ from cfg.parse import CfgError
 from data.inference_sources import Frame, Source, find_sources
 from models.detector import Detector
 from models.tiling import detect_tiled
-from models.tracking import FAINT, Tracker
+from models.tracking import FAINT, Tracker, libraries
 from options import FOREIGN_FLAGS, DetectOptions
 from utils.console import counted
 from utils.errors import UserError
@@ -116,6 +116,8 @@ def make_detect(detector: Detector, options: DetectOptions) -> Callable[[np.ndar
 def main(argv: Sequence[str] | None = None) -> None:
     options = resolve(DetectOptions, parse_flags(DetectOptions, argv, foreign=FOREIGN_FLAGS))
     window = Window("detect.py") if options.show else None
+    if options.track:
+        libraries()  # before a stream is opened
     other_files: Counter[str] = Counter()
     sources = find_sources(options.sources, other_files)
     if options.track and not any(source.is_video for source in sources):

@@ -27,7 +27,7 @@ class Tracker:
     """
 
     def __init__(self, *, confidence: float, fps: float) -> None:
-        self._supervision, self._library = _import("supervision"), _import("trackers")
+        self._supervision, self._library = libraries()
         self._confidence, self._fps = confidence, fps
         self._of_class: dict[int, Any] = {}
         self._ids: dict[tuple[int, int], int] = {}  # of a class's tracker -> in this video
@@ -60,8 +60,9 @@ class Tracker:
         return found.where(torch.from_numpy(kept)), [int(track) if track > 0 else None for track in tracks[kept]]
 
 
-def _import(name: str) -> Any:
+def libraries() -> tuple[Any, Any]:
+    """Return the modules supervision and trackers, whose first import takes seconds. Raises UserError if absent."""
     try:
-        return importlib.import_module(name)
+        return importlib.import_module("supervision"), importlib.import_module("trackers")
     except ImportError as error:
         raise UserError(f"--track needs the libraries supervision and trackers ({error}): {INSTALL}") from error

@@ -161,6 +161,7 @@ def test_the_objects_of_a_video_keep_their_numbers(tmp_path: Path):
 
 @pytest.mark.usefixtures("detector")
 def test_images_alone_have_no_tracks(tmp_path: Path, folder: Path):
+    pytest.importorskip("trackers", reason="pip install --no-deps trackers, and the extra [track]")
     with pytest.raises(UserError, match="--track follows objects through a video"):
         run(tmp_path, folder, "--track")
 
