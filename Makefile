@@ -18,6 +18,7 @@ venv: $(INSTALLED)
 $(INSTALLED): $(ROOT)pyproject.toml
 	$(PYTHON) -m venv "$(VENV)"
 	cd "$(ROOT)" && "$(BIN)/python" -m pip install --quiet --editable ".[dev]"
+	"$(BIN)/python" -m pip install --quiet --no-deps "trackers>=2.6"
 	touch "$@"
 
 train: venv

@@ -1,4 +1,4 @@
-"""The settings of train.py, evaluate.py and detect.py.
+"""The settings of train.py, evaluate.py, detect.py and export.py.
 
 A setting is a dataclass field made with `knob`; groups of settings live with the part they configure and are composed
 here. `utils/flags.py` makes command lines of them. Precedence: flag > data set > cfg file > default.
@@ -12,12 +12,16 @@ from data.augment_options import AugmentOptions
 from data.image_cache import CACHES
 from evaluation.coco_backends import BACKENDS
 from evaluation.darknet_map import POINTS
+from models.export.formats import FORMATS
+from models.export.metadata import OUTPUTS, PRECISIONS
 from models.norms.old_spelling import removed_flags
 from models.norms.options import NormOptions
 from models.norms.own import trust_knob
+from models.tiling import TilingOptions
 from models.yolo.loss import LossOptions
 from models.yolo.postprocess import DetectionOptions, DrawnDetectionOptions
 from utils.duration import checked_duration
+from utils.errors import UserError
 from utils.flags import image_size_knob, parse_learning_rate, parse_names, parse_subdivisions
 from utils.knob import knob
 from utils.schedule import POLICIES
@@ -246,7 +250,11 @@ class DetectOptions:
     Find objects in images and videos and write annotated copies.
     """
 
-    sources: tuple[str, ...] = knob(MISSING, "images, folders, globs, videos, or the number of a webcam", unit="SOURCE")
+    sources: tuple[str, ...] = knob(
+        MISSING,
+        "images, folders, globs, videos, addresses (http://, rtsp://, udp://), or the number of a webcam",
+        unit="SOURCE",
+    )
     weights: str = knob(
         MISSING,
         "checkpoint, darknet's .weights (with --cfg), or a published name, as yolov4",
@@ -260,11 +268,73 @@ class DetectOptions:
     image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: as trained)")
     out: str | None = knob(None, "folder for annotated copies (default: runs/detect)", unit="DIR", formerly="run")
     save_json: bool = knob(False, "write detections.json: one entry per image, boxes as x, y, width, height in px")
-    save_txt: bool = knob(False, "write a darknet label file per image: class x y w h score, in relative coordinates")
+    save_txt: bool = knob(
+        False,
+        "write a data set: data.yaml, images/ (links, and frames), labels/ (a darknet label file each: class x y w h "
+        "score, in relative coordinates)",
+    )
     save_crops: bool = knob(False, "write a crop of each detected object")
-    max_frames: int | None = knob(None, "stop a video or webcam after this many frames", low=1)
+    save_video: bool = knob(False, "write the annotated video of live streams and webcams, too")
+    show: bool = knob(False, "show annotated images in a window; q ends")
+    track: bool = knob(False, "number each object of a video, the same one in all frames (pip install .[track])")
+    max_frames: int | None = knob(None, "stop a video, stream or webcam after detecting in this many frames", low=1)
+    stride_frames: int = knob(1, "detect in every N-th frame of a video, stream or webcam only", unit="N", low=1)
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
+    tiling: TilingOptions = field(default_factory=TilingOptions, metadata={"title": "large images"})
     detection: DetectionOptions = field(default_factory=DrawnDetectionOptions, metadata={"title": "detections"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportOptions:
+    """python export.py
+
+    Write a trained network as files for other runtimes, and prove on images that they detect the same.
+    """
+
+    weights: str = knob(MISSING, "checkpoint to export, or darknet's .weights (with --cfg)", unit="FILE")
+    to: tuple[str, ...] = knob(("onnx",), "formats to write (default onnx)", choices=FORMATS)
+    cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
+    names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
+    trust: tuple[str, ...] = trust_knob()
+    domain: str | None = knob(None, DOMAIN, unit="NAME")
+    outputs: str = knob(
+        "decoded",
+        "decoded: one tensor (N, S, 4 + 1 + C) of boxes xyxy in px, objectness, classes; heads: logits of each [yolo]; "
+        "nms: suppression in the graph, rows of image, box, score, class",
+        choices=OUTPUTS,
+    )
+    precision: str = knob("float32", "number format of the weights; int8 needs --calibrate-on", choices=PRECISIONS)
+    calibrate_on: str | None = knob(None, "find int8's scales on PATH's train split", unit="PATH")
+    calibrate_images: int = knob(100, "images for calibrate_on", unit="IMAGES", low=1)
+    image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: as trained)")
+    batch_size: int = knob(1, "images of one call", unit="IMAGES", low=1)
+    dynamic: bool = knob(False, "take any number of images, of any size whose sides the network's strides divide")
+    check: str | None = knob(
+        None, "evaluate the network and its files on this data set; exit code 1 where AP differs", unit="PATH"
+    )
+    split: str = knob("val", "split for check; 'all' of a set that nothing divides", unit="NAME")
+    val_fraction: float = knob(
+        0.0, "of a data set without a split 'val', check on what train.py holds out by this", low=0, high=0.9
+    )
+    ap_tolerance: float | None = knob(
+        None, "with check: the difference in AP that is allowed (default 0.001; int8: 0.02)", low=0, high=1
+    )
+    out: str | None = knob(None, "folder for the files (default: runs/export)", unit="DIR")
+    workers: int = knob(2, "worker processes that load images; 0 = load in the main process", low=0)
+    detection: DetectionOptions = field(default_factory=DetectionOptions, metadata={"title": "detections"})
+
+    def __post_init__(self) -> None:
+        if "ncnn" in self.to and (self.dynamic or self.batch_size > 1):
+            raise UserError("--to ncnn writes files for one image of one size: leave --dynamic and --batch-size out")
+        if self.dynamic and self.batch_size > 1:
+            raise UserError("--dynamic takes any number of images: leave --batch-size out")
+        if (self.precision == "int8") != (self.calibrate_on is not None):
+            raise UserError("--precision int8 and --calibrate-on PATH go together: int8's scales are found on images")
+        for kind in self.to:
+            if kind in ("torchscript", "ncnn") and (self.precision == "int8" or self.outputs == "nms"):
+                raise UserError(f"--to {kind} has neither --precision int8 nor --outputs nms: onnx and openvino have")
+        if self.ap_tolerance is not None and self.check is None:
+            raise UserError("--ap-tolerance is read with --check only")
 
 
 # Flags of other detectors and of earlier versions, and what to write here (see `parse_flags`).

@@ -20,4 +20,3 @@ def test_torch_hub_loads_what_detector_load_does(root: Path, tmp_path: Path) -> 
     found, expected = detector(image), Detector.load(weights, **settings)(image)
     assert len(found) > 0
     np.testing.assert_array_equal(found.boxes, expected.boxes)
-    assert "Load a detector" in torch.hub.help(str(root), "detector", source="local")

@@ -22,27 +22,29 @@ from utils.errors import UserError
 
 def can_fold(network: Network) -> bool:
     """Return whether every norm is batch norm in inference, so that none depends on the image at hand."""
-    return not _unfoldable(network)
+    return not unfoldable(network)
 
 
 @torch.no_grad()
-def fold(network: Network) -> Network:
+def fold(network: Network, *, partly: bool = False) -> Network:
     """Return a copy in eval mode with plain convolutions in place of convolution and norm: equal outputs to rounding.
 
-    Raises UserError for norms that are not batch norm in inference, such as group norm, which uses the image at hand.
+    Raises UserError for norms that are not batch norm in inference, such as group norm, which uses the image at hand;
+    with `partly` these stay.
     """
-    if stuck := _unfoldable(network):
+    if (stuck := unfoldable(network)) and not partly:
         raise UserError(
             f"{type(stuck[0]).__name__} cannot be merged into a convolution: in inference it is not batch norm"
         )
     folded = copy.deepcopy(network).eval()
     for index, block in enumerate(folded.layers):
-        if isinstance(block, ConvNormAct) and block.norm is not None:
+        if isinstance(block, ConvNormAct) and block.norm is not None and is_batch_norm(block.norm):
             folded.layers[index] = ConvNormAct(_merged(block.conv, block.norm), None, block.act, block.blur).eval()
     return folded
 
 
-def _unfoldable(network: Network) -> list[nn.Module]:
+def unfoldable(network: Network) -> list[nn.Module]:
+    """Return the norms that depend on the image at hand."""
     norms = [block.norm for block in network.layers if isinstance(block, ConvNormAct)]
     return [norm for norm in norms if norm is not None and not is_batch_norm(norm)]
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import struct
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from models.detector import Detector
+from models.export.load import FilePredictor
+from models.export.metadata import Metadata, Suppression
 from models.found import Found
 from models.stored_network import build_network
 from models.weights.writer import write_weights
@@ -161,7 +168,7 @@ def test_settings_are_checked(detector: Detector, settings, error, said) -> None
 
 @pytest.mark.parametrize("images", [[], ()])
 def test_no_image_is_refused(detector: Detector, images: list[str]) -> None:
-    with pytest.raises(ValueError, match="^the list of images is empty$"):
+    with pytest.raises(ValueError, match=r"^the list of images is empty$"):
         detector(images)
 
 
@@ -204,8 +211,9 @@ def test_people_see_what_detect_py_shows(trained: Path) -> None:
 def test_another_input_size(trained: Path) -> None:
     detector = Detector.load(trained, device="cpu", input_hw=(96, 32))
     assert detector.input_hw == (96, 32)
-    with pytest.raises(ValueError, match="multiple"):
-        Detector.load(trained, input_hw=(97, 32))
+    for wrong in (416, (416,), (0, 416), "416"):
+        with pytest.raises(UserError, match=r"^input_hw is .*, not \(height, width\) in pixels, such as \(416, 416\)$"):
+            Detector.load(trained, input_hw=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +221,7 @@ def test_another_input_size(trained: Path) -> None:
     [
         ("absent.pt", None, "no such checkpoint or .weights file"),
         ("text.pt", b"PK, but no zip", "not a checkpoint of this project, or damaged"),
-        ("some.weights", bytes(32), "name its cfg with --cfg"),
+        ("some.weights", struct.pack("<3iQ", 0, 2, 0, 7), "name its cfg with --cfg"),
     ],
 )
 def test_a_file_that_is_no_detector(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
@@ -221,3 +229,69 @@ def test_a_file_that_is_no_detector(tmp_path: Path, name: str, content: bytes | 
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name}: .*{said}"):
         Detector.load(tmp_path / name)
+
+
+class Runtime:
+    """An exported file, as `models.export` opens it: everything is found in the middle."""
+
+    class_names, letterbox, device = ("cell",), True, torch.device("cpu")
+
+    def __init__(self, trained: Path) -> None:
+        self.plan = Detector.load(trained, device="cpu").plan
+
+    def check(self, options: DetectionOptions) -> None:
+        pass
+
+    def candidates(self, images: Tensor, *, confidence: float) -> list[Detections]:
+        box = torch.tensor([[16.0, 16, 48, 48]])
+        return [Detections(boxes=box, scores=torch.tensor([0.9]), labels=torch.tensor([0]))] * len(images)
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "NET.ONNX", "net.xml", "net.torchscript"])
+def test_an_exported_file_is_a_detector_without_norms(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    asked: dict[str, object] = {}
+
+    def load_exported(path: Path, **settings: object) -> Runtime:
+        asked.update(settings, path=path)
+        return Runtime(trained)
+
+    monkeypatch.setitem(sys.modules, "models.export.load", SimpleNamespace(load_exported=load_exported))
+    detector = Detector.load(name, device="cpu", input_hw=(64, 64), options=OPTIONS)
+    assert asked == {"path": Path(name), "device": "cpu", "input_hw": (64, 64)}
+    (found,) = detector(np.zeros((64, 128, 3), np.uint8))
+    assert (found.name, found.box) == ("cell", (32, 0, 96, 64))
+    with pytest.raises(UserError, match=r"^an exported file has no norms, .*: give the checkpoint$"):
+        _ = detector.network
+
+
+@pytest.mark.parametrize("given", ["cfg", "names", "domain"])
+def test_an_exported_file_says_itself_what_it_is(given: str) -> None:
+    with pytest.raises(UserError, match=r"^net\.onnx: an exported file knows its network and classes: "):
+        Detector.load("net.onnx", **{given: "a"})
+
+
+def test_what_a_graph_has_dropped_is_not_asked_for(trained: Path) -> None:
+    own = Detector.load(trained, device="cpu")
+    metadata = Metadata(
+        cfg_name="toy",
+        cfg_text=own.plan.source_text,
+        class_names=own.class_names,
+        input_hw=own.input_hw,
+        letterbox=True,
+        resize="opencv",
+        norm="bn",
+        outputs="nms",
+        precision="float32",
+        batch=1,
+        suppression=Suppression(iou=0.5, confidence=0.1, max_per_class=10),
+    )
+    file = FilePredictor(Path("net.onnx"), metadata, lambda images: [np.zeros((0, 7), np.float32)], own.plan)
+    detector = replace(own, predictor=file)  # it has 0.25 and 0.45
+    assert len(detector(image_of(0), confidence=0.1, nms_iou=0.5)) == 0
+    for asked in ({"confidence": 0.09}, {"nms_iou": 0.51}):
+        with pytest.raises(
+            UserError, match=r"^net\.onnx: its graph drops scores below 0\.1 and .* need another export$"
+        ):
+            detector(image_of(0), **asked)

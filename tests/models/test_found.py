@@ -72,5 +72,5 @@ def test_nothing_is_found() -> None:
 
 def test_without_supervision_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(UserError, match="^supervision is not installed: run `pip install supervision`$"):
+    with pytest.raises(UserError, match=r"^supervision is not installed: run `pip install supervision`$"):
         found_in().to_supervision()
