@@ -16,6 +16,7 @@ from evaluation.coco_map import CocoTable
 from evaluation.evaluator import Evaluator
 from models.detector import Detector
 from models.predictor import Predictor
+from models.yolo.postprocess import DetectionOptions
 from utils.structures import Detections
 
 # A score of 1 counts as so many pixels where the candidate nearest to another one is looked for.
@@ -46,6 +47,9 @@ class SideBySide:
     @property
     def device(self) -> torch.device:
         return self.file.device
+
+    def check(self, options: DetectionOptions) -> None:
+        self.file.check(options)
 
     def candidates(self, images: Tensor, *, confidence: float) -> list[Detections]:
         expected = _timed(self.reference, images, _SLACK * confidence, self.reference_s)
