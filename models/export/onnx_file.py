@@ -30,8 +30,8 @@ _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 _SUPPRESSION = """
 <ir_version: 8, opset_import: ["" : {opset}]>
 suppression (float[n, s, f] decoded) => (float[k, 7] detections)
-<int64[1] four = {{4}}, int64[1] five = {{5}}, int64[1] last = {{{columns}}}, int64[1] axis = {{2}}, int64[1] zero = {{0}},
- int64[2] image_and_box = {{0, 2}}, int64[1] image = {{0}}, int64[1] label = {{1}},
+<int64[1] four = {{4}}, int64[1] five = {{5}}, int64[1] last = {{{columns}}}, int64[1] axis = {{2}},
+ int64[1] zero = {{0}}, int64[2] image_and_box = {{0, 2}}, int64[1] image = {{0}}, int64[1] label = {{1}},
  int64[1] most = {{{most}}}, float[1] iou = {{{iou}}}, float[1] confidence = {{{confidence}}}>
 {{
   boxes = Slice(decoded, zero, four, axis)

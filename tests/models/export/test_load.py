@@ -234,7 +234,7 @@ def test_metadata_with_a_value_that_cannot_be_are_refused(changed, copied):
     refused(copied["onnx"], "its metadata 'yolov4_norms' cannot be used")
 
 
-@pytest.mark.parametrize("name", [f for f in Metadata.__dataclass_fields__])
+@pytest.mark.parametrize("name", list(Metadata.__dataclass_fields__))
 def test_metadata_without_a_value_are_refused(name, copied):
     content = json.loads(metadata_of(PLAN).to_json())
     del content[name]
