@@ -92,10 +92,10 @@ def test_suppression_in_the_graph_keeps_what_torchs_keeps(kind, batch, network, 
         likely = all_of_them.where(all_of_them.scores > 0.05)
         kept = likely.where(classwise_nms(likely.boxes, likely.scores, likely.labels, rule))
         assert 0 < len(kept) < len(likely)
-        found, kept = (each.where(each.scores.argsort()) for each in (found, kept))
-        torch.testing.assert_close(found.scores, kept.scores, rtol=0, atol=1e-4)
-        torch.testing.assert_close(found.boxes, kept.boxes, rtol=1e-4, atol=1e-2)
-        assert torch.equal(found.labels, kept.labels)
+        assert len(found) == len(kept)  # in whatever order: scores that are nearly equal may change places
+        ours, theirs = (torch.column_stack((each.boxes, each.scores, each.labels)) for each in (found, kept))
+        distance = torch.cdist(ours, theirs, p=float("inf"))
+        assert max(distance.amin(0).max(), distance.amin(1).max()) < 0.01
         again = found.where(classwise_nms(found.boxes, found.scores, found.labels, rule))
         assert len(again) == len(found)  # the same rule leaves them as they are
 
