@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 import export
@@ -91,3 +95,16 @@ def test_a_size_that_the_strides_do_not_divide_cannot_be_dynamic(tmp_path):
     with pytest.raises(UserError, match="72x72 px are not multiples of the network's"):
         export.main(argv)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_pages_example_runs_without_this_project(root, tmp_path):
+    """Somewhere else, by a Python that has onnxruntime and OpenCV."""
+    export.main(["--weights", weights(tmp_path), "--out", str(tmp_path / "out")])
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "out" / "street.jpg"), image)
+    _, _, code = (root / "docs" / "export.md").read_text().partition("```python\n")
+    command = [sys.executable, "-I", "-c", code.partition("```")[0]]
+    done = subprocess.run(command, cwd=tmp_path / "out", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines and all(line.split()[0] in NAMES and 0.25 < float(line.split()[1]) <= 1 for line in lines)

@@ -19,7 +19,8 @@ from models.norms.running_stats import has_running_statistics
 def trained_network(plan: Plan, norm: str = "bn") -> Network:
     """Of random weights. Statistics are those of a mini-batch, each then off by up to a half, so that activations keep
     their scale through a deep network; in eval mode."""
-    network = Network(plan, norm_factory(NormOptions(norm=norm, norm_momentum=1.0)))
+    options = NormOptions(norm=norm, norm_momentum=1.0) if norm == "bn" else NormOptions(norm=norm)
+    network = Network(plan, norm_factory(options))
     images = torch.rand(4, 3, *plan.net.input_hw)
     network.train()(images)
     for module in network.modules():
