@@ -6,16 +6,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cfg.plan import Plan
 from data.image_set import ImageSet
 from evaluation.coco_map import CocoTable
 from evaluation.evaluator import Evaluator
 from models.detector import Detector
 from models.predictor import Predictor
+from models.yolo.postprocess import DetectionOptions
 from utils.structures import Detections
 
 # A score of 1 counts as so many pixels where the candidate nearest to another one is looked for.
@@ -40,12 +41,15 @@ class SideBySide:
     file_s: list[float] = field(default_factory=list)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> Any:  # a cfg.plan.Plan, which this room does not import
         return self.file.plan
 
     @property
     def device(self) -> torch.device:
         return self.file.device
+
+    def check(self, options: DetectionOptions) -> None:
+        self.file.check(options)
 
     def candidates(self, images: Tensor, *, confidence: float) -> list[Detections]:
         expected = _timed(self.reference, images, _SLACK * confidence, self.reference_s)

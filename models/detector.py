@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from utils.letterbox import as_input
 from utils.rgb_image import AnyImage, rgb_of
 from utils.structures import Detections, Placement, pixels_of
 
+_Image = TypeVar("_Image", bound=AnyImage)
 _GPU_IMAGES = 16  # of a list, in one forward; a CPU is no faster with several
 
 
@@ -39,7 +40,7 @@ class Detector:
     """A predictor and what is done before and after it; call it with images. Several threads may use one at a time.
 
     letterbox: images keep their aspect ratio in the network's input. origin: lines for the console about where
-    darknet's weights and names come from.
+    darknet's weights and names come from. Raises UserError for options that the predictor cannot follow.
     """
 
     predictor: Predictor
@@ -47,6 +48,9 @@ class Detector:
     letterbox: bool
     options: DetectionOptions
     origin: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.predictor.check(self.options)
 
     @classmethod
     def load(
@@ -74,9 +78,9 @@ class Detector:
             if cfg is not None or names is not None or domain is not None:
                 raise UserError(f"{path}: an exported file knows its network and classes: leave cfg, names, domain out")
             # Here, because it needs a runtime.
-            from models.export.load import load_exported  # type: ignore[import-not-found, unused-ignore]
+            from models.export.load import load_exported
 
-            exported = load_exported(Path(path), device=device, input_hw=input_hw, options=options)
+            exported = load_exported(Path(path), device=device, input_hw=input_hw)
             return cls(
                 predictor=exported, class_names=exported.class_names, letterbox=exported.letterbox, options=options
             )
@@ -148,7 +152,7 @@ class Detector:
     @overload
     def __call__(
         self,
-        images: Sequence[AnyImage],
+        images: list[_Image] | tuple[_Image, ...],
         *,
         confidence: float | None = None,
         nms_iou: float | None = None,
@@ -157,7 +161,7 @@ class Detector:
 
     def __call__(
         self,
-        images: AnyImage | Sequence[AnyImage],
+        images: AnyImage | list[_Image] | tuple[_Image, ...],
         *,
         confidence: float | None = None,
         nms_iou: float | None = None,

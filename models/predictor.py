@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cfg.plan import Plan
 from models.network import Network
-from models.yolo.postprocess import candidates
+from models.yolo.postprocess import DetectionOptions, candidates
 from utils.structures import Detections
 
 EXPORTED = (".onnx", ".xml", ".torchscript")  # endings; OpenVINO's .xml has its weights in a .bin beside it
@@ -29,6 +29,9 @@ class Predictor(Protocol):
     @property
     def device(self) -> torch.device:
         """Where images must be."""
+
+    def check(self, options: DetectionOptions) -> None:
+        """Raise UserError for options that it cannot follow, such as below the thresholds in an exported graph."""
 
     def candidates(self, images: Tensor, *, confidence: float) -> list[Detections]:
         """Return per image all boxes and classes that score above `confidence`, in input pixels, on any device.
@@ -60,6 +63,9 @@ class TorchPredictor:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+    def check(self, options: DetectionOptions) -> None:
+        pass
 
     def candidates(self, images: Tensor, *, confidence: float) -> list[Detections]:
         return candidates(self.network(images), confidence=confidence)

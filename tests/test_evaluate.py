@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import evaluate
+import export
 from cfg.plan import parse_plan
 from data.annotation_formats import open_image_set
 from evaluation.darknet_map import measure_as_darknet
@@ -126,4 +128,44 @@ def test_darknets_metric_stands_beside_cocos(tmp_path: Path, trained: str, capsy
 def test_darknets_flags_need_its_metric(tmp_path: Path, trained: str, flags: list[str]) -> None:
     with pytest.raises(UserError, match=f"^{flags[0]} is read with --metric darknet only$"):
         evaluate.main(["--weights", trained, "--out", str(tmp_path / "run"), *flags])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def exported(tmp_path: Path, trained: str) -> str:
+    export.main(["--weights", trained, "--to", "torchscript", "--out", str(tmp_path / "exported")])
+    (file,) = (tmp_path / "exported").glob("*.torchscript")
+    return str(file)
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_an_exported_file_is_evaluated_as_its_checkpoint(tmp_path: Path, trained: str, exported: str) -> None:
+    data = str(write_darknet(tmp_path / "data", "val"))
+    found = []
+    for name, weights in (("own", trained), ("of file", exported)):
+        flags = ["--weights", weights, "--data", data, "--workers", "0", "--device", "cpu", "--metric", "darknet"]
+        evaluate.main([*flags, "--out", str(tmp_path / name)])
+        found.append(json.loads((tmp_path / name / "detections.json").read_text()))
+    own, others = (sorted((row["image_id"], row["score"], sum(row["bbox"])) for row in rows) for rows in found)
+    assert len(own) > 0
+    np.testing.assert_allclose(own, others, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--norm-report"],
+            "an exported file has no norms, they are folded into its convolutions: give the checkpoint",
+        ),
+        (["--recalibrate-on", "digits"], "an exported file has no norms, .*: give the checkpoint"),
+        (["--norm-stats", "batch"], "an exported file has no norms, .*: give the checkpoint"),
+        (["--image-size", "96"], r".*toy\.torchscript: takes 64x64 pixels only; .*"),
+        (["--cfg", "yolov4"], r".*toy\.torchscript: an exported file knows its network and classes: .*"),
+        (["--domain", "a"], r".*toy\.torchscript: an exported file knows its network and classes: .*"),
+    ],
+)
+def test_what_needs_the_checkpoint_is_refused(tmp_path: Path, exported: str, flags: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=f"^{said}$"):
+        evaluate.main(["--weights", exported, "--out", str(tmp_path / "run"), *flags])
     assert not (tmp_path / "run").exists()

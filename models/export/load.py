@@ -16,7 +16,7 @@ from models.export.onnx_file import open_onnx
 from models.export.openvino_file import open_openvino
 from models.export.torchscript_file import open_torchscript
 from models.yolo.head import RawHead
-from models.yolo.postprocess import candidates
+from models.yolo.postprocess import DetectionOptions, candidates
 from utils.errors import UserError
 from utils.structures import Detections
 
@@ -30,9 +30,7 @@ OPENERS: dict[str, Callable[[Path], tuple[Metadata, Run]]] = {
 }
 
 
-def load_exported(
-    path: Path, *, device: str = "auto", input_hw: tuple[int, int] | None = None, options: object = None
-) -> FilePredictor:
+def load_exported(path: Path, *, device: str = "auto", input_hw: tuple[int, int] | None = None) -> FilePredictor:
     """Open an exported file, by its ending. input_hw: (height, width) in pixels, of a file with dynamic size.
 
     Raises UserError for a file that is missing, damaged, foreign or malicious, for a missing library, and for a device
@@ -64,6 +62,15 @@ class FilePredictor:
     @property
     def letterbox(self) -> bool:
         return self.metadata.letterbox
+
+    def check(self, options: DetectionOptions) -> None:
+        """Raise UserError for thresholds that let through what the graph's own suppression has dropped."""
+        rule = self.metadata.suppression
+        if rule is not None and (options.confidence < rule.confidence or options.nms_iou > rule.iou):
+            raise UserError(
+                f"{self.path}: its graph drops scores below {rule.confidence:g} and suppresses from an overlap of "
+                f"{rule.iou:g}: confidence {options.confidence:g} and nms_iou {options.nms_iou:g} need another export"
+            )
 
     @torch.no_grad()
     def candidates(self, images: Tensor, *, confidence: float) -> list[Detections]:

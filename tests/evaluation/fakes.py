@@ -38,6 +38,9 @@ class FakeDetector(Detector):
     hw: tuple[int, int] = (40, 40)
     asked: list[tuple[tuple[float, float], DetectionOptions]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        pass
+
     @property
     def input_hw(self) -> tuple[int, int]:
         return self.hw

@@ -6,6 +6,7 @@ import struct
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from models.detector import Detector
+from models.export.load import FilePredictor
+from models.export.metadata import Metadata, Suppression
 from models.found import Found
 from models.stored_network import build_network
 from models.weights.writer import write_weights
@@ -236,6 +239,9 @@ class Runtime:
     def __init__(self, trained: Path) -> None:
         self.plan = Detector.load(trained, device="cpu").plan
 
+    def check(self, options: DetectionOptions) -> None:
+        pass
+
     def candidates(self, images: Tensor, *, confidence: float) -> list[Detections]:
         box = torch.tensor([[16.0, 16, 48, 48]])
         return [Detections(boxes=box, scores=torch.tensor([0.9]), labels=torch.tensor([0]))] * len(images)
@@ -253,7 +259,7 @@ def test_an_exported_file_is_a_detector_without_norms(
 
     monkeypatch.setitem(sys.modules, "models.export.load", SimpleNamespace(load_exported=load_exported))
     detector = Detector.load(name, device="cpu", input_hw=(64, 64), options=OPTIONS)
-    assert asked == {"path": Path(name), "device": "cpu", "input_hw": (64, 64), "options": OPTIONS}
+    assert asked == {"path": Path(name), "device": "cpu", "input_hw": (64, 64)}
     (found,) = detector(np.zeros((64, 128, 3), np.uint8))
     assert (found.name, found.box) == ("cell", (32, 0, 96, 64))
     with pytest.raises(UserError, match=r"^an exported file has no norms, .*: give the checkpoint$"):
@@ -264,3 +270,28 @@ def test_an_exported_file_is_a_detector_without_norms(
 def test_an_exported_file_says_itself_what_it_is(given: str) -> None:
     with pytest.raises(UserError, match=r"^net\.onnx: an exported file knows its network and classes: "):
         Detector.load("net.onnx", **{given: "a"})
+
+
+def test_what_a_graph_has_dropped_is_not_asked_for(trained: Path) -> None:
+    own = Detector.load(trained, device="cpu")
+    metadata = Metadata(
+        cfg_name="toy",
+        cfg_text=own.plan.source_text,
+        class_names=own.class_names,
+        input_hw=own.input_hw,
+        letterbox=True,
+        resize="opencv",
+        norm="bn",
+        outputs="nms",
+        precision="float32",
+        batch=1,
+        suppression=Suppression(iou=0.5, confidence=0.1, max_per_class=10),
+    )
+    file = FilePredictor(Path("net.onnx"), metadata, lambda images: [np.zeros((0, 7), np.float32)], own.plan)
+    detector = replace(own, predictor=file)  # it has 0.25 and 0.45
+    assert len(detector(image_of(0), confidence=0.1, nms_iou=0.5)) == 0
+    for asked in ({"confidence": 0.09}, {"nms_iou": 0.51}):
+        with pytest.raises(
+            UserError, match=r"^net\.onnx: its graph drops scores below 0\.1 and .* need another export$"
+        ):
+            detector(image_of(0), **asked)
