@@ -14,15 +14,25 @@ import pytest
 
 from cfg.plan import cfg_names, load_plan, parse_plan
 from cfg.settings import cfg_settings, unread_settings
-from options import FOREIGN_FLAGS, DetectOptions, EvaluateOptions, OptimOptions, TrainOptions
+from options import FOREIGN_FLAGS, DetectOptions, EvaluateOptions, ExportOptions, OptimOptions, TrainOptions
 from utils.errors import UserError
 from utils.flags import current_names, flatten, parse_flags, parse_image_hw, resolve
 from utils.knob import check_limits, knob
 
-PAGES = {"train.py": TrainOptions, "evaluate.py": EvaluateOptions, "detect.py": DetectOptions}
+PAGES = {
+    "train.py": TrainOptions,
+    "evaluate.py": EvaluateOptions,
+    "detect.py": DetectOptions,
+    "export.py": ExportOptions,
+}
 # Of the dataclasses of knobs in TrainOptions, by field name.
 GROUP_TITLES = {f.name: f.metadata["title"] for f in dataclasses.fields(TrainOptions) if "title" in f.metadata}
-NEEDED = {"train.py": [], "evaluate.py": ["--weights", "x"], "detect.py": ["x.jpg", "--weights", "x"]}
+NEEDED = {
+    "train.py": [],
+    "evaluate.py": ["--weights", "x"],
+    "detect.py": ["x.jpg", "--weights", "x"],
+    "export.py": ["--weights", "x"],
+}
 
 
 def help_of(kind: type, capsys) -> str:

@@ -52,7 +52,8 @@ class Metadata:
             raise TypeError("a value has the wrong type")
         if not self.class_names:
             raise ValueError("there are no classes")
-        if len(self.input_hw) != 2 or not all(map(_is_count, (*self.input_hw, self.batch or 1))):
+        counts = self.input_hw if self.batch is None else (*self.input_hw, self.batch)
+        if len(self.input_hw) != 2 or not all(map(_is_count, counts)):
             raise ValueError(f"{self.batch} images of {self.input_hw} cannot be")
         if self.outputs not in OUTPUTS or (self.outputs == "nms") != (self.suppression is not None):
             raise ValueError(f"outputs are '{self.outputs}'")

@@ -44,7 +44,7 @@ def write_ncnn(stem: Path, network: Network, metadata: Metadata) -> list[Path]:
 
 
 def open_ncnn(path: Path) -> tuple[Metadata, Callable[[np.ndarray], list[np.ndarray]]]:
-    """Open files of ours, named by their .ncnn.json, for `--check`: on one thread, in the precision they are stored in."""
+    """Open files of ours, named by their .ncnn.json, for `--check`."""
     ncnn = library("ncnn")
     metadata = Metadata.from_json(path.read_text(), path)
     net = ncnn.Net()

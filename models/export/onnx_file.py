@@ -23,15 +23,15 @@ from utils.errors import UserError
 
 OPSET = 17  # the last whose operators OpenCV's dnn, TensorRT 8.6 and others all read
 MAX_BYTES = 2**31 - 1  # of a protobuf
-MAX_TENSOR_BYTES = 2**32  # between two layers; a batch of 16 at 608 px has 2**31 at most in yolov4's first
+MAX_TENSOR_BYTES = 2**32  # between two layers; the largest of yolov4 at 608 px has 47 MB an image
 _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 
 # The rest of the graph, from decoded (N, S, 5 + C) to rows of image, x0, y0, x1, y1, score, label.
 _SUPPRESSION = """
 <ir_version: 8, opset_import: ["" : {opset}]>
 suppression (float[n, s, f] decoded) => (float[k, 7] detections)
-<int64[1] four = {{4}}, int64[1] five = {{5}}, int64[1] last = {{{columns}}}, int64[1] axis = {{2}}, int64[1] zero = {{0}},
- int64[2] image_and_box = {{0, 2}}, int64[1] image = {{0}}, int64[1] label = {{1}},
+<int64[1] four = {{4}}, int64[1] five = {{5}}, int64[1] last = {{{columns}}}, int64[1] axis = {{2}},
+ int64[1] zero = {{0}}, int64[2] image_and_box = {{0, 2}}, int64[1] image = {{0}}, int64[1] label = {{1}},
  int64[1] most = {{{most}}}, float[1] iou = {{{iou}}}, float[1] confidence = {{{confidence}}}>
 {{
   boxes = Slice(decoded, zero, four, axis)

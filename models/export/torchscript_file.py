@@ -52,7 +52,7 @@ def write_torchscript(path: Path, module: Any, metadata: Metadata) -> list[Path]
 
 
 def open_torchscript(path: Path) -> tuple[Metadata, Callable[[np.ndarray], list[np.ndarray]]]:
-    """Open a file of ours with torch. Raises UserError if it is damaged, foreign, or its code reaches beyond tensors."""
+    """Open a file of ours with torch. Raises UserError if it is damaged, foreign, or reaches beyond tensors."""
     metadata = _checked_metadata(path)
     try:
         with warnings.catch_warnings():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-PAGES = ("train", "evaluate", "detect", "hubconf")
+PAGES = ("train", "evaluate", "detect", "export", "hubconf")
 ARROWS = {  # room or page -> the rooms it may import
     **{page: {"engine", "options", "evaluation", "models", "data", "cfg", "utils"} for page in PAGES},
     "study": {"study", "train", "engine", "options", "evaluation", "models", "data", "cfg", "utils"},

@@ -1,0 +1,60 @@
+"""Networks to export, with statistics as after some training, and their metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cfg.plan import Plan, load_plan
+from models.export.metadata import Metadata, Suppression
+from models.network import Network
+from models.norms.factory import norm_factory
+from models.norms.options import NormOptions
+from models.norms.running_stats import has_running_statistics
+
+
+@torch.no_grad()
+def trained_network(plan: Plan, norm: str = "bn") -> Network:
+    """Of random weights. Statistics are those of a mini-batch, each then off by up to a half, so that activations keep
+    their scale through a deep network; in eval mode."""
+    options = NormOptions(norm=norm, norm_momentum=1.0) if norm == "bn" else NormOptions(norm=norm)
+    network = Network(plan, norm_factory(options))
+    images = torch.rand(4, 3, *plan.net.input_hw)
+    network.train()(images)
+    for module in network.modules():
+        if has_running_statistics(module):
+            deviation = module.running_var.sqrt()
+            module.running_mean += deviation * torch.empty_like(deviation).uniform_(-0.5, 0.5)
+            module.running_var *= torch.empty_like(deviation).uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.7, 1.3)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+    for source, head in zip(network.head_inputs, network.eval()(images), strict=True):
+        block = network.layers[source]  # logits of trained heads lie within a few units
+        block.conv.weight.mul_(2 / head.logits.std())
+        block.bias.uniform_(-1, 1)
+    return network
+
+
+def pico(side_px: int = 64) -> Plan:
+    return load_plan("yolov4-pico", classes=3, input_hw=(side_px, side_px))
+
+
+def metadata_of(plan: Plan, **changed: Any) -> Metadata:
+    values: dict[str, Any] = {
+        "cfg_name": plan.name,
+        "cfg_text": plan.source_text,
+        "class_names": tuple(f"class {label}" for label in range(plan.classes)),
+        "input_hw": plan.net.input_hw,
+        "letterbox": False,
+        "resize": "opencv",
+        "norm": "bn",
+        "outputs": "decoded",
+        "precision": "float32",
+        "batch": 1,
+    }
+    values |= changed
+    if values["outputs"] == "nms":
+        values.setdefault("suppression", Suppression(iou=0.6, confidence=0.001, max_per_class=1000))
+    return Metadata(**values)
