@@ -17,6 +17,7 @@ from models.export.metadata import OUTPUTS, PRECISIONS
 from models.norms.old_spelling import removed_flags
 from models.norms.options import NormOptions
 from models.norms.own import trust_knob
+from models.predictor import TORCH_PRECISIONS
 from models.yolo.loss import LossOptions
 from models.yolo.postprocess import DetectionOptions, DrawnDetectionOptions
 from utils.duration import checked_duration
@@ -238,6 +239,9 @@ class EvaluateOptions:
         None, "folder for tables and images (default: runs/eval-DATA-SPLIT)", unit="DIR", formerly="run"
     )
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
+    precision: str = knob(
+        "float32", "type to compute in; auto: what the device is fast with, for slightly other AP", choices=TORCH_PRECISIONS
+    )
     workers: int = knob(2, "worker processes that load images; 0 = load in the main process", low=0)
     detection: DetectionOptions = field(default_factory=DetectionOptions, metadata={"title": "detections"})
 
@@ -263,6 +267,9 @@ class DetectOptions:
     save_crops: bool = knob(False, "write a crop of each detected object")
     max_frames: int | None = knob(None, "stop a video or webcam after this many frames", low=1)
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
+    precision: str = knob(
+        "auto", "type to compute in; auto: bf16 or fp16 where the device is fast with it", choices=TORCH_PRECISIONS
+    )
     detection: DetectionOptions = field(default_factory=DrawnDetectionOptions, metadata={"title": "detections"})
 
 

@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.fast_precision import fast_precision
 from utils.structures import Detections
 
-PRECISIONS = ("auto", "float32", "bf16", "fp16")
+TORCH_PRECISIONS = ("auto", "float32", "bf16", "fp16")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 EXPORTED = (".onnx", ".xml", ".torchscript")  # endings; OpenVINO's .xml has its weights in a .bin beside it
 
@@ -83,7 +83,7 @@ class TorchPredictor:
 def fast_predictor(network: Network, precision: str) -> TorchPredictor:
     """Return a predictor that is as fast as it can be on the network's device: equal results to rounding.
 
-    precision: one of PRECISIONS. Norms with running statistics become part of their convolutions. Other norms, such as
+    precision: one of TORCH_PRECISIONS. Norms with running statistics become part of their convolutions. Other norms, such as
     group norm, are computed in float32, and auto keeps all of it in float32, because bf16 would not be faster.
     Raises UserError for fp16 on a CPU.
     """
