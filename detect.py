@@ -1,37 +1,92 @@
-"""Find objects: `python detect.py --weights runs/NAME/best.pt IMAGES`."""
+"""Find objects: `python detect.py --weights runs/NAME/best.pt IMAGES`.
+
+A pipeline of generators: sources -> frames -> detections -> tracks; the loop in `main` writes the files.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
+import numpy as np
 import torch
-from tqdm import tqdm
 
 from cfg.parse import CfgError
-from data.inference_sources import Frame, find_sources
+from data.inference_sources import Frame, Source, find_sources
 from models.detector import Detector
+from models.tiling import detect_tiled
+from models.tracking import FAINT, Tracker
 from options import FOREIGN_FLAGS, DetectOptions
 from utils.console import counted
 from utils.errors import UserError
 from utils.flags import parse_flags, resolve
 from utils.page import run_page
 from utils.printable import printable
+from utils.progress import Progress
 from utils.run_folder import free_folder
 from utils.save_detections import DetectionFiles
+from utils.stop import Stop
 from utils.structures import Detections
+from utils.window import Window
 
 
-def describe_frame(frame: Frame, found: Detections, class_names: Sequence[str], milliseconds: float) -> str:
-    """name: 640x480, 12 RBC, 1 WBC, 8.1 ms"""
-    assert frame.image is not None
-    counts = Counter(class_names[label] for label in found.labels.tolist())
-    objects = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-    name = f"{frame.source.path} frame {frame.number}" if frame.source.is_video else str(frame.source.path)
-    height, width = frame.image.shape[:2]
-    return f"{name}: {width}x{height}, {objects}, {milliseconds:.1f} ms"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """A frame and what is found in it, in its own pixels; None without an image. tracks: each object's, or ()."""
+
+    frame: Frame
+    found: Detections | None
+    milliseconds: float = 0.0
+    tracks: Sequence[int | None] = ()
+
+    def describe(self, class_names: Sequence[str]) -> str:
+        """name: 640x480, 12 RBC, 1 WBC, 8.1 ms"""
+        source, image, found = self.frame.source, self.frame.image, self.found
+        if image is None or found is None:
+            return f"warning: {source.name}: cannot be read, skipped"
+        counts = Counter(class_names[label] for label in found.labels.tolist())
+        objects = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+        name = f"{source.name} frame {self.frame.number}" if source.is_video else source.name
+        height, width = image.shape[:2]
+        return f"{name}: {width}x{height}, {objects}, {self.milliseconds:.1f} ms"
+
+
+def frames_of(
+    sources: Sequence[Source], options: DetectOptions, stop: Stop, say: Callable[[str], None]
+) -> Iterator[Frame]:
+    """Yield the frames of all sources in their order, until the user stops."""
+    for source in sources:
+        frames = source.read(stride=options.stride_frames, say=say, is_stopped=lambda: stop.requested)
+        for frame in islice(frames, options.max_frames if source.is_video else None):
+            if stop.requested:
+                return
+            yield frame
+
+
+def detections_of(frames: Iterable[Frame], detect: Callable[[np.ndarray], Detections]) -> Iterator[Seen]:
+    for frame in frames:
+        started = time.perf_counter()
+        found = None if frame.image is None else detect(frame.image)
+        yield Seen(frame=frame, found=found, milliseconds=1000 * (time.perf_counter() - started))
+
+
+def tracked(seen: Iterable[Seen], options: DetectOptions) -> Iterator[Seen]:
+    """Number the objects of each video. Of images, keep what reaches the confidence."""
+    confidence, tracker, source = options.detection.confidence, None, None
+    for each in seen:
+        if each.found is None:
+            yield each
+        elif not each.frame.source.is_video:
+            yield replace(each, found=each.found.where(each.found.scores >= confidence))
+        else:
+            if tracker is None or each.frame.source is not source:
+                source = each.frame.source
+                tracker = Tracker(confidence=confidence, fps=source.fps / options.stride_frames)
+            found, tracks = tracker.follow(each.found, each.frame.time_s)
+            yield replace(each, found=found, tracks=tracks)
 
 
 def labels_of(classes: Sequence[str], class_names: Sequence[str]) -> torch.Tensor | None:
@@ -42,10 +97,29 @@ def labels_of(classes: Sequence[str], class_names: Sequence[str]) -> torch.Tenso
     return torch.tensor([class_names.index(name) for name in classes]) if classes else None
 
 
+def make_detect(detector: Detector, options: DetectOptions) -> Callable[[np.ndarray], Detections]:
+    """Return the function that detects the chosen classes in an image (H, W, 3) uint8 RGB, in tiles if so asked."""
+    kept, iou = labels_of(options.classes, detector.class_names), options.detection.nms_iou
+    if options.track:
+        detector = detector.with_options(confidence=min(FAINT, options.detection.confidence))
+
+    def detect(image: np.ndarray) -> Detections:
+        if options.tiling.tile is None:
+            (found,) = detector.detect([image])
+        else:
+            found = detect_tiled(detector.detect, image, options.tiling, iou)
+        return found if kept is None else found.where(torch.isin(found.labels, kept))
+
+    return detect
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     options = resolve(DetectOptions, parse_flags(DetectOptions, argv, foreign=FOREIGN_FLAGS))
+    window = Window("detect.py") if options.show else None
     other_files: Counter[str] = Counter()
     sources = find_sources(options.sources, other_files)
+    if options.track and not any(source.is_video for source in sources):
+        raise UserError("--track follows objects through a video or stream, and none of the sources is one")
     detector = Detector.load(
         options.weights,
         cfg=options.cfg,
@@ -56,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         input_hw=options.image_size,
         options=options.detection,
     )
-    kept = labels_of(options.classes, detector.class_names)
+    detect = make_detect(detector, options)
     for line in detector.origin:
         print(line)
     folder = free_folder(options.out, default="detect")
@@ -66,23 +140,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_json=options.save_json,
         save_txt=options.save_txt,
         save_crops=options.save_crops,
+        stride_frames=options.stride_frames,
     )
-    total, unreadable = sum(source.frames for source in sources), 0
-    with files, tqdm(total=total, unit="image", disable=total < 2, leave=False) as bar:
-        for source in sources:
-            for frame in islice(source.read(), options.max_frames if source.is_video else None):
-                bar.update()
-                if frame.image is None:
-                    unreadable += 1
-                    bar.write(printable(f"warning: {source.path}: cannot be read, skipped"))
-                    continue
-                started = time.perf_counter()
-                (found,) = detector.detect([frame.image])
-                found = found if kept is None else found.where(torch.isin(found.labels, kept))
-                milliseconds = 1000 * (time.perf_counter() - started)
-                bar.write(printable(describe_frame(frame, found, detector.class_names, milliseconds)))
-                video_fps = source.fps if source.is_video else None
-                files.add(source.path, frame.image, found, number=frame.number, video_fps=video_fps)
+    unreadable, total = 0, sum(-(-source.frames // options.stride_frames) for source in sources)
+    with files, Stop() as stop, Progress(total) as progress:
+        seen = detections_of(frames_of(sources, options, stop, lambda line: progress.say(printable(line))), detect)
+        for each in tracked(seen, options) if options.track else seen:
+            progress.advance()
+            progress.say(printable(each.describe(detector.class_names)))
+            source, image = each.frame.source, each.frame.image
+            if image is None or each.found is None:
+                unreadable += 1
+                continue
+            drawn = files.add(
+                source,
+                image,
+                each.found,
+                number=each.frame.number,
+                video_fps=source.fps if source.is_video else None,
+                tracks=each.tracks,
+                annotate=source.live is None or options.save_video,
+            )
+            if window is not None:
+                window.show(drawn)
+                if window.is_closed:
+                    break
     if unreadable and not files.written:
         raise UserError(f"none of the {counted(unreadable, 'image')} can be read")
     skipped = f", {unreadable} unreadable" if unreadable else ""
@@ -90,6 +172,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         endings = ", ".join(f"{count} {ending}" for ending, count in other_files.most_common())
         print(f"skipped files, neither images nor videos by their endings: {endings}")
     print(f"{counted(files.written, 'image')} annotated{skipped}; they are in {folder}")
+    if stop.requested and not any(source.live for source in sources):
+        raise SystemExit(130)  # as after Ctrl-C: some images are left out
 
 
 if __name__ == "__main__":

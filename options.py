@@ -18,6 +18,7 @@ from models.norms.old_spelling import removed_flags
 from models.norms.options import NormOptions
 from models.norms.own import trust_knob
 from models.predictor import TORCH_PRECISIONS
+from models.tiling import TilingOptions
 from models.yolo.loss import LossOptions
 from models.yolo.postprocess import DetectionOptions, DrawnDetectionOptions
 from utils.duration import checked_duration
@@ -240,7 +241,9 @@ class EvaluateOptions:
     )
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
     precision: str = knob(
-        "float32", "type to compute in; auto: what the device is fast with, for slightly other AP", choices=TORCH_PRECISIONS
+        "float32",
+        "type to compute in; auto: what the device is fast with, for slightly other AP",
+        choices=TORCH_PRECISIONS,
     )
     workers: int = knob(2, "worker processes that load images; 0 = load in the main process", low=0)
     detection: DetectionOptions = field(default_factory=DetectionOptions, metadata={"title": "detections"})
@@ -253,7 +256,11 @@ class DetectOptions:
     Find objects in images and videos and write annotated copies.
     """
 
-    sources: tuple[str, ...] = knob(MISSING, "images, folders, globs, videos, or the number of a webcam", unit="SOURCE")
+    sources: tuple[str, ...] = knob(
+        MISSING,
+        "images, folders, globs, videos, addresses (http://, rtsp://, udp://), or the number of a webcam",
+        unit="SOURCE",
+    )
     weights: str = knob(MISSING, "checkpoint to detect with, or darknet's .weights (with --cfg)", unit="FILE")
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
@@ -263,13 +270,22 @@ class DetectOptions:
     image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: as trained)")
     out: str | None = knob(None, "folder for annotated copies (default: runs/detect)", unit="DIR", formerly="run")
     save_json: bool = knob(False, "write detections.json: one entry per image, boxes as x, y, width, height in px")
-    save_txt: bool = knob(False, "write a darknet label file per image: class x y w h score, in relative coordinates")
+    save_txt: bool = knob(
+        False,
+        "write a data set: data.yaml, images/ (links, and frames), labels/ (a darknet label file each: class x y w h "
+        "score, in relative coordinates)",
+    )
     save_crops: bool = knob(False, "write a crop of each detected object")
-    max_frames: int | None = knob(None, "stop a video or webcam after this many frames", low=1)
+    save_video: bool = knob(False, "write the annotated video of live streams and webcams, too")
+    show: bool = knob(False, "show annotated images in a window; q ends")
+    track: bool = knob(False, "number each object of a video, the same one in all frames (pip install .[track])")
+    max_frames: int | None = knob(None, "stop a video, stream or webcam after detecting in this many frames", low=1)
+    stride_frames: int = knob(1, "detect in every N-th frame of a video, stream or webcam only", unit="N", low=1)
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
     precision: str = knob(
         "auto", "type to compute in; auto: bf16 or fp16 where the device is fast with it", choices=TORCH_PRECISIONS
     )
+    tiling: TilingOptions = field(default_factory=TilingOptions, metadata={"title": "large images"})
     detection: DetectionOptions = field(default_factory=DrawnDetectionOptions, metadata={"title": "detections"})
 
 

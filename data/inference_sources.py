@@ -1,4 +1,4 @@
-"""Sources for detection: images, folders, globs, videos and webcams, as one stream of Frames."""
+"""Sources for detection: images, folders, globs, videos, addresses and webcams, as one stream of Frames."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import glob
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from data.live_stream import LiveStream, open_capture
+from data.web_address import WebAddress
 from utils.errors import UserError
 from utils.image_file import SUFFIXES, read_image
 
@@ -24,52 +26,85 @@ _USUAL_FPS = 25.0  # if a video or webcam gives none
 class Frame:
     """One image. image: (H, W, 3) uint8 RGB, or None for an image or a whole video that cannot be read.
 
-    number: from 0, within a video.
+    number: from 0, within a video; of a live stream also those count that nobody saw. time_s: since its first frame.
     """
 
     source: Source
     number: int
     image: np.ndarray | None
+    time_s: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Source:
-    """One image, video or webcam (its number). frames: the expected number, 0 if unknown."""
+    """One image, video or live stream.
 
-    path: Path
+    name: for people and files, without passwords. stem: how its files' names begin. path: None of what is no file.
+    frames: the expected number, 0 if unknown. fps: of a video.
+    """
+
+    name: str
+    stem: str
+    path: Path | None = None
+    address: WebAddress | int | None = None
     is_video: bool = False
-    webcam: int | None = None
     frames: int = 1
     fps: float = 0.0
+    live: LiveStream | None = None
 
-    def read(self) -> Iterator[Frame]:
-        if self.is_video:
-            yield from self._read_video()
+    def read(
+        self, *, stride: int = 1, say: Callable[[str], None] = print, is_stopped: Callable[[], bool] = _never
+    ) -> Iterator[Frame]:
+        """Yield the image, or every `stride`-th frame. say: receives a line if a live stream breaks off or returns."""
+        if self.live is not None:
+            yield from self._read_live(self.live, stride, say, is_stopped)
+        elif self.is_video:
+            yield from self._read_video(stride)
+        elif isinstance(self.address, WebAddress):
+            yield Frame(source=self, number=0, image=self.address.read_image(say))
         else:
             yield Frame(source=self, number=0, image=read_image(str(self.path)))
 
-    def _read_video(self) -> Iterator[Frame]:
-        capture = cv2.VideoCapture(str(self.path) if self.webcam is None else self.webcam)
+    def _read_video(self, stride: int) -> Iterator[Frame]:
+        capture = open_capture(self.address.url if isinstance(self.address, WebAddress) else str(self.path))
         try:
             number = 0
-            while True:
-                got, image = capture.read()
-                if not got:
-                    break
-                yield Frame(source=self, number=number, image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+            while capture.grab():
+                if number % stride == 0:
+                    got, image = capture.retrieve()
+                    if not got:
+                        break
+                    rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+                    yield Frame(source=self, number=number, image=rgb, time_s=number / self.fps)
                 number += 1
             if number == 0:
                 yield Frame(source=self, number=0, image=None)
         finally:
             capture.release()
 
+    def _read_live(
+        self, live: LiveStream, stride: int, say: Callable[[str], None], is_stopped: Callable[[], bool]
+    ) -> Iterator[Frame]:
+        due = 0
+        for number, time_s, image in live.frames(say=lambda line: say(f"{self.name}: {line}"), is_stopped=is_stopped):
+            if number >= due:
+                due = number + stride
+                rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+                yield Frame(source=self, number=number, image=rgb, time_s=time_s)
+        if due == 0:
+            yield Frame(source=self, number=0, image=None)
+
 
 def find_sources(names: Sequence[str], others: Counter[str] | None = None) -> list[Source]:
     """Find the sources in the order of `names`, the files of a folder or a glob sorted.
 
     others: counts the other files of folders and globs by their endings.
-    Raises UserError for a name without any source, and for a named webcam or video that cannot be opened; a broken
-    video of a folder or glob becomes one Frame without an image, as a broken image does.
+    Raises UserError for a name without any source, and for a named webcam, address or video that cannot be opened; a
+    broken video of a folder or glob becomes one Frame without an image, as a broken image does.
     """
     sources: list[Source] = []
     for name in names:
@@ -82,8 +117,10 @@ def find_sources(names: Sequence[str], others: Counter[str] | None = None) -> li
 
 def _sources_of(name: str, others: Counter[str]) -> Iterator[Source]:
     path = Path(os.path.expanduser(name))  # unlike Path.expanduser, leaves `~tmp.png` as it is
-    if name.isdigit() and not path.exists():
-        yield _video(Path(f"webcam{name}"), webcam=int(name), complaint="no such webcam")
+    if "://" in name:
+        yield _web_source(WebAddress.of(name))
+    elif name.isdigit() and not path.exists():
+        yield _stream(f"webcam{name}", f"webcam{name}", int(name), "no such webcam")
     elif path.is_dir():
         yield from _files(sorted(path.iterdir()), others)
     elif path.is_file():
@@ -101,28 +138,53 @@ def _files(paths: Sequence[Path], others: Counter[str], complaint: str = "") -> 
         if path.exists() and not path.is_file():  # a folder, or a FIFO, which could be read for ever
             continue
         if path.suffix.lower() in VIDEOS:
-            yield _video(path, complaint=complaint)
+            capture = open_capture(str(path))
+            opens = capture.isOpened()
+            if complaint and not opens:
+                raise UserError(f"{path}: {complaint}")
+            frames, fps = _length(capture)
+            capture.release()
+            yield Source(
+                name=str(path),
+                stem=path.stem,
+                path=path,
+                is_video=True,
+                frames=frames if opens else 1,
+                fps=fps,
+            )
         elif path.suffix.lower() in SUFFIXES:
-            yield Source(path=path)
+            yield Source(name=str(path), stem=path.stem, path=path)
         else:
             others[path.suffix.lower() or "without ending"] += 1
 
 
-def _video(path: Path, *, webcam: int | None = None, complaint: str = "") -> Source:
-    """Probe a video. Raises UserError with the complaint, if there is one, where it cannot be opened."""
-    capture = cv2.VideoCapture(str(path) if webcam is None else webcam)
-    try:
-        opens = capture.isOpened()
-        frames, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
-    finally:
+def _web_source(address: WebAddress) -> Source:
+    """Find out what an address is: an image, a recorded video or a live stream. Raises UserError if unreachable."""
+    kind = address.kind(images=SUFFIXES, videos=VIDEOS)
+    if kind == "image":
+        return Source(name=address.name, stem=address.stem, address=address)
+    return _stream(address.name, address.stem, address, "cannot be opened as a video", is_recorded=kind == "recorded")
+
+
+def _stream(name: str, stem: str, address: WebAddress | int, complaint: str, *, is_recorded: bool = False) -> Source:
+    """Open a stream. A live one stays open until it is read: some servers take one connection only.
+
+    Raises UserError with the complaint if that fails.
+    """
+    opened = address.url if isinstance(address, WebAddress) else address
+    capture = open_capture(opened)
+    if not capture.isOpened():
+        raise UserError(f"{name}: {complaint}")
+    frames, fps = _length(capture)
+    if is_recorded or (frames and isinstance(address, WebAddress) and address.is_http):  # such as a whole .m3u8
         capture.release()
-    if complaint and not opens:
-        raise UserError(f"{path}: {complaint}")
-    known = opens and webcam is None and math.isfinite(frames)
-    return Source(
-        path=path,
-        is_video=True,
-        webcam=webcam,
-        frames=max(0, int(frames)) if known else int(not opens),
-        fps=fps if math.isfinite(fps) and fps > 0 else _USUAL_FPS,
-    )
+        return Source(name=name, stem=stem, address=address, is_video=True, frames=frames, fps=fps)
+    live = LiveStream(opened, capture)
+    return Source(name=name, stem=stem, address=address, is_video=True, frames=0, fps=fps, live=live)
+
+
+def _length(capture: cv2.VideoCapture) -> tuple[int, float]:
+    """Return a video's expected number of frames, 0 if unknown, and its frames per second."""
+    frames, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
+    known = math.isfinite(frames) and frames > 0
+    return int(frames) if known else 0, fps if math.isfinite(fps) and fps > 0 else _USUAL_FPS

@@ -35,7 +35,9 @@ def write_ncnn(stem: Path, network: Network, metadata: Metadata) -> list[Path]:
             raise UserError(f"pnnx could not convert the network (exit code {done.returncode}): {done.stderr[-200:]}")
         # Of max pooling's border; ncnn's reader knows no infinity.
         param = made[0].read_text().replace("=-inf", f"={torch.finfo(torch.float32).min:e}")
-        for file, content in zip(files, (param.encode(), made[1].read_bytes(), metadata.to_json().encode()), strict=True):
+        for file, content in zip(
+            files, (param.encode(), made[1].read_bytes(), metadata.to_json().encode()), strict=True
+        ):
             with atomic_write(file) as out:
                 out.write(content)
     return files

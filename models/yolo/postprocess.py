@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cfg.yolo import NMS_KINDS, YoloSpec
 from models.yolo.coder import anchor_grid, at_least_float32, decode

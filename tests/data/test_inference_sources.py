@@ -119,6 +119,39 @@ def test_a_video_can_be_left_early_and_read_again(tmp_path: Path):
     assert len(list(source.read())) == 5
 
 
+@pytest.mark.parametrize(("stride", "numbers"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (9, [0])])
+def test_every_nth_frame_of_a_video(tmp_path: Path, stride, numbers):
+    (source,) = find_sources([str(write_video(tmp_path / "x.mp4"))])
+    frames = list(source.read(stride=stride))
+    assert [frame.number for frame in frames] == numbers
+    assert [frame.time_s for frame in frames] == pytest.approx([number / 12 for number in numbers])
+    assert [frame.image[..., 0].mean() for frame in frames] == pytest.approx([50 * n for n in numbers], abs=12)
+
+
+def test_a_fifo_is_not_read(tmp_path: Path):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(UserError, match="holds no image"):
+        find_sources([str(tmp_path)])
+    with pytest.raises(UserError, match="no such image"):
+        find_sources([str(tmp_path / "x.png")])
+
+
+def test_a_webcam_is_a_live_stream(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda _: Capture(0, 30))
+    (source,) = find_sources(["0"])
+    assert (source.name, source.is_video, source.frames, source.fps) == ("webcam0", True, 0, 30)
+    assert source.live is not None
+
+
+def test_a_whole_film_in_parts_is_no_live_stream(monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: Capture(250, 25))
+    (film,) = find_sources(["http://host/film.m3u8"])
+    assert (film.live, film.frames) == (None, 250)
+    (camera,) = find_sources(["rtsp://host/recording"])  # may be read again from its middle only
+    assert camera.live is not None
+
+
 def test_a_folder_may_hold_both(tmp_path: Path):
     write_video(tmp_path / "b.mp4")
     write_image(tmp_path / "a.png")
@@ -172,8 +205,8 @@ class Capture:
     def get(self, what: int) -> float:
         return (self.frames if what == cv2.CAP_PROP_FRAME_COUNT else self.fps) or 0.0
 
-    def read(self) -> tuple[bool, None]:
-        return False, None
+    def grab(self) -> bool:
+        return False
 
     def release(self) -> None:
         pass
