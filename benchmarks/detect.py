@@ -4,8 +4,7 @@
 
 All take turns in every round, because the speed of a machine changes; a ratio is the median over rounds of
 t(ours in float32) / t(this), so that above 1 it is faster. A time is process time, which other processes change little.
-The weights are random, but for --weights. "network": from the network's input in float32 to its raw heads, in the
-memory format that a contestant takes. "whole": from a JPEG file to boxes after suppression, with `Detector.detect`.
+The weights are random, but for --weights. "network": from its input in float32 to its raw heads. "whole": from a JPEG file to boxes after suppression, with `Detector.detect`.
 OpenCV 5 reads no darknet cfg: --opencv4 names a folder that `pip install --target DIR opencv-python-headless==4.11.0.86`
 made, and a process of its own uses it.
 """
@@ -79,8 +78,7 @@ def network_runs(network: Network, images: Tensor, folder: Path, threads: int) -
     runs: dict[str, Run] = {}
 
     def ours(predictor: TorchPredictor) -> Run:
-        laid = images.to(predictor.dtype, memory_format=predictor.memory_format)
-        return partial(predictor.network, laid)
+        return lambda: predictor.network(images.to(predictor.dtype, memory_format=predictor.memory_format))
 
     folded = fold(network)
     last = torch.channels_last
