@@ -242,7 +242,7 @@ class EvaluateOptions:
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
     precision: str = knob(
         "float32",
-        "type to compute in; auto: what the device is fast with, for slightly other AP",
+        "type to compute in; auto: what the device is fast with, AP differs a little",
         choices=TORCH_PRECISIONS,
     )
     workers: int = knob(2, "worker processes that load images; 0 = load in the main process", low=0)

@@ -4,9 +4,9 @@
 
 All take turns in every round, because the speed of a machine changes; a ratio is the median over rounds of
 t(ours in float32) / t(this), so that above 1 it is faster. A time is process time, which other processes change little.
-The weights are random, but for --weights. "network": from its input in float32 to its raw heads. "whole": from a JPEG file to boxes after suppression, with `Detector.detect`.
-OpenCV 5 reads no darknet cfg: --opencv4 names a folder that `pip install --target DIR opencv-python-headless==4.11.0.86`
-made, and a process of its own uses it.
+The weights are random, but for --weights. "network": from its input in float32 to its raw heads. "whole": from a JPEG
+file to boxes after suppression, with `Detector.detect`. OpenCV 5 reads no darknet cfg: --opencv4 names a folder that
+`pip install --no-deps --target DIR opencv-python-headless==4.11.0.86` made, and a process of its own uses it.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from models.norms.factory import norm_factory
 from models.norms.fold import fold
 from models.norms.options import NormOptions
 from models.predictor import TorchPredictor, fast_predictor
+from models.stored_network import build_network
+from models.weights.trained import read_trained
 from models.weights.writer import write_weights
 from utils.errors import exit_on_error
 
@@ -153,7 +155,7 @@ def measure(name: str, cfg: str, weights: Path | None, rounds: int, threads: int
         cfg_file.write_text(plan.source_text)
         loading = {"cfg": cfg, "device": "cpu", "input_hw": (side_px, side_px)}
         detectors = {kind: Detector.load(weights, precision=kind, **loading) for kind in ("float32", "bf16")}  # type: ignore[arg-type]
-        network = fold(_plain(weights, cfg, side_px))
+        network = _plain(weights, cfg, side_px)
         image = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
         file = folder / "image.jpg"
         cv2.imwrite(str(file), cv2.GaussianBlur(image, (0, 0), 5))
@@ -186,9 +188,6 @@ def measure(name: str, cfg: str, weights: Path | None, rounds: int, threads: int
 
 
 def _plain(weights: Path, cfg: str, side_px: int) -> Network:
-    from models.stored_network import build_network
-    from models.weights.trained import read_trained
-
     checkpoint, _ = read_trained(str(weights), cfg=cfg, names=None)
     return build_network(checkpoint, input_hw=(side_px, side_px))
 
@@ -200,10 +199,10 @@ def _whole(detector: Detector, path: str) -> object:
 
 
 def table(rows: list[Row]) -> str:
-    lines = [f"{'':<40}{'ms an image':>12}{'speed / ours':>14}"]
+    lines = [f"{'process time of an image; speed / ours, float32':<56}{'ms':>8}{'speed':>8}"]
     for row in rows:
         title = f"{row['cfg']} {row['size_px']}, {row['run']}"
-        lines.append(f"{title:<58}{row['ms']:>8.1f}{row['speed_ratio']:>8.2f}")
+        lines.append(f"{title:<56}{row['ms']:>8.1f}{row['speed_ratio']:>8.2f}")
     return "\n".join(lines)
 
 

@@ -64,8 +64,8 @@ class Detector:
         """Load a checkpoint, .safetensors, darknet's .weights with their cfg, or an exported file, by its ending.
 
         names: a file of darknet's class names, one a line. domain: of a checkpoint with several. device: see
-        `pick_device`. precision: see `fast_predictor`; an exported file has its own. input_hw: (height, width) in pixels, in place of the trained ones. options: of
-        DrawnDetectionOptions by default.
+        `pick_device`. precision: see `fast_predictor`; an exported file has its own. input_hw: (height, width) in
+        pixels, in place of the trained ones. options: of DrawnDetectionOptions by default.
         Raises UserError for what is missing, damaged or of another kind; no code is run that a file holds.
         """
         path, options = os.fspath(path), options or DrawnDetectionOptions()

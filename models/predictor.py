@@ -83,8 +83,8 @@ class TorchPredictor:
 def fast_predictor(network: Network, precision: str) -> TorchPredictor:
     """Return a predictor that is as fast as it can be on the network's device: equal results to rounding.
 
-    precision: one of TORCH_PRECISIONS. Norms with running statistics become part of their convolutions. Other norms, such as
-    group norm, are computed in float32, and auto keeps all of it in float32, because bf16 would not be faster.
+    precision: one of TORCH_PRECISIONS. Norms with running statistics become part of their convolutions. With others,
+    such as group norm, auto is float32, and in bf16 or fp16 autocast chooses what is computed in it.
     Raises UserError for fp16 on a CPU.
     """
     device = next(network.parameters()).device
