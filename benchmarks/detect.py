@@ -27,11 +27,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from data.image_file import read_image
 from torch import Tensor
 
 from benchmarks.measured import RESULTS, Row, against, circumstances, write
 from cfg.plan import load_plan
+from data.web_address import read_image
 from models.detector import Detector
 from models.network import Network
 from models.norms.factory import norm_factory
