@@ -31,7 +31,6 @@ from torch import Tensor
 
 from benchmarks.measured import RESULTS, Row, against, circumstances, write
 from cfg.plan import load_plan
-from data.web_address import read_image
 from models.detector import Detector
 from models.network import Network
 from models.norms.factory import norm_factory
@@ -42,6 +41,7 @@ from models.stored_network import build_network
 from models.weights.trained import read_trained
 from models.weights.writer import write_weights
 from utils.errors import exit_on_error
+from utils.image_file import read_image
 
 SIZES_PX = {"yolov4-tiny": 416, "yolo-fastest-1.1-xl": 320, "yolov4": 608}
 OURS = "ours, float32"
