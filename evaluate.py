@@ -18,6 +18,7 @@ from evaluation.recalibration import recalibrate_on, sample_images
 from models.detector import Detector, is_exported
 from models.norms.freeze_stats import use_batch_statistics
 from models.norms.running_stats import norms_with_statistics
+from models.predictor import fast_predictor
 from models.weights.trained import read_trained
 from options import FOREIGN_FLAGS, EvaluateOptions
 from utils.checkpoint import Checkpoint
@@ -99,6 +100,8 @@ def load(options: EvaluateOptions) -> tuple[Detector, Checkpoint | None]:
         device=pick_device(options.device),
         input_hw=options.image_size,
     )
+    if not (options.norm_report or options.recalibrate_on or options.norm_stats == "batch"):  # which need the norms
+        detector = replace(detector, predictor=fast_predictor(detector.network, options.precision))
     return replace(detector, origin=origin), checkpoint
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.measured import Row, against, circumstances, results_path, write
 from cfg.plan import load_plan
-from engine.amp import MixedPrecision, cpu_bf16
+from engine.amp import MixedPrecision
 from engine.oom_recovery import OutOfMemoryRecovery
 from engine.step import TrainStep
 from models.network import Network, parameter_groups
@@ -38,6 +38,7 @@ from models.yolo.loss import LossOptions, YoloLoss
 from study.memory import saved_bytes
 from utils.clock import BatchClock
 from utils.environment import pick_device
+from utils.fast_precision import cpu_bf16
 from utils.structures import Batch, Targets
 
 BOXES = 12  # in each image

@@ -213,7 +213,7 @@ def test_what_auto_chose_is_kept_to_the_last_bit_on_a_machine_that_would_choose_
     scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch, capsys, optimizer: str
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    monkeypatch.setattr("engine.amp.cpu_bf16", lambda: "avx512_bf16")
+    monkeypatch.setattr("utils.fast_precision.cpu_bf16", lambda: "avx512_bf16")
     common = ("--workers", "0", "--optimizer", optimizer)
     trained(flags(scenes, toy_cfg, "cmbn:carry", whole, *common))
     assert "precision bf16, channels last: the CPU has avx512_bf16\n" in capsys.readouterr().out
@@ -230,7 +230,7 @@ def test_what_auto_chose_is_kept_to_the_last_bit_on_a_machine_that_would_choose_
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TrainStep, "__call__", interrupted)
         trained(flags(scenes, toy_cfg, "cmbn:carry", parts, *common))
-    monkeypatch.setattr("engine.amp.cpu_bf16", lambda: "")
+    monkeypatch.setattr("utils.fast_precision.cpu_bf16", lambda: "")
     capsys.readouterr()
     trained(["--resume", str(parts), "--workers", "0"])
     assert "precision bf16, channels last\n" in capsys.readouterr().out
