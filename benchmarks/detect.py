@@ -90,7 +90,7 @@ def network_runs(network: Network, images: Tensor, folder: Path, threads: int) -
     runs["channels last, float32"] = ours(
         TorchPredictor(network=fold(network).to(memory_format=last), memory_format=last)
     )
-    half = fold(network).to(memory_format=last, dtype=torch.bfloat16)
+    half = fold(network).to(torch.bfloat16).to(memory_format=last)
     runs["channels last, bf16"] = ours(TorchPredictor(network=half, memory_format=last, dtype=torch.bfloat16))
     path, array = folder / "network.onnx", images.numpy()
     torch.onnx.export(Heads(folded), (images,), path, dynamo=False, input_names=["images"], opset_version=17)

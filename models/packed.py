@@ -21,7 +21,7 @@ _MISH_PART = 1 << 16  # values of which the intermediate results stay in the cac
 def can_pack(network: Network) -> bool:
     """Return whether this torch has the operations, and the network is on a CPU and without norms (see `fold`)."""
     return (
-        torch.backends.mkldnn.is_available()
+        torch._C._has_mkldnn
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         and all(parameter.device.type == "cpu" for parameter in network.parameters())
         and all(block.norm is None for block in network.layers if isinstance(block, ConvNormAct))
@@ -69,7 +69,7 @@ class _Mish(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        for part in x.as_strided((x.numel(),), (1,)).split(_MISH_PART):  # dense in any memory format
+        for part in torch.split(x.as_strided((x.numel(),), (1,)), _MISH_PART):  # dense in any memory format
             values = part.float()
             q = values.sigmoid()
             half = torch.addcmul(q, q, q, value=-0.5)  # of p

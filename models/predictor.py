@@ -107,4 +107,4 @@ def fast_predictor(network: Network, precision: str) -> TorchPredictor:
         return TorchPredictor(network=pack(network, dtype), dtype=dtype, memory_format=torch.channels_last)
     # On GPUs convolutions in float32 are slower with channels last.
     layout = torch.contiguous_format if dtype == torch.float32 else torch.channels_last
-    return TorchPredictor(network=network.to(dtype=dtype, memory_format=layout), dtype=dtype, memory_format=layout)
+    return TorchPredictor(network=network.to(dtype).to(memory_format=layout), dtype=dtype, memory_format=layout)

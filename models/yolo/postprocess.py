@@ -94,7 +94,7 @@ def _candidates(head: RawHead, confidence: float) -> list[Detections]:
     scores = probabilities[:, :1] * probabilities[:, 1:]
     parts = is_likely.flatten(1).sum(1).tolist()  # cells per image
     found = []
-    for box, score in zip(boxes.split(parts), scores.split(parts), strict=True):
+    for box, score in zip(torch.split(boxes, parts), torch.split(scores, parts), strict=True):
         index, label = (score > confidence).nonzero(as_tuple=True)
         found.append(Detections(boxes=box[index], scores=score[index, label], labels=label))
     return found
