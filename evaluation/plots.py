@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from evaluation.coco_map import CocoTable
+from utils.atomic_file import atomic_write
 from utils.draw import class_colour
 from utils.figure import label_axes, literal
 
@@ -183,4 +184,5 @@ def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Either makes room for all labels. Only the constrained layout makes room between panels.
     bbox = "tight" if figure.get_layout_engine() is None else None
-    figure.savefig(path, dpi=_DOTS_PER_INCH, bbox_inches=bbox)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, bbox_inches=bbox)
