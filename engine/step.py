@@ -28,7 +28,7 @@ class TrainStep:
     Returns a (3,) CPU tensor: box, objectness and class loss, averaged over the images. Targets are on the CPU. Every
     rank calls it with its own share of the batch; gradients and losses are reduced over all ranks.
 
-    forward: the network, or its wrapper that shuffles images among ranks. by_domain: whether to cut a batch where the domain of
+    forward: the network, or its wrapper that shuffles images. by_domain: whether to cut a batch where the domain of
     its images changes, too. Raises NotFinite, before anything is updated, if a loss or a gradient is NaN or Inf, and
     UserError if a single image does not fit into memory.
     """

@@ -272,9 +272,9 @@ class Trainer:
                 if name in checkpoint.training.log:  # not in earlier checkpoints
                     part.load_state_dict(checkpoint.training.log[name])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise UserError(
-                f"{self.job.options.resume}: does not hold the state of this training ({type(error).__name__}: {reason})"
+                f"{self.job.options.resume}: does not hold the state of this training ({reason})"
             ) from error
         best = self.folder / "best.pt"
         if ranks.broadcast(best.exists()):
