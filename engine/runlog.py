@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -56,6 +57,7 @@ class RunLog:
             folder.mkdir(parents=True, exist_ok=True)
             with warn_on_disk_error(folder / "results.csv"):
                 drop_rows_after(folder / "results.csv", epochs_done)
+            threading.excepthook = _leave_to_the_writer
             with warn_on_disk_error(folder / "tensorboard"):
                 self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         # In a file or a pipe, a line every half minute is enough.
@@ -196,6 +198,12 @@ class RunLog:
         except OSError as error:
             self._board = None
             print(f"error: nothing more is written to TensorBoard ({error.strerror or error})", file=sys.stderr)
+
+
+def _leave_to_the_writer(error: threading.ExceptHookArgs) -> None:
+    """Print an error of a thread, but not one of a full disk: TensorBoard's raises it at the next call, too."""
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)
 
 
 def _named(terms: Tensor) -> dict[str, float]:

@@ -60,7 +60,9 @@ def process_group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
-    store, number, count = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    from torch.distributed.rendezvous import rendezvous  # absent where torch was built without torch.distributed
+
+    store, number, count = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     # Objects are sent over gloo, so that they take no GPU memory.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=COLLECTIVE_TIMEOUT)
@@ -81,7 +83,7 @@ def process_group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def _is_first(store: dist.Store) -> bool:
+def _is_first(store: Any) -> bool:
     """Return whether no other rank has asked before; True if the store is gone with the rank that kept it."""
     try:
         return store.add("ranks that had an error", 1) == 1
