@@ -160,7 +160,7 @@ class RunLog:
             if self._failures == _MOST_FAILURES:
                 raise UserError(f"{lost}, in {_MOST_FAILURES} tries; make room, or begin in another folder with --out")
             if self._failures == 1:
-                self.say(f"warning: {lost}; make room: after {_MOST_FAILURES} failures in a row the training ends")
+                print(f"error: {lost}; after {_MOST_FAILURES} failures in a row it ends: make room", file=sys.stderr)
         return is_written
 
     def is_save_due(self, *, at_epoch_end: bool = False) -> bool:

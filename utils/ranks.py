@@ -71,9 +71,10 @@ def process_group() -> Iterator[None]:
     except Exception as error:
         # The group is not destroyed: the others may wait for this rank inside NCCL, and that would wait for them. The
         # error is printed, this process ends, and torchrun ends the others.
-        if not _is_first(store):
+        is_lost = _is_lost_connection(error)
+        if not _is_first(store, otherwise=is_lost):
             raise SystemExit(getattr(error, "exit_code", 2)) from None
-        if _is_lost_connection(error):
+        if is_lost:
             reason = str(error).partition("\n")[0]
             raise UserError(
                 f"rank {number} has lost the connection to the others: one has ended without an error of its own, as "
@@ -83,12 +84,12 @@ def process_group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def _is_first(store: Any) -> bool:
-    """Return whether no other rank has asked before; True if the store is gone with the rank that kept it."""
+def _is_first(store: Any, *, otherwise: bool) -> bool:
+    """Return whether no other rank has asked before; `otherwise` if the store is gone with the rank that kept it."""
     try:
         return store.add("ranks that had an error", 1) == 1
     except RuntimeError:
-        return True
+        return otherwise
 
 
 def _is_lost_connection(error: Exception) -> bool:

@@ -11,6 +11,7 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -127,6 +128,7 @@ def lose_reader(log: str, after_bytes: int) -> None:
     for stream in (1, 2):
         os.dup2(write, stream)
     os.close(write)
+    sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
 
     def copy() -> None:
         left = after_bytes
