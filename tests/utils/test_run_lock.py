@@ -69,6 +69,7 @@ def test_a_fork_that_outlives_its_parent_does_not_keep_the_folder(tmp_path: Path
     other.wait()
     try:
         hold(tmp_path)
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} ")
     finally:
         os.kill(child, signal.SIGKILL)
 
