@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from utils.checkpoint import RESUMABLE_FROM, Checkpoint
 from utils.console import warn
 from utils.environment import pick_device
 from utils.errors import UserError
-from utils.flags import current_names, flag_of
+from utils.flags import current_names, flag_of, resolve
+from utils.knob import check_limits
 from utils.run_folder import folder_of_job, newest_run, own_folder
 
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
@@ -75,6 +77,7 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     settings = {"optimizer": "sgd", "val_fraction": 0, **respelled(current_names(TrainOptions, checkpoint.settings))}
     settings["subdivisions"] = checkpoint.training.subdivisions
     settings = as_it_ran(settings, pick_device({**settings, **given}.get("device", "auto")))
+    check_settings(settings, path)
     if given.keys() & set(LENGTHS):  # in place of what set it before
         settings = {name: value for name, value in settings.items() if name not in LENGTHS}
     settings["data"] = paths_of(settings.get("data", BUILT_IN))
@@ -88,6 +91,17 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     if given.get("albumentations", settings.get("albumentations")) != settings.get("albumentations"):
         warn("--albumentations names another pipeline than the run had: it is the new one from here on")
     return checkpoint, {**settings, **given, "resume": str(path)}
+
+
+def check_settings(settings: dict[str, Any], path: Path) -> None:
+    """Raise UserError if a setting that was read from `path` is outside its limits."""
+    try:
+        options = resolve(TrainOptions, settings)
+        for part in (options, *(getattr(options, each.name) for each in fields(options))):
+            if is_dataclass(part):
+                check_limits(part)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: its settings cannot be used ({error})") from error
 
 
 def check_run(checkpoint: Checkpoint, file: Path) -> None:

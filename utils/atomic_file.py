@@ -27,8 +27,10 @@ def atomic_write(path: Path, *, verify: Callable[[Path], None] | None = None) ->
         if verify is not None:
             verify(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)  # a full disk has no room for it
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write does not tell
         raise
     _flush_name(path.parent)
 

@@ -99,8 +99,9 @@ def write_png(path: Path, rgb: np.ndarray) -> None:
     assert done, "any uint8 image can be encoded"
     try:
         path.write_bytes(encoded.tobytes())  # cv2.imwrite returns False on a bad path, without an error
-    except OSError:
+    except OSError as error:
         path.unlink(missing_ok=True)
+        error.filename = str(path)
         raise
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
 from typing import TextIO
 
+from utils.errors import FULL
 from utils.stop import Stop
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def outlive_disk_and_reader() -> None:
@@ -55,7 +53,7 @@ class _Output(io.FileIO):
         try:
             return super().write(data)  # type: ignore[arg-type]
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 if Stop.active is None:
                     raise BrokenPipeError(error.errno, error.strerror) from None
                 if not Stop.active.requested:

@@ -371,6 +371,14 @@ def test_a_checkpoint_without_all_it_takes_is_named(once: Path, resume, tmp_path
         resume(run, "--epochs", "2")
 
 
+@pytest.mark.parametrize("spoiled", [{"momentum": 99}, {"batch_size": 0}, {"norm": "unheard-of"}, {"rotate": -1}])
+def test_settings_outside_their_limits_are_named(once: Path, tmp_path: Path, spoiled: dict[str, object]) -> None:
+    settings = {**Checkpoint.from_file(once / "last.pt").settings, **spoiled}
+    run = copied(once, tmp_path / "run", settings=settings)
+    with pytest.raises(UserError, match=f"^{run}: its settings cannot be used"):
+        parse_job(["--resume", str(run)])
+
+
 def test_all_that_was_trained_is_said_to_be(once: Path, resume, tmp_path: Path, capsys) -> None:
     resume(copied(once, tmp_path / "run"))
     assert "warning: the run has 4 steps: nothing is left to train; --epochs with a" in capsys.readouterr().out
