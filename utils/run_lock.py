@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,8 +20,19 @@ LOCK = ".lock"  # it stays in the folder: removing it would let a third process 
 _held: dict[Path, BinaryIO] = {}
 
 
+@contextmanager
+def released_afterwards() -> Iterator[None]:
+    """Give up, after the block, all folders that this process holds."""
+    try:
+        yield
+    finally:
+        for file in _held.values():
+            file.close()
+        _held.clear()
+
+
 def hold(folder: Path) -> None:
-    """Keep other processes out of the folder until this one ends, however it ends.
+    """Keep other processes out of the folder until it is released or this one ends, however it ends.
 
     Raises UserError, which names the other process, and OSError if the folder cannot be written to. A file system
     without locks is used without.

@@ -16,7 +16,7 @@ import pytest
 from utils import run_lock
 from utils.errors import UserError
 from utils.run_folder import free_folder
-from utils.run_lock import hold
+from utils.run_lock import hold, released_afterwards
 
 HOLD = """
 import os, sys, time
@@ -59,6 +59,14 @@ def test_another_process_is_named_and_once_it_was_killed_the_folder_is_free(tmp_
     hold(tmp_path)
     hold(tmp_path)  # it is ours
     assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {platform.node()}"
+
+
+def test_a_folder_can_be_given_up_before_the_process_ends(tmp_path: Path, holder) -> None:
+    with released_afterwards():
+        hold(tmp_path)
+    other = holder("time.sleep(60)")
+    with pytest.raises(UserError, match=f"is in use by process {other.pid} on "):
+        hold(tmp_path)
 
 
 def test_a_fork_that_outlives_its_parent_does_not_keep_the_folder(tmp_path: Path, holder) -> None:
