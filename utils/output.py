@@ -29,14 +29,13 @@ def outlive_disk_and_reader() -> None:
 def _lasting(stream: TextIO | None) -> TextIO:
     if stream is None:
         return open(os.devnull, "w")
-    if not isinstance(stream, io.TextIOWrapper):  # somebody's own
-        return stream
-    stream.reconfigure(errors="backslashreplace")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
     try:
         raw = _Output(stream.fileno(), "w", closefd=False)
     except OSError:  # in memory
         return stream
-    if type(stream) is not io.TextIOWrapper:
+    if type(stream) is not io.TextIOWrapper:  # somebody's own
         return stream
     stream.flush()
     return io.TextIOWrapper(

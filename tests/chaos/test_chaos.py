@@ -15,8 +15,8 @@ def assert_nothing_was_lost(tally: dict[str, int]) -> None:
 
 
 def test_a_training_survives_a_few(tmp_path: Path) -> None:
-    kinds = ("signal", "disk", "damage", "kill", "second", "reader")
-    assert_nothing_was_lost(Chaos(tmp_path).run(4, setups=SETUPS[:1], kinds=kinds))
+    kinds = ("kill", "damage", "disk")
+    assert_nothing_was_lost(Chaos(tmp_path).run(3, setups=SETUPS[:1], kinds=kinds))
 
 
 @pytest.mark.slow
