@@ -8,6 +8,7 @@ pipe, seen where its next batch is due.
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -53,7 +54,7 @@ class Workers:
         """Yield `make(request)` for each request in order, even if workers die; one iteration at a time.
 
         Raises what `make` raises: a UserError as it is, anything else as a RuntimeError with its traceback; and a
-        UserError if a worker dies repeatedly.
+        UserError if a worker dies repeatedly; OSError where too many files are open.
         """
         if self._iteration is not None:  # an earlier one was neither finished nor closed
             self.stop()
@@ -123,6 +124,8 @@ class _Worker:
                 result = self._pipe.recv()
                 break
             except (EOFError, OSError) as error:  # the end of the pipe, or of shared memory in transfer
+                if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                    raise
                 deaths += 1
                 self.end()
                 if deaths > _MOST_DEATHS:
@@ -171,9 +174,19 @@ def _work(make: Make, pipe: Connection, main: int) -> None:
     while multiprocessing.get_start_method() != "fork" or os.getppid() == main:
         try:
             if pipe.poll(_PARENT_CHECK_S):
-                pipe.send(_result(make, pipe.recv()))
+                _reply(pipe, _result(make, pipe.recv()))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
+
+
+def _reply(pipe: Connection, result: Batch | Exception) -> None:
+    """Send the result, or OSError where too many files are open to share its tensors."""
+    try:
+        pipe.send(result)
+    except (OSError, RuntimeError) as error:  # torch raises the latter
+        if os.strerror(errno.EMFILE) not in str(error):
+            raise
+        pipe.send(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
 
 
 def _result(make: Make, request: Any) -> Batch | Exception:

@@ -225,9 +225,8 @@ class Trainer:
             subdivisions=self.step.recovery.subdivisions,
         )
         # All ranks know, or one alone would save again at a stop, and wait for the others.
-        is_written = not any(
-            ranks.any_rank(not self.log.save("last.pt", replace(self._checkpoint(), training=training)))
-        )
+        is_written = self.log.save("last.pt", replace(self._checkpoint(), training=training))
+        is_written = not any(ranks.any_rank(not is_written))
         self._saved_step = self.steps_done if is_written else None
         return is_written
 

@@ -33,6 +33,8 @@ def exit_on_error(page: Callable[[], None], kinds: tuple[type[Exception], ...] =
         message = str(error)
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             message = f"{error.filename}: {error.strerror}"
+        elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            message = "too many files are open: raise the limit with `ulimit -n 4096`, or take fewer --workers"
         elif isinstance(error, OSError) and error.errno in FULL:
             message = f"a file could not be written: {error.strerror}"
         elif not isinstance(error, kinds):

@@ -82,8 +82,12 @@ def test_a_users_error_is_a_value_error():
     assert issubclass(UserError, ValueError)
 
 
-def test_a_full_disk_is_a_line_whoever_wrote(capsys):
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.ENOSPC, "a file could not be written: No space left"), (errno.EMFILE, "too many files are open: raise")],
+)
+def test_a_full_disk_and_a_full_table_of_files_are_a_line_wherever_they_are_met(capsys, number: int, said: str):
     with pytest.raises(SystemExit) as caught:
-        exit_on_error(raising(OSError(errno.ENOSPC, "No space left on device")))
+        exit_on_error(raising(OSError(number, os.strerror(number))))
     assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: a file could not be written: No space left on device\n"
+    assert capsys.readouterr().err.startswith(f"error: {said}")
