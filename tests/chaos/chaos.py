@@ -80,6 +80,8 @@ class Chaos:
             self.tally["trainings"] += 1
             _Training(self, setups[number % len(setups)], number).live(events, list(kinds))
             (self.folder / "tally.json").write_text(json.dumps(self.tally))
+        for name in ("tracebacks", "hangs", "wrong", "unequal"):
+            self.tally[name] += 0  # shown, too
         self.say("  ".join(f"{name} {count}" for name, count in self.tally.items()))
         return self.tally
 
