@@ -18,13 +18,14 @@ try:
 except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
 
-_SIGNS = ("out of memory", "can't allocate memory", "alloc_failed")  # of CUDA, MPS; the CPU; cuBLAS and cuDNN
+# Of CUDA, MPS; the CPU; cuBLAS and cuDNN; OpenCV; numpy.
+_SIGNS = ("out of memory", "can't allocate memory", "alloc_failed", "insufficient memory", "unable to allocate")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out; not every library has an exception of its own for that."""
     message = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in message for sign in _SIGNS)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in message for sign in _SIGNS)
 
 
 def empty_cache() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utils.atomic_file import warn_on_disk_error
 from utils.errors import UserError
+from utils.file_name import as_file_name
 
 RUNS = Path("runs")
 _JOB = "torchrun_job.txt"
@@ -15,13 +16,14 @@ _JOB = "torchrun_job.txt"
 def free_folder(name: str | None, *, default: str, may_hold_files: bool = False) -> Path:
     """Create the folder of a new run: `name`, which must not hold files, or runs/`default` with a number if taken.
 
-    Raises UserError.
+    default: of names of data and networks, which become a safe one. Raises UserError.
     """
     if name is not None:
         folder = Path(name)
         if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not may_hold_files)):
             raise UserError(f"{folder}: already exists; name another folder with --out (--resume continues a training)")
         return writable_folder(folder)
+    default = as_file_name(default)
     folder, number = writable_folder(RUNS) / default, 1
     while True:
         try:

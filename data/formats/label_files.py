@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.formats.image_finder import Listings
-from data.image_file import image_hw
+from data.image_file import image_fault, image_hw
 from data.image_set import FoundObject, Record
 from data.problems import (
     BROKEN_IMAGE,
@@ -24,7 +24,7 @@ from data.problems import (
 from utils.errors import UserError
 from utils.listing import decoded, read_bounded
 
-_MOST_BYTES = 1 << 24  # some 400,000 lines
+_MOST_BYTES = 1 << 22  # some 100,000 lines
 _FARTHEST = 2  # a box's centre in fractions; far outside the image, it is in pixels
 _IMAGE_FOLDERS = ("images", "JPEGImages")
 
@@ -52,7 +52,7 @@ class LabelFiles:
             searched = searched or " or ".join(_candidates(str(image)))
             hw = image_hw(str(image))
             if hw is None:
-                self.problems.add(BROKEN_IMAGE, str(image))
+                self.problems.add(BROKEN_IMAGE, image_fault(str(image)))
                 continue
             objects = [] if labels is None else self.objects(labels, hw)
             records.append(Record.of_objects(image, image_id, hw, objects))

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 
 from data.formats.image_finder import ImageFinder, spellings
 from data.formats.split_names import WHOLE, ordered, split_folders
-from data.image_file import SUFFIXES, image_hw, is_plausible, is_transposed
+from data.image_file import SUFFIXES, image_fault, image_hw, is_plausible, is_transposed
 from data.image_set import FoundObject, ImageSet, Record, pack
 from data.problems import (
     BROKEN_ANNOTATION,
@@ -249,7 +249,7 @@ def _record(
     """Make the Record of one image; None, and a problem, if the image is unreadable. place: its annotation file."""
     hw = image_hw(str(image))
     if hw is None:
-        problems.add(BROKEN_IMAGE, f"{image.parent.name}/{image.name}")
+        problems.add(BROKEN_IMAGE, image_fault(str(image)))
         return None
     objects = []
     for number, item in enumerate(tree.iter("object"), start=1):
