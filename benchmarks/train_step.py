@@ -98,7 +98,7 @@ class Contestant:
             optimizer=torch.optim.SGD(parameter_groups(self.network, weight_decay=5e-4), lr=1e-4, momentum=0.9),
             precision=MixedPrecision("bf16" if way.bf16 else "fp16" if way.fp16 else "off", device),
             clock=BatchClock(self.network),
-            recovery=NoRecovery(self.network, subdivisions=1, is_parallel=False, say=print),
+            recovery=NoRecovery(self.network, subdivisions=1, communicates=False, say=print),
             clip_norm=None,
             offload_activations=way.offloads,
         )

@@ -26,6 +26,7 @@ import torch
 from torch import multiprocessing  # registers how tensors travel: through shared memory
 
 from utils.errors import UserError
+from utils.stop import Stop
 from utils.structures import Batch
 
 log = logging.getLogger(__name__)
@@ -99,9 +100,9 @@ class _Worker:
         """Start a process, and send it the requests without a result."""
         self._pipe, worker_end = multiprocessing.Pipe()
         self.process = multiprocessing.Process(target=_work, args=(self._make, worker_end, os.getpid()), daemon=True)
-        # Ctrl-C, and a SIGTERM to a process group, reach workers too. The main process handles them, may need batches
-        # until then, and ends its workers by SIGKILL. A child inherits the blocked signals.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        # Ctrl-C, a closing terminal, and a SIGTERM to a process group reach workers too. The main process handles them,
+        # may need batches until then, and ends its workers by SIGKILL. A child inherits the blocked signals.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, set(Stop.SIGNALS))
         try:
             self.process.start()
         finally:

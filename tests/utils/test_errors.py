@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -79,3 +80,10 @@ def test_a_page_whose_reader_has_gone_is_quiet(root: Path, page: str, unbuffered
 
 def test_a_users_error_is_a_value_error():
     assert issubclass(UserError, ValueError)
+
+
+def test_a_full_disk_is_a_line_whoever_wrote(capsys):
+    with pytest.raises(SystemExit) as caught:
+        exit_on_error(raising(OSError(errno.ENOSPC, "No space left on device")))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: a file could not be written: No space left on device\n"
