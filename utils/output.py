@@ -28,7 +28,7 @@ def outlive_disk_and_reader() -> None:
 
 def _lasting(stream: TextIO | None) -> TextIO:
     if stream is None:
-        return open(os.devnull, "w")
+        return open(os.devnull, "w", encoding="utf-8")
     if not isinstance(stream, io.TextIOWrapper):  # somebody's own
         return stream
     stream.reconfigure(errors="backslashreplace")

@@ -55,7 +55,9 @@ def own_folder(folder: Path) -> Path:
 def folder_of_job(job: str, name: str | None) -> Path | None:
     """Return the folder this job had made before torchrun restarted it, or None."""
     folders = [Path(name)] if name is not None else sorted(RUNS.glob("*"))
-    made = (folder for folder in folders if (folder / _JOB).is_file() and (folder / _JOB).read_text() == job)
+    made = (
+        folder for folder in folders if (folder / _JOB).is_file() and (folder / _JOB).read_text(encoding="utf-8") == job
+    )
     return next(made, None)
 
 
@@ -63,7 +65,7 @@ def mark_folder(folder: Path, job: str) -> None:
     """Mark the folder as this job's, for `folder_of_job`; a no-op for a world size of 1, whose job is ""."""
     if job:
         with warn_on_disk_error(folder / _JOB):
-            (folder / _JOB).write_text(job)
+            (folder / _JOB).write_text(job, encoding="utf-8")
 
 
 def newest_run() -> Path:

@@ -159,7 +159,7 @@ def _silent_decoders() -> Iterator[TextIO]:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
-        with open(kept, "w", closefd=False, errors="backslashreplace") as stderr:
+        with open(kept, "w", closefd=False, encoding="utf-8", errors="backslashreplace") as stderr:
             yield stderr
     finally:
         os.dup2(kept, 2)
