@@ -218,7 +218,12 @@ def parse_sections(text: str, *, path: str) -> list[Section]:
         key, equals, value = line.partition("=")
         if not (key and equals and value):  # darknet reports `key=`, too, and continues without it
             raise CfgError(f"{where}: '{_short(line)}' is neither a [section] nor key=value")
-        sections[-1].entries.setdefault(key, Entry(value=value, line=number))
+        first = sections[-1].entries.setdefault(key, Entry(value=value, line=number))
+        if first.value != value:
+            given = f"{_short(key)}={_short(first.value)} of line {first.line}"
+            sections[-1].notes.append(
+                f"{where}: {_short(line, 80)} is ignored, the first of equal keys counts: {given}"
+            )
     if not sections:
         raise CfgError(f"{path}:1: no [net] section, the file holds no network")
     return sections
