@@ -37,13 +37,12 @@ def is_plausible(hw: tuple[int, int]) -> bool:
 
 
 def image_fault(path: str) -> str:
-    """Return the path and, if that is why `read_image` refuses it, its size: `a.png: 60000x60000 pixels, ...`."""
+    """Return the path and, if that is why `read_image` refuses it, that the size in its header is out of limits."""
     hw = _stated_hw(_content(path))
     if hw is None or is_plausible(hw):
         return path
-    sides = "x".join(map(str, hw))
-    limit = f"up to {MOST_PIXELS / 1e6:g} megapixels are read, or OPENCV_IO_MAX_IMAGE_PIXELS of the environment"
-    return f"{path}: {sides} pixels; {limit}"
+    limit = f"{MOST_PIXELS / 1e6:g} megapixels (the environment's OPENCV_IO_MAX_IMAGE_PIXELS changes that)"
+    return f"{path}: its header claims no area, or more than {limit}"
 
 
 def image_hw(path: str) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -10,18 +11,26 @@ import struct
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from torch import Tensor
 
 from data.annotation_formats import open_image_set
 from data.dataset import EvalDataset, EvalKey
 from data.doctor.__main__ import main as doctor
+from data.doctor.charts import _draw_classes
 from data.doctor.checkup import full_checkup
+from data.doctor.labels import repeated_boxes
 from data.image_file import image_fault, image_hw, is_plausible, read_image
 from tests.data.packagings import PACKAGINGS, text
+from tests.data.sets import noise_image_set
+from utils.boxes import elementwise_iou
 from utils.errors import UserError, exit_on_error
 
 ENTITIES = (
@@ -143,11 +152,11 @@ def test_an_image_above_the_limit_is_not_decoded(tmp_path: Path, suffix: str, mo
     monkeypatch.setattr(cv2, "imdecode", lambda *arguments: decoded.append(arguments))
     assert image_hw(str(file)) is read_image(str(file)) is None
     assert not decoded
-    assert ": 70x90 pixels; up to 0.006299 megapixels are read, or OPENCV_IO_MAX_IMAGE_PIXELS" in image_fault(str(file))
+    assert "its header claims no area, or more than 0.006299 megapixels" in image_fault(str(file))
     path = PACKAGINGS["darknet"](tmp_path / "set")
     monkeypatch.setattr("data.image_file.MOST_PIXELS", 64 * 62)
     problems = open_image_set(path, "val").problems.summary()
-    assert any("v1.png: 60x80 pixels; up to" in line for line in problems)
+    assert any("v1.png: its header claims" in line for line in problems)
 
 
 def test_by_default_an_image_has_up_to_100_megapixels() -> None:
@@ -238,3 +247,53 @@ def test_nothing_that_a_data_set_says_reaches_the_terminal_raw(
     assert len(printed.out) > 1000
     assert all(each.isprintable() for each in printed.out.replace("\n", ""))
     assert all(each.isprintable() for each in printed.err.replace("\n", "").replace("\r", ""))
+
+
+@pytest.mark.parametrize("name", ["COCO", "VOC", "darknet", "yaml", "csv of Roboflow"])
+def test_a_class_name_of_megabytes_is_a_sentence(tmp_path: Path, name: str) -> None:
+    """Tables and captions would be as wide."""
+    path = PACKAGINGS[name](tmp_path)
+    for file in [each for each in tmp_path.rglob("*") if each.suffix in (".json", ".xml", ".names", ".yaml", ".csv")]:
+        file.write_text(re.sub(r"\bcat\b", "cat" * 10_000, file.read_text()))
+    with pytest.raises(UserError, match=r"names a class of 30,000 characters, 'catcat.*': give it a name of at most"):
+        open_image_set(path, "val")
+
+
+def test_the_chart_of_thousands_of_classes_is_an_outline(tmp_path: Path) -> None:
+    """A bar takes a millisecond."""
+    axes = Figure().subplots()
+    names = tuple(map(str, range(5000)))
+    image_set = replace(noise_image_set(tmp_path, 2), class_names=names)
+    _draw_classes(axes, [image_set])
+    assert len(axes.patches) == 1
+
+
+def test_a_label_file_of_the_largest_size_is_judged_in_bounded_time(tmp_path: Path) -> None:
+    """Each box is compared with 200 others, be they all at one place."""
+    path = PACKAGINGS["darknet"](tmp_path)
+    rows = "".join(f"0 .5 .{number:06d} .1 .0{number % 7 + 1}\n" for number in range(2000))
+    (tmp_path / "obj_val" / "v1.txt").write_text(rows)
+    image_set = open_image_set(path, "val")
+    calls: list[int] = []
+
+    def counted(first: Tensor, second: Tensor) -> Tensor:
+        calls.append(len(first))
+        return elementwise_iou(first, second)
+
+    with patch("data.doctor.labels.elementwise_iou", counted):
+        repeated_boxes(image_set)
+    assert sum(calls) < 200 * len(image_set.boxes) and len(calls) < 200
+
+
+@pytest.mark.parametrize(
+    "written", ["../../../../etc/passwd", "/etc/passwd", "..\\..\\etc\\passwd", "file:///etc/passwd"]
+)
+def test_a_path_that_leads_elsewhere_costs_its_own_image_only(tmp_path: Path, written: str) -> None:
+    """Even if it is the first, by which the folder of all is chosen."""
+    path = PACKAGINGS["COCO"](tmp_path)
+    file = tmp_path / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = written
+    file.write_text(json.dumps(content))
+    image_set = open_image_set(path, "val")
+    assert [Path(os.fsdecode(each)).name for each in image_set.paths] == ["v2.png"]
