@@ -38,7 +38,7 @@ def is_plausible(hw: tuple[int, int]) -> bool:
 
 def image_fault(path: str) -> str:
     """Return the path and, if that is why `read_image` refuses it, that the size in its header is out of limits."""
-    hw = _stated_hw(_content(path))
+    hw = _stated_hw(content_of(path))
     if hw is None or is_plausible(hw):
         return path
     limit = f"{MOST_PIXELS / 1e6:g} megapixels (the environment's OPENCV_IO_MAX_IMAGE_PIXELS changes that)"
@@ -56,7 +56,7 @@ def image_hw(path: str) -> tuple[int, int] | None:
         if not is_plausible(stored_hw):
             return None
         return stored_hw[::-1] if transposed else stored_hw
-    image = decode(_content(path), cv2.IMREAD_COLOR)
+    image = decode(content_of(path), cv2.IMREAD_COLOR)
     return None if image is None else image.shape[:2]
 
 
@@ -68,7 +68,7 @@ def is_transposed(path: str) -> bool:
     header = _header(path)
     if header is not None:
         return header[1]
-    content = _content(path)
+    content = content_of(path)
     upright, stored = (decode(content, cv2.IMREAD_COLOR | flag) for flag in (0, cv2.IMREAD_IGNORE_ORIENTATION))
     return upright is not None and stored is not None and upright.shape != stored.shape
 
@@ -94,7 +94,7 @@ def read_image(
     without a tag the image stays as it is (`hw_of_boxes`). enough_px: the longer side may be smaller than on disk, but
     not smaller than this: a JPEG is then decoded at a half, a quarter or an eighth, sides rounded up, in less time.
     """
-    content = _content(path)
+    content = content_of(path)
     flag = cv2.IMREAD_COLOR if enough_px is None else _reduced(content, enough_px)
     image = decode(content, flag)
     if image is not None and source_hw is not None and lies_on_its_side(image.shape[:2], source_hw):
@@ -102,15 +102,17 @@ def read_image(
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _content(path: str) -> np.ndarray:
-    """Read (B,) uint8 bytes, (0,) if that fails. Unlike cv2.imread, takes any file name on any system.
-
-    A FIFO or a device is not opened: reading it might never end.
-    """
+def content_of(path: str) -> np.ndarray:
+    """Read (B,) uint8 bytes, (0,) if that fails. Unlike cv2.imread, takes any file name on any system."""
     with suppress(OSError):
-        if os.path.isfile(path):
-            return np.fromfile(path, np.uint8, min(os.path.getsize(path), _MOST_BYTES))
+        if _may_hold_an_image(path):
+            return np.fromfile(path, np.uint8)
     return np.empty(0, np.uint8)
+
+
+def _may_hold_an_image(path: str) -> bool:
+    """Return whether the file has an end, unlike a FIFO or a device, and one that can be. Raises OSError."""
+    return os.path.isfile(path) and os.path.getsize(path) <= _MOST_BYTES
 
 
 def decode(content: np.ndarray, flag: int) -> np.ndarray | None:
@@ -147,13 +149,11 @@ def _reduced(content: np.ndarray, enough_px: int) -> int:
 
 def _header(path: str) -> _Header | None:
     """Read the header of a JPEG or PNG; None for other formats, and if it is incomplete."""
-    if not os.path.isfile(path):  # see `_content`
-        return None
-    try:
-        with open(path, "rb") as file:
-            return _header_of(file)
-    except OSError:
-        return None
+    with suppress(OSError):
+        if _may_hold_an_image(path):
+            with open(path, "rb") as file:
+                return _header_of(file)
+    return None
 
 
 def _header_of(file: BinaryIO) -> _Header | None:

@@ -297,3 +297,14 @@ def test_a_path_that_leads_elsewhere_costs_its_own_image_only(tmp_path: Path, wr
     file.write_text(json.dumps(content))
     image_set = open_image_set(path, "val")
     assert [Path(os.fsdecode(each)).name for each in image_set.paths] == ["v2.png"]
+
+
+def test_an_image_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    path = PACKAGINGS["darknet"](tmp_path)
+    for file in tmp_path.rglob("v1.png"):
+        os.truncate(file, 1 << 40)
+    image_set = open_image_set(path, "val")
+    assert [Path(os.fsdecode(each)).name for each in image_set.paths] == ["v2.png"]
+    os.truncate(image_set[0].path, 1 << 40)
+    assert read_image(image_set[0].path) is None
+    assert any("does not open" in finding.line() for finding in full_checkup([image_set], 1))
