@@ -120,11 +120,12 @@ class ImageSet:
 
         Raises UserError for a class that it does not have.
         """
-        absent = [name for name in names if name not in self.class_names]
+        wanted, listed = set(names), set(self.class_names)
+        absent = [name for name in names if name not in listed]
         if absent:
             known = ", ".join(self.class_names[:20])
             raise UserError(f"{self.source}: has no class '{absent[0]}'; it has {known}.")
-        labels = [label for label, name in enumerate(self.class_names) if name in set(names)]
+        labels = [label for label, name in enumerate(self.class_names) if name in wanted]
         keep = np.isin(self.labels, labels)
         return replace(
             self,
