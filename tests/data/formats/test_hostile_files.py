@@ -191,8 +191,13 @@ def device(path: Path) -> None:
 
 
 def unix_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as opened, contextlib.chdir(path.parent):  # a whole path may be too long
-        opened.bind(path.name)
+    here = os.getcwd()
+    os.chdir(path.parent)  # a whole path may be too long
+    try:
+        with socket.socket(socket.AF_UNIX) as opened:
+            opened.bind(path.name)
+    finally:
+        os.chdir(here)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
