@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field
 
+from cfg.net import MAX_RATE
 from data.augment_options import AugmentOptions
 from data.image_cache import CACHES
 from evaluation.coco_backends import BACKENDS
@@ -64,8 +65,11 @@ class OptimOptions:
         "about a minute before the first step",
         parse=parse_learning_rate,
         low=1e-12,
+        high=MAX_RATE,
     )
-    final_learning_rate: float = knob(1e-5, "rate at which cosine and sgdr end (cfg: learning_rate_min)", low=0)
+    final_learning_rate: float = knob(
+        1e-5, "rate at which cosine and sgdr end (cfg: learning_rate_min)", low=0, high=MAX_RATE
+    )
     lr_policy: str = knob(
         "cosine", "schedule after burn-in (cfg: policy, step, scale, gamma, power, sgdr_cycle/_mult)", choices=POLICIES
     )

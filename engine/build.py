@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from cfg.plan import Plan
+from data.dataset import SampleKey, ShrunkImages, TrainDataset
 from data.image_set import ImageSet
 from data.loader import InputSizes, TrainLoader, make_train_loader
 from engine.amp import MixedPrecision
@@ -105,6 +106,14 @@ def make_loader(options: TrainOptions, plan: Plan, train_set: ImageSet) -> Train
         by_domain=options.domain_batches == "one",
         is_apart=keeps_apart(options),
     )
+
+
+def check_pipeline(options: TrainOptions, plan: Plan, train_set: ImageSet) -> None:
+    """Raise UserError if the user's own pipeline fails on the first image, before the run has a folder."""
+    if options.augment.albumentations is not None:
+        sizes = input_sizes(options, plan)
+        images = ShrunkImages(train_set, longest_px=sizes.kept_px)
+        TrainDataset(images, options.augment, options.seed)[SampleKey(0, 0, 0, sizes.base_hw, is_single=True)]
 
 
 def splits_by_domain(options: TrainOptions) -> bool:

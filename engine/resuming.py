@@ -108,7 +108,7 @@ def check_run(checkpoint: Checkpoint, file: Path) -> None:
     """Raise UserError if the settings.json or the best.pt beside the file are of another run than its checkpoint."""
     others = {}
     with suppress(OSError, ValueError, AttributeError):  # not there, or edited
-        others["settings.json"] = json.loads((file.parent / "settings.json").read_text()).get("run_id")
+        others["settings.json"] = json.loads((file.parent / "settings.json").read_text(encoding="utf-8")).get("run_id")
     if (best := file.with_name("best.pt")).is_file():
         others["best.pt"] = Checkpoint.from_file(best).run_id
     for name, run_id in others.items():

@@ -28,9 +28,10 @@ def outlive_disk_and_reader() -> None:
 
 def _lasting(stream: TextIO | None) -> TextIO:
     if stream is None:
-        return open(os.devnull, "w")
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
+        return open(os.devnull, "w", encoding="utf-8")
+    if not isinstance(stream, io.TextIOWrapper):  # somebody's own
+        return stream
+    stream.reconfigure(errors="backslashreplace")
     try:
         raw = _Output(stream.fileno(), "w", closefd=False)
     except OSError:  # in memory

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utils.atomic_file import warn_on_disk_error
 from utils.errors import UserError
+from utils.file_name import as_file_name
 from utils.run_lock import LOCK, hold
 
 RUNS = Path("runs")
@@ -16,7 +17,8 @@ _JOB = "torchrun_job.txt"
 def free_folder(name: str | None, *, default: str, may_hold_files: bool = False) -> Path:
     """Create the folder of a new run: `name`, which must not hold files, or runs/`default` with a number if taken.
 
-    No other process may use it until this one ends. Raises UserError.
+    default: of names of data and networks, which become a safe one. No other process may use the folder until this one
+    ends. Raises UserError.
     """
     if name is not None:
         folder = Path(name)
@@ -25,6 +27,7 @@ def free_folder(name: str | None, *, default: str, may_hold_files: bool = False)
         if folder.exists() and (not folder.is_dir() or (_holds_files(folder) and not may_hold_files)):
             raise UserError(f"{folder}: already exists; name another folder with --out (--resume continues a training)")
         return own_folder(folder)
+    default = as_file_name(default)
     folder, number = writable_folder(RUNS) / default, 1
     while True:
         try:
@@ -52,7 +55,9 @@ def own_folder(folder: Path) -> Path:
 def folder_of_job(job: str, name: str | None) -> Path | None:
     """Return the folder this job had made before torchrun restarted it, or None."""
     folders = [Path(name)] if name is not None else sorted(RUNS.glob("*"))
-    made = (folder for folder in folders if (folder / _JOB).is_file() and (folder / _JOB).read_text() == job)
+    made = (
+        folder for folder in folders if (folder / _JOB).is_file() and (folder / _JOB).read_text(encoding="utf-8") == job
+    )
     return next(made, None)
 
 
@@ -60,7 +65,7 @@ def mark_folder(folder: Path, job: str) -> None:
     """Mark the folder as this job's, for `folder_of_job`; a no-op for a world size of 1, whose job is ""."""
     if job:
         with warn_on_disk_error(folder / _JOB):
-            (folder / _JOB).write_text(job)
+            (folder / _JOB).write_text(job, encoding="utf-8")
 
 
 def newest_run() -> Path:

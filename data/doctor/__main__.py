@@ -28,6 +28,7 @@ from utils.console import line
 from utils.flags import image_size_knob, parse_flags, resolve
 from utils.knob import knob
 from utils.page import run_page
+from utils.printable import printable
 from utils.run_folder import free_folder
 
 _SPLITS = ("train", "val", "test")
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(anchors):
         page += ["", anchor_line(image_sets[0], sides[0], anchors, name)]
         page += [line("", f"python -m data.anchors --data {options.data} --cfg {options.cfg} looks for better ones")]
+    page = list(map(printable, page))  # the data set's path has its owner's characters
     whole = [*page, *verdict(findings, every_place=True)]
     write_text(folder / "doctor.txt", "\n".join(whole) + "\n")
     draw_charts(image_sets, sides, folder / "doctor.png", input_hw=plan.net.input_hw, anchors=anchors)

@@ -18,6 +18,7 @@ from utils.figure import label_axes, literal, save_figure
 
 _DOTS_PER_INCH = 110
 _NAMED_CLASSES = 100  # more names would not be legible
+_BARS = 1000  # classes that have a bar each, which takes a millisecond; more are a line
 _LETTERS = 18  # of a class name
 _DOTS = 4000  # boxes in the scatter plot
 _BINS = 40
@@ -62,6 +63,9 @@ def _draw_classes(axes: Axes, image_sets: Sequence[ImageSet]) -> None:
     order = np.argsort(-counts[0], kind="stable")
     width = 0.84 / len(image_sets)
     for row, (image_set, count) in enumerate(zip(image_sets, counts, strict=True)):
+        if len(names) > _BARS:
+            axes.step(range(len(names)), count[order], where="mid", color=f"C{row}", label=image_set.split)
+            continue
         places = np.arange(len(names)) + (row - (len(image_sets) - 1) / 2) * width
         axes.bar(places, count[order], width, color=f"C{row}", label=image_set.split)
     if counts.max() > 50 * max(1, counts.min()):
