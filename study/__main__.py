@@ -63,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = FlagParser(prog=command, description=description.strip(), allow_abbrev=False)
     add = parser.add_argument
     add("--data", nargs="+", metavar="PATH", help="data set, as train.py's --data, but one")
-    add("--preset", choices=PRESETS, help="a built-in study in place of --data (docs/small-batch.md)")
+    add("--preset", choices=PRESETS, help="a built-in study in place of --data (docs/small-batch-grid.md)")
     add("--cfg", help="network, as train.py's --cfg")
     add("--weights", metavar="FILE", help="weights to start from, as train.py's --weights (default: from scratch)")
     add("--norms", nargs="+", metavar="NORM", help="what is typed after train.py's --norm, 'in quotes'; bn is added")

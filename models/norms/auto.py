@@ -1,6 +1,6 @@
 """`--norm auto`: the choice by the images in a forward that measurements support.
 
-From scratch: docs/small-batch.md; from weights: docs/recipe.md.
+docs/small-batch.md has them, from scratch and from weights.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from data.augment import Augmenter, ellipse_boxes
 from data.augment_options import AugmentOptions
 from data.crop import JitteredCrop
 from data.photometric import photometric_transforms
-from tests.data.test_geometry import extent, rectangle
+from tests.utils.test_letterbox import extent, rectangle
 from utils.errors import UserError
 from utils.structures import Sample
 

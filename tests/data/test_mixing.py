@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from data.augment_options import AugmentOptions
 from data.mixing import cutmix, draw_window, mixup
-from tests.data.test_geometry import extent
+from tests.utils.test_letterbox import extent
 from utils.structures import Sample
 
 HW = (12, 16)

@@ -10,7 +10,7 @@ from data.albumentations_import import albumentations as A
 from data.augment import Augmenter
 from data.augment_options import AugmentOptions
 from data.user_pipeline import UserPipeline, read_pipeline, transform_names
-from tests.data.test_geometry import extent, rectangle
+from tests.utils.test_letterbox import extent, rectangle
 from utils.errors import UserError
 from utils.structures import Sample
 

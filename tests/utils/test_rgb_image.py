@@ -76,7 +76,7 @@ def test_a_folder_of_the_home_directory_is_found(tmp_path: Path, monkeypatch: py
         (Image.new("I;16", (2, 2)), ValueError, "Pillow's mode I;16 is not of 8 bits a channel"),
         (Image.new("F", (2, 2)), ValueError, "Pillow's mode F is not of 8 bits a channel"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_image_is_told_so(image: object, error: type[Exception], said: str) -> None:
     with pytest.raises(error) as caught:
