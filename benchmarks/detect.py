@@ -152,7 +152,7 @@ def measure(name: str, cfg: str, weights: Path | None, rounds: int, threads: int
             weights = folder / "random.weights"
             write_weights(weights, Network(plan, norm_factory(NormOptions(norm="bn"))).eval(), seen=0)
         cfg_file = folder / "network.cfg"
-        cfg_file.write_text(plan.source_text)
+        cfg_file.write_text(plan.source_text, encoding="utf-8")
         loading = {"cfg": cfg, "device": "cpu", "input_hw": (side_px, side_px)}
         detectors = {kind: Detector.load(weights, precision=kind, **loading) for kind in ("float32", "bf16")}  # type: ignore[arg-type]
         network = _plain(weights, cfg, side_px)
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "detect.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = json.loads(args.out.read_text())["rows"] if args.out.is_file() else []
+    rows = json.loads(args.out.read_text(encoding="utf-8"))["rows"] if args.out.is_file() else []
     for name in args.only:
         found = measure(name, args.cfg or name, args.weights, args.rounds, args.threads, args.opencv4)
         print(table(found), flush=True)

@@ -29,8 +29,8 @@ def atomic_write(path: Path, *, verify: Callable[[Path], None] | None = None) ->
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)  # a full disk has no room for it
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a write does not tell
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a write does not tell; an error of ours has its sentence
         raise
     _flush_name(path.parent)
 

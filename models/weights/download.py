@@ -93,7 +93,7 @@ def _alone(path: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+    with open(path.with_name(f".{path.name}.lock"), "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
