@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field
 
+from cfg.net import MAX_RATE
 from data.augment_options import AugmentOptions
 from data.image_cache import CACHES
 from evaluation.coco_backends import BACKENDS
@@ -17,6 +18,7 @@ from models.export.metadata import OUTPUTS, PRECISIONS
 from models.norms.old_spelling import removed_flags
 from models.norms.options import NormOptions
 from models.norms.own import trust_knob
+from models.predictor import TORCH_PRECISIONS
 from models.tiling import TilingOptions
 from models.yolo.loss import LossOptions
 from models.yolo.postprocess import DetectionOptions, DrawnDetectionOptions
@@ -63,8 +65,11 @@ class OptimOptions:
         "about a minute before the first step",
         parse=parse_learning_rate,
         low=1e-12,
+        high=MAX_RATE,
     )
-    final_learning_rate: float = knob(1e-5, "rate at which cosine and sgdr end (cfg: learning_rate_min)", low=0)
+    final_learning_rate: float = knob(
+        1e-5, "rate at which cosine and sgdr end (cfg: learning_rate_min)", low=0, high=MAX_RATE
+    )
     lr_policy: str = knob(
         "cosine", "schedule after burn-in (cfg: policy, step, scale, gamma, power, sgdr_cycle/_mult)", choices=POLICIES
     )
@@ -239,6 +244,11 @@ class EvaluateOptions:
         None, "folder for tables and images (default: runs/eval-DATA-SPLIT)", unit="DIR", formerly="run"
     )
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
+    precision: str = knob(
+        "float32",
+        "type to compute in; auto: what the device is fast with, AP differs a little",
+        choices=TORCH_PRECISIONS,
+    )
     workers: int = knob(2, "worker processes that load images; 0 = load in the main process", low=0)
     detection: DetectionOptions = field(default_factory=DetectionOptions, metadata={"title": "detections"})
 
@@ -280,6 +290,9 @@ class DetectOptions:
     max_frames: int | None = knob(None, "stop a video, stream or webcam after detecting in this many frames", low=1)
     stride_frames: int = knob(1, "detect in every N-th frame of a video, stream or webcam only", unit="N", low=1)
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
+    precision: str = knob(
+        "auto", "type to compute in; auto: bf16 or fp16 where the device is fast with it", choices=TORCH_PRECISIONS
+    )
     tiling: TilingOptions = field(default_factory=TilingOptions, metadata={"title": "large images"})
     detection: DetectionOptions = field(default_factory=DrawnDetectionOptions, metadata={"title": "detections"})
 

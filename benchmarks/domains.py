@@ -169,7 +169,7 @@ def recoloured(source: Path, folder: Path) -> Path:
             assert image is not None, image_set[index].path
             entry["file_name"] = Path(entry["file_name"]).stem + ".png"
             write_png(folder / split / entry["file_name"], np.ascontiguousarray(image[..., [2, 0, 1]] // 2))
-        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 

@@ -165,7 +165,7 @@ def train_and_test(run: Run) -> list[Row]:
         folder, start = Path(scratch) / "run", time.perf_counter()
         code = page("train.py", *start_from, *flags, "--device", run.typed_device, "--out", str(folder))
         seconds = time.perf_counter() - start
-        settings = json.loads((folder / "settings.json").read_text())
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         row |= {"seconds": round(seconds, 1), "diverged": code == 3, "ok": code == 0}
         row |= {name: settings[name] for name in ("norm", "batch_size", "subdivisions", "amp", "total_steps")}
         if code == 0:
@@ -174,7 +174,7 @@ def train_and_test(run: Run) -> list[Row]:
                 report = Path(scratch) / "report"
                 where = ["--data", run.data, "--split", split, "--device", run.typed_device, "--out", str(report)]
                 page("evaluate.py", "--weights", str(folder / "best.pt"), *where)
-            metrics = json.loads((report / "metrics.json").read_text())
+            metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
             row |= {"split": split, "AP": round(metrics["AP"], 4), "AP50": round(metrics["AP50"], 4)}
     return [row]
 

@@ -148,7 +148,7 @@ def make_scenes() -> None:
                 )
             )
         content = {"info": {"mirror_safe": False}, **as_instances(records, list(INKS), range(1, len(INKS) + 1))}
-        (FOLDER / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        (FOLDER / "annotations" / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def draw_frame(rng: np.random.Generator, digit: np.ndarray, tint: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

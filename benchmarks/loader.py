@@ -229,7 +229,7 @@ def held_after(loader: TrainLoader) -> dict[str, float]:
 
 def held_mib(pid: int) -> tuple[float, float]:
     """Return PSS and private memory in MiB, without libraries, which other programs may share."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     return (kib["Pss_Anon"] + kib["Pss_Shmem"]) / 1024, kib["Private_Dirty"] / 1024
 

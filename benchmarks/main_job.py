@@ -34,8 +34,8 @@ def main() -> None:
     minutes = (time.perf_counter() - start) / 60
     weights = str(run / "best.pt")
     page("evaluate.py", "--weights", weights, "--data", args.data, "--split", args.split, "--out", str(report))
-    metrics = json.loads((report / "metrics.json").read_text())
-    steps = json.loads((run / "settings.json").read_text())["total_steps"]
+    metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+    steps = json.loads((run / "settings.json").read_text(encoding="utf-8"))["total_steps"]
     row = {
         "data": Path(args.data).name,
         "split": args.split,
@@ -47,7 +47,7 @@ def main() -> None:
         **circumstances(pick_device("auto")),
     }
     RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / "main_job.jsonl", "a") as file:
+    with open(RESULTS / "main_job.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     width = max(map(len, row))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in row.items()))

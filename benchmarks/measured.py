@@ -54,4 +54,4 @@ def write(path: Path, found: Mapping[str, Any], measured: Mapping[str, Any]) -> 
     """Write the figures as JSON and print the circumstances."""
     print("\n" + ", ".join(f"{name} {value}" for name, value in measured.items()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**found, "measured": measured}, indent=1))
+    path.write_text(json.dumps({**found, "measured": measured}, indent=1), encoding="utf-8")

@@ -130,15 +130,15 @@ def run(cell: Cell, args: argparse.Namespace) -> Row:
         code = page("train.py", *flags, "--out", folder)
         row |= {"seconds": round(time.perf_counter() - start, 1), "diverged": code == 3}
         row |= dict.fromkeys(("val_AP", "test_AP", "test_AP50"), 0.0)
-        settings = json.loads(Path(folder, "settings.json").read_text())
+        settings = json.loads(Path(folder, "settings.json").read_text(encoding="utf-8"))
         row |= {name: settings[name] for name in ("batch_size", "subdivisions", "learning_rate", "total_steps")}
         if code == 0:
-            metrics = json.loads(Path(folder, "metrics.json").read_text())
+            metrics = json.loads(Path(folder, "metrics.json").read_text(encoding="utf-8"))
             row["val_AP"] = round(metrics["AP"], 4)
             if has_test_split(cell.data):
                 best = f"{folder}/best.pt"
                 page("evaluate.py", "--weights", best, "--data", cell.data, "--split", "test", "--out", report)
-                metrics = json.loads(Path(report, "metrics.json").read_text())
+                metrics = json.loads(Path(report, "metrics.json").read_text(encoding="utf-8"))
             row |= {"test_AP": round(metrics["AP"], 4), "test_AP50": round(metrics["AP50"], 4)}
     return {**row, **circumstances(pick_device(args.device))}
 

@@ -277,7 +277,7 @@ def crowded_set(folder: Path, side: int) -> None:
             cv2.imwrite(str(folder / split / f"{split}{image_id}.png"), pixels)
             images.append({"id": image_id, "file_name": f"{split}{image_id}.png", "width": 400, "height": 400})
         content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "red box"}]}
-        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def drawn(trainer: Trainer) -> list[Batch]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cfg.parse import Section
 from cfg.spec import MAX_SIDE_PX, key, read_keys
 
+MAX_RATE = 1000  # of learning and decay; far above what any training survives
 POLICIES = ("constant", "step", "steps", "exp", "poly", "sig", "sigmoid", "sgdr")
 
 
@@ -23,10 +24,10 @@ class NetSpec:
     batch: int = key(1, low=1, high=65_536)
     subdivisions: int = key(1, low=1, high=65_536)
 
-    learning_rate: float = key(0.001, low=0)
-    learning_rate_min: float = key(1e-5, low=0)
+    learning_rate: float = key(0.001, low=0, high=MAX_RATE)
+    learning_rate_min: float = key(1e-5, low=0, high=MAX_RATE)
     momentum: float = key(0.9, low=0, high=1)
-    decay: float = key(0.0001, low=0)
+    decay: float = key(0.0001, low=0, high=MAX_RATE)
     ema_alpha: float = key(0.0, low=0, high=1)
     max_batches: int = key(0)
 

@@ -14,6 +14,8 @@ from difflib import get_close_matches
 
 MAX_SECTIONS = 4096
 
+MAX_NUMBER = 1e9  # of numbers with a point: beyond any use, within float32
+
 MAX_UNKNOWN_KEYS = 20  # per section; the rest are counted in one warning
 
 ALIASES = {
@@ -88,7 +90,7 @@ class Section:
             return default
         return int(self._checked(key, _to_integer(_scalar(value)), "a whole number", low, high))
 
-    def number(self, key: str, default: float, *, low: float = -math.inf, high: float = math.inf) -> float:
+    def number(self, key: str, default: float, *, low: float = -MAX_NUMBER, high: float = MAX_NUMBER) -> float:
         value = self._value(key)
         if value is None:
             return default
@@ -124,7 +126,7 @@ class Section:
         if spare_comma and len(items) > 1 and not items[-1]:
             items.pop()
         return tuple(
-            float(self._checked(key, _to_number(item), "a list of numbers", -math.inf, math.inf)) for item in items
+            float(self._checked(key, _to_number(item), "a list of numbers", -MAX_NUMBER, MAX_NUMBER)) for item in items
         )
 
     def ignore(self, *keys: str) -> None:
@@ -216,7 +218,12 @@ def parse_sections(text: str, *, path: str) -> list[Section]:
         key, equals, value = line.partition("=")
         if not (key and equals and value):  # darknet reports `key=`, too, and continues without it
             raise CfgError(f"{where}: '{_short(line)}' is neither a [section] nor key=value")
-        sections[-1].entries.setdefault(key, Entry(value=value, line=number))
+        first = sections[-1].entries.setdefault(key, Entry(value=value, line=number))
+        if first.value != value:
+            given = f"{_short(key)}={_short(first.value)} of line {first.line}"
+            sections[-1].notes.append(
+                f"{where}: {_short(line, 80)} is ignored, the first of equal keys counts: {given}"
+            )
     if not sections:
         raise CfgError(f"{path}:1: no [net] section, the file holds no network")
     return sections

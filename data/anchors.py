@@ -25,6 +25,7 @@ from data.clusters import RECALL_LIMITS, ShapeFit, best_iou, cluster_shapes, mea
 from data.image_set import ImageSet
 from utils.console import say
 from utils.errors import UserError
+from utils.file_name import as_file_name
 from utils.flags import image_size_knob, parse_flags, resolve
 from utils.knob import knob
 from utils.page import run_page
@@ -74,15 +75,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     before, after = (measure_fit(best_iou(shapes, anchors), RECALL_LIMITS) for anchors in (old, new))
     unseen = fit_on_unseen(shapes, images, count, start)
-    say("network", f"{plan.name}: {len(old)} anchors in {len(plan.heads)} heads; new: {count}\n")
-    print("\n".join(fit_table({"anchors of the cfg": before, "new anchors": after, "new, on unseen images": unseen})))
+    say("network", f"{plan.name}: {len(old)} anchors in {len(plan.heads)} heads; new: {count}")
+    print(
+        "", *fit_table({"anchors of the cfg": before, "new anchors": after, "new, on unseen images": unseen}), sep="\n"
+    )
     print("", *head_table(shapes, plan, new_plan), "", sep="\n")
 
     is_better, verdict = judge(before, unseen)
     if not (is_better or options.force):
         print(f"{verdict}: nothing is written; --force writes the new anchors anyway.")
         return
-    path = write_copy(new_text, options.out, f"{plan.name}-{image_set.name}")
+    path = write_copy(new_text, options.out, as_file_name(f"{plan.name}-{image_set.name}"))
     size = "" if options.image_size is None else f" --image-size {height}x{width}"
     print(f"{verdict}: {path} has the new anchors, and {plan.path} is unchanged.")
     print(f"next: python train.py --data {options.data} --cfg {path}{size}")

@@ -17,6 +17,7 @@ from data.image_set import ImageSet, Record
 from utils.errors import UserError
 from utils.image_file import hw_of_boxes, read_image
 from utils.letterbox import GREY, as_input, resize
+from utils.printable import printable
 from utils.structures import Placement, Sample
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class ShrunkImages:
         image = read_image(record.path, source_hw=record.hw, enough_px=self.longest_px)
         if image is None:
             self._unreadable.add(index)
-            log.warning("%s: unreadable, another image is used instead", record.path)
+            log.warning("%s: unreadable, another image is used instead", printable(record.path))
             return None
         ((height, width),) = shrunk_hws(np.array([image.shape[:2]]), self.longest_px).tolist()
         image = resize(image, (height, width))
@@ -123,11 +124,11 @@ class EvalDataset(Dataset[Sample]):
         record = self.image_set[key.image]
         image = read_image(record.path, source_hw=record.hw)
         if image is None:
-            log.warning("%s: unreadable, evaluated as a grey image", record.path)
-            image = np.full((*record.hw, 3), GREY, np.uint8)
+            log.warning("%s: unreadable, evaluated as a grey image", printable(record.path))
+            image = np.full((1, 1, 3), GREY, np.uint8)  # whatever size it may claim
         # The annotations' size decides; it nearly always is the image's.
-        image = resize(image, hw_of_boxes(record.hw, image.shape[:2]))
-        laid, placement = as_input(image, key.input_hw, letterbox=self.letterbox, how=self.resize)
+        hw = hw_of_boxes(record.hw, image.shape[:2])
+        laid, placement = as_input(image, key.input_hw, letterbox=self.letterbox, how=self.resize, source_hw=hw)
         return _sample(record, laid, placement.to_input(record.boxes), placement)
 
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
 from data.digits_scene import draw_scene
 from data.image_set import Record, as_instances
+from utils.draw import write_png
 from utils.errors import UserError
 from utils.flags import parse_flags, resolve
 from utils.knob import knob
@@ -47,7 +47,7 @@ def make_digits(
     root = Path(root)
     manifest = {"version": _VERSION, "counts": dict(counts), "seed": seed, "hw": list(hw), "shift": shift}
     written = root / _MANIFEST
-    if written.is_file() and json.loads(written.read_text()) == manifest:
+    if written.is_file() and json.loads(written.read_text(encoding="utf-8")) == manifest:
         return root
     if root.exists() and not written.is_file() and any(root.iterdir()):
         raise UserError(f"{root}: has other files, which the digits would overwrite; name another folder.")
@@ -59,7 +59,7 @@ def make_digits(
             pools = digit_pools()
             for split, count in counts.items():
                 _write_split(fresh, split, count, pools[split], seed=seed, hw=hw, shift=shift)
-            (fresh / _MANIFEST).write_text(json.dumps(manifest))
+            (fresh / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
             if root.exists():
                 root.rename(Path(scratch) / "old")
             fresh.rename(root)
@@ -92,13 +92,13 @@ def _write_split(
         rng = np.random.default_rng([seed, SPLITS.index(split), i])
         scene = draw_scene(rng, inks, labels, hw=hw, shift=shift)
         path, is_crowd = str(root / split / f"{i:06d}.png"), np.zeros(len(scene.labels), bool)
-        cv2.imwrite(path, scene.image[..., ::-1])
+        write_png(Path(path), scene.image)
         records.append(
             Record(path=path, image_id=i + 1, boxes=scene.boxes, labels=scene.labels, is_crowd=is_crowd, hw=hw)
         )
     info = {"description": "scenes of handwritten digits", "mirror_safe": False}  # a mirrored 2 is not a 2
     content = {"info": info, **as_instances(records, [str(digit) for digit in range(10)], range(1, 11))}
-    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

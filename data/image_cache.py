@@ -25,6 +25,7 @@ import numpy as np
 
 from data.image_set import ImageSet
 from utils.cache_folder import cache_folder
+from utils.file_name import as_file_name
 from utils.memory import free_memory_bytes
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 CACHES = ("ram", "disk", "off")
 
 FileStamp = tuple[int, int, int, int]  # size in bytes, mtime and ctime in ns, inode
+
+_FORMAT = 2  # of the file; a file of another one has another name
 
 # All zero for an empty slot. The stamp comes last: with half an entry it matches no file.
 _ENTRY = np.dtype(
@@ -129,7 +132,7 @@ def open_cache(kind: str, image_set: ImageSet, *, longest_px: int, limit_bytes: 
             free = shutil.disk_usage(folder).free + 2 * 512 * os.fstat(descriptor).st_blocks
         limit = int(_SHARE_OF_FREE[kind] * free) if limit_bytes is None else limit_bytes
         return ImageCache(descriptor, image_set, longest_px=longest_px, limit_bytes=limit)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter of a user without a home
         log.warning("no cache of decoded images: %s", error)
         return None
 
@@ -176,10 +179,11 @@ def _disk_file(folder: Path, image_set: ImageSet, longest_px: int) -> int:
     """Open the file of exactly these images, in this size and decoded by this OpenCV."""
     folder.mkdir(parents=True, exist_ok=True)
     real_folder = cache(os.path.realpath)  # once per folder; the same relative path may lead to other images
-    digest = hashlib.blake2b(f"{longest_px} {cv2.__version__}".encode(), digest_size=12)
+    digest = hashlib.blake2b(f"{_FORMAT} {longest_px} {cv2.__version__}".encode(), digest_size=12)
     for path in image_set.paths.tolist():
         parent, name = os.path.split(path)
         digest.update(os.path.join(real_folder(parent), name) + b"\0")
     digest.update(image_set.hws.tobytes())
-    path = folder / f"{image_set.name}-{image_set.split}-{digest.hexdigest()}.pixels"
+    name = as_file_name(f"{image_set.name}-{image_set.split}")
+    path = folder / f"{name}-{digest.hexdigest()}.pixels"
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

@@ -16,6 +16,8 @@ from data.problems import Problems, usable_boxes
 from utils.errors import UserError
 from utils.printable import printable
 
+_LONGEST_NAME = 250  # of a class, in characters: tables are as wide as their longest name
+
 
 class FoundObject(NamedTuple):
     """An object as readers find it. box: four numbers of pixels. place: where it is annotated, for messages."""
@@ -118,11 +120,12 @@ class ImageSet:
 
         Raises UserError for a class that it does not have.
         """
-        absent = [name for name in names if name not in self.class_names]
+        wanted, listed = set(names), set(self.class_names)
+        absent = [name for name in names if name not in listed]
         if absent:
             known = ", ".join(self.class_names[:20])
             raise UserError(f"{self.source}: has no class '{absent[0]}'; it has {known}.")
-        labels = [label for label, name in enumerate(self.class_names) if name in set(names)]
+        labels = [label for label, name in enumerate(self.class_names) if name in wanted]
         keep = np.isin(self.labels, labels)
         return replace(
             self,
@@ -209,7 +212,7 @@ def pack(
 ) -> ImageSet:
     """Pack Records into an ImageSet, with those of their objects whose boxes are usable (`usable_boxes`).
 
-    Raises UserError if there are no Records, no class, or two classes of one name.
+    Raises UserError if there are no Records, no class, two classes of one name, or one of a very long name.
 
     source: the file that lists the images, for messages. classes_source: the file that names the classes, if another.
     """
@@ -218,6 +221,10 @@ def pack(
         raise UserError(f"{source}: no usable image in split '{split}': {reasons}.")
     if not class_names:
         raise UserError(f"{source}: no annotation names a class, so there is nothing to learn.")
+    longest = max(class_names, key=len)
+    if len(longest) > _LONGEST_NAME:
+        named = f"names a class of {len(longest):,} characters, '{longest[:40]}...'"
+        raise UserError(f"{classes_source or source}: {named}: give it a name of at most {_LONGEST_NAME}.")
     repeated = [name for name, count in Counter(class_names).items() if count > 1]
     if repeated:
         raise UserError(f"{classes_source or source}: names the class '{repeated[0]}' more than once; rename one.")
@@ -227,8 +234,8 @@ def pack(
     places = [place for record in records for place in record.places]
     boxes, keep = usable_boxes(boxes, np.repeat(hws, counts, axis=0), places, problems)
     return ImageSet(
-        name=name,
-        split=split,
+        name=printable(name),
+        split=printable(split),
         class_names=tuple(map(printable, class_names)),
         category_ids=tuple(category_ids),
         problems=problems,

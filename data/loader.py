@@ -58,6 +58,11 @@ class InputSizes:
         return self._scaled(self.multi_scale)
 
     @property
+    def kept_px(self) -> int:
+        """The longest side at which training images are kept."""
+        return int(_DETAIL * max(self.largest))
+
+    @property
     def smallest(self) -> tuple[int, int]:
         return self.base_hw if self.multi_scale == 1 else self._scaled(1 / self.multi_scale)
 
@@ -203,9 +208,8 @@ def make_train_loader(
         domains=image_set.domains,
         by_domain=by_domain,
     )
-    longest_px = int(_DETAIL * max(sizes.largest))
-    kept = open_cache(cache, image_set, longest_px=longest_px)
-    images = ShrunkImages(image_set, longest_px=longest_px, cache=kept)
+    kept = open_cache(cache, image_set, longest_px=sizes.kept_px)
+    images = ShrunkImages(image_set, longest_px=sizes.kept_px, cache=kept)
     return TrainLoader(TrainDataset(images, augment, seed, shares, is_apart=is_apart), keys, workers)
 
 

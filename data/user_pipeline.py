@@ -29,6 +29,8 @@ def read_pipeline(path: str) -> str:
     file = Path(path).expanduser()
     if file.suffix.lower() not in _FORMATS:
         raise UserError(f"{path}: write the pipeline to a .json or .yaml file, with albumentations.save")
+    if file.exists() and not file.is_file():  # a FIFO, for one, which could be read for ever
+        raise UserError(f"{path}: is no regular file")
     text = io.StringIO()
     try:
         pipeline = A.load(file, _FORMATS[file.suffix.lower()], nonserializable={})  # no functions

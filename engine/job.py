@@ -14,7 +14,7 @@ from data.domains import Domain, joined
 from data.image_set import ImageSet
 from engine.amp import choose_precision
 from engine.auto_subdivisions import resolve_subdivisions
-from engine.build import check_network, keeps_apart
+from engine.build import check_network, check_pipeline, keeps_apart
 from engine.data_sets import open_domains, paths_of
 from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, has_fixed_statistics, planned_steps
 from engine.resuming import check_order, load_resume, other_classes, restore_after_restart
@@ -29,7 +29,7 @@ from utils.checkpoint import Checkpoint
 from utils.console import warn
 from utils.errors import UserError
 from utils.flags import flag_of, parse_flags, resolve
-from utils.run_folder import folder_of_job, free_folder, mark_folder, writable_folder
+from utils.run_folder import folder_of_job, free_folder, mark_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +125,7 @@ def job_of(given: dict[str, Any], sets: tuple[ImageSet, ImageSet] | None = None)
     if checkpoint is None and options.optim.time_budget is None:
         norm = norm.for_training(planned_steps(options.optim, len(train_set)))
     check_network(replace(options, norm=norm), plan)
+    check_pipeline(options, plan, train_set)
     reasons = {"optimizer": optimizer_reason, "amp": precision_reason, "norm": norm_reason}
     sources |= {"run": given, "typed": {name: given[name] for name in typed}}
     return Job(
@@ -172,10 +173,7 @@ def open_run(job: Job) -> Path:
     """Return the folder of the run: that of the resumed one, or a new one. Raises UserError if it is not writable."""
     if job.options.resume is not None:
         path = Path(job.options.resume)
-        folder = path if path.is_dir() else path.parent
-        if ranks.is_rank_zero():
-            writable_folder(folder)
-        return folder
+        return path if path.is_dir() else path.parent
     name, job_id = job.options.out, ranks.job_id()
     folder = Path()
     if ranks.is_rank_zero():

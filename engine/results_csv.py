@@ -27,10 +27,10 @@ def drop_rows_after(path: Path, epochs: int) -> None:
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    with open(path, newline="", errors="replace") as file:
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
         rows = list(csv.DictReader(file))
     whole = (row for row in rows if row.keys() == set(COLUMNS) and None not in row.values())
-    return [row for row in whole if row["epoch"].isdigit()]
+    return [row for row in whole if row["epoch"].isdecimal()]
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -18,6 +18,7 @@ from evaluation.evaluator import category_of_label
 from evaluation.inference import detect_batches, image_batches
 from models.detector import Detector
 from utils.boxes import box_iou
+from utils.printable import printable
 from utils.structures import Detections
 
 CONFIDENCE, NMS_IOU = 0.005, 0.45  # of the detections that are measured
@@ -105,7 +106,7 @@ def evaluate_darknet(
     for number, name in enumerate(class_names):
         of_class, count = label == number, int((gt_label == number).sum())
         AP = average_precision(score[of_class], match[of_class], count, points=points)
-        rows.append(DarknetRow(name=name, objects=count, detections=int(of_class.sum()), AP=AP))
+        rows.append(DarknetRow(name=printable(name), objects=count, detections=int(of_class.sum()), AP=AP))
     return DarknetTable(classes=tuple(rows), iou=iou, points=points)
 
 

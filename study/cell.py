@@ -111,7 +111,7 @@ def trained(folder: Path) -> dict[str, Any]:
     because other processes can only slow an epoch down. first_batch: a hash of its image, equal in runs on the same
     images.
     """
-    with open(folder / "results.csv", newline="") as file:
+    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
         epochs = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
     paces = [
         row["seconds"] / (row["step"] - before["step"])

@@ -28,6 +28,7 @@ from study.recipes import BN, canonical, settings_of
 from study.splits import Splits, open_splits
 from utils.console import counted, say, warn
 from utils.errors import UserError
+from utils.file_name import as_file_name
 from utils.flags import flatten, parse_flags
 from utils.run_folder import RUNS
 
@@ -90,7 +91,7 @@ def own_study(args: argparse.Namespace) -> Study:
         own_rates={(recipe, mini_batch): rates[recipe] for recipe in recipes for mini_batch in mini_batches},
     )
     _announce(grid, splits, args.data)
-    folder = Path(args.out or RUNS / f"study-{task.data}")
+    folder = Path(args.out or RUNS / as_file_name(f"study-{task.data}"))
     names = {"jsonl": "rows.jsonl", "md": "table.md", "png": "plot.png", "json": "table.json"}
     return Study(
         title=f"Which norm on {task.data}",

@@ -98,7 +98,7 @@ class _Pool:
             process, cell, folder = self._at_work.pop(int(sentinel))  # type: ignore[arg-type]
             process.join()
             written = folder / "row.json"
-            row = json.loads(written.read_text()) if written.is_file() else None
+            row = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else None
             log_tail = "" if row else f"exit code {process.exitcode}\n{_end_of(folder / 'log.txt')}"
             shutil.rmtree(folder, ignore_errors=True)
             yield Outcome(cell=cell, row=row, log_tail=log_tail)
@@ -113,14 +113,16 @@ class _Pool:
 def _in_process(work: Work, cell: Cell, folder: Path) -> None:
     threading.Thread(target=_die_with_parent, args=(folder.parent,), daemon=True).start()
     signal.signal(signal.SIGTERM, _leave)
-    log = open(folder / "log.txt", "w", buffering=1)  # noqa: SIM115 - as long as the process
+    log = open(  # noqa: SIM115 - as long as the process
+        folder / "log.txt", "w", buffering=1, encoding="utf-8", errors="backslashreplace"
+    )
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     sys.stdout = sys.stderr = log
     _keep_to_one_thread()
     row = work(cell, folder / "run")
     part = folder / "row.part"
-    part.write_text(json.dumps(row))
+    part.write_text(json.dumps(row), encoding="utf-8")
     part.rename(folder / "row.json")
 
 
@@ -147,5 +149,5 @@ def _die_with_parent(scratch: Path) -> None:
 
 
 def _end_of(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return "\n".join(lines[-_LOG_LINES:])

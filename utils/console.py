@@ -1,8 +1,12 @@
-"""Lines that a page prints for the user: a column of labels, then the text."""
+"""Lines that a page prints for the user: a column of labels, then the text.
+
+Names in them are strangers': control characters, which a terminal would obey, are escaped.
+"""
 
 from __future__ import annotations
 
 from utils import ranks
+from utils.printable import printable
 
 
 def line(label: str, text: str) -> str:
@@ -19,10 +23,10 @@ def counted(count: int, noun: str) -> str:
 def say(label: str, text: str) -> None:
     """Print `line(label, text)` on rank 0."""
     if ranks.is_rank_zero():
-        print(line(label, text))
+        print(printable(line(label, text)))
 
 
 def warn(text: str) -> None:
     """Print a warning on rank 0."""
     if ranks.is_rank_zero():
-        print(f"warning: {text}")
+        print(f"warning: {printable(text)}")

@@ -115,6 +115,7 @@ def _version_of(distribution: str) -> str:
 
 def _cpu_name() -> str:
     with suppress(OSError):
-        if found := re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE):
+        processors = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"^model name\s*:(.*)", processors, re.MULTILINE):
             return found[1].strip()
     return platform.processor() or platform.machine()

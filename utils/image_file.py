@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import warnings
+from contextlib import suppress
 from io import BytesIO
 from typing import BinaryIO
 
 import cv2
 import numpy as np
+from PIL import Image
 
 # The first frame of a .gif is read. Whether .avif and .jp2 can be depends on how OpenCV was built.
 SUFFIXES = (
@@ -15,7 +19,10 @@ SUFFIXES = (
     *(".jfif", ".jpe", ".gif", ".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 _MOST_SIDE_PX = 65535  # a JPEG's
-_MOST_PIXELS = 1 << 28  # 805 MB decoded
+MOST_PIXELS = int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", 100_000_000))  # OpenCV's own variable; 300 MB decoded
+_MOST_BYTES = 8 * MOST_PIXELS  # of a file: 16 bits of four channels, uncompressed
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `decode` refuses with a reason
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _Header = tuple[tuple[int, int], bool]  # height and width as stored, and whether EXIF transposes them
 _MOST_EXIF = 1 << 16  # bytes read of a chunk, which may claim any length
@@ -26,7 +33,16 @@ _JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 def is_plausible(hw: tuple[int, int]) -> bool:
     """Return whether an image may have this size: a header of a few bytes must not fill the memory."""
-    return min(hw) > 0 and max(hw) <= _MOST_SIDE_PX and hw[0] * hw[1] <= _MOST_PIXELS
+    return min(hw) > 0 and max(hw) <= _MOST_SIDE_PX and hw[0] * hw[1] <= MOST_PIXELS
+
+
+def image_fault(path: str) -> str:
+    """Return the path and, if that is why `read_image` refuses it, that the size in its header is out of limits."""
+    hw = _stated_hw(content_of(path))
+    if hw is None or is_plausible(hw):
+        return path
+    limit = f"{MOST_PIXELS / 1e6:g} megapixels (the environment's OPENCV_IO_MAX_IMAGE_PIXELS changes that)"
+    return f"{path}: its header claims no area, or more than {limit}"
 
 
 def image_hw(path: str) -> tuple[int, int] | None:
@@ -40,7 +56,7 @@ def image_hw(path: str) -> tuple[int, int] | None:
         if not is_plausible(stored_hw):
             return None
         return stored_hw[::-1] if transposed else stored_hw
-    image = decode(_content(path), cv2.IMREAD_COLOR)
+    image = decode(content_of(path), cv2.IMREAD_COLOR)
     return None if image is None else image.shape[:2]
 
 
@@ -52,7 +68,7 @@ def is_transposed(path: str) -> bool:
     header = _header(path)
     if header is not None:
         return header[1]
-    content = _content(path)
+    content = content_of(path)
     upright, stored = (decode(content, cv2.IMREAD_COLOR | flag) for flag in (0, cv2.IMREAD_IGNORE_ORIENTATION))
     return upright is not None and stored is not None and upright.shape != stored.shape
 
@@ -78,10 +94,7 @@ def read_image(
     without a tag the image stays as it is (`hw_of_boxes`). enough_px: the longer side may be smaller than on disk, but
     not smaller than this: a JPEG is then decoded at a half, a quarter or an eighth, sides rounded up, in less time.
     """
-    content = _content(path)
-    header = _header_of(BytesIO(content.data))
-    if header is not None and not is_plausible(header[0]):
-        return None
+    content = content_of(path)
     flag = cv2.IMREAD_COLOR if enough_px is None else _reduced(content, enough_px)
     image = decode(content, flag)
     if image is not None and source_hw is not None and lies_on_its_side(image.shape[:2], source_hw):
@@ -89,19 +102,41 @@ def read_image(
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _content(path: str) -> np.ndarray:
+def content_of(path: str) -> np.ndarray:
     """Read (B,) uint8 bytes, (0,) if that fails. Unlike cv2.imread, takes any file name on any system."""
-    try:
-        return np.fromfile(path, np.uint8)
-    except OSError:
-        return np.empty(0, np.uint8)
+    with suppress(OSError):
+        if _may_hold_an_image(path):
+            return np.fromfile(path, np.uint8)
+    return np.empty(0, np.uint8)
+
+
+def _may_hold_an_image(path: str) -> bool:
+    """Return whether the file has an end, unlike a FIFO or a device, and one that can be. Raises OSError."""
+    return os.path.isfile(path) and os.path.getsize(path) <= _MOST_BYTES
 
 
 def decode(content: np.ndarray, flag: int) -> np.ndarray | None:
-    """Decode (B,) uint8 bytes with a flag of cv2.imdecode; None if they are not an image."""
+    """Decode (B,) uint8 bytes with a flag of cv2.imdecode; None if they are no image of a size that `is_plausible`."""
+    hw = _stated_hw(content)
+    if hw is not None and not is_plausible(hw):
+        return None
     try:
         return cv2.imdecode(content, flag) if len(content) else None
     except cv2.error:
+        return None
+
+
+def _stated_hw(content: np.ndarray) -> tuple[int, int] | None:
+    """Return the size in the header of (B,) uint8 bytes; None where only OpenCV knows it, or nobody."""
+    header = _header_of(BytesIO(content.data))
+    if header is not None:
+        return header[0]
+    try:
+        with Image.open(BytesIO(content.data)) as image:  # reads the header only
+            return image.height, image.width
+    except Image.DecompressionBombError:  # more than twice the limit
+        return _MOST_SIDE_PX + 1, _MOST_SIDE_PX + 1
+    except Exception:  # whatever damaged bytes trigger
         return None
 
 
@@ -114,11 +149,11 @@ def _reduced(content: np.ndarray, enough_px: int) -> int:
 
 def _header(path: str) -> _Header | None:
     """Read the header of a JPEG or PNG; None for other formats, and if it is incomplete."""
-    try:
-        with open(path, "rb") as file:
-            return _header_of(file)
-    except OSError:
-        return None
+    with suppress(OSError):
+        if _may_hold_an_image(path):
+            with open(path, "rb") as file:
+                return _header_of(file)
+    return None
 
 
 def _header_of(file: BinaryIO) -> _Header | None:

@@ -34,13 +34,19 @@ def whole_placement(source_hw: tuple[int, int], input_hw: tuple[int, int], *, le
 
 
 def as_input(
-    image: np.ndarray, hw: tuple[int, int], *, letterbox: bool, how: str = "opencv"
+    image: np.ndarray,
+    hw: tuple[int, int],
+    *,
+    letterbox: bool,
+    how: str = "opencv",
+    source_hw: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, Placement]:
     """Lay a whole image (H, W, 3) uint8 into a network input (*hw, 3): uint8, or darknet's float32 in 0..1.
 
-    letterbox: with grey bars at two sides, else stretched. how: one of RESIZES.
+    letterbox: with grey bars at two sides, else stretched. how: one of RESIZES. source_hw: the size that boxes refer
+    to, and that the image is shown as, by default its own.
     """
-    placement = whole_placement(image.shape[:2], hw, letterbox=letterbox)
+    placement = whole_placement(source_hw or image.shape[:2], hw, letterbox=letterbox)
     inner_w, inner_h = (round(side) for side in placement.image_px)
     top, left = int(placement.top_px), int(placement.left_px)
     resized = (darknet_resize if how == "darknet" else resize)(image, (inner_h, inner_w))

@@ -18,13 +18,14 @@ try:
 except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
 
-_SIGNS = ("out of memory", "can't allocate memory", "alloc_failed")  # of CUDA, MPS; the CPU; cuBLAS and cuDNN
+# Of CUDA, MPS; the CPU; cuBLAS and cuDNN; OpenCV; numpy.
+_SIGNS = ("out of memory", "can't allocate memory", "alloc_failed", "insufficient memory", "unable to allocate")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out; not every library has an exception of its own for that."""
     message = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in message for sign in _SIGNS)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in message for sign in _SIGNS)
 
 
 def empty_cache() -> None:
@@ -55,7 +56,7 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
     """Return this rank's share of MemAvailable, or of what a container's limit leaves if that is less."""
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2]
     try:
-        lines = (root / "proc" / "meminfo").read_text().splitlines()
+        lines = (root / "proc" / "meminfo").read_text(encoding="utf-8").splitlines()
         free = [1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")] or free
     except (OSError, ValueError):
         pass  # not Linux
@@ -65,15 +66,17 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
 def _left_by_cgroups(root: Path) -> Iterator[float]:
     """Yield what each limited control group (version 2) of this process leaves; inactive page cache counts as free."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     top = root / "sys/fs/cgroup"
     for group in (top / line[3:].lstrip("/") for line in lines if line.startswith("0::")):
         for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(top))):
             try:
-                limit, taken = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
-                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                limit, taken = (
+                    int((folder / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current")
+                )
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
             except (OSError, ValueError):  # the root has no such files, and no limit is `max`
                 continue
             yield limit - taken + int(stat.get("inactive_file", 0))

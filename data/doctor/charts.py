@@ -14,10 +14,11 @@ from data.box_sizes import relative_sides
 from data.doctor.classes import all_class_names, class_counts
 from data.doctor.report import COCO_LIMITS_PX
 from data.image_set import ImageSet
-from utils.figure import label_axes, literal
+from utils.figure import label_axes, literal, save_figure
 
 _DOTS_PER_INCH = 110
 _NAMED_CLASSES = 100  # more names would not be legible
+_BARS = 1000  # classes that have a bar each, which takes a millisecond; more are a line
 _LETTERS = 18  # of a class name
 _DOTS = 4000  # boxes in the scatter plot
 _BINS = 40
@@ -52,7 +53,7 @@ def draw_charts(
     _draw_shapes(axes, single, anchors)
     label_axes(axes, f"boxes and anchors at {height}x{width}", "width, px", "height, px")
     axes.set(xlim=(0, width), ylim=(0, height))
-    figure.savefig(path, dpi=_DOTS_PER_INCH)
+    save_figure(figure, path, dpi=_DOTS_PER_INCH)
 
 
 def _draw_classes(axes: Axes, image_sets: Sequence[ImageSet]) -> None:
@@ -62,6 +63,9 @@ def _draw_classes(axes: Axes, image_sets: Sequence[ImageSet]) -> None:
     order = np.argsort(-counts[0], kind="stable")
     width = 0.84 / len(image_sets)
     for row, (image_set, count) in enumerate(zip(image_sets, counts, strict=True)):
+        if len(names) > _BARS:
+            axes.step(range(len(names)), count[order], where="mid", color=f"C{row}", label=image_set.split)
+            continue
         places = np.arange(len(names)) + (row - (len(image_sets) - 1) / 2) * width
         axes.bar(places, count[order], width, color=f"C{row}", label=image_set.split)
     if counts.max() > 50 * max(1, counts.min()):

@@ -34,13 +34,14 @@ def class_findings(image_sets: Sequence[ImageSet]) -> list[Finding]:
     trained = class_counts(train_set, names)
     if not trained.any():
         return []
-    unseen = [name for name, count in zip(names, trained, strict=True) if not count and name in train_set.class_names]
+    listed = set(train_set.class_names)
+    unseen = [name for name, count in zip(names, trained, strict=True) if not count and name in listed]
     findings = _finding("class of the list that no object has", train_set.split, unseen, _UNSEEN)
     for image_set in others:
         counts = class_counts(image_set, names)
         if not counts.any():
             continue
-        missing = set(image_set.class_names) - set(train_set.class_names)
+        missing = set(image_set.class_names) - listed
         unlisted = [name for name in names if name in missing]
         here = [(name, count) for name, count, train in zip(names, counts, trained, strict=True) if count and not train]
         only_here = [f"{name}: {count:,} objects" for name, count in here if name not in missing]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from textwrap import wrap
 
 from data.image_set import ImageSet
+from utils.printable import printable
 
 _SHOWN_IN_A_LINE = 3
 _COLUMNS = 110
@@ -51,10 +52,9 @@ class Finding:
 def findings_at(
     places: Sequence[str], kind: tuple[str, str], where: str, advice: str, is_note: bool = False
 ) -> list[Finding]:
-    """Return the Finding of these places, if there are any."""
-    count = len(places)
-    finding = Finding(kind=kind, where=where, count=count, advice=advice, places=tuple(places), is_note=is_note)
-    return [finding] if places else []
+    """Return the Finding of these places, if there are any. Their control characters are escaped."""
+    count, shown = len(places), tuple(map(printable, places))
+    return [Finding(kind=kind, where=where, count=count, advice=advice, places=shown, is_note=is_note)] if count else []
 
 
 def described(image_set: ImageSet, image: int, item: int) -> str:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
-from pathlib import Path
 from typing import TextIO
 
 import cv2
@@ -22,7 +21,7 @@ from data.doctor.finding import Finding, findings_at
 from data.doctor.labels import SWAPPED_ADVICE
 from data.image_set import ImageSet
 from data.problems import SWAPPED_SIZE, other_size
-from utils.image_file import decode, image_hw, is_transposed, lies_on_its_side
+from utils.image_file import content_of, decode, image_hw, is_transposed, lies_on_its_side
 
 UNREADABLE = ("image that does not open", "images that do not open")
 OTHER_SIZE = ("image of another size than annotated", "images of another size than annotated")
@@ -119,12 +118,11 @@ def _hw_as_read(path: str, annotated_hw: tuple[int, int]) -> tuple[int, int]:
 
 def _decoded(path: str) -> tuple[bytes, bool, bool]:
     """Return the digest of a file's bytes, whether its image opens, and whether it is a dark one (see `Scan`)."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError:
+    coded = content_of(path)
+    if not len(coded):
         return b"", False, False
+    content = coded.tobytes()
     is_jpeg = content[:2] == b"\xff\xd8"
-    coded = np.frombuffer(content, np.uint8)
     image = decode(coded, cv2.IMREAD_REDUCED_GRAYSCALE_8 if is_jpeg else cv2.IMREAD_GRAYSCALE)
     digest = blake2b(content, digest_size=16).digest()
     if image is None or (is_jpeg and not jpeg_ends(content)):
@@ -159,7 +157,7 @@ def _silent_decoders() -> Iterator[TextIO]:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
-        with open(kept, "w", closefd=False, errors="backslashreplace") as stderr:
+        with open(kept, "w", closefd=False, encoding="utf-8", errors="backslashreplace") as stderr:
             yield stderr
     finally:
         os.dup2(kept, 2)

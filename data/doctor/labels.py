@@ -19,6 +19,8 @@ COUNTED = 100  # detections of an image and class that COCO's AP takes
 # Two neighbours of one class never overlap this far; boxes of one object that was annotated twice mostly do.
 REPEATED_IOU = 0.95
 
+_NEIGHBOURS = 200  # objects to the right of one that are compared with it
+
 SWAPPED_ADVICE = (
     "No EXIF tag turns it, so its boxes are used as they lie in the image. Look at a few, and correct the annotated "
     "size."
@@ -134,7 +136,7 @@ def repeated_boxes(image_set: ImageSet) -> np.ndarray:
     reach = boxes[:, 0] + (boxes[:, 2] - boxes[:, 0]) * (1 - REPEATED_IOU) / REPEATED_IOU
     repeated = np.zeros(len(single), bool)
     first = np.arange(len(single))
-    for step in range(1, len(single)):
+    for step in range(1, min(len(single), _NEIGHBOURS)):
         first = first[first + step < len(single)]
         second = first + step
         near = (images[first] == images[second]) & (labels[first] == labels[second])

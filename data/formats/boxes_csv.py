@@ -19,7 +19,7 @@ from data.formats.split_names import ordered, split_folders, usual_split
 from data.image_set import FoundObject, ImageSet, Record, pack
 from data.problems import BROKEN_IMAGE, BROKEN_LABEL, Problems
 from utils.errors import UserError
-from utils.image_file import SUFFIXES, image_hw
+from utils.image_file import SUFFIXES, image_fault, image_hw
 from utils.listing import decoded, read_bounded
 from utils.printable import printable
 
@@ -83,7 +83,7 @@ def read(path: Path, split: str) -> ImageSet:
         image = _image(finder, name)
         hw = None if image is None else image_hw(str(image))
         if image is not None and hw is None:
-            problems.add(BROKEN_IMAGE, str(image))
+            problems.add(BROKEN_IMAGE, image_fault(str(image)))
         elif image is not None and hw is not None:
             objects = [found for row in rows if (found := _object(row, file, hw, label_of, problems))]
             records.append(Record.of_objects(image, image_id, hw, objects))

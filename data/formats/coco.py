@@ -20,7 +20,7 @@ from data.formats.split_names import SPELLED, ordered, split_folders, usual_spli
 from data.image_set import FoundObject, ImageSet, Record, pack
 from data.problems import BROKEN_IMAGE, NO_CLASS, SWAPPED_SIZE, Problems, other_size
 from utils.errors import UserError
-from utils.image_file import image_hw, is_plausible, is_transposed, lies_on_its_side
+from utils.image_file import image_fault, image_hw, is_plausible, is_transposed, lies_on_its_side
 
 EXPECTED = "a COCO folder (annotations/instances_<split>.json, or <split>/_annotations.coco.json), a COCO .json file"
 
@@ -75,7 +75,7 @@ def read(path: Path, split: str) -> ImageSet:
         is_believed = trusted and written_hw and not _seems_swapped(written_hw, own)
         hw = written_hw if is_believed else image_hw(str(image_path))
         if hw is None:
-            problems.add(BROKEN_IMAGE, str(image_path))
+            problems.add(BROKEN_IMAGE, image_fault(str(image_path)))
             continue
         hw = _boxes_hw(image_path, hw, written_hw, problems)
         record = Record.of_objects(image_path, image["id"], hw, own)

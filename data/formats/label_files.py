@@ -21,10 +21,10 @@ from data.problems import (
     Problems,
 )
 from utils.errors import UserError
-from utils.image_file import image_hw
+from utils.image_file import image_fault, image_hw
 from utils.listing import decoded, read_bounded
 
-_MOST_BYTES = 1 << 24  # some 400,000 lines
+_MOST_BYTES = 1 << 22  # some 100,000 lines
 _FARTHEST = 2  # a box's centre in fractions; far outside the image, it is in pixels
 _IMAGE_FOLDERS = ("images", "JPEGImages")
 
@@ -52,7 +52,7 @@ class LabelFiles:
             searched = searched or " or ".join(_candidates(str(image)))
             hw = image_hw(str(image))
             if hw is None:
-                self.problems.add(BROKEN_IMAGE, str(image))
+                self.problems.add(BROKEN_IMAGE, image_fault(str(image)))
                 continue
             objects = [] if labels is None else self.objects(labels, hw)
             records.append(Record.of_objects(image, image_id, hw, objects))

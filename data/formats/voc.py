@@ -30,7 +30,7 @@ from data.problems import (
     other_size,
 )
 from utils.errors import UserError
-from utils.image_file import SUFFIXES, image_hw, is_plausible, is_transposed
+from utils.image_file import SUFFIXES, image_fault, image_hw, is_plausible, is_transposed
 from utils.listing import decoded, read_bounded, read_lines
 from utils.printable import printable
 
@@ -249,7 +249,7 @@ def _record(
     """Make the Record of one image; None, and a problem, if the image is unreadable. place: its annotation file."""
     hw = image_hw(str(image))
     if hw is None:
-        problems.add(BROKEN_IMAGE, f"{image.parent.name}/{image.name}")
+        problems.add(BROKEN_IMAGE, image_fault(str(image)))
         return None
     objects = []
     for number, item in enumerate(tree.iter("object"), start=1):

@@ -37,7 +37,7 @@ class Metadata:
     class_names: tuple[str, ...]
     input_hw: tuple[int, int]  # pixels
     letterbox: bool
-    resize: str  # of data.geometry.RESIZES
+    resize: str  # of utils.letterbox.RESIZES
     norm: str  # that it was trained with
     outputs: str  # of OUTPUTS
     precision: str  # of PRECISIONS

@@ -29,10 +29,22 @@ def test_the_first_of_equal_keys_wins():
     parsed = section("batch=4\nbatch=8")
     assert parsed.integer("batch") == 4
     assert parsed.entries["batch"].line == 2
+    assert parsed.warnings(set()) == ["a.cfg:3: batch=8 is ignored, the first of equal keys counts: batch=4 of line 2"]
+    assert section("batch=4\nbatch=4").notes == []
 
 
 def test_a_line_is_split_at_its_first_equals_sign():
     assert section("key=a=b").entries["key"].value == "a=b"
+
+
+@pytest.mark.parametrize("value", ["1e300", "-1e10", "1e9999", "9" * 5000])
+def test_a_number_beyond_any_use_is_refused(value: str) -> None:
+    with pytest.raises(CfgError, match=r"a.cfg:2: x=.* is (above|below|not a number)"):
+        section(f"x={value}").number("x", 0)
+    with pytest.raises(CfgError, match=r"a.cfg:2: x=.* is (above|below|not a list of numbers)"):
+        section(f"x=1,{value}").numbers("x")
+    with pytest.raises(CfgError, match=r"a.cfg:2: x=.* is (above|not a whole number)"):
+        section(f"x={value}").integer("x", 0)
 
 
 @pytest.mark.parametrize(

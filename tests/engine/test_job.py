@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cfg.plan import load_plan
+from data.albumentations_import import albumentations as A
 from data.digits import make_digits
 from engine.data_sets import open_sets
 from engine.job import parse_job
@@ -53,6 +54,15 @@ def test_a_set_without_objects_says_what_was_dropped(tmp_path: Path):
 def few(tmp_path: Path) -> Path:
     """Six training images: fewer than a batch."""
     return make_digits(tmp_path / "few", counts={"train": 6, "val": 1}, hw=(64, 64))
+
+
+def test_a_pipeline_that_fails_does_so_before_there_is_a_run(few: Path, tmp_path: Path):
+    """64-pixel images are kept at their own size."""
+    A.save(A.Crop(0, 0, 60, 60), tmp_path / "fits.json")
+    parse_job(["--data", str(few), "--albumentations", str(tmp_path / "fits.json")])
+    A.save(A.Crop(100, 100, 200, 200), tmp_path / "fails.json")
+    with pytest.raises(UserError, match=r"--albumentations fails on .*\.png: "):
+        parse_job(["--data", str(few), "--albumentations", str(tmp_path / "fails.json")])
 
 
 @pytest.mark.parametrize(("typed", "norm"), [("gn", "gn:groups=2"), ("gn:groups=4", "gn:groups=4"), ("cmbn", "cmbn")])

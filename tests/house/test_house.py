@@ -43,6 +43,20 @@ def unsafe_calls(tree: ast.Module) -> list[str]:
     return found
 
 
+def unencoded_texts(tree: ast.Module) -> list[str]:
+    """Text files read or written in the locale's encoding, which the next machine need not have."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+            continue
+        called = ast.unparse(node.func)
+        mode = [*node.args[1:2], *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
+        is_text = called in ("open", "os.fdopen") and not any("b" in ast.unparse(each) for each in mode)
+        if is_text or called.endswith((".read_text", ".write_text")):
+            found.append(f"{node.lineno}: {called}")
+    return found
+
+
 def is_shapeless(module: str) -> bool:
     return module in SHAPELESS or module.endswith(("_utils", "_helpers"))
 
@@ -70,6 +84,16 @@ def test_no_file_runs_code_it_reads(root: Path) -> None:
         str(path): calls
         for path in tracked(root)
         if path.suffix == ".py" and (calls := unsafe_calls(ast.parse(path.read_text())))
+    }
+    assert found == {}
+
+
+def test_texts_have_an_encoding(root: Path) -> None:
+    found = {
+        str(path): calls
+        for path in tracked(root)
+        if path.suffix == ".py" and not path.is_relative_to(root / "tests")
+        if (calls := unencoded_texts(ast.parse(path.read_text(encoding="utf-8"))))
     }
     assert found == {}
 
@@ -119,6 +143,19 @@ def test_a_planted_unsafe_call_is_found(source: str) -> None:
 @pytest.mark.parametrize("source", ["model.eval()", "torch.load(path, weights_only=True)", "json.load(file)"])
 def test_a_safe_call_passes(source: str) -> None:
     assert unsafe_calls(ast.parse(source)) == []
+
+
+@pytest.mark.parametrize("source", ["open(p)", "open(p, 'w')", "p.write_text(t)", "f(x).read_text(errors='replace')"])
+def test_a_planted_text_without_an_encoding_is_found(source: str) -> None:
+    assert len(unencoded_texts(ast.parse(source))) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["open(p, 'rb')", "open(p, mode='xb')", "p.write_text(t, encoding='utf-8')", "write_text(p, t)", "os.open(p)"],
+)
+def test_bytes_and_encoded_texts_pass(source: str) -> None:
+    assert unencoded_texts(ast.parse(source)) == []
 
 
 @pytest.mark.parametrize("body", ["f()", "read_checkpoint(path)", "raises", "'assert_'", "checker.run()", "x.check"])

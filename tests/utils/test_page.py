@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
+import cv2
 import pytest
 
 from utils.errors import UserError
@@ -26,6 +28,25 @@ def test_a_file_name_that_is_no_text_can_be_printed(monkeypatch):
     for stream, output in zip(streams, (b"photo-\\udcff.jpg\n", b"error: photo-\\udcfe.jpg: no such"), strict=True):
         stream.flush()
         assert output in stream.buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 8.00 GiB for an array with shape (1, 2)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        cv2.error("(-4:Insufficient memory) Failed to allocate 30000000000 bytes in function 'OutOfMemoryError'"),
+    ],
+)
+def test_memory_that_runs_out_is_a_sentence(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def page(argv: object) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_page(page)
+    assert caught.value.code == 2
+    assert re.fullmatch(r"error: memory ran out \(.+\); a smaller input .+\n", capsys.readouterr().err)
 
 
 def test_a_page_runs_on_streams_that_cannot_be_told(monkeypatch):
