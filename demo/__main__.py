@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 
@@ -40,27 +42,42 @@ class DemoOptions:
     detection: DetectionOptions = field(default_factory=DrawnDetectionOptions, metadata={"title": "detections"})
 
     def load_all(self) -> list[tuple[str, Detector]]:
-        """Return the detectors and their files. Raises UserError as `Detector.load`."""
-        both = [(self.weights, self.cfg, self.names)]
-        if self.compare is not None:
-            # Of two .weights files the second may be of the same training.
-            is_darknet = self.compare.endswith(".weights")
-            cfg = self.compare_cfg or (self.cfg if is_darknet else None)
-            both.append((self.compare, cfg, self.names if is_darknet else None))
-        shared = {"domain": self.domain, "device": self.device, "input_hw": self.image_size, "options": self.detection}
-        return [(file, Detector.load(file, cfg=cfg, names=names, **shared)) for file, cfg, names in both]
+        """Return the files with their detectors. Raises UserError as `Detector.load`."""
+
+        def load(file: str, cfg: str | None, names: str | None) -> tuple[str, Detector]:
+            detector = Detector.load(
+                file,
+                cfg=cfg,
+                names=names,
+                domain=self.domain,
+                device=self.device,
+                input_hw=self.image_size,
+                options=self.detection,
+            )
+            return file, detector
+
+        first = load(self.weights, self.cfg, self.names)
+        if self.compare is None:
+            return [first]
+        # Two .weights files may be of one training.
+        is_darknet = self.compare.endswith(".weights")
+        cfg = self.compare_cfg or (self.cfg if is_darknet else None)
+        return [first, load(self.compare, cfg, self.names if is_darknet else None)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = resolve(DemoOptions, parse_flags(DemoOptions, argv, foreign=FOREIGN_FLAGS))
-    try:
-        from demo.page import serve
-    except ImportError as error:
-        raise UserError(f"the page needs gradio ({error}): pip install 'gradio>=6.31', or the extra [demo]") from error
-    detectors = options.load_all()
-    for _, detector in detectors:
-        print(*detector.origin, sep="\n", end="\n" * bool(detector.origin))
-    serve(detectors, host=options.host, port=options.port)
+    with tempfile.TemporaryDirectory() as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # which gradio reads when it is imported
+        try:
+            from demo.page import serve
+        except ImportError as error:
+            raise UserError(f"the page needs gradio ({error}): run pip install 'gradio>=6.31'") from error
+        detectors = options.load_all()
+        for _, detector in detectors:
+            for origin in detector.origin:
+                print(origin)
+        serve(detectors, host=options.host, port=options.port)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -55,11 +54,10 @@ def make_page(detectors: Sequence[tuple[str, Detector]]) -> gr.Blocks:
             with gr.Column(scale=3, min_width=300):
                 results.append(gr.Textbox(label=name, interactive=False))
                 results.append(gr.Image(show_label=False, interactive=False, format="jpeg", buttons=["fullscreen"]))
-        settings = [image, confidence, nms_iou, classes]
         gr.on(
-            [each.change for each in settings],
+            [image.change, confidence.change, nms_iou.change, classes.change],
             show,
-            settings,
+            [image, confidence, nms_iou, classes],
             results,
             show_progress="hidden",
             trigger_mode="always_last",
@@ -85,9 +83,8 @@ def find(
 
 def serve(detectors: Sequence[tuple[str, Detector]], *, host: str, port: int) -> None:
     """Serve the page until Ctrl-C or SIGTERM. Raises UserError if the port is taken."""
-    with Stop() as stop, tempfile.TemporaryDirectory() as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # which components read when they are made
-        page = make_page(detectors)
+    page = make_page(detectors)
+    with Stop() as stop:
         try:
             page.launch(
                 server_name=host,
