@@ -52,7 +52,7 @@ def make_page(detectors: Sequence[tuple[str, Detector]]) -> gr.Blocks:
         results: list[gr.Textbox | gr.Image] = []
         for name, _ in detectors:
             with gr.Column(scale=3, min_width=300):
-                results.append(gr.Textbox(label=name, interactive=False))
+                results.append(gr.Textbox(label=name, lines=2, interactive=False))
                 results.append(gr.Image(show_label=False, interactive=False, format="jpeg", buttons=["fullscreen"]))
         gr.on(
             [image.change, confidence.change, nms_iou.change, classes.change],
