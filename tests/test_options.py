@@ -14,6 +14,7 @@ import pytest
 
 from cfg.plan import cfg_names, load_plan, parse_plan
 from cfg.settings import cfg_settings, unread_settings
+from demo.__main__ import DemoOptions
 from options import FOREIGN_FLAGS, DetectOptions, EvaluateOptions, ExportOptions, OptimOptions, TrainOptions
 from utils.errors import UserError
 from utils.flags import current_names, flatten, parse_flags, parse_image_hw, resolve
@@ -24,6 +25,7 @@ PAGES = {
     "evaluate.py": EvaluateOptions,
     "detect.py": DetectOptions,
     "export.py": ExportOptions,
+    "demo": DemoOptions,
 }
 # Of the dataclasses of knobs in TrainOptions, by field name.
 GROUP_TITLES = {f.name: f.metadata["title"] for f in dataclasses.fields(TrainOptions) if "title" in f.metadata}
@@ -32,6 +34,7 @@ NEEDED = {
     "evaluate.py": ["--weights", "x"],
     "detect.py": ["x.jpg", "--weights", "x"],
     "export.py": ["--weights", "x"],
+    "demo": ["--weights", "x"],
 }
 
 

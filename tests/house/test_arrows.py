@@ -17,6 +17,7 @@ PAGES = ("train", "evaluate", "detect", "export", "hubconf")
 ARROWS = {  # room or page -> the rooms it may import
     **{page: {"engine", "options", "evaluation", "models", "data", "cfg", "utils"} for page in PAGES},
     "study": {"study", "train", "engine", "options", "evaluation", "models", "data", "cfg", "utils"},
+    "demo": {"demo", "options", "models", "cfg", "utils"},
     "engine": {"engine", "options", "evaluation", "models", "data", "cfg", "utils"},
     "options": {"evaluation", "models", "data", "cfg", "utils"},
     "evaluation": {"evaluation", "models", "data", "utils"},
@@ -31,6 +32,7 @@ PAGES_IN_ROOMS = {
     "data/anchors.py": {"data", "cfg", "utils"},
     "data/convert.py": {"data", "utils"},
     "data/doctor/__main__.py": {"data", "cfg", "utils"},
+    "demo/__main__.py": {"demo", "options", "models", "cfg", "utils"},
     "models/weights/__main__.py": {"models", "cfg", "utils"},
     "study/__main__.py": {"study", "cfg", "utils"},
 }
