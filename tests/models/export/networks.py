@@ -30,8 +30,11 @@ def trained_network(plan: Plan, norm: str = "bn") -> Network:
             module.running_var *= torch.empty_like(deviation).uniform_(0.5, 2)
             nn.init.uniform_(module.weight, 0.7, 1.3)
             nn.init.uniform_(module.bias, -0.3, 0.3)
+    # Logits of trained heads lie within a few units. Larger ones would saturate the sigmoid, which hides differences of
+    # scores, and make boxes of thousands of pixels; smaller ones make all boxes anchors. So a head's filters are scaled
+    # until its logits have a standard deviation of 2, and biases of up to 1 are added.
     for source, head in zip(network.head_inputs, network.eval()(images), strict=True):
-        block = network.layers[source]  # logits of trained heads lie within a few units
+        block = network.layers[source]
         block.conv.weight.mul_(2 / head.logits.std())
         block.bias.uniform_(-1, 1)
     return network
