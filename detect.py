@@ -128,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         names=options.names,
         domain=options.domain,
         device=options.device,
+        precision=options.precision,
         input_hw=options.image_size,
         options=options.detection,
     )

@@ -18,8 +18,10 @@ from evaluation.recalibration import recalibrate_on, sample_images
 from models.detector import Detector, is_exported
 from models.norms.freeze_stats import use_batch_statistics
 from models.norms.running_stats import norms_with_statistics
+from models.predictor import fast_predictor
 from models.weights.trained import read_trained
 from options import FOREIGN_FLAGS, EvaluateOptions
+from utils.atomic_file import warn_on_disk_error, write_text
 from utils.checkpoint import Checkpoint
 from utils.console import say, warn
 from utils.environment import pick_device
@@ -66,16 +68,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = evaluator.report(folder)
     print(table.text())
     json = image_set.coco_json or folder / "ground_truth.json"
-    print(f"\nthese are COCOeval's numbers for {json} and {folder / 'detections.json'}; curves are in {folder}")
+    is_complete = (folder / "detections.json").is_file()
+    if is_complete:
+        print(f"\nthese are COCOeval's numbers for {json} and {folder / 'detections.json'}; curves are in {folder}")
     if options.metric == "darknet":
         points = int(options.map_points)
         darknet = measure_as_darknet(detector, evaluator.image_set, iou=options.map_iou, points=points, **loading)
         text = f"{darknet.summary()}\n\n{WHY_NOT_COCO}\n"
-        (folder / "darknet_map.txt").write_text(text)
         print(f"\n{text}")
+        with warn_on_disk_error(folder / "darknet_map.txt"):
+            write_text(folder / "darknet_map.txt", text)
     if population is not None:
         change = f"AP {before.AP:.3f} with the statistics of {options.weights}, {table.AP:.3f} with {source}"
         print(f"{change}: {folder / 'recalibrated.pt'}")
+    if not is_complete:
+        raise UserError(f"{folder / 'detections.json'}: was not written; the numbers above are those of its detections")
 
 
 def load(options: EvaluateOptions) -> tuple[Detector, Checkpoint | None]:
@@ -99,6 +106,8 @@ def load(options: EvaluateOptions) -> tuple[Detector, Checkpoint | None]:
         device=pick_device(options.device),
         input_hw=options.image_size,
     )
+    if not (options.norm_report or options.recalibrate_on or options.norm_stats == "batch"):  # which need the norms
+        detector = replace(detector, predictor=fast_predictor(detector.network, options.precision))
     return replace(detector, origin=origin), checkpoint
 
 

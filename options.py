@@ -17,6 +17,7 @@ from models.export.metadata import OUTPUTS, PRECISIONS
 from models.norms.old_spelling import removed_flags
 from models.norms.options import NormOptions
 from models.norms.own import trust_knob
+from models.predictor import TORCH_PRECISIONS
 from models.tiling import TilingOptions
 from models.yolo.loss import LossOptions
 from models.yolo.postprocess import DetectionOptions, DrawnDetectionOptions
@@ -239,6 +240,11 @@ class EvaluateOptions:
         None, "folder for tables and images (default: runs/eval-DATA-SPLIT)", unit="DIR", formerly="run"
     )
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
+    precision: str = knob(
+        "float32",
+        "type to compute in; auto: what the device is fast with, AP differs a little",
+        choices=TORCH_PRECISIONS,
+    )
     workers: int = knob(2, "worker processes that load images; 0 = load in the main process", low=0)
     detection: DetectionOptions = field(default_factory=DetectionOptions, metadata={"title": "detections"})
 
@@ -280,6 +286,9 @@ class DetectOptions:
     max_frames: int | None = knob(None, "stop a video, stream or webcam after detecting in this many frames", low=1)
     stride_frames: int = knob(1, "detect in every N-th frame of a video, stream or webcam only", unit="N", low=1)
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
+    precision: str = knob(
+        "auto", "type to compute in; auto: bf16 or fp16 where the device is fast with it", choices=TORCH_PRECISIONS
+    )
     tiling: TilingOptions = field(default_factory=TilingOptions, metadata={"title": "large images"})
     detection: DetectionOptions = field(default_factory=DrawnDetectionOptions, metadata={"title": "detections"})
 

@@ -27,6 +27,7 @@ from utils.atomic_file import warn_on_disk_error
 from utils.checkpoint import Checkpoint
 from utils.environment import pick_device
 from utils.page import run_page
+from utils.run_lock import released_afterwards
 from utils.stop import Stop, Stopped
 
 
@@ -100,7 +101,7 @@ def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator | Doma
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with ranks.process_group():
+    with ranks.process_group(), released_afterwards():
         job = parse_job(argv)
         folder = open_run(job)
         try:

@@ -85,7 +85,7 @@ def make_training(options: TrainOptions, plan: Plan, device: torch.device) -> tu
     """
     network = make_network(options, plan, device)
     step = make_step(options, network, network, say=print)
-    step.recovery = NoRecovery(network, subdivisions=2, is_parallel=False, say=print)
+    step.recovery = NoRecovery(network, subdivisions=2, communicates=False, say=print)
     return step, ModelEMA(network)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.measured import Row, against, circumstances, results_path, write
 from cfg.plan import load_plan
-from engine.amp import MixedPrecision, cpu_bf16
+from engine.amp import MixedPrecision
 from engine.oom_recovery import OutOfMemoryRecovery
 from engine.step import TrainStep
 from models.network import Network, parameter_groups
@@ -38,6 +38,7 @@ from models.yolo.loss import LossOptions, YoloLoss
 from study.memory import saved_bytes
 from utils.clock import BatchClock
 from utils.environment import pick_device
+from utils.fast_precision import cpu_bf16
 from utils.structures import Batch, Targets
 
 BOXES = 12  # in each image
@@ -98,7 +99,7 @@ class Contestant:
             optimizer=torch.optim.SGD(parameter_groups(self.network, weight_decay=5e-4), lr=1e-4, momentum=0.9),
             precision=MixedPrecision("bf16" if way.bf16 else "fp16" if way.fp16 else "off", device),
             clock=BatchClock(self.network),
-            recovery=NoRecovery(self.network, subdivisions=1, is_parallel=False, say=print),
+            recovery=NoRecovery(self.network, subdivisions=1, communicates=False, say=print),
             clip_norm=None,
             offload_activations=way.offloads,
         )

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
 from data.digits_scene import draw_scene
 from data.image_set import Record, as_instances
+from utils.draw import write_png
 from utils.errors import UserError
 from utils.flags import parse_flags, resolve
 from utils.knob import knob
@@ -92,7 +92,7 @@ def _write_split(
         rng = np.random.default_rng([seed, SPLITS.index(split), i])
         scene = draw_scene(rng, inks, labels, hw=hw, shift=shift)
         path, is_crowd = str(root / split / f"{i:06d}.png"), np.zeros(len(scene.labels), bool)
-        cv2.imwrite(path, scene.image[..., ::-1])
+        write_png(Path(path), scene.image)
         records.append(
             Record(path=path, image_id=i + 1, boxes=scene.boxes, labels=scene.labels, is_crowd=is_crowd, hw=hw)
         )

@@ -129,7 +129,7 @@ def open_cache(kind: str, image_set: ImageSet, *, longest_px: int, limit_bytes: 
             free = shutil.disk_usage(folder).free + 2 * 512 * os.fstat(descriptor).st_blocks
         limit = int(_SHARE_OF_FREE[kind] * free) if limit_bytes is None else limit_bytes
         return ImageCache(descriptor, image_set, longest_px=longest_px, limit_bytes=limit)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter of a user without a home
         log.warning("no cache of decoded images: %s", error)
         return None
 

@@ -8,6 +8,7 @@ pipe, seen where its next batch is due.
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -26,6 +27,7 @@ import torch
 from torch import multiprocessing  # registers how tensors travel: through shared memory
 
 from utils.errors import UserError
+from utils.stop import Stop
 from utils.structures import Batch
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class Workers:
         """Yield `make(request)` for each request in order, even if workers die; one iteration at a time.
 
         Raises what `make` raises: a UserError as it is, anything else as a RuntimeError with its traceback; and a
-        UserError if a worker dies repeatedly.
+        UserError if a worker dies repeatedly; OSError where too many files are open.
         """
         if self._iteration is not None:  # an earlier one was neither finished nor closed
             self.stop()
@@ -99,9 +101,9 @@ class _Worker:
         """Start a process, and send it the requests without a result."""
         self._pipe, worker_end = multiprocessing.Pipe()
         self.process = multiprocessing.Process(target=_work, args=(self._make, worker_end, os.getpid()), daemon=True)
-        # Ctrl-C, and a SIGTERM to a process group, reach workers too. The main process handles them, may need batches
-        # until then, and ends its workers by SIGKILL. A child inherits the blocked signals.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        # Ctrl-C, a closing terminal, and a SIGTERM to a process group reach workers too. The main process handles them,
+        # may need batches until then, and ends its workers by SIGKILL. A child inherits the blocked signals.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, set(Stop.SIGNALS))
         try:
             self.process.start()
         finally:
@@ -122,6 +124,8 @@ class _Worker:
                 result = self._pipe.recv()
                 break
             except (EOFError, OSError) as error:  # the end of the pipe, or of shared memory in transfer
+                if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                    raise
                 deaths += 1
                 self.end()
                 if deaths > _MOST_DEATHS:
@@ -170,9 +174,19 @@ def _work(make: Make, pipe: Connection, main: int) -> None:
     while multiprocessing.get_start_method() != "fork" or os.getppid() == main:
         try:
             if pipe.poll(_PARENT_CHECK_S):
-                pipe.send(_result(make, pipe.recv()))
+                _reply(pipe, _result(make, pipe.recv()))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
+
+
+def _reply(pipe: Connection, result: Batch | Exception) -> None:
+    """Send the result, or OSError where too many files are open to share its tensors."""
+    try:
+        pipe.send(result)
+    except (OSError, RuntimeError) as error:  # torch raises the latter
+        if os.strerror(errno.EMFILE) not in str(error):
+            raise
+        pipe.send(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
 
 
 def _result(make: Make, request: Any) -> Batch | Exception:

@@ -1,8 +1,7 @@
-"""Mixed precision and memory format: what the machine is fast with, and the loss scaling that float16 needs."""
+"""Mixed precision and memory format of a training, and the loss scaling that float16 needs."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -16,9 +15,7 @@ from options import TrainOptions
 from utils import ranks
 from utils.environment import pick_device
 from utils.errors import UserError
-
-# Chips that have float16 without tensor cores (TU116, TU117): their convolutions give NaN (pytorch #58123, #77955).
-_NAN_IN_FLOAT16 = re.compile(r"GTX 16\d\d|\bT(400|500|550|600|1000|1200|2000)\b")
+from utils.fast_precision import fast_precision
 
 
 class MixedPrecision:
@@ -56,12 +53,8 @@ def choose_precision(options: TrainOptions, plan: Plan | None = None) -> tuple[T
     device = ranks.local_device(pick_device(options.device))
     if options.loss.loss == "darknet":
         fast, has_fast_layout, reason = "off", False, "as darknet computes"
-    elif device.type == "cuda":
-        fast, has_fast_layout, reason = _fast_on_cuda(device)
-    elif device.type == "cpu" and (instructions := cpu_bf16()):
-        fast, has_fast_layout, reason = "bf16", True, f"the CPU has {instructions}"
     else:
-        fast, has_fast_layout, reason = "off", False, f"no bf16 is known on this {device.type.upper()}"
+        fast, has_fast_layout, reason = fast_precision(device)
     norm, _ = choose_norm(options.norm, mini_batch=1, forwards=1, from_weights=options.weights is not None, plan=plan)
     if any(spec.has_image_statistics for spec in norm.specs(plan)):
         has_fast_layout = False  # torch's group norm takes 6 to 25 times as long with it, in bf16 on a CPU
@@ -91,22 +84,3 @@ def precision_in_words(options: TrainOptions) -> str:
     """bf16, channels last"""
     kind = "float32" if options.optim.amp == "off" else options.optim.amp
     return f"{kind}{', channels last' if options.speed.channels_last == 'on' else ''}"
-
-
-def cpu_bf16() -> str:
-    """Return the name of this CPU's instructions for bf16, "" without any: emulated it is slower than float32."""
-    asked = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
-    return next((name for name, function in asked.items() if getattr(torch.cpu, function, bool)()), "")
-
-
-def _fast_on_cuda(device: torch.device) -> tuple[str, bool, str]:
-    """Return the kind of mixed precision, whether tensor cores make channels last fast, and why."""
-    with torch.cuda.device(device):
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)  # Ampere and later
-    name = torch.cuda.get_device_name(device)
-    if not has_bf16 and _NAN_IN_FLOAT16.search(name):
-        return "off", False, f"fp16 gives NaN on {name}"
-    has_tensor_cores = torch.cuda.get_device_capability(device) >= (7, 0)
-    if has_bf16:
-        return "bf16", has_tensor_cores, "the GPU has bf16"
-    return "fp16", has_tensor_cores, "the GPU has no bf16"

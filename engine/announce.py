@@ -18,7 +18,7 @@ from models.norms.effective_batch import FEW, burn_in_warnings, describe_norm, n
 from models.norms.parts import norm_parts, parts_in_words
 from options import TrainOptions
 from utils import ranks
-from utils.atomic_file import warn_on_disk_error
+from utils.atomic_file import warn_on_disk_error, write_text
 from utils.console import counted, say, warn
 from utils.environment import describe
 from utils.flags import flag_of, flatten
@@ -157,7 +157,7 @@ def _announce_data(run: Trainer) -> None:
     if problems := [problem for image_set in sets for problem in image_set.problems.lines()]:
         path = run.folder / "data_problems.txt"
         with warn_on_disk_error(path):
-            path.write_text("\n".join(problems) + "\n", encoding="utf-8", errors="backslashreplace")
+            write_text(path, "\n".join(problems) + "\n")
 
 
 def _announce_network(job: Job) -> None:

@@ -32,11 +32,7 @@ def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Net
     Raises UserError for norms that communicate, if ranks would call them at different mini-batches.
     """
     network = Network(plan, norm_factory(options.norm, plan, domains=len(options.data))).to(device)
-    if (
-        splits_by_domain(options)
-        and ranks.world_size() > 1
-        and any(getattr(module, "sync", False) for module in network.modules())
-    ):
+    if splits_by_domain(options) and pools_over_ranks(network):
         raise UserError(
             f"--norm {options.norm.norm} pools over ranks, whose mini-batches have images of different domains: take "
             "--domain-statistics shared with --domain-batches mixed, or a norm without sync"
@@ -48,6 +44,11 @@ def make_network(options: TrainOptions, plan: Plan, device: torch.device) -> Net
     return network
 
 
+def pools_over_ranks(network: Network) -> bool:
+    """Return whether norms communicate in the forward."""
+    return ranks.world_size() > 1 and any(getattr(module, "sync", False) for module in network.modules())
+
+
 def check_network(options: TrainOptions, plan: Plan) -> None:
     """Raise what `make_network` does for settings that contradict each other, without memory for the network."""
     with torch.device("meta"):
@@ -55,19 +56,15 @@ def check_network(options: TrainOptions, plan: Plan) -> None:
 
 
 def make_forward(options: TrainOptions, network: Network) -> nn.Module:
-    """Return the network as all ranks run it: gradients averaged, with --shuffle-bn on shuffled images.
-
-    Itself for a world size of 1.
-    """
+    """Return the network as all ranks run it: with --shuffle-bn on shuffled images, else itself."""
     is_shuffled = options.norm.shuffle_bn and ranks.world_size() > 1
-    forward = ShuffledForward(network, options.seed) if is_shuffled else network
-    return ranks.data_parallel(forward, skips_parts=options.norm.domain_affine == "own")
+    return ShuffledForward(network, options.seed) if is_shuffled else network
 
 
 def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: Callable[[str], None]) -> TrainStep:
     """Return the training step. forward: see `TrainStep`. say: prints a line for the user."""
     optim, device = options.optim, next(network.parameters()).device
-    parts, is_parallel = int(optim.subdivisions), forward is not network
+    communicates = forward is not network or pools_over_ranks(network)
     groups = parameter_groups(network, weight_decay=optim.weight_decay, backbone_rate=optim.backbone_rate)
     # The loop sets lr before each step.
     if optim.optimizer == "adamw":
@@ -81,7 +78,7 @@ def make_step(options: TrainOptions, network: Network, forward: nn.Module, say: 
         optimizer=optimizer,
         precision=MixedPrecision(optim.amp, device),
         clock=BatchClock(forward),
-        recovery=OutOfMemoryRecovery(network, subdivisions=parts, is_parallel=is_parallel, say=say),
+        recovery=OutOfMemoryRecovery(network, subdivisions=int(optim.subdivisions), communicates=communicates, say=say),
         clip_norm=optim.clip_norm,
         by_domain=options.domain_batches == "one",
         offload_activations=options.speed.offload_activations and device.type == "cuda",

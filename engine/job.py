@@ -29,7 +29,7 @@ from utils.checkpoint import Checkpoint
 from utils.console import warn
 from utils.errors import UserError
 from utils.flags import flag_of, parse_flags, resolve
-from utils.run_folder import folder_of_job, free_folder, mark_folder, writable_folder
+from utils.run_folder import folder_of_job, free_folder, mark_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,10 +172,7 @@ def open_run(job: Job) -> Path:
     """Return the folder of the run: that of the resumed one, or a new one. Raises UserError if it is not writable."""
     if job.options.resume is not None:
         path = Path(job.options.resume)
-        folder = path if path.is_dir() else path.parent
-        if ranks.is_rank_zero():
-            writable_folder(folder)
-        return folder
+        return path if path.is_dir() else path.parent
     name, job_id = job.options.out, ranks.job_id()
     folder = Path()
     if ranks.is_rank_zero():

@@ -27,14 +27,16 @@ class OutOfMemoryRecovery:
                 ...  # zero_grad, then forward and backward of `recovery.subdivisions` mini-batches
 
     The subdivisions that fit are kept for the next batch. An attempt that fails leaves no trace in buffers and random
-    state, so the batch ends as if it had been cut so finely from the start. is_parallel: whether other ranks take part
-    in the backward; they would wait for gradients that do not come, so that no second attempt is possible. say: prints
-    a line for the user.
+    state, so the batch ends as if it had been cut so finely from the start. When one rank runs out of memory, all of
+    them repeat the batch. communicates: whether ranks exchange something in the forward; the others would wait for what
+    does not come, so that no second attempt is possible. say: prints a line for the user.
     """
 
-    def __init__(self, network: nn.Module, *, subdivisions: int, is_parallel: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, network: nn.Module, *, subdivisions: int, communicates: bool, say: Callable[[str], None]
+    ) -> None:
         self.subdivisions = subdivisions
-        self._is_parallel, self._say = is_parallel, say
+        self._communicates, self._say = communicates, say
         self._snapshot = Snapshot(network)
 
     def attempts(self, images: int) -> Iterator[AbstractContextManager[None]]:
@@ -42,9 +44,15 @@ class OutOfMemoryRecovery:
         self._snapshot.take()
         while True:
             yield self._attempt()
-            if not self._ran_out:
+            has_lost_others = self._ran_out and self._communicates
+            if not has_lost_others and not any(ranks.any_rank(self._ran_out)):
                 return
             self._snapshot.restore()
+            if has_lost_others:
+                raise UserError(
+                    f"out of memory with {-(-images // self.subdivisions)} images per forward on rank {ranks.rank()}: "
+                    f"go on with --resume and --subdivisions {self._finer_cut(images)}"
+                )
             self._cut_finer(images)
 
     @contextmanager
@@ -58,17 +66,15 @@ class OutOfMemoryRecovery:
                 raise
             self._ran_out = True
 
-    def _cut_finer(self, images: int) -> None:
-        """Raise `subdivisions` to the next number that divides the batch."""
+    def _finer_cut(self, images: int) -> int:
+        """Return the next number of subdivisions that divides the batch. Raises UserError if there is none."""
         if self.subdivisions >= images:
             raise UserError(f"out of memory with one image per forward: {REMEDIES}")
-        before = -(-images // self.subdivisions)
-        finer = next(n for n in range(self.subdivisions + 1, images + 1) if images % n == 0)
-        if self._is_parallel:
-            raise UserError(
-                f"out of memory with {before} images per forward on rank {ranks.rank()}: go on with --resume and "
-                f"--subdivisions {finer}"
-            )
+        return next(n for n in range(self.subdivisions + 1, images + 1) if images % n == 0)
+
+    def _cut_finer(self, images: int) -> None:
+        """Raise `subdivisions` to the next number that divides the batch."""
+        before, finer = -(-images // self.subdivisions), self._finer_cut(images)
         self.subdivisions, now = finer, images // finer
         empty_cache()
         self._say(

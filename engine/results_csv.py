@@ -30,7 +30,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     with open(path, newline="", errors="replace") as file:
         rows = list(csv.DictReader(file))
     whole = (row for row in rows if row.keys() == set(COLUMNS) and None not in row.values())
-    return [row for row in whole if row["epoch"].isdigit()]
+    return [row for row in whole if row["epoch"].isdecimal()]
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,9 @@ from utils.checkpoint import RESUMABLE_FROM, Checkpoint
 from utils.console import warn
 from utils.environment import pick_device
 from utils.errors import UserError
-from utils.flags import current_names, flag_of
-from utils.run_folder import folder_of_job, newest_run
+from utils.flags import current_names, flag_of, resolve
+from utils.knob import check_limits
+from utils.run_folder import folder_of_job, newest_run, own_folder
 
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
 # not depend on, and what helps a training over a crisis.
@@ -54,7 +58,12 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     if given.get("learning_rate") == "auto":
         raise UserError("--learning-rate auto is found before the first step; --resume can be told a number")
     path = Path(given["resume"]) if given["resume"] else newest_run()
-    checkpoint = Checkpoint.from_file(path / "last.pt" if path.is_dir() else path)
+    file = path / "last.pt" if path.is_dir() else path
+    if ranks.is_rank_zero() and file.is_file():
+        own_folder(file.parent)  # before it is read: another process may still be writing it
+    checkpoint = Checkpoint.from_file(file)
+    if ranks.is_rank_zero():
+        check_run(checkpoint, file)
     if checkpoint.format < RESUMABLE_FROM:
         raise UserError(
             f"{path}: its training was saved by an earlier version (format {checkpoint.format}) and cannot be "
@@ -68,6 +77,7 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     settings = {"optimizer": "sgd", "val_fraction": 0, **respelled(current_names(TrainOptions, checkpoint.settings))}
     settings["subdivisions"] = checkpoint.training.subdivisions
     settings = as_it_ran(settings, pick_device({**settings, **given}.get("device", "auto")))
+    check_settings(settings, path)
     if given.keys() & set(LENGTHS):  # in place of what set it before
         settings = {name: value for name, value in settings.items() if name not in LENGTHS}
     settings["data"] = paths_of(settings.get("data", BUILT_IN))
@@ -81,6 +91,31 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     if given.get("albumentations", settings.get("albumentations")) != settings.get("albumentations"):
         warn("--albumentations names another pipeline than the run had: it is the new one from here on")
     return checkpoint, {**settings, **given, "resume": str(path)}
+
+
+def check_settings(settings: dict[str, Any], path: Path) -> None:
+    """Raise UserError if a setting that was read from `path` is outside its limits."""
+    try:
+        options = resolve(TrainOptions, settings)
+        for part in (options, *(getattr(options, each.name) for each in fields(options))):
+            if is_dataclass(part):
+                check_limits(part)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: its settings cannot be used ({error})") from error
+
+
+def check_run(checkpoint: Checkpoint, file: Path) -> None:
+    """Raise UserError if the settings.json or the best.pt beside the file are of another run than its checkpoint."""
+    others = {}
+    with suppress(OSError, ValueError, AttributeError):  # not there, or edited
+        others["settings.json"] = json.loads((file.parent / "settings.json").read_text()).get("run_id")
+    if (best := file.with_name("best.pt")).is_file():
+        others["best.pt"] = Checkpoint.from_file(best).run_id
+    for name, run_id in others.items():
+        if run_id and checkpoint.run_id and run_id != checkpoint.run_id:
+            raise UserError(
+                f"{file}: is of another run than {name} beside it; move what is not of this run out of the folder"
+            )
 
 
 def check_order(checkpoint: Checkpoint, domains: Sequence[str]) -> None:

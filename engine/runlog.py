@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,13 +19,15 @@ from tqdm import tqdm
 from engine.results_csv import add_row, drop_rows_after
 from engine.throughput import Throughput
 from utils import ranks
-from utils.atomic_file import warn_on_disk_error
+from utils.atomic_file import warn_on_disk_error, write_text
 from utils.checkpoint import Checkpoint
 from utils.console import line
 from utils.draw import write_png
+from utils.errors import UserError
 from utils.structures import Batch
 
 _SHARE_FOR_SAVING = 0.05  # of the time, at most, for checkpoints at the ends of short epochs
+_MOST_FAILURES = 5  # in a row, to write any checkpoint at all
 _WARM_UP_STEPS, _TIMED_STEPS = 3, 5
 
 
@@ -55,6 +57,7 @@ class RunLog:
             folder.mkdir(parents=True, exist_ok=True)
             with warn_on_disk_error(folder / "results.csv"):
                 drop_rows_after(folder / "results.csv", epochs_done)
+            threading.excepthook = _leave_to_the_writer
             with warn_on_disk_error(folder / "tensorboard"):
                 self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         # In a file or a pipe, a line every half minute is enough.
@@ -74,6 +77,7 @@ class RunLog:
         self._throughput, self._first_throughput = Throughput(), Throughput()
         self._watched = 0  # batches since the start or resume
         self._saved_at, self._save_took_s = time.monotonic(), 0.0
+        self._failures: int | None = 0  # to write a checkpoint, before the first success, after which it is None
 
     def set_length(self, total_steps: int) -> None:
         self._bar.total = total_steps
@@ -82,7 +86,7 @@ class RunLog:
         if not self._is_writer:
             return
         with warn_on_disk_error(self.folder / "settings.json"):
-            (self.folder / "settings.json").write_text(json.dumps(settings, indent=2) + os.linesep)
+            write_text(self.folder / "settings.json", json.dumps(settings, indent=2) + "\n")
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches of an epoch; after the first few of the run, print how long it will take."""
@@ -135,7 +139,10 @@ class RunLog:
                 self._board.add_image(name, rgb, step, dataformats="HWC")
 
     def save(self, name: str, checkpoint: Checkpoint) -> bool:
-        """Write a checkpoint into the folder. Returns whether that succeeded; if not, an earlier one is still there."""
+        """Write a checkpoint into the folder. Returns whether that succeeded; if not, an earlier one is still there.
+
+        Raises UserError once several could not be written and none has been since the start: the work would be lost.
+        """
         if not self._is_writer:
             return True
         start, is_written = time.monotonic(), False
@@ -145,6 +152,15 @@ class RunLog:
         # Also after an error: an immediate second try would fail, too.
         self._saved_at = time.monotonic()
         self._save_took_s = self._saved_at - start
+        if is_written:
+            self._failures = None
+        elif self._failures is not None:
+            self._failures += 1
+            lost = f"{self.folder}: nothing that is trained here can be saved"
+            if self._failures == _MOST_FAILURES:
+                raise UserError(f"{lost}, in {_MOST_FAILURES} tries; make room, or begin in another folder with --out")
+            if self._failures == 1:
+                print(f"error: {lost}; after {_MOST_FAILURES} failures in a row it ends: make room", file=sys.stderr)
         return is_written
 
     def is_save_due(self, *, at_epoch_end: bool = False) -> bool:
@@ -182,6 +198,12 @@ class RunLog:
         except OSError as error:
             self._board = None
             print(f"error: nothing more is written to TensorBoard ({error.strerror or error})", file=sys.stderr)
+
+
+def _leave_to_the_writer(error: threading.ExceptHookArgs) -> None:
+    """Print an error of a thread, but not one of a full disk: TensorBoard's raises it at the next call, too."""
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)
 
 
 def _named(terms: Tensor) -> dict[str, float]:

@@ -28,7 +28,7 @@ class TrainStep:
     Returns a (3,) CPU tensor: box, objectness and class loss, averaged over the images. Targets are on the CPU. Every
     rank calls it with its own share of the batch; gradients and losses are reduced over all ranks.
 
-    forward: the network, or its DistributedDataParallel wrapper. by_domain: whether to cut a batch where the domain of
+    forward: the network, or its wrapper that shuffles images. by_domain: whether to cut a batch where the domain of
     its images changes, too. Raises NotFinite, before anything is updated, if a loss or a gradient is NaN or Inf, and
     UserError if a single image does not fit into memory.
     """
@@ -53,17 +53,16 @@ class TrainStep:
                 parts = self._cut(batch)
                 for part in self.clock.minibatches(parts, [part.domains for part in parts]):
                     heads = terms = None  # free the previous mini-batch's graph before the next forward
-                    sync = nullcontext() if part is parts[-1] else ranks.without_sync(self.forward)
                     saved = saved_on_host(self.network) if self.offload_activations else nullcontext()
-                    with sync, saved, self.precision.autocast():
+                    with saved, self.precision.autocast():
                         heads = self.forward(part.pixels())
                     terms = self.criterion(heads, part.targets)
-                    # Divided by all images of this rank's batch, so the gradient does not depend on how it was cut;
-                    # DistributedDataParallel averages over ranks, in the backward of the last mini-batch.
+                    # Divided by all images of this rank's batch, so the gradient does not depend on how it was cut.
                     torch.autograd.backward(self.precision.scaler.scale(terms.total * (1 / len(batch))))
                     losses += terms.detached() / all_images
             heads = terms = None  # free a failed attempt's graph before the next one starts
 
+        ranks.average_gradients(self.network.parameters())
         losses = ranks.all_reduce_sum(losses)
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         gradient_norm = nn.utils.get_total_norm(gradients)

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from engine import build
 from engine.ema import ModelEMA
@@ -36,6 +37,7 @@ from utils.checkpoint import Checkpoint, ResumeState
 from utils.console import line, warn
 from utils.draw import draw_batch
 from utils.environment import describe, leave_a_core_to_loaders, pick_device
+from utils.errors import UserError
 from utils.flags import flatten
 from utils.seed import seed_everything
 from utils.stop import Stop, Stopped
@@ -95,6 +97,7 @@ class Trainer:
         self.loss_watch = LossWatch(self.step.remedies)
         self.patience = Patience(options.patience)
         self.best_ap = float("-inf")
+        self.run_id = (job.checkpoint and job.checkpoint.run_id) or uuid4().hex
         self._saved_step: int | None = None
         if job.checkpoint is not None:
             self._resume(job.checkpoint)
@@ -223,7 +226,9 @@ class Trainer:
             },
             subdivisions=self.step.recovery.subdivisions,
         )
+        # All ranks know, or one alone would save again at a stop, and wait for the others.
         is_written = self.log.save("last.pt", replace(self._checkpoint(), training=training))
+        is_written = not any(ranks.any_rank(not is_written))
         self._saved_step = self.steps_done if is_written else None
         return is_written
 
@@ -237,6 +242,7 @@ class Trainer:
             "lr_steps": self.schedule.steps,
             "ema_decay": self.ema.decay,
             "total_steps": self.length.total_steps,
+            "run_id": self.run_id,
             "environment": describe(self.device),
         }
 
@@ -255,6 +261,7 @@ class Trainer:
             epochs_done=self.epochs_done,
             train_images=len(self.job.train_set),
             best_ap=self.best_ap,
+            run_id=self.run_id,
             mini_batch=self.job.mini_batch,
             settings=flatten(options),
             domains=tuple(domain.name for domain in self.job.domains) if len(self.job.domains) > 1 else (),
@@ -262,11 +269,17 @@ class Trainer:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         assert checkpoint.training is not None
-        restore(self.step, self.ema, checkpoint.training.state, checkpoint.weights)
-        self.log.load_state_dict(checkpoint.training.log)
-        for name, part in (("loss_watch", self.loss_watch), ("patience", self.patience)):
-            if name in checkpoint.training.log:  # not in earlier checkpoints
-                part.load_state_dict(checkpoint.training.log[name])
+        try:
+            restore(self.step, self.ema, checkpoint.training.state, checkpoint.weights)
+            self.log.load_state_dict(checkpoint.training.log)
+            for name, part in (("loss_watch", self.loss_watch), ("patience", self.patience)):
+                if name in checkpoint.training.log:  # not in earlier checkpoints
+                    part.load_state_dict(checkpoint.training.log[name])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise UserError(
+                f"{self.job.options.resume}: does not hold the state of this training ({reason})"
+            ) from error
         best = self.folder / "best.pt"
         if ranks.broadcast(best.exists()):
             self.best_ap = checkpoint.best_ap

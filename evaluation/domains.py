@@ -15,7 +15,7 @@ from evaluation.evaluator import Evaluator
 from models.detector import Detector
 from models.norms.domains import choose
 from utils import ranks
-from utils.atomic_file import warn_on_disk_error
+from utils.atomic_file import warn_on_disk_error, write_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +68,8 @@ class DomainEvaluator:
         if ranks.is_rank_zero():
             means = {"AP": table.AP, "AP50": table.AP50}
             stats = {name: each.stats for name, each in table.tables.items()}
-            with warn_on_disk_error(folder):
-                (folder / "metrics.json").write_text(json.dumps({**means, "domains": stats}, indent=2))
+            with warn_on_disk_error(folder / "metrics.json"):
+                write_text(folder / "metrics.json", json.dumps({**means, "domains": stats}, indent=2))
         return table
 
     def _each(self, measure: Callable[[int, Evaluator], CocoTable]) -> DomainTable:

@@ -21,7 +21,7 @@ from evaluation.inference import detect_batches, image_batches
 from evaluation.plots import plot_confusion, plot_pr_curves
 from models.detector import Detector
 from utils import ranks
-from utils.atomic_file import warn_on_disk_error
+from utils.atomic_file import warn_on_disk_error, write_text
 from utils.draw import draw_batch, write_png
 from utils.errors import UserError
 from utils.stop import Stop, Stopped
@@ -73,14 +73,19 @@ class Evaluator:
         table = self._table(results)
         if ranks.is_rank_zero():
             confusion = confusion_matrix(self.ground_truth, results, image_ids=self.image_set.image_ids)
-            with warn_on_disk_error(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "detections.json").write_text(json.dumps(results.rows()))
-                if self.image_set.coco_json is None:
-                    (folder / "ground_truth.json").write_text(json.dumps(self.ground_truth))
-                (folder / "metrics.json").write_text(json.dumps(table.stats, indent=2))
-                (folder / "metrics.txt").write_text(f"{table.text()}\n", encoding="utf-8", errors="backslashreplace")
+            texts = {
+                "metrics.txt": f"{table.text()}\n",
+                "metrics.json": json.dumps(table.stats, indent=2),
+                "detections.json": json.dumps(results.rows()),
+            }
+            if self.image_set.coco_json is None:
+                texts["ground_truth.json"] = json.dumps(self.ground_truth)
+            for name, text in texts.items():
+                with warn_on_disk_error(folder / name):
+                    write_text(folder / name, text)
+            with warn_on_disk_error(folder / "pr_curves.png"):
                 plot_pr_curves(table, folder / "pr_curves.png")
+            with warn_on_disk_error(folder / "confusion.png"):
                 plot_confusion(confusion, [row.name for row in table.classes], folder / "confusion.png")
         return table
 

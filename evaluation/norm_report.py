@@ -14,6 +14,7 @@ from models.norms.effective_batch import describe_norm, effective_images
 from models.norms.options import stored_norm
 from models.norms.parts import norm_parts
 from models.norms.report import measure_norms
+from utils.atomic_file import warn_on_disk_error, write_text
 from utils.checkpoint import Checkpoint
 
 
@@ -28,10 +29,12 @@ def write_norm_report(folder: Path, checkpoint: Checkpoint, detector: Detector, 
     trained = "\n".join(f"{part.words}: " * (len(parts) > 1) + describe_norm(part.options, **cut) for part in parts)
     verdict = report.verdict(mini_batch=mini_batch, effective=min(pooled, default=None))
     text = f"{report.table()}\n\ntrained with {trained}\n{verdict}\n"
-    (folder / "norm_report.txt").write_text(text)
+    with warn_on_disk_error(folder / "norm_report.txt"):
+        write_text(folder / "norm_report.txt", text)
     sigma = np.array([[*layer.sigma.values(), layer.stale_sigma] for layer in report.layers])
     mean = np.array([[*layer.mean.values(), layer.stale_mean] for layer in report.layers])
     panels = {"deviations differ from the population's by": sigma, "means differ by, in deviations": mean}
     names = [f"{layer.layer}  {layer.name}  {layer.channels}" for layer in report.layers]
-    plot_layer_gaps(panels, names, [*map(str, report.sizes), "all"], folder / "norm_report.png")
+    with warn_on_disk_error(folder / "norm_report.png"):
+        plot_layer_gaps(panels, names, [*map(str, report.sizes), "all"], folder / "norm_report.png")
     return text

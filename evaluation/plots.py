@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from evaluation.coco_map import CocoTable
 from utils.draw import class_colour
-from utils.figure import label_axes, literal
+from utils.figure import label_axes, literal, save_figure
 
 _DOTS_PER_INCH = 120
 _LEGEND_CLASSES = 10  # more colours could not be told apart
@@ -180,7 +180,5 @@ def _figure(panels: int, *, width_inches: float, height_inches: float) -> tuple[
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Either makes room for all labels. Only the constrained layout makes room between panels.
-    bbox = "tight" if figure.get_layout_engine() is None else None
-    figure.savefig(path, dpi=_DOTS_PER_INCH, bbox_inches=bbox)
+    save_figure(figure, path, dpi=_DOTS_PER_INCH, bbox="tight" if figure.get_layout_engine() is None else None)

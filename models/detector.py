@@ -18,8 +18,7 @@ from torch import Tensor
 from cfg.plan import Plan
 from models.found import Found
 from models.network import Network
-from models.norms.fold import can_fold, fold
-from models.predictor import EXPORTED, Predictor, TorchPredictor
+from models.predictor import EXPORTED, Predictor, TorchPredictor, fast_predictor
 from models.stored_network import build_network
 from models.weights.trained import read_trained
 from models.yolo.postprocess import DetectionOptions, DrawnDetectionOptions, suppress
@@ -61,14 +60,15 @@ class Detector:
         names: str | None = None,
         domain: str | None = None,
         device: str = "auto",
+        precision: str = "auto",
         input_hw: tuple[int, int] | None = None,
         options: DetectionOptions | None = None,
     ) -> Detector:
         """Load a checkpoint, .safetensors, darknet's .weights with their cfg, or an exported file, by its ending.
 
         names: a file of darknet's class names, one a line. domain: of a checkpoint with several. device: see
-        `pick_device`. input_hw: (height, width) in pixels, in place of the trained ones. options: of
-        DrawnDetectionOptions by default. Norms are folded into convolutions where that is possible.
+        `pick_device`. precision: see `fast_predictor`; an exported file has its own. input_hw: (height, width) in
+        pixels, in place of the trained ones. options: of DrawnDetectionOptions by default.
         Raises UserError for what is missing, damaged or of another kind; no code is run that a file holds.
         """
         path, options = os.fspath(path), options or DrawnDetectionOptions()
@@ -86,8 +86,9 @@ class Detector:
             )
         checkpoint, origin = read_trained(path, cfg=cfg, names=names, domain=domain)
         detector = cls.from_checkpoint(checkpoint, options, path=path, device=pick_device(device), input_hw=input_hw)
-        network = fold(detector.network) if can_fold(detector.network) else detector.network
-        return replace(detector, predictor=TorchPredictor(network=network), origin=origin)
+        if precision == "auto" and options.resize == "darknet":
+            precision = "float32"  # to be compared with darknet's boxes
+        return replace(detector, predictor=fast_predictor(detector.network, precision), origin=origin)
 
     @classmethod
     def from_checkpoint(

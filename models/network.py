@@ -42,6 +42,9 @@ class Network(nn.Module):
         self._held_until |= {source: node.index for node in plan.nodes for source in node.inputs}
         self.head_inputs = tuple(plan.nodes[index].inputs[0] for index in plan.heads)  # layers that the heads read
         self._held_until |= dict.fromkeys((self._last, *self.head_inputs), len(plan.nodes))
+        self._last_read_by: dict[int, list[int]] = {}
+        for source, reader in self._held_until.items():
+            self._last_read_by.setdefault(reader, []).append(source)
         self._spans: Sequence[range] = [range(len(plan.nodes))]
         grey = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1) if plan.net.channels == 1 else None
         self.register_buffer("_grey", grey, persistent=False)
@@ -90,8 +93,9 @@ class Network(nn.Module):
         for index in span:
             node = self.plan.nodes[index]
             if not isinstance(node.spec, YoloSpec):
-                outputs[index] = self.layers[index](*(outputs[source] for source in node.inputs))
-            outputs = {source: output for source, output in outputs.items() if self._held_until[source] > index}
+                outputs[index] = self.layers[index](*[outputs[source] for source in node.inputs])
+            for source in self._last_read_by.get(index, ()):
+                outputs.pop(source, None)
         return tuple(outputs[index] for index in self._held_after(span))
 
     def _held_after(self, span: range) -> tuple[int, ...]:

@@ -10,9 +10,15 @@ from torch import Tensor
 
 from cfg.plan import Plan
 from models.network import Network
+from models.norms.fold import can_fold, fold
+from models.packed import can_pack, pack
 from models.yolo.postprocess import DetectionOptions, candidates
+from utils.errors import UserError
+from utils.fast_precision import fast_precision
 from utils.structures import Detections
 
+TORCH_PRECISIONS = ("auto", "float32", "bf16", "fp16")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 EXPORTED = (".onnx", ".xml", ".torchscript")  # endings; OpenVINO's .xml has its weights in a .bin beside it
 
 
@@ -52,9 +58,15 @@ class ExportedPredictor(Predictor, Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TorchPredictor:
-    """A network in PyTorch, on the device and in the mode that it is in."""
+    """A network in PyTorch, on the device and in the mode that it is in.
+
+    autocast: the type that it computes in, where that is not the type of its weights.
+    """
 
     network: Network
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
+    autocast: torch.dtype | None = None
 
     @property
     def plan(self) -> Plan:
@@ -68,4 +80,31 @@ class TorchPredictor:
         pass
 
     def candidates(self, images: Tensor, *, confidence: float) -> list[Detections]:
-        return candidates(self.network(images), confidence=confidence)
+        images = images.to(self.dtype, memory_format=self.memory_format)
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            heads = self.network(images)
+        return candidates(heads, confidence=confidence)
+
+
+def fast_predictor(network: Network, precision: str) -> TorchPredictor:
+    """Return a predictor that is as fast as it can be on the network's device: equal results to rounding.
+
+    precision: one of TORCH_PRECISIONS. Norms with running statistics become part of their convolutions. With others,
+    such as group norm, auto is float32, and in bf16 or fp16 autocast chooses what is computed in it.
+    Raises UserError for fp16 on a CPU.
+    """
+    device = next(network.parameters()).device
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16 needs a GPU: choose bf16 or float32")
+    is_foldable = can_fold(network)
+    if precision == "auto":
+        precision, _, _ = fast_precision(device) if is_foldable else ("off", False, "")
+    dtype = _DTYPES.get(precision, torch.float32)
+    if not is_foldable:
+        return TorchPredictor(network=network, autocast=None if dtype == torch.float32 else dtype)
+    network = fold(network)
+    if can_pack(network):
+        return TorchPredictor(network=pack(network, dtype), dtype=dtype, memory_format=torch.channels_last)
+    # On GPUs convolutions in float32 are slower with channels last.
+    layout = torch.contiguous_format if dtype == torch.float32 else torch.channels_last
+    return TorchPredictor(network=network.to(dtype).to(memory_format=layout), dtype=dtype, memory_format=layout)

@@ -28,6 +28,7 @@ from study.processes import run_cells
 from study.progress import Progress
 from study.report import Results, advice, json_report, report
 from study.rows import RowFile, read_rows
+from utils.atomic_file import write_text
 from utils.console import warn
 from utils.environment import pick_device
 from utils.errors import UserError
@@ -194,8 +195,8 @@ def show(study: Study, rows: Sequence[Row]) -> None:
     paths = study.paths
     plot(lines, study.grid.stand_in, paths["png"])
     text = report(lines, rows, title=study.title, sentences=sentences, plot=paths["png"].name)
-    paths["md"].write_text(text)
-    paths["json"].write_text(json_report(lines))
+    write_text(paths["md"], text)
+    write_text(paths["json"], json_report(lines))
     print(f"\n{text}\n{paths['md']}, {paths['png']}")
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.report import ENOUGH_SEEDS, Line, leading
-from utils.figure import label_axes, literal
+from utils.figure import label_axes, literal, save_figure
 
 _MOST = 8  # lines; more could not be told apart
 _COLOURS = ("#222222", "#1f6fd6", "#d6281f", "#0b7a3b", "#e8890c", "#8e44ad", "#12a3a3", "#e05fa8")
@@ -29,8 +29,7 @@ def plot(lines: Sequence[Line], stand_in: Callable[[str, int], str], path: Path)
         axes = figure.add_subplot(1, len(tasks), number)
         _draw(axes, [line for line in lines if line.task == task], shown, stand_in)
         label_axes(axes, literal(task.title), "images in a forward", f"AP on test images, %{bars}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def _draw(axes: Axes, lines: Sequence[Line], colours: dict[str, str], stand_in: Callable[[str, int], str]) -> None:

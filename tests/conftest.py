@@ -28,7 +28,7 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Children have it by `tests/e2e/children.py`; a subprocess computes in what the machine is fast with.
     """
-    monkeypatch.setattr("engine.amp.cpu_bf16", lambda: "")
+    monkeypatch.setattr("utils.fast_precision.cpu_bf16", lambda: "")
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ def atomic_write(path: Path, *, verify: Callable[[Path], None] | None = None) ->
     """Yield a temporary file for the new content of `path`, which is flushed to disk and then renamed.
 
     A reader sees the old file or the new one, never a part. The old one stays after any error, including one that
-    `verify` raises, which is called with the temporary file.
+    `verify` raises, which is called with the temporary file. A symbolic link stays one: its target is replaced.
     """
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(path.name + ".part")
     try:
         with open(temporary, "wb") as file:
@@ -26,10 +27,19 @@ def atomic_write(path: Path, *, verify: Callable[[Path], None] | None = None) ->
         if verify is not None:
             verify(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)  # a full disk has no room for it
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write does not tell
         raise
     _flush_name(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 atomically, creating the folder; half surrogates are escaped. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(text.encode(errors="backslashreplace"))
 
 
 @contextmanager

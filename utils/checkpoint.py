@@ -61,6 +61,7 @@ class Checkpoint:
     mini_batch: int | None = None  # images of one forward on one rank
     settings: Mapping[str, Any] = field(default_factory=dict)  # fields of options.TrainOptions, flat
     is_precise: bool = False  # the norms have precise statistics (--precise-bn)
+    run_id: str = ""  # tells it from checkpoints of other runs; earlier versions wrote none
     training: ResumeState | None = None
     format: int = FORMAT  # of the file that this was read from
 

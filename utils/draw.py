@@ -97,11 +97,16 @@ def contact_sheet(images: np.ndarray) -> np.ndarray:
 
 
 def write_png(path: Path, rgb: np.ndarray) -> None:
-    """Write an RGB image, creating its folder. Raises OSError."""
+    """Write an RGB image, creating its folder. Raises OSError, and leaves no part of the file then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done, encoded = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
     assert done, "any uint8 image can be encoded"
-    path.write_bytes(encoded.tobytes())  # cv2.imwrite returns False on a bad path, without an error
+    try:
+        path.write_bytes(encoded.tobytes())  # cv2.imwrite returns False on a bad path, without an error
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
 
 
 def draw_batch(batch: Batch, class_names: Sequence[str], detections: Sequence[Detections] | None = None) -> np.ndarray:

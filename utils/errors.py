@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 
 from utils.printable import printable
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a limit of files
 
 
 class UserError(ValueError):
@@ -14,7 +17,9 @@ class UserError(ValueError):
 
 
 def exit_on_error(page: Callable[[], None], kinds: tuple[type[Exception], ...] = (UserError,)) -> None:
-    """Run `page`; an error of these kinds, or an OSError with a file name, becomes one line on stderr and exit code 2.
+    """Run `page`; an error of these kinds, an OSError with a file name or of a full disk becomes a line on stderr.
+
+    The exit code is 2 then.
 
     An error with an `exit_code` ends with that one.
 
@@ -28,6 +33,10 @@ def exit_on_error(page: Callable[[], None], kinds: tuple[type[Exception], ...] =
         message = str(error)
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             message = f"{error.filename}: {error.strerror}"
+        elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            message = "too many files are open: raise the limit with `ulimit -n 4096`, or take fewer --workers"
+        elif isinstance(error, OSError) and error.errno in FULL:
+            message = f"a file could not be written: {error.strerror}"
         elif not isinstance(error, kinds):
             raise
         lines = map(printable, message.splitlines() or [""])  # names of files and classes may hold terminal escapes

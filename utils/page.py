@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable, Sequence
 
 from utils.environment import check_opencv, check_torchvision
 from utils.errors import UserError, exit_on_error
+from utils.output import outlive_disk_and_reader
 
 
 def run_page(page: Callable[[Sequence[str] | None], None], *errors: type[Exception]) -> None:
     """Run `page` on the command line; UserError and `errors` become one sentence on stderr and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        # Names of files need not be valid text: what cannot be printed is escaped. Replaced streams may not support it.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    outlive_disk_and_reader()
 
     def checked() -> None:
         check_torchvision()

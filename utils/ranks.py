@@ -1,22 +1,22 @@
 """torch.distributed for a job started by `torchrun`; without it the world size is 1 and everything here is a no-op.
 
-`all_gather`, `all_to_all`, `broadcast`, `all_reduce_sum`, `all_reduce_mean` and `any_rank` are collectives: every rank
-must call them, in the same order.
+`all_gather`, `all_to_all`, `broadcast`, `all_reduce_sum`, `all_reduce_mean`, `average_gradients` and `any_rank` are
+collectives: every rank must call them, in the same order.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
+
+from utils.errors import UserError
 
 Value = TypeVar("Value")
 
@@ -52,16 +52,48 @@ def job_id() -> str:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Initialize the process group for the block; a no-op without torchrun."""
+    """Initialize the process group for the block; a no-op without torchrun.
+
+    Of an error only one rank tells: the first that had it. On the others, which had it too or lost their connection to
+    that rank, it becomes SystemExit. A UserError says so if another rank was lost without one.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
+    from torch.distributed.rendezvous import rendezvous  # absent where torch was built without torch.distributed
+
+    store, number, count = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     # Objects are sent over gloo, so that they take no GPU memory.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT)
-    yield
-    # Not after an error on this rank alone: the others wait for it inside NCCL, and destroying the group would wait for
-    # them. Without it the error is printed, this process ends, and torchrun ends the others.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield
+    except Exception as error:
+        # The group is not destroyed: the others may wait for this rank inside NCCL, and that would wait for them. The
+        # error is printed, this process ends, and torchrun ends the others.
+        is_lost = _is_lost_connection(error)
+        if not _is_first(store, otherwise=is_lost):
+            raise SystemExit(getattr(error, "exit_code", 2)) from None
+        if is_lost:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"rank {number} has lost the connection to the others: one has ended without an error of its own, as "
+                f"when memory runs out; go on with --resume ({reason})"
+            ) from error
+        raise
     dist.destroy_process_group()
+
+
+def _is_first(store: Any, *, otherwise: bool) -> bool:
+    """Return whether no other rank has asked before; `otherwise` if the store is gone with the rank that kept it."""
+    try:
+        return store.add("ranks that had an error", 1) == 1
+    except RuntimeError:
+        return otherwise
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def local_device(device: torch.device) -> torch.device:
@@ -71,26 +103,6 @@ def local_device(device: torch.device) -> torch.device:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device
-
-
-def data_parallel(network: nn.Module, *, skips_parts: bool = False) -> nn.Module:
-    """Return the network wrapped so that its backward averages gradients over ranks; itself for a world size of 1.
-
-    Buffers are not broadcast: each rank's norms keep the statistics of their own mini-batches, which those of rank 0
-    would overwrite. skips_parts: whether a batch may leave out parameters, such as those of a domain without images.
-    """
-    if world_size() == 1:
-        return network
-    # torch 2.15 deprecates the second name; earlier versions know no other.
-    is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    off: dict[str, Any] = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
-    off |= {"find_unused_parameters": True} if skips_parts else {}
-    return DistributedDataParallel(network, gradient_as_bucket_view=True, **off)  # else gradients are stored twice
-
-
-def without_sync(forward: nn.Module) -> AbstractContextManager[None]:
-    """Return a context in which backward does not reduce gradients: for all mini-batches of a batch but the last."""
-    return forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()
 
 
 def all_gather(value: Value) -> list[Value]:
@@ -153,6 +165,22 @@ def all_reduce_mean(tensors: Sequence[Tensor]) -> None:
     flat /= world_size()
     for tensor, mean in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace each gradient by its mean over ranks, where one that is None on some ranks only counts as zero.
+
+    Not in the backward, as DistributedDataParallel does: a rank that ran out of memory there would leave the others
+    waiting, and no second attempt would be possible.
+    """
+    if world_size() == 1:
+        return
+    parameters = list(parameters)
+    for parameter, is_used in zip(parameters, any_rank(*[p.grad is not None for p in parameters]), strict=True):
+        if is_used and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    all_reduce_mean([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def any_rank(*flags: bool) -> tuple[bool, ...]:

@@ -1,4 +1,4 @@
-"""The folder of a run: created, found again for a resume, marked as a torchrun job's."""
+"""The folder of a run: created, locked, found again for a resume, marked as a torchrun job's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utils.atomic_file import warn_on_disk_error
 from utils.errors import UserError
+from utils.run_lock import LOCK, hold
 
 RUNS = Path("runs")
 _JOB = "torchrun_job.txt"
@@ -15,21 +16,37 @@ _JOB = "torchrun_job.txt"
 def free_folder(name: str | None, *, default: str, may_hold_files: bool = False) -> Path:
     """Create the folder of a new run: `name`, which must not hold files, or runs/`default` with a number if taken.
 
-    Raises UserError.
+    No other process may use it until this one ends. Raises UserError.
     """
     if name is not None:
         folder = Path(name)
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not may_hold_files)):
+        if (folder / LOCK).exists():  # in use, or a run began there and wrote nothing
+            own_folder(folder)
+        if folder.exists() and (not folder.is_dir() or (_holds_files(folder) and not may_hold_files)):
             raise UserError(f"{folder}: already exists; name another folder with --out (--resume continues a training)")
-        return writable_folder(folder)
+        return own_folder(folder)
     folder, number = writable_folder(RUNS) / default, 1
     while True:
         try:
             folder.mkdir()  # of two runs that start together only one succeeds
-            return folder
+            return own_folder(folder)
         except FileExistsError:
             number += 1
             folder = RUNS / f"{default}-{number}"
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(path.name != LOCK for path in folder.iterdir())
+
+
+def own_folder(folder: Path) -> Path:
+    """Return the folder, created if needed, which no other process may use until this one ends. Raises UserError."""
+    writable_folder(folder)
+    try:
+        hold(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to, {error.strerror}") from error
+    return folder
 
 
 def folder_of_job(job: str, name: str | None) -> Path | None:

@@ -23,6 +23,7 @@ from data.doctor.labels import tiny_findings
 from data.doctor.report import anchor_line, overview, verdict
 from data.formats.split_names import WHOLE
 from data.image_set import ImageSet
+from utils.atomic_file import write_text
 from utils.console import line
 from utils.flags import image_size_knob, parse_flags, resolve
 from utils.knob import knob
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         page += ["", anchor_line(image_sets[0], sides[0], anchors, name)]
         page += [line("", f"python -m data.anchors --data {options.data} --cfg {options.cfg} looks for better ones")]
     whole = [*page, *verdict(findings, every_place=True)]
-    (folder / "doctor.txt").write_text("\n".join(whole) + "\n", encoding="utf-8", errors="backslashreplace")
+    write_text(folder / "doctor.txt", "\n".join(whole) + "\n")
     draw_charts(image_sets, sides, folder / "doctor.png", input_hw=plan.net.input_hw, anchors=anchors)
 
     print("\n".join(whole if options.all else [*page, *verdict(findings, every_place=False)]))

@@ -14,7 +14,7 @@ from data.box_sizes import relative_sides
 from data.doctor.classes import all_class_names, class_counts
 from data.doctor.report import COCO_LIMITS_PX
 from data.image_set import ImageSet
-from utils.figure import label_axes, literal
+from utils.figure import label_axes, literal, save_figure
 
 _DOTS_PER_INCH = 110
 _NAMED_CLASSES = 100  # more names would not be legible
@@ -52,7 +52,7 @@ def draw_charts(
     _draw_shapes(axes, single, anchors)
     label_axes(axes, f"boxes and anchors at {height}x{width}", "width, px", "height, px")
     axes.set(xlim=(0, width), ylim=(0, height))
-    figure.savefig(path, dpi=_DOTS_PER_INCH)
+    save_figure(figure, path, dpi=_DOTS_PER_INCH)
 
 
 def _draw_classes(axes: Axes, image_sets: Sequence[ImageSet]) -> None:

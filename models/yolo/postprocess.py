@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cfg.yolo import NMS_KINDS, YoloSpec
-from models.yolo.coder import at_least_float32, decode_head
+from models.yolo.coder import anchor_grid, at_least_float32, decode
 from models.yolo.head import RawHead
 from models.yolo.nms import NmsRule, classwise_nms
 from utils.knob import knob
@@ -61,14 +60,8 @@ class DrawnDetectionOptions(DetectionOptions):
 def candidates(heads: Sequence[RawHead], *, confidence: float) -> list[Detections]:
     """Return per image all boxes and classes that score above `confidence`, before suppression, in darknet's order:
     by head, row, column, anchor, class. A box may be detected in several classes; score = objectness * class."""
-    images = len(heads[0].logits)
-    boxes = torch.cat([decode_head(head).permute(0, 2, 3, 1, 4).reshape(images, -1, 4) for head in heads], dim=1)
-    scores = torch.cat([_scores(head).reshape(images, -1, head.spec.classes) for head in heads], dim=1)
-    found = []
-    for box, score in zip(boxes, scores, strict=True):
-        index, label = (score > confidence).nonzero(as_tuple=True)
-        found.append(Detections(boxes=box[index], scores=score[index, label], labels=label))
-    return found
+    found = [_candidates(head, confidence) for head in heads]
+    return [_join(parts) for parts in zip(*found, strict=True)]
 
 
 def suppress(
@@ -89,11 +82,27 @@ def suppress(
     return [_best(found, rule, unit, options.max_detections) for found, unit in zip(images, units_px, strict=True)]
 
 
-def _scores(head: RawHead) -> Tensor:
-    """Return (N, H, W, A, C)."""
-    logits = head.logits[..., 4:].permute(0, 2, 3, 1, 4)
-    probabilities = at_least_float32(logits).sigmoid()
-    return probabilities[..., :1] * probabilities[..., 1:]
+def _candidates(head: RawHead, confidence: float) -> list[Detections]:
+    """Return the candidates of a head per image. Only cells of likely objects are decoded: no score is above its
+    objectness."""
+    logits = head.logits.permute(0, 2, 3, 1, 4)  # (N, H, W, A, 5 + C)
+    is_likely = at_least_float32(logits[..., 4]).sigmoid() > confidence
+    cells = at_least_float32(logits[is_likely])
+    grid = anchor_grid([head], cells.dtype).view(*head.logits.shape[1:4], -1).permute(1, 2, 0, 3)
+    boxes = decode(cells[:, :4], grid.expand(*logits.shape[:4], -1)[is_likely], new_coords=head.spec.new_coords)
+    probabilities = cells[:, 4:].sigmoid()
+    scores = probabilities[:, :1] * probabilities[:, 1:]
+    parts = is_likely.flatten(1).sum(1).tolist()  # cells per image
+    found = []
+    for box, score in zip(torch.split(boxes, parts), torch.split(scores, parts), strict=True):
+        index, label = (score > confidence).nonzero(as_tuple=True)
+        found.append(Detections(boxes=box[index], scores=score[index, label], labels=label))
+    return found
+
+
+def _join(parts: Sequence[Detections]) -> Detections:
+    columns = (torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "labels"))
+    return Detections(**dict(zip(("boxes", "scores", "labels"), columns, strict=True)))
 
 
 def _best(found: Detections, rule: NmsRule, unit_px: tuple[float, float], max_detections: int | None) -> Detections:

@@ -1,5 +1,7 @@
 import hashlib
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,20 @@ def test_a_folder_that_takes_no_files_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"digits: the digits cannot be written there \(.+\)\.$"):
         make_digits(tmp_path / "file" / "digits", counts=COUNTS)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
+def test_a_disk_that_is_full_for_images_is_a_sentence_and_leaves_nothing(root: Path, tmp_path: Path) -> None:
+    """A file may have 2 kB here: the first image is cut."""
+    limited = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, -1)); from data.digits import make_digits;"
+    )
+    made = f"make_digits({str(tmp_path / 'digits')!r}, counts={COUNTS})"
+    done = subprocess.run([sys.executable, "-c", limited + made], cwd=root, capture_output=True, text=True)
+    assert done.stderr.endswith(
+        f"UserError: {tmp_path / 'digits'}: the digits cannot be written there (File too large).\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:

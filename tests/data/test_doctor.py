@@ -107,7 +107,7 @@ def test_the_built_in_digits_are_clean(tmp_path: Path, capsys: pytest.CaptureFix
     digits = make_digits(tmp_path / "digits", counts={"train": 40, "val": 10, "test": 10})
     code, output = doctor(capsys, digits, "--out", tmp_path / "out")
     assert code == 0 and re.search(r"^images +40 +10 +10$", output, re.MULTILINE)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["doctor.png", "doctor.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "doctor.png", "doctor.txt"]
     assert cv2.imread(str(tmp_path / "out" / "doctor.png")).shape[1] == 1650
 
 

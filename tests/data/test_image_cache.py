@@ -197,6 +197,16 @@ def test_a_full_disk_is_one_warning_and_no_error(
     assert later.get(1) is not None
 
 
+def test_without_a_home_there_is_no_cache(noise_set: ImageSet, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert open_cache("disk", noise_set, longest_px=99) is None
+    assert caplog.messages == ["no cache of decoded images: Could not determine home directory."]
+
+
 def test_a_folder_that_cannot_be_written_to(
     noise_set: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.workers import Workers
@@ -78,6 +81,19 @@ def test_answers_come_in_order_from_all_workers_again_and_again(count: int) -> N
             assert [result for result, _ in got] == list(range(count))  # type: ignore[misc]
             assert {pid for _, pid in got} == set(made.pids[:count])  # type: ignore[misc]
             assert os.getpid() not in made.pids
+
+
+def use_up_files() -> torch.Tensor:
+    """Return a tensor that cannot be shared, because this process may open no more files."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1,) * 2)
+    return torch.zeros(9)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_too_many_open_files_are_told_as_what_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    with workers(1) as made, pytest.raises(OSError) as caught:
+        results(made, [use_up_files])
+    assert caught.value.errno == errno.EMFILE and "Traceback" not in capfd.readouterr().err
 
 
 def test_no_more_is_asked_than_two_each_ahead() -> None:

@@ -21,7 +21,7 @@ import torch
 
 import train
 from cfg.parse import CfgError
-from engine import amp
+from utils import fast_precision
 from utils.checkpoint import Checkpoint
 from utils.page import run_page
 
@@ -50,7 +50,7 @@ def _live(flags: Sequence[str], log: Path, before: Callable[[], object] | None) 
     sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
     faulthandler.dump_traceback_later(_PATIENCE_S, exit=True)
     torch.set_num_threads(1)
-    amp.cpu_bf16 = lambda: ""
+    fast_precision.cpu_bf16 = lambda: ""
     if before is not None:
         before()
     sys.argv = ["train.py", *flags]

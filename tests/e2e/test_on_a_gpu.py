@@ -80,7 +80,7 @@ def trained(
         optimizer=torch.optim.SGD(parameter_groups(network, weight_decay=5e-4), lr=0.001, momentum=0.9),
         precision=MixedPrecision("off", CPU),
         clock=BatchClock(network),
-        recovery=OutOfMemoryRecovery(network, subdivisions=2, is_parallel=False, say=print),
+        recovery=OutOfMemoryRecovery(network, subdivisions=2, communicates=False, say=print),
         clip_norm=None,
         offload_activations=offloads,
     )

@@ -21,9 +21,11 @@ import evaluate
 import train
 from engine.step import TrainStep
 from evaluation import inference
+from models.network import Network
 from tests.e2e import children
 from utils import ranks
 from utils.checkpoint import Checkpoint
+from utils.errors import UserError
 from utils.structures import Batch
 
 
@@ -227,8 +229,62 @@ def test_what_is_not_finite_on_one_rank_is_named_and_ends_both(
     log = tmp_path / "log"
     pair = start_two(flags(scenes, toy_cfg, tmp_path / "run", "--norm", norm), log, before=plant_nan_on_rank_1)
     assert [children.ended(child) for child in pair] == [3, 3], log.read_text()[-3000:]
-    assert log.read_text().count("error: step 3: a box of ") == 2
+    assert log.read_text().count("error: step 3: a box of ") == 1
+    assert "Traceback" not in log.read_text()
     assert Checkpoint.from_file(tmp_path / "run" / "last.pt").step == 0
+
+
+def on_rank_1(step_number: int, error: Exception, above: int) -> None:
+    """Raise the error in its forwards of more than so many images, from that step on."""
+    forward, call = Network.forward, TrainStep.__call__
+    steps = []
+
+    def failing(network: Network, images: torch.Tensor) -> object:
+        if ranks.rank() == 1 and network.training and len(steps) >= step_number and len(images) > above:
+            raise error
+        return forward(network, images)
+
+    Network.forward = failing  # type: ignore[method-assign]
+    TrainStep.__call__ = lambda *given: (steps.append(1), call(*given))[1]  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("norm", ["cmbn:carry", "cbn:burn_in_steps=1"])
+def test_memory_that_ran_out_on_one_rank_costs_only_time(scenes: Path, toy_cfg: str, tmp_path: Path, norm: str) -> None:
+    """All ranks cut finer from the first batch on, as if that had been typed."""
+    log, cut = tmp_path / "log", ("--norm", norm, "--batch-size", "8", "--subdivisions")
+    ran_out = partial(on_rank_1, 0, torch.OutOfMemoryError("CUDA out of memory"), 2)
+    for name, subdivisions, before in (("coarse", "1", ran_out), ("fine", "2", None)):
+        for child in start_two(flags(scenes, toy_cfg, tmp_path / name, *cut, subdivisions), log, before=before):
+            assert children.ended(child) == 0, log.read_text()[-3000:]
+    assert log.read_text().count("out of memory with 4 images per forward: going on with --subdivisions 2") == 1
+    children.assert_same_training(tmp_path / "fine", tmp_path / "coarse")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UserError("a.jpg: is gone"), "error: a.jpg: is gone"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "error: out of memory with one image per forward"),
+    ],
+)
+def test_an_error_of_one_rank_ends_all_with_its_sentence(
+    scenes: Path, toy_cfg: str, tmp_path: Path, error: Exception, said: str
+) -> None:
+    log = tmp_path / "log"
+    pair = start_two(flags(scenes, toy_cfg, tmp_path / "run"), log, before=partial(on_rank_1, 2, error, 0))
+    assert [children.ended(child) for child in pair] == [2, 2], log.read_text()[-3000:]
+    text = log.read_text()
+    assert text.count("error: ") == text.count(said) == 1 and "Traceback" not in text, text[-3000:]
+
+
+def test_a_rank_that_was_killed_is_told_by_the_other(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    pair = start_two(flags(scenes, toy_cfg, tmp_path / "run", "--epochs", "50", "--save-minutes", "0"), log)
+    children.wait_for_step(tmp_path / "run", 2)
+    pair[1].kill()
+    assert [children.ended(child) for child in pair] == [2, -signal.SIGKILL], log.read_text()[-3000:]
+    text = log.read_text()
+    assert "error: rank 0 has lost the connection to the others" in text and "Traceback" not in text, text[-3000:]
 
 
 def test_a_batch_that_ranks_cannot_share_is_a_sentence(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:

@@ -104,7 +104,9 @@ def test_twenty_kills_change_nothing(scenes: Path, toy_cfg: str, tmp_path: Path,
         round_ += 1
 
 
-@pytest.mark.parametrize(("number", "optimizer"), [(signal.SIGTERM, "sgd"), (signal.SIGINT, "adamw")])
+@pytest.mark.parametrize(
+    ("number", "optimizer"), [(signal.SIGTERM, "sgd"), (signal.SIGINT, "adamw"), (signal.SIGHUP, "sgd")]
+)
 def test_a_signal_stops_after_the_step_and_nothing_is_lost(
     scenes: Path, toy_cfg: str, tmp_path: Path, number: int, optimizer: str
 ) -> None:
@@ -213,7 +215,7 @@ def test_what_auto_chose_is_kept_to_the_last_bit_on_a_machine_that_would_choose_
     scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch, capsys, optimizer: str
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    monkeypatch.setattr("engine.amp.cpu_bf16", lambda: "avx512_bf16")
+    monkeypatch.setattr("utils.fast_precision.cpu_bf16", lambda: "avx512_bf16")
     common = ("--workers", "0", "--optimizer", optimizer)
     trained(flags(scenes, toy_cfg, "cmbn:carry", whole, *common))
     assert "precision bf16, channels last: the CPU has avx512_bf16\n" in capsys.readouterr().out
@@ -230,7 +232,7 @@ def test_what_auto_chose_is_kept_to_the_last_bit_on_a_machine_that_would_choose_
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TrainStep, "__call__", interrupted)
         trained(flags(scenes, toy_cfg, "cmbn:carry", parts, *common))
-    monkeypatch.setattr("engine.amp.cpu_bf16", lambda: "")
+    monkeypatch.setattr("utils.fast_precision.cpu_bf16", lambda: "")
     capsys.readouterr()
     trained(["--resume", str(parts), "--workers", "0"])
     assert "precision bf16, channels last\n" in capsys.readouterr().out
@@ -283,6 +285,19 @@ def test_a_training_of_an_earlier_format_is_refused(scenes: Path, toy_cfg: str, 
         train.main(["--resume", str(tmp_path / "a")])
 
 
+def fill_disk() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+
+
+def test_a_training_that_cannot_be_saved_says_so_at_once_and_ends(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    child = children.start(flags(scenes, toy_cfg, "bn", run, "--workers", "0"), log=log, before=fill_disk)
+    assert children.ended(child) == 2
+    with open(log) as file:  # which is on the full disk, too
+        assert f"error: {run / 'last.pt'} was not written (File too large)\nerror: {run}: nothing that" in file.read()
+    assert [path.name for path in run.iterdir() if path.suffix in (".pt", ".part", ".png", ".json")] == []
+
+
 # --- the run's folder and its data set are not what they were ---------------------------------------------------
 
 
@@ -326,6 +341,47 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_the_training(once: Pa
     for place in (once, once / "last.pt"):
         with pytest.raises(UserError, match=f"^{once}: cannot be written to, Read-only file system$"):
             resume(place, "--epochs", "2")
+
+
+@pytest.mark.parametrize("swapped", ["last.pt", "best.pt"])
+def test_a_checkpoint_of_another_run_is_named(once: Path, resume, tmp_path: Path, swapped: str) -> None:
+    run, other = tmp_path / "run", {"last.pt": "settings.json", "best.pt": "best.pt"}[swapped]
+    shutil.copytree(once, run)
+    (run / ".lock").unlink()
+    of_another = replace(Checkpoint.from_file(run / swapped), run_id="another")
+    of_another.to_file(run / swapped)
+    with pytest.raises(UserError, match=f"^{run / 'last.pt'}: is of another run than {other} beside it"):
+        resume(run, "--epochs", "2")
+
+
+@pytest.mark.parametrize(
+    ("part", "spoiled"),
+    [
+        ("state", {"ranks": []}),
+        ("state", {"optimizer": {}}),
+        ("state", {"network": {}}),
+        ("log", {"sum": 1}),
+        ("log", {"patience": 3}),
+    ],
+)
+def test_a_checkpoint_without_all_it_takes_is_named(once: Path, resume, tmp_path: Path, part: str, spoiled) -> None:
+    training = Checkpoint.from_file(once / "last.pt").training
+    run = copied(once, tmp_path / "run", training=replace(training, **{part: {**getattr(training, part), **spoiled}}))
+    with pytest.raises(UserError, match=f"^{run}: does not hold the state of this training"):
+        resume(run, "--epochs", "2")
+
+
+@pytest.mark.parametrize("spoiled", [{"momentum": 99}, {"batch_size": 0}, {"norm": "unheard-of"}, {"rotate": -1}])
+def test_settings_outside_their_limits_are_named(once: Path, tmp_path: Path, spoiled: dict[str, object]) -> None:
+    settings = {**Checkpoint.from_file(once / "last.pt").settings, **spoiled}
+    run = copied(once, tmp_path / "run", settings=settings)
+    with pytest.raises(UserError, match=f"^{run}: its settings cannot be used"):
+        parse_job(["--resume", str(run)])
+
+
+def test_all_that_was_trained_is_said_to_be(once: Path, resume, tmp_path: Path, capsys) -> None:
+    resume(copied(once, tmp_path / "run"))
+    assert "warning: the run has 4 steps: nothing is left to train; --epochs with a" in capsys.readouterr().out
 
 
 def test_the_data_set_may_have_moved(once: Path, scenes: Path, resume, tmp_path: Path, monkeypatch) -> None:

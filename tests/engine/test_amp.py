@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from engine.amp import MixedPrecision, as_it_ran, choose_precision, cpu_bf16, precision_in_words
+from engine.amp import MixedPrecision, as_it_ran, choose_precision, precision_in_words
 from options import TrainOptions
 from tests.pretend_gpu import GPU, pretend_gpu
 from utils.errors import UserError
+from utils.fast_precision import cpu_bf16
 from utils.flags import resolve
 
 CPU = torch.device("cpu")
@@ -102,7 +103,7 @@ def chosen(device: torch.device, **given: str) -> str:
     ],
 )
 def test_a_cpu_with_bf16_uses_it_unless_told_otherwise(monkeypatch, given, words):
-    monkeypatch.setattr("engine.amp.cpu_bf16", lambda: "avx512_bf16")
+    monkeypatch.setattr("utils.fast_precision.cpu_bf16", lambda: "avx512_bf16")
     assert chosen(CPU, **given) == words
 
 

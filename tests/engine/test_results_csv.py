@@ -33,7 +33,8 @@ def test_rows_of_later_epochs_go(three_epochs: Path, epochs: int, left: list[str
 
 
 @pytest.mark.parametrize(
-    "content", ["", "\n", HEADER, HEADER[:7], HEADER + "\n10,1,0.", "no header\n1,2\n", "\x00\xff"]
+    "content",
+    ["", "\n", HEADER, HEADER[:7], HEADER + "\n10,1,0.", HEADER + "\n10,²,,,,,,,,", "no header\n1,2\n", "\x00\xff"],
 )
 def test_what_a_crash_has_left_is_no_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "results.csv"

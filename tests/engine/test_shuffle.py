@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,20 +99,20 @@ class Training:
 def shuffled(norm: str, rank: int, seed: int = 0) -> Training:
     """Train as a page does, on images that stay the property of their rank; steps of plain SGD."""
     network = make_network(norm)
-    forward = ranks.data_parallel(ShuffledForward(network, seed))
+    forward = ShuffledForward(network, seed)
     clock, done, number = BatchClock(forward), Training(network=network), 0
     network.register_forward_pre_hook(lambda module, inputs: done.given.append(inputs[0].detach().clone()))
     for count in STEPS:
         network.zero_grad()
-        for index in clock.minibatches(range(count)):
+        for _ in clock.minibatches(range(count)):
             images = images_of(rank, number).requires_grad_()
-            with ranks.without_sync(forward) if index + 1 < count else nullcontext():
-                heads = forward(images)
+            heads = forward(images)
             loss = sum((h.logits * factors(rank, number, i, h.logits)).sum() for i, h in enumerate(heads))
             loss.backward()
             done.logits.append(tuple(head.logits.detach() for head in heads))
             done.image_gradients.append(images.grad)
             number += 1
+        ranks.average_gradients(network.parameters())
         finish_step(done)
         clock.stepped()
     return done

@@ -86,7 +86,7 @@ def step_of(norm: str, *, subdivisions: int, lines: list[str] | None = None, opt
         ),
         precision=MixedPrecision("off", torch.device("cpu")),
         clock=BatchClock(network),
-        recovery=OutOfMemoryRecovery(network, subdivisions=subdivisions, is_parallel=False, say=say),
+        recovery=OutOfMemoryRecovery(network, subdivisions=subdivisions, communicates=False, say=say),
         clip_norm=None,
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,34 @@ def test_only_the_first_rank_writes(images: ImageSet, monkeypatch: pytest.Monkey
     (tmp_path / "report").mkdir()
     assert evaluator.report(tmp_path / "report") is table
     assert list((tmp_path / "report").iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+@pytest.mark.parametrize("refused", ["detections.json", "metrics.txt", "pr_curves.png", "predictions.png"])
+def test_what_the_disk_refuses_is_not_there_and_all_else_is(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys, refused: str
+):
+    """Refused half-way through."""
+    fsync, write_bytes = os.fsync, Path.write_bytes
+
+    def full(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"{refused}.part"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    def cut(path: Path, content: bytes) -> int:
+        write_bytes(path, content[:9] if path.name == refused else content)
+        if path.name == refused:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return len(content)
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(Path, "write_bytes", cut)
+    folder = tmp_path / "report"
+    evaluator_of(PerfectDetector(), images).report(folder)
+    files = {"detections.json", "metrics.json", "metrics.txt", "pr_curves.png", "confusion.png", "ground_truth.json"}
+    assert {path.name for path in folder.iterdir()} == {*files, "predictions.png"} - {refused}
+    assert f"error: {folder / refused} was not written (No space left on device)" in capsys.readouterr().err
 
 
 def test_a_stop_is_heeded(images: ImageSet):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.atomic_file import atomic_write
+from utils.atomic_file import atomic_write, write_text
 
 
 def test_the_old_content_stays_until_the_new_is_complete(tmp_path: Path):
@@ -27,3 +27,17 @@ def test_an_error_leaves_the_old_content(tmp_path: Path):
         file.write(b"half")
         raise ZeroDivisionError
     assert path.read_bytes() == b"old"
+
+
+def test_a_link_stays_one_and_its_target_is_new(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a").write_bytes(b"old")
+    (tmp_path / "a").symlink_to(tmp_path / "elsewhere" / "a")
+    with atomic_write(tmp_path / "a") as file:
+        file.write(b"new")
+    assert (tmp_path / "a").is_symlink() and (tmp_path / "elsewhere" / "a").read_bytes() == b"new"
+
+
+def test_text_is_utf_8_with_half_surrogates_escaped(tmp_path: Path):
+    write_text(tmp_path / "new" / "a.txt", "猫 \ud83d\n")
+    assert (tmp_path / "new" / "a.txt").read_bytes() == "猫 \\ud83d\n".encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -79,3 +80,14 @@ def test_a_page_whose_reader_has_gone_is_quiet(root: Path, page: str, unbuffered
 
 def test_a_users_error_is_a_value_error():
     assert issubclass(UserError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.ENOSPC, "a file could not be written: No space left"), (errno.EMFILE, "too many files are open: raise")],
+)
+def test_a_full_disk_and_a_full_table_of_files_are_a_line_wherever_they_are_met(capsys, number: int, said: str):
+    with pytest.raises(SystemExit) as caught:
+        exit_on_error(raising(OSError(number, os.strerror(number))))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")

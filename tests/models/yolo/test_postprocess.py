@@ -217,3 +217,19 @@ def test_half_precision_logits_are_scored_in_single():
     heads = [RawHead(logits=h.logits.bfloat16(), spec=h.spec, stride_px=h.stride_px) for h in random_heads()]
     for found in postprocess(heads, OPTIONS):
         assert found.boxes.dtype == found.scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.001, 0.25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_candidates_are_those_of_decoding_every_cell(confidence: float, dtype: torch.dtype) -> None:
+    heads = [replace(head, logits=head.logits.to(dtype)) for head in random_heads()]
+    for image, found in enumerate(candidates(heads, confidence=confidence)):
+        boxes, scores = [], []
+        for head in heads:
+            boxes.append(decode_head(head)[image].permute(1, 2, 0, 3).reshape(-1, 4))
+            probabilities = head.logits[image].float().permute(1, 2, 0, 3)[..., 4:].sigmoid().flatten(0, 2)
+            scores.append(probabilities[:, :1] * probabilities[:, 1:])
+        index, label = (torch.cat(scores) > confidence).nonzero(as_tuple=True)
+        assert torch.equal(found.labels, label)
+        torch.testing.assert_close(found.scores, torch.cat(scores)[index, label])
+        torch.testing.assert_close(found.boxes, torch.cat(boxes)[index])

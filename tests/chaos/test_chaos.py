@@ -1,0 +1,24 @@
+"""Whatever happens to a training, it ends to the bit as if nothing had, without a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.chaos import SETUPS, Chaos
+
+
+def assert_nothing_was_lost(tally: dict[str, int]) -> None:
+    assert tally["bit-equal"] == tally["finished"] > 0, tally
+    assert not any(tally[name] for name in ("tracebacks", "hangs", "wrong", "unequal")), tally
+
+
+def test_a_training_survives_a_few(tmp_path: Path) -> None:
+    kinds = ("kill", "damage", "disk")
+    assert_nothing_was_lost(Chaos(tmp_path).run(3, setups=SETUPS[:1], kinds=kinds))
+
+
+@pytest.mark.slow
+def test_trainings_survive_two_hundred_events(tmp_path: Path) -> None:
+    assert_nothing_was_lost(Chaos(tmp_path).run(200))
