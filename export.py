@@ -19,7 +19,7 @@ from models.export.load import load_exported
 from models.export.metadata import Metadata, Suppression
 from models.network import Network
 from models.norms.fold import fold, unfoldable
-from models.predictor import TorchPredictor
+from models.predictor import TorchPredictor, fast_predictor
 from models.weights.trained import read_trained
 from options import FOREIGN_FLAGS, ExportOptions
 from utils.checkpoint import Checkpoint
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in origin:
         print(line)
     announce(detector.network, metadata, options)
-    files = []
+    files: list[Path] = []
     for kind in options.to:
         written = write_file(kind, detector.network, metadata, folder / Path(options.weights).stem, calibration)
         say("file" if not files else "", " ".join(map(str, written)))
@@ -131,11 +131,12 @@ def make_evaluators(detector: Detector, options: ExportOptions) -> dict[str, Eva
         return {}
     image_set = open_image_set(options.check, options.split, val_fraction=options.val_fraction)
     image_set.require_objects(options.check)
+    detector = replace(detector, predictor=fast_predictor(detector.network, "float32"))
     detectors = {"torch": detector}
     if options.outputs == "nms" and (kind := nms_kind(detector.network, options)) != "default":
         detectors = {"torch": detector.with_options(nms="default"), f"torch, {kind}": detector}
-    loading = {"batch_size": options.batch_size, "workers": options.workers}
-    return {name: Evaluator(each, image_set, **loading) for name, each in detectors.items()}
+    size, workers = options.batch_size, options.workers
+    return {name: Evaluator(each, image_set, batch_size=size, workers=workers) for name, each in detectors.items()}
 
 
 def check(evaluators: Mapping[str, Evaluator], files: Sequence[Path], options: ExportOptions) -> bool:

@@ -59,7 +59,7 @@ class SideBySide:
         return found
 
     def _compare(self, found: Detections, expected: Detections) -> None:
-        for label in found.labels.unique():
+        for label in set(found.labels.tolist()):
             ours, theirs = (each.where(each.labels == label) for each in (found, expected))
             if not len(theirs):
                 continue

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cfg.plan import Plan, load_plan
 from models.export.metadata import Metadata, Suppression
@@ -15,13 +16,20 @@ from models.norms.options import NormOptions
 from models.norms.running_stats import has_running_statistics
 
 
+def patchy_images(count: int, input_hw: tuple[int, int]) -> Tensor:
+    """(N, 3, H, W) of patches under noise. Noise alone looks the same everywhere to a deep layer: normalized by what
+    little variance is left, rounding grows a thousandfold."""
+    patches = F.interpolate(torch.rand(count, 3, 4, 4), size=input_hw)
+    return (patches + torch.rand(count, 3, *input_hw)) / 2
+
+
 @torch.no_grad()
 def trained_network(plan: Plan, norm: str = "bn") -> Network:
     """Of random weights. Statistics are those of a mini-batch, each then off by up to a half, so that activations keep
     their scale through a deep network; in eval mode."""
     options = NormOptions(norm=norm, norm_momentum=1.0) if norm == "bn" else NormOptions(norm=norm)
     network = Network(plan, norm_factory(options))
-    images = torch.rand(4, 3, *plan.net.input_hw)
+    images = patchy_images(4, plan.net.input_hw)
     network.train()(images)
     for module in network.modules():
         if has_running_statistics(module):
