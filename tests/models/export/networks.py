@@ -29,7 +29,8 @@ def trained_network(plan: Plan, norm: str = "bn") -> Network:
     their scale through a deep network; in eval mode."""
     options = NormOptions(norm=norm, norm_momentum=1.0) if norm == "bn" else NormOptions(norm=norm)
     network = Network(plan, norm_factory(options))
-    images = patchy_images(4, plan.net.input_hw)
+    height, width = plan.net.input_hw
+    images = patchy_images(4, (2 * height, 2 * width))  # so that no layer's statistics are of one cell an image
     network.train()(images)
     for module in network.modules():
         if has_running_statistics(module):
@@ -40,11 +41,13 @@ def trained_network(plan: Plan, norm: str = "bn") -> Network:
             nn.init.uniform_(module.bias, -0.3, 0.3)
     # Logits of trained heads lie within a few units. Larger ones would saturate the sigmoid, which hides differences of
     # scores, and make boxes of thousands of pixels; smaller ones make all boxes anchors. So a head's filters are scaled
-    # until its logits have a standard deviation of 2, and biases of up to 1 are added.
-    for source, head in zip(network.head_inputs, network.eval()(images), strict=True):
-        block = network.layers[source]
-        block.conv.weight.mul_(2 / head.logits.std())
-        block.bias.uniform_(-1, 1)
+    # until they give logits with a standard deviation of 1, and biases of up to 1 are added.
+    heads = [network.layers[source] for source in network.head_inputs]
+    for head in heads:
+        head.bias.zero_()
+    for head, raw in zip(heads, network.eval()(patchy_images(4, plan.net.input_hw)), strict=True):
+        head.conv.weight.div_(raw.logits.std())
+        head.bias.uniform_(-1, 1)
     return network
 
 
