@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from models.export.load import load_exported
 from models.export.metadata import Metadata, Suppression
 from models.network import Network
 from models.norms.fold import fold, unfoldable
-from models.predictor import TorchPredictor
+from models.predictor import TorchPredictor, fast_predictor
 from models.weights.trained import read_trained
 from options import FOREIGN_FLAGS, ExportOptions
 from utils.checkpoint import Checkpoint
@@ -39,19 +39,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = resolve(ExportOptions, parse_flags(ExportOptions, argv, foreign=FOREIGN_FLAGS))
     checkpoint, origin = read_trained(options.weights, cfg=options.cfg, names=options.names, domain=options.domain)
     detector = folded_detector(checkpoint, options)
-    evaluator = make_evaluator(detector, options) if options.check else None  # bad data ends it before files are there
+    evaluators = make_evaluators(detector, options)  # bad data ends it before files are there
     metadata = describe(checkpoint, detector, options)
     calibration = calibration_images(detector, options)
     folder = free_folder(options.out, default="export")
     for line in origin:
         print(line)
     announce(detector.network, metadata, options)
-    files = []
+    files: list[Path] = []
     for kind in options.to:
         written = write_file(kind, detector.network, metadata, folder / Path(options.weights).stem, calibration)
         say("file" if not files else "", " ".join(map(str, written)))
         files.append(written[-1] if kind == "ncnn" else written[0])
-    if evaluator is not None and not check(evaluator, files, options):
+    if evaluators and not check(evaluators, files, options):
         raise SystemExit(1)
 
 
@@ -114,29 +114,43 @@ def announce(network: Network, metadata: Metadata, options: ExportOptions) -> No
         kinds = ", ".join(sorted({type(norm).__name__ for norm in stuck}))
         say("norm", f"{counted(len(stuck), 'layer')} of {kinds} stay in the graph: they are computed for each image,")
         say("", "which takes time that a norm with running statistics does not (ms/image of --check)")
-    kind = network.plan.head_specs[-1].nms_kind if options.detection.nms == "cfg" else options.detection.nms
-    if metadata.suppression is not None and kind != "default":
+    if metadata.suppression is not None and (kind := nms_kind(network, options)) != "default":
         say("nms", f"the graph suppresses by IoU alone, the network's [yolo] by {kind}: --check shows what it costs")
 
 
-def make_evaluator(detector: Detector, options: ExportOptions) -> Evaluator:
-    assert options.check is not None
+def nms_kind(network: Network, options: ExportOptions) -> str:
+    return network.plan.head_specs[-1].nms_kind if options.detection.nms == "cfg" else options.detection.nms
+
+
+def make_evaluators(detector: Detector, options: ExportOptions) -> dict[str, Evaluator]:
+    """Return what measures the network in torch, by the name of its row: first as the files are to agree with it.
+
+    Suppression in their graph is by IoU, so torch's is, too; the next row has the network's own, for comparison.
+    """
+    if options.check is None:
+        return {}
     image_set = open_image_set(options.check, options.split, val_fraction=options.val_fraction)
     image_set.require_objects(options.check)
-    return Evaluator(detector, image_set, batch_size=options.batch_size, workers=options.workers)
+    detector = replace(detector, predictor=fast_predictor(detector.network, "float32"))
+    detectors = {"torch": detector}
+    if options.outputs == "nms" and (kind := nms_kind(detector.network, options)) != "default":
+        detectors = {"torch": detector.with_options(nms="default"), f"torch, {kind}": detector}
+    size, workers = options.batch_size, options.workers
+    return {name: Evaluator(each, image_set, batch_size=size, workers=workers) for name, each in detectors.items()}
 
 
-def check(evaluator: Evaluator, files: Sequence[Path], options: ExportOptions) -> bool:
+def check(evaluators: Mapping[str, Evaluator], files: Sequence[Path], options: ExportOptions) -> bool:
     """Print the network and its files side by side. Returns whether no file's AP differs by more than is allowed."""
-    reference, image_set = evaluator.detector, evaluator.image_set
-    expected = evaluator.measure()
+    reference, image_set = evaluators["torch"].detector, evaluators["torch"].image_set
+    tables = {name: evaluator.measure() for name, evaluator in evaluators.items()}
+    expected = tables["torch"]
     loading = {"batch_size": options.batch_size, "workers": options.workers}
     checks = [
         check_file(file.name, reference, replace(reference, predictor=load_exported(file)), image_set, **loading)
         for file in files
     ]
     say("check", f"{image_set.name} {image_set.split}: {len(image_set)} images")
-    print(f"\n{check_table(expected, checks)}\n")
+    print(f"\n{check_table(tables, checks)}\n")
     candidates = max(each.compared for each in checks)
     print(f"box px, score: the largest difference of {candidates:,} candidates from torch's nearest of their class")
     allowed = AP_TOLERANCE[options.precision] if options.ap_tolerance is None else options.ap_tolerance

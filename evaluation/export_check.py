@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -59,7 +59,7 @@ class SideBySide:
         return found
 
     def _compare(self, found: Detections, expected: Detections) -> None:
-        for label in found.labels.unique():
+        for label in set(found.labels.tolist()):
             ours, theirs = (each.where(each.labels == label) for each in (found, expected))
             if not len(theirs):
                 continue
@@ -109,14 +109,15 @@ def check_file(
     )
 
 
-def check_table(reference: CocoTable, checks: Sequence[FileCheck]) -> str:
-    """Return the table of a network and its files: AP, largest differences, ms per image."""
-    width = max(len(check.name) for check in checks)
-    ms = median(check.reference_ms for check in checks)
-    lines = [
-        f"{'':<{width}}       AP     AP50   box px     score  ms/image",
-        f"{'torch':<{width}}  {reference.AP:7.4f}  {reference.AP50:7.4f}  {'':>7}  {'':>8}  {ms:8.1f}",
-    ]
+def check_table(references: Mapping[str, CocoTable], checks: Sequence[FileCheck]) -> str:
+    """Return the table of a network and its files: AP, largest differences, ms per image.
+
+    references: by name; the first is what the files were compared with.
+    """
+    width = max(len(name) for name in (*references, *(check.name for check in checks)))
+    lines = [f"{'':<{width}}       AP     AP50   box px     score  ms/image"]
+    lines += [f"{name:<{width}}  {table.AP:7.4f}  {table.AP50:7.4f}" for name, table in references.items()]
+    lines[1] += f"{median(check.reference_ms for check in checks):29.1f}"
     for each in checks:
         differences = f"{each.box_px:7.2g}  {each.score:8.1e}"
         lines.append(f"{each.name:<{width}}  {each.AP:7.4f}  {each.AP50:7.4f}  {differences}  {each.ms:8.1f}")

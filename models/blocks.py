@@ -152,7 +152,7 @@ class SpaceToDepth(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         blocks = F.pixel_unshuffle(x, self.stride)  # ordered by input channel, then by position
-        return blocks.view(len(x), x.shape[1], -1, *blocks.shape[2:]).transpose(1, 2).flatten(1, 2)
+        return blocks.view(x.shape[0], x.shape[1], -1, *blocks.shape[2:]).transpose(1, 2).flatten(1, 2)
 
 
 class Route(nn.Module):
@@ -241,7 +241,7 @@ class Softmax(nn.Module):
         self.groups, self.temperature = groups, temperature
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x.reshape(len(x), self.groups, -1) / self.temperature).softmax(-1).view_as(x)
+        return (x.reshape(x.shape[0], self.groups, -1) / self.temperature).softmax(-1).view_as(x)
 
 
 def build_layer(plan: Plan, node: Node, norm: NormFactory) -> nn.Module:

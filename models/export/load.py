@@ -83,7 +83,7 @@ class FilePredictor:
         plan = self.plan if input_hw == self.plan.net.input_hw else self.metadata.plan(self.path, input_hw)
         batch = self.metadata.batch or len(images)
         found: list[Detections] = []
-        for part in images.float().cpu().split(batch):
+        for part in torch.split(images.float().cpu(), batch):
             padded = torch.cat((part, part.new_zeros(batch - len(part), *part.shape[1:])))
             outputs = self._outputs(padded)
             self._check(outputs, self._promised(plan, outputs, batch))

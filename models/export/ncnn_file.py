@@ -34,7 +34,7 @@ def write_ncnn(stem: Path, network: Network, metadata: Metadata) -> list[Path]:
         if done.returncode or not all(file.is_file() for file in made):
             raise UserError(f"pnnx could not convert the network (exit code {done.returncode}): {done.stderr[-200:]}")
         # Of max pooling's border; ncnn's reader knows no infinity.
-        param = made[0].read_text().replace("=-inf", f"={torch.finfo(torch.float32).min:e}")
+        param = made[0].read_text(encoding="utf-8").replace("=-inf", f"={torch.finfo(torch.float32).min:e}")
         for file, content in zip(
             files, (param.encode(), made[1].read_bytes(), metadata.to_json().encode()), strict=True
         ):
@@ -46,7 +46,7 @@ def write_ncnn(stem: Path, network: Network, metadata: Metadata) -> list[Path]:
 def open_ncnn(path: Path) -> tuple[Metadata, Callable[[np.ndarray], list[np.ndarray]]]:
     """Open files of ours, named by their .ncnn.json, for `--check`."""
     ncnn = library("ncnn")
-    metadata = Metadata.from_json(path.read_text(), path)
+    metadata = Metadata.from_json(path.read_text(encoding="utf-8"), path)
     net = ncnn.Net()
     net.opt.num_threads = torch.get_num_threads()
     net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = metadata.precision == "float16"

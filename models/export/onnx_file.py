@@ -70,7 +70,7 @@ def make_onnx(network: Network, metadata: Metadata, calibration: Iterable[Tensor
         torch.onnx.export(
             graph,
             (example_images(metadata),),
-            file,
+            file,  # type: ignore[arg-type]  # it writes into an open one, too
             dynamo=False,
             opset_version=OPSET,
             input_names=["images"],
@@ -79,7 +79,8 @@ def make_onnx(network: Network, metadata: Metadata, calibration: Iterable[Tensor
         )
     model = slim(onnx.load_model_from_string(file.getvalue()))
     if metadata.precision == "int8":
-        model = _quantized(model, calibration)
+        heads = [f"/network/layers.{index}/conv/Conv" for index in network.head_inputs]
+        model = _quantized(model, calibration, in_float=heads)
     if metadata.suppression is not None:
         model = _with_suppression(model, metadata.suppression, columns=5 + network.plan.classes)
     del model.metadata_props[:]
@@ -112,8 +113,12 @@ def _with_suppression(model: Any, rule: Suppression, *, columns: int) -> Any:
     return merged
 
 
-def _quantized(model: Any, calibration: Iterable[Tensor]) -> Any:
-    """Return the model with its convolutions in int8, between pairs of QuantizeLinear and DequantizeLinear."""
+def _quantized(model: Any, calibration: Iterable[Tensor], *, in_float: list[str]) -> Any:
+    """Return the model with its convolutions in int8, between pairs of QuantizeLinear and DequantizeLinear.
+
+    in_float: names of those that stay as they are: a head's logits, which have one scale for objectness, classes and
+    boxes, need more than 8 bits.
+    """
     quantization, onnx = library("onnxruntime.quantization", package="onnxruntime"), library("onnx")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
@@ -123,7 +128,9 @@ def _quantized(model: Any, calibration: Iterable[Tensor]) -> Any:
             _Calibration(calibration),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
+            nodes_to_exclude=in_float,
             per_channel=True,
+            extra_options={"CalibMovingAverage": True},  # the images' mean range, which no single outlier widens
         )
         return onnx.load_model(str(path))
 

@@ -37,7 +37,8 @@ def make_torchscript(network: Network, metadata: Metadata, *, is_frozen: bool = 
     graph = ExportGraph(network, decoded=metadata.outputs != "heads", is_dynamic=metadata.is_dynamic).eval()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is deprecated
-        trace = torch.jit.trace(graph, (example_images(metadata),), check_trace=False)
+        images = (example_images(metadata),)
+        trace = torch.jit.trace(graph, images, check_trace=False)  # type: ignore[no-untyped-call]
         return torch.jit.freeze(trace) if is_frozen else trace
 
 
@@ -57,7 +58,7 @@ def open_torchscript(path: Path) -> tuple[Metadata, Callable[[np.ndarray], list[
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is deprecated
-            module = torch.jit.load(str(path), map_location="cpu").eval()
+            module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except Exception as error:  # torch's
         raise UserError(f"{path}: torch cannot open it ({type(error).__name__})") from error
     return metadata, lambda images: [output.numpy() for output in module(torch.from_numpy(images))]

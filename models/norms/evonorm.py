@@ -46,7 +46,7 @@ class EvoNormS0(nn.Module, ActivationAware):
     def _variance(self, y: Tensor) -> Tensor:
         """Return the variance of each channel's group, (N, C), pooled from its channels', in at least float32."""
         y = y.to(torch.promote_types(y.dtype, torch.float32))
-        by_group = (len(y), self.groups, y.shape[1] // self.groups)
+        by_group = (y.shape[0], self.groups, y.shape[1] // self.groups)
         var, mean = (t.reshape(by_group) for t in torch.var_mean(y, (2, 3), correction=0))
         of_group = (var + (mean - mean.mean(2, keepdim=True)).square()).mean(2, keepdim=True)
         return of_group.expand_as(var).flatten(1)

@@ -54,11 +54,15 @@ def test_a_class_that_torch_does_not_find_is_not_compared():
     assert both.compared == 1
 
 
-def test_the_table_has_a_line_for_each_file():
+def test_the_table_has_a_line_for_each_reference_and_file():
     check = FileCheck(
         name="a.onnx", AP=0.5, AP50=0.75, box_px=0.00012, score=3e-7, compared=9, ms=12.3, reference_ms=45.6
     )
-    lines = check_table(check, [check, check]).splitlines()  # of a CocoTable it reads AP and AP50
-    assert len(lines) == 4 and lines[0].split() == ["AP", "AP50", "box", "px", "score", "ms/image"]
-    assert lines[1].split() == ["torch", "0.5000", "0.7500", "45.6"]
-    assert lines[2].split() == ["a.onnx", "0.5000", "0.7500", "0.00012", "3.0e-07", "12.3"]
+    table = check_table(
+        {"torch": check, "torch, diounms": check}, [check, check]
+    )  # of a CocoTable it reads AP and AP50
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[0] == ["AP", "AP50", "box", "px", "score", "ms/image"]
+    assert lines[1:3] == [["torch", "0.5000", "0.7500", "45.6"], ["torch,", "diounms", "0.5000", "0.7500"]]
+    assert lines[3] == lines[4] == ["a.onnx", "0.5000", "0.7500", "0.00012", "3.0e-07", "12.3"]
+    assert len({len(line) for line in table.splitlines()}) == 2  # columns stand below each other

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cfg.plan import Plan, load_plan
 from models.export.metadata import Metadata, Suppression
@@ -15,13 +16,21 @@ from models.norms.options import NormOptions
 from models.norms.running_stats import has_running_statistics
 
 
+def patchy_images(count: int, input_hw: tuple[int, int]) -> Tensor:
+    """(N, 3, H, W) of patches under noise. Noise alone looks the same everywhere to a deep layer: normalized by what
+    little variance is left, rounding grows a thousandfold."""
+    patches = F.interpolate(torch.rand(count, 3, 4, 4), size=input_hw)
+    return (patches + torch.rand(count, 3, *input_hw)) / 2
+
+
 @torch.no_grad()
 def trained_network(plan: Plan, norm: str = "bn") -> Network:
     """Of random weights. Statistics are those of a mini-batch, each then off by up to a half, so that activations keep
     their scale through a deep network; in eval mode."""
     options = NormOptions(norm=norm, norm_momentum=1.0) if norm == "bn" else NormOptions(norm=norm)
     network = Network(plan, norm_factory(options))
-    images = torch.rand(4, 3, *plan.net.input_hw)
+    height, width = plan.net.input_hw
+    images = patchy_images(4, (2 * height, 2 * width))  # so that no layer's statistics are of one cell an image
     network.train()(images)
     for module in network.modules():
         if has_running_statistics(module):
@@ -30,10 +39,15 @@ def trained_network(plan: Plan, norm: str = "bn") -> Network:
             module.running_var *= torch.empty_like(deviation).uniform_(0.5, 2)
             nn.init.uniform_(module.weight, 0.7, 1.3)
             nn.init.uniform_(module.bias, -0.3, 0.3)
-    for source, head in zip(network.head_inputs, network.eval()(images), strict=True):
-        block = network.layers[source]  # logits of trained heads lie within a few units
-        block.conv.weight.mul_(2 / head.logits.std())
-        block.bias.uniform_(-1, 1)
+    # Logits of trained heads lie within a few units. Larger ones would saturate the sigmoid, which hides differences of
+    # scores, and make boxes of thousands of pixels; smaller ones make all boxes anchors. So a head's filters are scaled
+    # until they give logits with a standard deviation of 1, and biases of up to 1 are added.
+    heads = [network.layers[source] for source in network.head_inputs]
+    for head in heads:
+        head.bias.zero_()
+    for head, raw in zip(heads, network.eval()(patchy_images(4, plan.net.input_hw)), strict=True):
+        head.conv.weight.div_(raw.logits.std())
+        head.bias.uniform_(-1, 1)
     return network
 
 

@@ -136,7 +136,7 @@ def test_another_size_than_the_files_is_refused(kind, written):
 # --- damaged and foreign ---------------------------------------------------------------------------------------
 
 
-def refused(path: Path, why: str) -> None:
+def check_refused(path: Path, why: str) -> None:
     """One sentence that names the file."""
     with pytest.raises(UserError, match=why) as caught:
         load_exported(path).candidates(torch.rand(1, 3, 64, 64), confidence=0.5)
@@ -145,7 +145,7 @@ def refused(path: Path, why: str) -> None:
 
 @pytest.mark.parametrize("kind", LIBRARY)
 def test_a_missing_file_is_refused(kind, tmp_path):
-    refused(tmp_path / f"x{LIBRARY[kind]}", "no such file")
+    check_refused(tmp_path / f"x{LIBRARY[kind]}", "no such file")
 
 
 @pytest.mark.parametrize("kind", LIBRARY)
@@ -153,7 +153,7 @@ def test_a_missing_file_is_refused(kind, tmp_path):
 def test_a_file_of_something_else_is_refused(kind, content, tmp_path):
     path = tmp_path / f"x{LIBRARY[kind]}"
     path.write_bytes(content)
-    refused(path, "is no|export.py")
+    check_refused(path, "is no|export.py")
 
 
 @pytest.mark.parametrize("kind", LIBRARY)
@@ -162,23 +162,23 @@ def test_a_file_cut_short_is_refused(kind, share, copied):
     path = copied[kind]
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    refused(path, "damaged|is no")
+    check_refused(path, "damaged|is no")
 
 
 def test_weights_of_openvino_that_are_missing_or_cut_short_are_refused(copied):
     binary = copied["openvino"].with_suffix(".bin")
     content = binary.read_bytes()
     binary.write_bytes(content[: len(content) // 2])
-    refused(copied["openvino"], "OpenVINO cannot open it, damaged")
+    check_refused(copied["openvino"], "OpenVINO cannot open it, damaged")
     binary.unlink()
-    refused(copied["openvino"], "needs it beside it")
+    check_refused(copied["openvino"], "needs it beside it")
 
 
 def test_a_changed_byte_of_torchscript_is_refused(copied):
     content = bytearray(copied["torchscript"].read_bytes())
     content[len(content) // 2] ^= 0xFF
     copied["torchscript"].write_bytes(content)
-    refused(copied["torchscript"], "checksum")
+    check_refused(copied["torchscript"], "checksum")
 
 
 # --- lying -----------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ LIES = {
 @pytest.mark.parametrize("text", LIES.values(), ids=LIES.keys())
 def test_metadata_that_are_none_are_refused(text, copied):
     with_metadata(copied["onnx"], text)
-    refused(copied["onnx"], "its metadata 'yolov4_norms' cannot be used")
+    check_refused(copied["onnx"], "its metadata 'yolov4_norms' cannot be used")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_metadata_that_are_none_are_refused(text, copied):
 )
 def test_metadata_with_a_value_that_cannot_be_are_refused(changed, copied):
     with_metadata(copied["onnx"], json.dumps({**json.loads(metadata_of(PLAN).to_json()), **changed}))
-    refused(copied["onnx"], "its metadata 'yolov4_norms' cannot be used")
+    check_refused(copied["onnx"], "its metadata 'yolov4_norms' cannot be used")
 
 
 @pytest.mark.parametrize("name", list(Metadata.__dataclass_fields__))
@@ -239,7 +239,7 @@ def test_metadata_without_a_value_are_refused(name, copied):
     content = json.loads(metadata_of(PLAN).to_json())
     del content[name]
     with_metadata(copied["onnx"], json.dumps(content))
-    refused(copied["onnx"], f"'{name}' is missing")
+    check_refused(copied["onnx"], f"'{name}' is missing")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_metadata_without_a_value_are_refused(name, copied):
 )
 def test_metadata_that_lie_about_the_graph_are_refused(changed, why, copied):
     with_metadata(copied["onnx"], replace(metadata_of(PLAN), **changed).to_json())
-    refused(copied["onnx"], why)
+    check_refused(copied["onnx"], why)
 
 
 @pytest.mark.parametrize("label", [-1.0, 3.0, float("nan")])
@@ -278,7 +278,7 @@ def test_a_file_that_others_wrote_is_refused(kind, copied):
             path.write_text(path.read_text().replace(KEY, "model_info"))
         case _:
             torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(str(path))
-    refused(path, "is not a file that export.py wrote")
+    check_refused(path, "is not a file that export.py wrote")
 
 
 # --- malicious -------------------------------------------------------------------------------------------------
@@ -303,39 +303,39 @@ def test_onnx_weights_in_another_file_are_refused(copied):
     for key, value in {"location": "../../etc/passwd", "offset": "0", "length": "100"}.items():
         tensor.external_data.add(key=key, value=value)
     copied["onnx"].write_bytes(model.SerializeToString())
-    refused(copied["onnx"], "refers to data in another file")
+    check_refused(copied["onnx"], "refers to data in another file")
 
 
 def test_onnx_operators_of_others_are_refused(copied):
     with_node(copied["onnx"], onnx.helper.make_node("Run", ["images"], ["x"], domain="com.evil"), domain="com.evil")
-    refused(copied["onnx"], "operator 'Run' of 'com.evil'")
+    check_refused(copied["onnx"], "operator 'Run' of 'com.evil'")
 
 
 def test_onnx_graphs_in_graphs_are_refused(copied):
     value = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
     body = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["images"], ["y"])], "body", [], [value])
     with_node(copied["onnx"], onnx.helper.make_node("If", ["images"], ["x"], then_branch=body, else_branch=body))
-    refused(copied["onnx"], "operator 'If', which runs a graph of its own")
+    check_refused(copied["onnx"], "operator 'If', which runs a graph of its own")
 
 
 def test_onnx_tensors_that_take_all_memory_are_refused(copied):
     shape = onnx.numpy_helper.from_array(np.array([2**20, 2**20], np.int64))
     constant = onnx.helper.make_node("Constant", [], ["shape"], value=shape)
     with_node(copied["onnx"], constant, onnx.helper.make_node("ConstantOfShape", ["shape"], ["x"]))
-    refused(copied["onnx"], "is a tensor of 1048576 x 1048576")
+    check_refused(copied["onnx"], "is a tensor of 1048576 x 1048576")
 
 
 def test_onnx_weights_of_another_shape_are_refused(copied):
     model = onnx.load_model(str(copied["onnx"]))
     model.graph.initializer[0].dims[0] = 2**40
     copied["onnx"].write_bytes(model.SerializeToString())
-    refused(copied["onnx"], "shapes do not fit|cannot open it")
+    check_refused(copied["onnx"], "shapes do not fit|cannot open it")
 
 
 def test_openvino_layers_of_extensions_are_refused(copied):
     text = copied["openvino"].read_text()
     copied["openvino"].write_text(text.replace('type="Convolution" version="opset1"', 'type="Run" version="evil"', 1))
-    refused(copied["openvino"], "layer 'Run' of 'evil'")
+    check_refused(copied["openvino"], "layer 'Run' of 'evil'")
 
 
 def test_openvino_xml_with_entities_is_refused(copied):
@@ -343,7 +343,7 @@ def test_openvino_xml_with_entities_is_refused(copied):
     head, _, rest = text.partition("?>")
     entities = '<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;"><!ENTITY c SYSTEM "file:///etc/passwd">]>'
     copied["openvino"].write_text(f"{head}?>{entities}{rest}")
-    refused(copied["openvino"], "is no xml of OpenVINO")
+    check_refused(copied["openvino"], "is no xml of OpenVINO")
 
 
 def rewritten(path: Path, change) -> None:
@@ -369,11 +369,11 @@ def rewritten(path: Path, change) -> None:
 )
 def test_torchscript_code_that_reaches_beyond_tensors_is_refused(line, copied):
     rewritten(copied["torchscript"], lambda name, content: content + line if name.endswith(".py") else content)
-    refused(copied["torchscript"], "its code has '.*', which export.py does not write")
+    check_refused(copied["torchscript"], "its code has '.*', which export.py does not write")
 
 
 def test_torchscript_that_unfolds_to_more_than_code_can_be_is_refused(copied):
     with zipfile.ZipFile(copied["torchscript"], "a") as archive:
         archive.writestr("archive/data/0", bytes(20 * 2**20), compress_type=zipfile.ZIP_DEFLATED)
     assert copied["torchscript"].stat().st_size < 8 * 2**20
-    refused(copied["torchscript"], "its code would unfold to")
+    check_refused(copied["torchscript"], "its code would unfold to")

@@ -205,7 +205,9 @@ def test_a_server_that_stalls(server, monkeypatch):
 
 def test_offline(server):
     server.server_close()
-    with pytest.raises(UserError, match=r"net.weights: cannot be downloaded \(.*(refused|reset).*\): download http") as raised:
+    with pytest.raises(
+        UserError, match=r"net.weights: cannot be downloaded \(.*(refused|reset).*\): download http"
+    ) as raised:
         fetch(server.file)
     assert str(server.file.place) in str(raised.value) and "\n" not in str(raised.value)
 
