@@ -125,6 +125,12 @@ def test_the_publication_of_a_norm_is_cited(root: Path, name: str) -> None:
     assert any(published[0] in row and file in row for row in rows)
 
 
+def test_no_file_has_marks_of_a_merge(root: Path) -> None:
+    marks = ("<" * 7 + " ", ">" * 7 + " ")
+    texts = {path: path.read_bytes().decode(errors="replace").splitlines() for path in tracked(root)}
+    assert [str(path) for path, lines in texts.items() if any(line.startswith(marks) for line in lines)] == []
+
+
 def test_every_test_can_fail(root: Path) -> None:
     found = {
         path.name: idle
