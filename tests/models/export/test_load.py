@@ -94,8 +94,9 @@ def test_suppression_in_the_graph_keeps_what_torchs_keeps(kind, batch, network, 
         assert 0 < len(kept) < len(likely)
         assert len(found) == len(kept)  # in whatever order: scores that are nearly equal may change places
         ours, theirs = (torch.column_stack((each.boxes, each.scores, each.labels)) for each in (found, kept))
-        distance = torch.cdist(ours, theirs, p=float("inf"))
-        assert max(distance.amin(0).max(), distance.amin(1).max()) < 0.01
+        distance = torch.cdist(ours.double(), theirs, p=float("inf"))
+        distance /= theirs[:, :4].abs().amax(1).clamp(min=64)  # float32's rounding is relative: some are 5000 px high
+        assert max(distance.amin(0).max(), distance.amin(1).max()) < 1e-4
         again = found.where(classwise_nms(found.boxes, found.scores, found.labels, rule))
         assert len(again) == len(found)  # the same rule leaves them as they are
 
