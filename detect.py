@@ -1,13 +1,15 @@
 """Find objects: `python detect.py --weights runs/NAME/best.pt IMAGES`.
 
-A pipeline of generators: sources -> frames -> detections -> tracks; the loop in `main` writes the files.
+A pipeline of generators: sources -> frames -> batches -> detections -> tracks; the loop in `main` writes the files.
+Except for live streams, frames are read in one thread, detected in by a second, and written by the main thread.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -20,6 +22,7 @@ from models.detector import Detector
 from models.tiling import detect_tiled
 from models.tracking import FAINT, Tracker, libraries
 from options import FOREIGN_FLAGS, DetectOptions
+from utils.ahead import ahead
 from utils.console import counted
 from utils.errors import UserError
 from utils.flags import parse_flags, resolve
@@ -31,6 +34,8 @@ from utils.save_detections import DetectionFiles
 from utils.stop import Stop
 from utils.structures import Detections
 from utils.window import Window
+
+Detect = Callable[[Sequence[np.ndarray]], list[Detections]]  # images of one forward
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,24 +61,36 @@ class Seen:
 
 def frames_of(
     sources: Sequence[Source], options: DetectOptions, stop: Stop, say: Callable[[str], None]
-) -> Iterator[Frame]:
-    """Yield the frames of all sources in their order, until the user stops."""
+) -> Generator[Frame, None, None]:
+    """Yield the frames of all sources in their order."""
     for source in sources:
         frames = source.read(stride=options.stride_frames, say=say, is_stopped=lambda: stop.requested)
-        for frame in islice(frames, options.max_frames if source.is_video else None):
-            if stop.requested:
-                return
-            yield frame
+        yield from islice(frames, options.max_frames if source.is_video else None)
 
 
-def detections_of(frames: Iterable[Frame], detect: Callable[[np.ndarray], Detections]) -> Iterator[Seen]:
+def batches_of(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    """Group frames by `size`; a batch ends with a frame of a video, which is detected in without waiting."""
+    batch: list[Frame] = []
     for frame in frames:
+        batch.append(frame)
+        if frame.source.is_video or len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def detections_of(batches: Iterable[Sequence[Frame]], detect: Detect) -> Generator[Seen, None, None]:
+    for batch in batches:
         started = time.perf_counter()
-        found = None if frame.image is None else detect(frame.image)
-        yield Seen(frame=frame, found=found, milliseconds=1000 * (time.perf_counter() - started))
+        images = [frame.image for frame in batch if frame.image is not None]
+        found = iter(detect(images) if images else [])
+        milliseconds = 1000 * (time.perf_counter() - started) / max(1, len(images))
+        for frame in batch:
+            yield Seen(frame=frame, found=None if frame.image is None else next(found), milliseconds=milliseconds)
 
 
-def tracked(seen: Iterable[Seen], options: DetectOptions) -> Iterator[Seen]:
+def tracked(seen: Iterable[Seen], options: DetectOptions) -> Generator[Seen, None, None]:
     """Number the objects of each video. Of images, keep what reaches the confidence."""
     confidence, tracker, source = options.detection.confidence, None, None
     for each in seen:
@@ -97,20 +114,39 @@ def labels_of(classes: Sequence[str], class_names: Sequence[str]) -> torch.Tenso
     return torch.tensor([class_names.index(name) for name in classes]) if classes else None
 
 
-def make_detect(detector: Detector, options: DetectOptions) -> Callable[[np.ndarray], Detections]:
-    """Return the function that detects the chosen classes in an image (H, W, 3) uint8 RGB, in tiles if so asked."""
+def make_detect(detector: Detector, options: DetectOptions) -> Detect:
+    """Return the function that detects the chosen classes in images (H, W, 3) uint8 RGB, in tiles if so asked."""
     kept, iou = labels_of(options.classes, detector.class_names), options.detection.nms_iou
     if options.track:
         detector = detector.with_options(confidence=min(FAINT, options.detection.confidence))
 
-    def detect(image: np.ndarray) -> Detections:
+    def detect(images: Sequence[np.ndarray]) -> list[Detections]:
         if options.tiling.tile is None:
-            (found,) = detector.detect([image])
+            found = detector.detect(images)
         else:
-            found = detect_tiled(detector.detect, image, options.tiling, iou)
-        return found if kept is None else found.where(torch.isin(found.labels, kept))
+            found = [detect_tiled(detector.detect, image, options.tiling, iou) for image in images]
+        return found if kept is None else [each.where(torch.isin(each.labels, kept)) for each in found]
 
     return detect
+
+
+def see(
+    sources: Sequence[Source],
+    detect: Detect,
+    options: DetectOptions,
+    images_per_forward: int,
+    stop: Stop,
+    say: Callable[[str], None],
+) -> Generator[Seen, None, None]:
+    """Yield what is found in all sources, frame by frame, until the user stops."""
+    is_live = any(source.live for source in sources)  # then no frame waits for a later one, or is read early
+    size = 1 if is_live or options.tiling.tile is not None else images_per_forward
+    frames = frames_of(sources, options, stop, say)
+    wanted = stop.until_requested(frames if is_live else ahead(frames, size))
+    seen = detections_of(batches_of(wanted, size), detect)
+    if options.track:
+        seen = tracked(seen, options)
+    return seen if is_live else ahead(seen, size)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -133,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options=options.detection,
     )
     detect = make_detect(detector, options)
+    size = detector.images_per_forward if options.batch_size == "auto" else int(options.batch_size)
     for line in detector.origin:
         print(line)
     folder = free_folder(options.out, default="detect")
@@ -145,9 +182,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         stride_frames=options.stride_frames,
     )
     unreadable, total = 0, sum(-(-source.frames // options.stride_frames) for source in sources)
-    with files, Stop() as stop, Progress(total) as progress:
-        seen = detections_of(frames_of(sources, options, stop, lambda line: progress.say(printable(line))), detect)
-        for each in tracked(seen, options) if options.track else seen:
+    with (
+        files,
+        Stop() as stop,
+        Progress(total) as progress,
+        closing(see(sources, detect, options, size, stop, lambda line: progress.say(printable(line)))) as seen,
+    ):
+        for each in seen:
             progress.advance()
             progress.say(printable(each.describe(detector.class_names)))
             source, image = each.frame.source, each.frame.image

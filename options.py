@@ -24,7 +24,7 @@ from models.yolo.loss import LossOptions
 from models.yolo.postprocess import DetectionOptions, DrawnDetectionOptions
 from utils.duration import checked_duration
 from utils.errors import UserError
-from utils.flags import image_size_knob, parse_learning_rate, parse_names, parse_subdivisions
+from utils.flags import image_size_knob, parse_count, parse_learning_rate, parse_names
 from utils.knob import knob
 from utils.schedule import POLICIES
 
@@ -50,7 +50,7 @@ class OptimOptions:
     )
     batch_size: int = knob(16, "images per optimizer step (cfg: batch)", unit="IMAGES", low=1)
     subdivisions: int | str = knob(
-        1, "mini-batches of a batch, one forward each; auto: as few as fit into memory (cfg)", parse=parse_subdivisions
+        1, "mini-batches of a batch, one forward each; auto: as few as fit into memory (cfg)", parse=parse_count
     )
     optimizer: str = knob(
         "auto",
@@ -292,6 +292,11 @@ class DetectOptions:
     device: str = knob("auto", "device: auto, cpu, cuda, cuda:1 (or 1), mps")
     precision: str = knob(
         "auto", "type to compute in; auto: bf16 or fp16 where the device is fast with it", choices=TORCH_PRECISIONS
+    )
+    batch_size: int | str = knob(
+        "auto",
+        "images of a folder per forward; auto: 4 on a CPU, 16 on a GPU, 1 with tile or a live stream",
+        parse=parse_count,
     )
     tiling: TilingOptions = field(default_factory=TilingOptions, metadata={"title": "large images"})
     detection: DetectionOptions = field(default_factory=DrawnDetectionOptions, metadata={"title": "detections"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ class RedSquares:
     confidence: float = 0.25
     class_names: tuple[str, ...] = ("other", "square")
     origin: tuple[str, ...] = ()
+    images_per_forward: int = 2
 
     def with_options(self, **changed: Any) -> RedSquares:
         return replace(self, **changed)
@@ -107,7 +109,10 @@ def test_a_folder_ends_as_json_labels_and_copies(tmp_path: Path, folder: Path, c
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_what_was_found(tmp_path: Path, folder: Path, detector, monkeypatch, number):
+def test_a_signal_leaves_what_was_found(tmp_path: Path, detector, monkeypatch, number):
+    for name in range(40):
+        write_png(tmp_path / "in" / f"{name:02d}.png", image_with())
+
     def send(count: int) -> None:
         if count == 3:
             os.kill(os.getpid(), number)
@@ -115,18 +120,44 @@ def test_a_signal_leaves_what_was_found(tmp_path: Path, folder: Path, detector, 
     stopping = replace(detector, on_image=send)
     monkeypatch.setattr(detect.Detector, "load", lambda *_, **__: stopping)
     with pytest.raises(SystemExit) as ended:
-        run(tmp_path, folder)
+        run(tmp_path, tmp_path / "in")
     assert ended.value.code == 130
-    assert len(rows_in(tmp_path)) == 3 == len(list((tmp_path / "out").glob("*.png")))
+    assert 3 <= len(rows_in(tmp_path)) == len(detector.seen) == len(list((tmp_path / "out").glob("*.png"))) < 40
 
 
-def test_the_json_is_whole_at_any_time(tmp_path: Path, folder: Path, detector, monkeypatch):
+@pytest.mark.usefixtures("detector")
+def test_the_json_is_whole_at_any_time(tmp_path: Path, folder: Path, monkeypatch):
     """Even if the program is killed in the middle."""
     lengths: list[int] = []
-    reading = replace(detector, on_image=lambda _: lengths.append(len(rows_in(tmp_path))))
-    monkeypatch.setattr(detect.Detector, "load", lambda *_, **__: reading)
+    monkeypatch.setattr(detect.Progress, "advance", lambda _: lengths.append(len(rows_in(tmp_path))))
     run(tmp_path, folder)
     assert lengths == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("size", ["auto", 1, 3, 7])
+@pytest.mark.usefixtures("detector")
+def test_images_are_in_their_order_whatever_the_batch_size(tmp_path: Path, folder: Path, size):
+    (folder / "1-broken.png").write_bytes(b"no image")
+    (folder / "3-broken.png").write_bytes(b"no image")
+    rows = run(tmp_path, folder, write_video(tmp_path / "x.mp4"), folder / "2.png", "--batch-size", size)
+    images = [row for row in rows if not row["file"].endswith(".mp4")]
+    assert [(Path(row["file"]).stem, len(row["objects"])) for row in images] == [
+        *[(str(n), n) for n in range(5)],
+        ("2", 2),
+    ]
+    assert [row["frame"] for row in rows[5:-1]] == list(range(len(rows) - 6))
+
+
+@pytest.mark.usefixtures("detector")
+def test_a_full_disk_ends_the_threads_with_one_sentence(tmp_path: Path, folder: Path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("utils.save_detections.write_image", full)
+    before = threading.active_count()
+    with pytest.raises(UserError, match=r"out: cannot be written to \(No space left on device\)"):
+        run(tmp_path, folder)
+    assert threading.active_count() == before
 
 
 @pytest.mark.usefixtures("detector")

@@ -106,7 +106,8 @@ def parse_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def parse_subdivisions(text: str) -> int | str:
+def parse_count(text: str) -> int | str:
+    """'4' -> 4, 'auto' -> 'auto'."""
     if text != "auto" and not (text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text} must be a number of at least 1, or auto")
     return text if text == "auto" else int(text)

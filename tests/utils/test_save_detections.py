@@ -71,17 +71,24 @@ def rgb(path: Path) -> np.ndarray:
 
 def test_by_default_there_are_annotated_copies_only(tmp_path: Path):
     with files_in(tmp_path / "new" / "run") as files:
-        files.add(From("a/x.jpg"), make_image(), FOUND)
-        files.add(From("a/empty.jpg"), make_image(9), NOTHING)
-    assert written(tmp_path / "new" / "run") == ["empty.png", "x.png"]
-    assert files.written == 2
+        files.add(From("a/x.JPG"), make_image(), FOUND)
+        files.add(From("a/empty.png"), make_image(9), NOTHING)
+        files.add(From("web", is_file=False), make_image(), NOTHING)
+    assert written(tmp_path / "new" / "run") == ["empty.png", "web.png", "x.jpg"]
+    assert files.written == 3
     np.testing.assert_array_equal(rgb(tmp_path / "new" / "run" / "empty.png"), make_image(9))
-    assert (rgb(tmp_path / "new" / "run" / "x.png") != make_image()).any()
+    assert (rgb(tmp_path / "new" / "run" / "x.jpg") != make_image()).any()
+
+
+def test_the_copy_of_a_jpeg_is_close_to_it(tmp_path: Path):
+    with files_in(tmp_path) as files:
+        files.add(From("x.jpeg"), make_image(), NOTHING)
+    assert abs(rgb(tmp_path / "x.jpg").astype(int) - make_image()).mean() < 5
 
 
 def test_images_of_one_name_from_different_folders_both_survive(tmp_path: Path):
     with files_in(tmp_path, save_txt=True) as files:
-        for value, path in ((1, "a/x.jpg"), (2, "b/x.jpg"), (3, "b/x.png"), (4, "a/x-2.jpg")):
+        for value, path in ((1, "a/x.png"), (2, "b/x.png"), (3, "b/x.bmp"), (4, "a/x-2.png")):
             files.add(From(path), make_image(value), NOTHING)
     assert written(tmp_path) == sorted(
         [f"{name}.png" for name in ("x", "x-2", "x-3", "x-2-2")]
@@ -131,7 +138,7 @@ def test_label_files_are_darknets_with_a_score(tmp_path: Path):
 def test_crops_are_the_undrawn_pixels_by_class(tmp_path: Path):
     with files_in(tmp_path, save_crops=True) as files:
         files.add(From("x.jpg"), make_image(), FOUND)
-    assert written(tmp_path) == ["crops/cat/x-001.png", "crops/sea_lion/x-000.png", "x.png"]
+    assert written(tmp_path) == ["crops/cat/x-001.png", "crops/sea_lion/x-000.png", "x.jpg"]
     np.testing.assert_array_equal(rgb(tmp_path / "crops" / "sea_lion" / "x-000.png"), make_image()[5:25, 10:30])
     np.testing.assert_array_equal(rgb(tmp_path / "crops" / "cat" / "x-001.png"), make_image())
 
@@ -261,7 +268,7 @@ def test_tracks_are_in_the_json_and_on_the_image(tmp_path: Path):
 def test_crops_of_a_class_of_any_name_stay_in_their_folder(tmp_path: Path, name: str):
     with DetectionFiles(tmp_path, (name, "b"), save_json=False, save_txt=False, save_crops=True) as files:
         files.add(From("x.jpg"), make_image(), FOUND.where(FOUND.labels == 0))
-    (crop,) = (path for path in written(tmp_path) if path != "x.png")
+    (crop,) = (path for path in written(tmp_path) if path != "x.jpg")
     assert crop.split("/")[0] == "crops" and len(crop.split("/")) == 3 and ".." not in crop.split("/")
 
 
@@ -295,7 +302,7 @@ def test_a_full_disk_is_an_error_of_the_user_and_the_json_whole(tmp_path: Path, 
 
     with files_in(tmp_path, save_json=True) as files:
         files.add(From("x.jpg"), make_image(), FOUND)
-        monkeypatch.setattr("utils.save_detections.write_png", full)
+        monkeypatch.setattr("utils.save_detections.write_image", full)
         with pytest.raises(UserError, match="No space left"):
             files.add(From("y.jpg"), make_image(), FOUND)
         assert [row["file"] for row in json.loads((tmp_path / "detections.json").read_text())] == ["x.jpg"]
