@@ -120,7 +120,7 @@ def plot(settings: Sequence[tuple[Setting, Cells]], path: Path) -> None:
             "images in a forward (batches of 16)",
             "AP on test images, %",
         )
-        axes.legend(loc="lower right", frameon=False)
+        axes.legend(loc="best", frameon=False)
     figure.savefig(path, dpi=110)
 
 
