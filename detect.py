@@ -144,9 +144,7 @@ def see(
     frames = frames_of(sources, options, stop, say)
     wanted = stop.until_requested(frames if is_live else ahead(frames, size))
     seen = detections_of(batches_of(wanted, size), detect)
-    if options.track:
-        seen = tracked(seen, options)
-    return seen if is_live else ahead(seen, size)
+    return tracked(seen, options) if options.track else seen
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,6 +15,7 @@ from engine.amp import as_it_ran
 from engine.data_sets import paths_of
 from engine.recipe import LENGTHS
 from models.norms.old_spelling import respelled
+from models.norms.table import parse_norm
 from options import TrainOptions
 from utils import ranks
 from utils.checkpoint import RESUMABLE_FROM, Checkpoint
@@ -97,10 +98,11 @@ def check_settings(settings: dict[str, Any], path: Path) -> None:
     """Raise UserError if a setting that was read from `path` is outside its limits."""
     try:
         options = resolve(TrainOptions, settings)
+        parse_norm(options.norm.norm)
         for part in (options, *(getattr(options, each.name) for each in fields(options))):
             if is_dataclass(part):
                 check_limits(part)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, UserError) as error:
         raise UserError(f"{path}: its settings cannot be used ({error})") from error
 
 

@@ -146,7 +146,7 @@ def test_an_exported_file_is_evaluated_as_its_checkpoint(tmp_path: Path, trained
         flags = ["--weights", weights, "--data", data, "--workers", "0", "--device", "cpu", "--metric", "darknet"]
         evaluate.main([*flags, "--out", str(tmp_path / name)])
         found.append(json.loads((tmp_path / name / "detections.json").read_text()))
-    own, others = (sorted((row["image_id"], row["score"], sum(row["bbox"])) for row in rows) for rows in found)
+    own, others = (sorted((row["image_id"], sum(row["bbox"]), row["score"]) for row in rows) for rows in found)
     assert len(own) > 0
     np.testing.assert_allclose(own, others, atol=1e-2)
 

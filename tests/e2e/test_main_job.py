@@ -238,7 +238,7 @@ def test_an_existing_run_is_not_overwritten(capsys, monkeypatch, tmp_path, scene
 
 
 def test_a_diverging_loss_stops_with_the_images_named(capsys, monkeypatch, tmp_path, scenes, toy_cfg) -> None:
-    flags = ["--data", str(scenes), "--cfg", toy_cfg, "--learning-rate", "1e12", "--workers", "0"]
+    flags = ["--data", str(scenes), "--cfg", toy_cfg, "--optimizer", "sgd", "--learning-rate", "1000", "--workers", "0"]
     said = refused(capsys, monkeypatch, *flags, "--out", str(tmp_path / "run"), code=3)
     assert re.search(r"error: step \d: the (output|gradient|weights|loss) .* not finite.* [^ ]*\d{6}\.png", said), said
 

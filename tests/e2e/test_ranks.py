@@ -264,7 +264,7 @@ def test_memory_that_ran_out_on_one_rank_costs_only_time(scenes: Path, toy_cfg: 
     ("error", "said"),
     [
         (UserError("a.jpg: is gone"), "error: a.jpg: is gone"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "error: out of memory with one image per forward"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory with one image per forward"),
     ],
 )
 def test_an_error_of_one_rank_ends_all_with_its_sentence(

@@ -286,7 +286,7 @@ def test_a_training_of_an_earlier_format_is_refused(scenes: Path, toy_cfg: str, 
 
 
 def fill_disk() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 
 
 def test_a_training_that_cannot_be_saved_says_so_at_once_and_ends(scenes: Path, toy_cfg: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_lines_are_in_the_order_in_which_one_asks(scenes: Path, toy_cfg: str, tm
     announce(run)
     run.log.close()
     labels = [line[:10].strip() for line in capsys.readouterr().out.splitlines() if not line.startswith("warning:")]
-    order = ["data", "network", "norm", "freeze", "optimizer", "schedule", "device", "precision", "run", "settings"]
+    order = ["norm", "data", "network", "freeze", "optimizer", "schedule", "device", "precision", "run", "settings"]
     assert [label for label in dict.fromkeys(labels) if label] == order
 
 
