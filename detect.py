@@ -1,7 +1,7 @@
 """Find objects: `python detect.py --weights runs/NAME/best.pt IMAGES`.
 
 A pipeline of generators: sources -> frames -> batches -> detections -> tracks; the loop in `main` writes the files.
-Except for live streams, frames are read in one thread, detected in by a second, and written by the main thread.
+Except for live streams, a thread reads frames ahead while the main one detects in them and writes the files.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("libraries")
 
 
 def test_objects_that_pass_each_other_keep_their_numbers():
-    """Of two classes, one in front of the other, in whatever order they are detected."""
+    """Objects of two classes, one in front of the other, in whatever order they are detected."""
     frames = [found((10 * k, 0.9, 0), (300 - 10 * k, 0.8, 1)) for k in range(31)]
     frames = [each.where(torch.tensor([1, 0])) if k % 2 else each for k, each in enumerate(frames)]
     seen: dict[int, set[int]] = {0: set(), 1: set()}

@@ -86,7 +86,7 @@ def memory_of(recipe: str, **settings: Any) -> float:
 
 
 def test_memory_is_that_of_the_network_that_trains(tmp_path: Path, root: Path) -> None:
-    """With the norms that its cfg names, and without what it does not store."""
+    """Memory is that of the norms that its cfg names, and without what it does not store."""
     cfg = (root / "study" / "small.cfg").read_text()
     (tmp_path / "cmbn.cfg").write_text(cfg.replace("batch_normalize=1", "batch_normalize=1\nnorm=cmbn"))
     bn, cmbn = memory_of("bn"), memory_of("cmbn")

@@ -55,7 +55,7 @@ def test_an_image_keeps_its_part_when_others_are_added(tmp_path: Path) -> None:
 
 
 def test_augmented_copies_of_an_image_are_in_one_part(tmp_path: Path) -> None:
-    """As Roboflow exports them: one image as a_jpg.rf.HASH.jpg under several hashes."""
+    """Roboflow exports one image several times, as a_jpg.rf.HASH.jpg."""
     folder = roboflow(tmp_path, train=30)
     for image in (folder / "train" / "images").iterdir():
         number = int(image.name.removeprefix("train").partition("_")[0])

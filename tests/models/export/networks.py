@@ -25,8 +25,11 @@ def patchy_images(count: int, input_hw: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def trained_network(plan: Plan, norm: str = "bn") -> Network:
-    """Of random weights. Statistics are those of a mini-batch, each then off by up to a half, so that activations keep
-    their scale through a deep network; in eval mode."""
+    """Return a network of random weights in eval mode.
+
+    Statistics are those of a mini-batch, each then off by up to a half, so that activations keep their scale through a
+    deep network.
+    """
     options = NormOptions(norm=norm, norm_momentum=1.0) if norm == "bn" else NormOptions(norm=norm)
     network = Network(plan, norm_factory(options))
     height, width = plan.net.input_hw

@@ -50,7 +50,7 @@ def expected_of(network: Network, images: torch.Tensor) -> list[Detections]:
 
 
 def smallest(path: str, *, least_px: int = 64) -> Plan:
-    """Of the inputs from `least_px` on that the network's strides divide."""
+    """Return the plan at the smallest input, from `least_px` on, that the network's strides divide."""
     for side in (64, 96, 128, 192, 256, 512):
         try:
             plan = load_plan(path, input_hw=(side, side))
