@@ -254,8 +254,8 @@ def advice(lines: Sequence[Line], command: Callable[[str, int, float], str]) -> 
             yield f"{at} only bn was trained."
         elif gains and 0 < max(line.ap.value for line in block) < LEARNT_AP:
             yield (
-                f"{at} no norm reached {100 * LEARNT_AP:.0f} AP, too little to compare them: train longer, as with --train "
-                "'--epochs 50', or look for wrong labels with `python -m data.doctor`."
+                f"{at} no norm reached {100 * LEARNT_AP:.0f} AP, too little to compare them: train longer, as with "
+                "--train '--epochs 50', or look for wrong labels with `python -m data.doctor`."
             )
         elif best:
             won = gains[best.recipe]
