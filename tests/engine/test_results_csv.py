@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from engine.results_csv import COLUMNS, add_row, drop_rows_after
 
 HEADER = ",".join(COLUMNS)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from engine.results_csv import COLUMNS
 from engine.runlog import RunLog
+
 from tests.toy_checkpoint import toy_checkpoint
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
