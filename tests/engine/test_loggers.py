@@ -121,14 +121,12 @@ def test_a_library_that_is_broken_is_a_warning(monkeypatch, capsys) -> None:
 def test_none_is_nobody_and_stands_alone() -> None:
     check_loggers(("none",), is_typed=True)
     assert open_loggers(["none"]) == []
-    with pytest.raises(
-        UserError, match="^--logger none: choose of tensorboard, wandb, mlflow, trackio, none, or write"
-    ):
+    with pytest.raises(UserError, match="logger none: choose of tensorboard, wandb, mlflow, trackio, none, or write"):
         check_loggers(("none", "wandb"), is_typed=True)
 
 
 def test_a_name_that_is_none_of_a_logger_is_refused() -> None:
-    with pytest.raises(UserError, match="^--logger tensorbord: choose of"):
+    with pytest.raises(UserError, match="logger tensorbord: choose of tensorboard, wandb"):
         check_loggers(("tensorbord",), is_typed=True)
 
 
