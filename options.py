@@ -190,6 +190,12 @@ class TrainOptions:
     eval_backend: str = knob(
         "auto", "library of COCO's metrics, with equal results; auto = faster-coco-eval if there", choices=BACKENDS
     )
+    logger: tuple[str, ...] = knob(
+        (),
+        "log the curves with tensorboard, wandb, mlflow or trackio (pip install -e .[NAME]), or tell a listener of "
+        "yours, as MODULE:CLASS (docs/python.md); none: nobody (default: tensorboard, if it is installed)",
+        unit="NAME",
+    )
     optim: OptimOptions = field(default_factory=OptimOptions, metadata={"title": "optimization"})
     norm: NormOptions = field(default_factory=NormOptions, metadata={"title": "normalization"})
     augment: AugmentOptions = field(default_factory=AugmentOptions, metadata={"title": "augmentation"})

@@ -80,7 +80,7 @@ def measure_as_darknet(
 
     def detections_and_ground_truth() -> Iterator[tuple[Detections, Tensor, Tensor]]:
         """Yield detections and ground truth in input pixels, where IoU is the same as in the image."""
-        for batch, found in detect_batches(detector, batches, relative=True, progress=True):
+        for batch, found in detect_batches(detector, batches, relative=True, shown_of=len(image_set)):
             for index, detections in enumerate(found):
                 targets = batch.targets.of_images(index, index + 1)
                 yield detections, targets.boxes, labels[targets.labels]

@@ -57,9 +57,9 @@ class DomainEvaluator:
     def detector(self) -> Detector:
         return next(iter(self.evaluators.values())).detector
 
-    def measure(self, *, show: Callable[[np.ndarray], None] | None = None) -> DomainTable:
-        """Compute COCO's AP of each domain. show: see `Evaluator.detect`, of the first domain."""
-        return self._each(lambda domain, evaluator: evaluator.measure(show=None if domain else show))
+    def measure(self, *, progress: bool = False, show: Callable[[np.ndarray], None] | None = None) -> DomainTable:
+        """Compute COCO's AP of each domain. progress, show: see `Evaluator.detect`; show: of the first domain."""
+        return self._each(lambda domain, evaluator: evaluator.measure(progress=progress, show=None if domain else show))
 
     def report(self, folder: Path) -> DomainTable:
         """Compute COCO's AP, and write what an `Evaluator` writes into a folder per domain, and the means beside."""

@@ -60,9 +60,9 @@ class Evaluator:
         names, ids = image_set.class_names, image_set.category_ids
         self.categories = category_of_label(detector.class_names, names, ids, source=image_set.source)
 
-    def measure(self, *, show: Callable[[np.ndarray], None] | None = None) -> CocoTable:
-        """Compute COCO's AP. show: see `detect`."""
-        return self._table(self.detect(show=show))
+    def measure(self, *, progress: bool = False, show: Callable[[np.ndarray], None] | None = None) -> CocoTable:
+        """Compute COCO's AP. progress, show: see `detect`."""
+        return self._table(self.detect(progress=progress, show=show))
 
     def report(self, folder: Path) -> CocoTable:
         """Compute COCO's AP, and write tables, curves, detections and some annotated images into `folder`.
@@ -92,16 +92,19 @@ class Evaluator:
     def detect(self, *, progress: bool = False, show: Callable[[np.ndarray], None] | None = None) -> CocoResults:
         """Return the best `max_detections` of each image, among those of classes that the image set has.
 
-        show: is called on rank 0 with a drawing, (H, W, 3) uint8, of the first batch and its detections.
+        progress: is shown. show: is called on rank 0 with a drawing, (H, W, 3) uint8, of the first batch and its
+        detections.
         """
         most, labels = self.detector.options.max_detections, torch.tensor(list(self.categories))
         detector = self.detector
         if len(self.categories) < len(detector.class_names):  # the best of these classes only
             detector = detector.with_options(max_detections=None)
-        progress, show = progress and ranks.is_rank_zero(), show if ranks.is_rank_zero() else None
+        show = show if ranks.is_rank_zero() else None
+        own_images = len(self.image_set) // ranks.world_size()
+        shown_of = own_images if progress and ranks.is_rank_zero() else None
         parts: list[CocoResults] = []
         batches = self.batches if self.stop is None else self.stop.until_requested(self.batches)
-        for batch, found in detect_batches(detector, batches, progress=progress):
+        for batch, found in detect_batches(detector, batches, shown_of=shown_of):
             if show is not None and not parts:
                 confident = [each.where((each.scores > _SHOWN_SCORE).nonzero()[:most, 0]) for each in found]
                 show(draw_batch(batch, detector.class_names, confident))

@@ -31,7 +31,7 @@ class ResumeState:
     """What training needs to continue as if it had never stopped; only last.pt has it."""
 
     state: Mapping[str, Any]  # engine.training_state.training_state(), with the optimizer and all ranks
-    log: Mapping[str, Any]  # engine.runlog.RunLog.state_dict(): the epoch that is not over
+    log: Mapping[str, Any]  # engine.training_log.TrainingLog.state_dict(): the epoch that is not over
     subdivisions: int  # more than in the settings if memory ran out since
 
     def __post_init__(self) -> None:
