@@ -11,6 +11,7 @@ from cfg.parse import CfgError
 from data.annotation_formats import open_image_set
 from data.doctor.checkup import quick_findings
 from data.image_set import ImageSet
+from evaluation.coco_map import per_cent
 from evaluation.darknet_map import WHY_NOT_COCO, measure_as_darknet
 from evaluation.evaluator import Evaluator
 from evaluation.norm_report import write_norm_report
@@ -79,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with warn_on_disk_error(folder / "darknet_map.txt"):
             write_text(folder / "darknet_map.txt", text)
     if population is not None:
-        change = f"AP {before.AP:.3f} with the statistics of {options.weights}, {table.AP:.3f} with {source}"
+        change = (
+            f"AP {per_cent(before.AP)} with the statistics of {options.weights}, {per_cent(table.AP)} with {source}"
+        )
         print(f"{change}: {folder / 'recalibrated.pt'}")
     if not is_complete:
         raise UserError(f"{folder / 'detections.json'}: was not written; the numbers above are those of its detections")

@@ -15,6 +15,7 @@ from engine.announce import announce
 from engine.job import Job, open_run, parse_job
 from engine.rate_finder import find_rate
 from engine.trainer import Trainer, make_val_evaluator
+from evaluation.coco_map import per_cent
 from evaluation.domains import DomainEvaluator
 from evaluation.evaluator import Evaluator
 from evaluation.plots import plot_results
@@ -93,7 +94,9 @@ def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator | Doma
         if ranks.is_rank_zero():
             with warn_on_disk_error(path):
                 best.to_file(path)
-            print(f"AP {before:.3f} with running averages, {after:.3f} with {source}; best.pt has the latter")
+            print(
+                f"AP {per_cent(before)} with running averages, {per_cent(after)} with {source}; best.pt has the latter"
+            )
     if ranks.is_rank_zero():
         with warn_on_disk_error(folder / "best.safetensors"):
             best.to_safetensors(folder / "best.safetensors")

@@ -114,7 +114,7 @@ def test_darknets_metric_stands_beside_cocos(tmp_path: Path, trained: str, capsy
     assert alone == beside
     said = capsys.readouterr().out
     assert "Average Precision  (AP) @[ IoU=0.50:0.95" in said
-    assert re.search(r"^mAP@0\.20 = 0\.\d{4}, 11 recall points, mean of 3 classes$", said, re.MULTILINE)
+    assert re.search(r"^mAP@0\.20 = \d+\.\d, 11 recall points, mean of 3 classes$", said, re.MULTILINE)
     assert said.count("darknet's AP is not COCO's AP50: ") == 1
     checkpoint = Checkpoint.from_file(Path(trained))
     options = DetectionOptions(confidence=0.5, nms_iou=0.9, max_detections=3, nms="diounms", resize="darknet")
