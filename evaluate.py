@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         before = evaluator.measure()
         source = recalibrate_on(population, detector, image_count=options.recalibrate_images, **loading)
         weights = detector.network.state_dict()  # statistics depend on the input size
-        recalibrated = replace(checkpoint, input_hw=detector.input_hw, weights=weights, training=None)
+        recalibrated = replace(checkpoint, input_hw=detector.input_hw, weights=weights, thresholds={}, training=None)
         recalibrated.to_file(folder / "recalibrated.pt")
     table = evaluator.report(folder)
     print(table.text())

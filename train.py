@@ -23,6 +23,7 @@ from evaluation.recalibration import recalibrate_on
 from models.freeze import freeze
 from models.norms.domains import choose
 from models.stored_network import build_network
+from models.thresholds import Thresholds
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
 from utils.checkpoint import Checkpoint
@@ -67,7 +68,7 @@ def train(job: Job, folder: Path, stop: Stop | None = None) -> None:
 
 
 def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator | DomainEvaluator:
-    """Recompute the norm statistics of best.pt for --precise-bn, and export it as best.safetensors.
+    """Recompute the norm statistics of best.pt for --precise-bn.
 
     Returns the evaluator of its weights on the validation split, for the report.
     """
@@ -97,10 +98,17 @@ def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator | Doma
             print(
                 f"AP {per_cent(before)} with running averages, {per_cent(after)} with {source}; best.pt has the latter"
             )
-    if ranks.is_rank_zero():
-        with warn_on_disk_error(folder / "best.safetensors"):
-            best.to_safetensors(folder / "best.safetensors")
     return evaluator
+
+
+def publish(folder: Path, thresholds: Thresholds | None) -> None:
+    """Put the thresholds into best.pt, and export it as best.safetensors."""
+    best = Checkpoint.from_file(folder / "best.pt")
+    best = replace(best, thresholds={} if thresholds is None else thresholds.to_json())
+    with warn_on_disk_error(folder / "best.pt"):
+        best.to_file(folder / "best.pt")
+    with warn_on_disk_error(folder / "best.safetensors"):
+        best.to_safetensors(folder / "best.safetensors")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -120,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if not ranks.is_rank_zero():
             return
+        publish(folder, table.thresholds)
         with warn_on_disk_error(folder / "results.png"):
             plot_results(folder / "results.csv", folder / "results.png")
         best, norm = folder / "best.pt", job.options.norm

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+_NAMED = 6  # classes in a line
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Threshold:
@@ -38,6 +40,14 @@ class Thresholds:
     def confidences(self, class_names: Sequence[str]) -> tuple[float, ...]:
         """Return each class's; for one that is missing the common one."""
         return tuple(self.classes.get(name, self.common).confidence for name in class_names)
+
+    def words(self, class_names: Sequence[str]) -> str:
+        """Return such as "0.310 (cat 0.280, dog 0.350), the best by F1 ...", for the console."""
+        values = self.confidences(class_names)
+        each = ", ".join(f"{name} {value:.3f}" for name, value in zip(class_names, values, strict=True))
+        of_classes = each if len(values) <= _NAMED else f"by class from {min(values):.3f} to {max(values):.3f}"
+        best = "the best by F1 on validation images; --confidence sets another"
+        return f"{self.common.confidence:.3f} ({of_classes}), {best}"
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self.common), "classes": {name: asdict(each) for name, each in self.classes.items()}}
