@@ -13,7 +13,7 @@ from data.annotation_formats import open_image_set
 from evaluation.evaluator import Evaluator
 from evaluation.export_check import check_file, check_table
 from evaluation.recalibration import sample_images
-from models.detector import Detector
+from models.detector import Detector, stored_thresholds
 from models.export.formats import write_file
 from models.export.load import load_exported
 from models.export.metadata import Metadata, Suppression
@@ -76,6 +76,10 @@ def describe(checkpoint: Checkpoint, detector: Detector, options: ExportOptions)
     suppression = Suppression(
         iou=rule.nms_iou, confidence=rule.confidence, max_per_class=rule.max_detections or NO_SUPPRESSION_LIMIT
     )
+    thresholds = stored_thresholds(checkpoint, options.weights)
+    lowest = 1.0 if thresholds is None else min(thresholds.confidences(checkpoint.class_names))
+    if options.outputs == "nms" and lowest < rule.confidence:
+        thresholds = None  # the graph drops what they would let through
     return Metadata(
         cfg_name=checkpoint.cfg_name,
         cfg_text=checkpoint.cfg_text,
@@ -88,6 +92,7 @@ def describe(checkpoint: Checkpoint, detector: Detector, options: ExportOptions)
         precision=options.precision,
         batch=None if options.dynamic else options.batch_size,
         suppression=suppression if options.outputs == "nms" else None,
+        thresholds=thresholds,
     )
 
 

@@ -211,7 +211,15 @@ class EvaluateOptions:
     """
 
     weights: str = knob(
-        MISSING, "checkpoint to evaluate, darknet's .weights (with --cfg), or an exported file", unit="FILE"
+        "",
+        "checkpoint to evaluate, darknet's .weights (with --cfg), or an exported file (default: two, with --compare)",
+        unit="FILE",
+    )
+    compare: tuple[str, ...] = knob(
+        (),
+        "evaluate two such files, or folders that evaluate.py or train.py wrote for the same data, and tell whether AP "
+        "differs by more than chance in the choice of images explains",
+        unit="FILE",
     )
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
@@ -257,6 +265,12 @@ class EvaluateOptions:
     )
     workers: int = knob(2, "worker processes that load images; 0 = load in the main process", low=0)
     detection: DetectionOptions = field(default_factory=DetectionOptions, metadata={"title": "detections"})
+
+    def __post_init__(self) -> None:
+        if bool(self.weights) == bool(self.compare) or len(self.compare) not in (0, 2):
+            raise UserError("name what to evaluate: --weights FILE, or two with --compare A B")
+        if self.compare and (self.norm_report or self.recalibrate_on or self.metric != "coco"):
+            raise UserError("--norm-report, --recalibrate-on and --metric darknet are of one file: --weights FILE")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,12 +16,14 @@ from engine.events import Listener
 from engine.job import Job, open_run, parse_job
 from engine.rate_finder import find_rate
 from engine.trainer import Trainer, make_val_evaluator
+from evaluation.coco_map import per_cent
 from evaluation.domains import DomainEvaluator
 from evaluation.evaluator import Evaluator
 from evaluation.recalibration import recalibrate_on
 from models.freeze import freeze
 from models.norms.domains import choose
 from models.stored_network import build_network
+from models.thresholds import Thresholds
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
 from utils.checkpoint import Checkpoint
@@ -71,7 +73,7 @@ def train(job: Job, folder: Path, stop: Stop | None = None, listeners: Sequence[
 
 
 def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator | DomainEvaluator:
-    """Recompute the norm statistics of best.pt for --precise-bn, and export it as best.safetensors.
+    """Recompute the norm statistics of best.pt for --precise-bn.
 
     Returns the evaluator of its weights on the validation split, for the report.
     """
@@ -98,12 +100,20 @@ def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator | Doma
         if ranks.is_rank_zero():
             with warn_on_disk_error(path):
                 best.to_file(path)
-            averaged, recomputed = f"{100 * before:.1f}", f"{100 * after:.1f}"
-            print(f"AP {averaged} with running averages, {recomputed} with {source}; best.pt has the latter")
-    if ranks.is_rank_zero():
-        with warn_on_disk_error(folder / "best.safetensors"):
-            best.to_safetensors(folder / "best.safetensors")
+            print(
+                f"AP {per_cent(before)} with running averages, {per_cent(after)} with {source}; best.pt has the latter"
+            )
     return evaluator
+
+
+def publish(folder: Path, thresholds: Thresholds | None) -> None:
+    """Put the thresholds into best.pt, and export it as best.safetensors."""
+    best = Checkpoint.from_file(folder / "best.pt")
+    best = replace(best, thresholds={} if thresholds is None else thresholds.to_json())
+    with warn_on_disk_error(folder / "best.pt"):
+        best.to_file(folder / "best.pt")
+    with warn_on_disk_error(folder / "best.safetensors"):
+        best.to_safetensors(folder / "best.safetensors")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if not ranks.is_rank_zero():
             return
+        publish(folder, table.thresholds)
         best, norm = folder / "best.pt", job.options.norm
         print(f"\n{best} on {job.val_set.name} {job.val_set.split}:")
         print(table.summary(), table.class_table(), sep="\n\n")

@@ -18,6 +18,7 @@ from evaluation.coco_map import CocoTable, evaluate_coco
 from evaluation.coco_results import CocoResults, merged, results_of
 from evaluation.confusion import confusion_matrix
 from evaluation.inference import detect_batches, image_batches
+from evaluation.matches import match_coco
 from evaluation.plots import plot_confusion, plot_pr_curves
 from models.detector import Detector
 from utils import ranks
@@ -67,15 +68,18 @@ class Evaluator:
     def report(self, folder: Path) -> CocoTable:
         """Compute COCO's AP, and write tables, curves, detections and some annotated images into `folder`.
 
+        On rank 0 the table has intervals and thresholds: a training evaluates often with `measure`, where nobody
+        waits for them, and ends with a report.
         Write ground_truth.json, too, if the data set is not COCO: pycocotools can be run on it and detections.json.
         """
         results = self.detect(progress=True, show=partial(_write_image, folder / "predictions.png"))
         table = self._table(results)
         if ranks.is_rank_zero():
+            table = table.with_matches(match_coco(self.ground_truth, results, self.image_set.image_ids))
             confusion = confusion_matrix(self.ground_truth, results, image_ids=self.image_set.image_ids)
             texts = {
                 "metrics.txt": f"{table.text()}\n",
-                "metrics.json": json.dumps(table.stats, indent=2),
+                "metrics.json": json.dumps(table.metrics(), indent=2),
                 "detections.json": json.dumps(results.rows()),
             }
             if self.image_set.coco_json is None:

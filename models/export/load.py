@@ -15,6 +15,7 @@ from models.export.ncnn_file import open_ncnn
 from models.export.onnx_file import open_onnx
 from models.export.openvino_file import open_openvino
 from models.export.torchscript_file import open_torchscript
+from models.thresholds import Thresholds
 from models.yolo.head import RawHead
 from models.yolo.postprocess import DetectionOptions, candidates
 from utils.errors import UserError
@@ -62,6 +63,10 @@ class FilePredictor:
     @property
     def letterbox(self) -> bool:
         return self.metadata.letterbox
+
+    @property
+    def thresholds(self) -> Thresholds | None:
+        return self.metadata.thresholds
 
     def check(self, options: DetectionOptions) -> None:
         """Raise UserError for thresholds that let through what the graph's own suppression has dropped."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from cfg.parse import CfgError
 from cfg.plan import MAX_FILE_BYTES, Plan, parse_plan
+from models.thresholds import Thresholds
 from utils.errors import UserError
 
 KEY = "yolov4_norms"
@@ -43,7 +44,7 @@ class Metadata:
     precision: str  # of PRECISIONS
     batch: int | None  # images of one call; None: any number, of any size that the network's strides divide
     suppression: Suppression | None = None  # of outputs nms
-    confidences: tuple[float, ...] | None = None  # per class, where the checkpoint has such
+    thresholds: Thresholds | None = None  # the best by F1 on validation images, where the checkpoint has such
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -59,15 +60,14 @@ class Metadata:
             raise ValueError(f"outputs are '{self.outputs}'")
         if self.precision not in PRECISIONS or self.resize not in ("opencv", "darknet"):
             raise ValueError(f"precision is '{self.precision}', resize '{self.resize}'")
-        if self.confidences is not None and len(self.confidences) != len(self.class_names):
-            raise ValueError(f"{len(self.confidences)} confidences of {len(self.class_names)} classes")
 
     @property
     def is_dynamic(self) -> bool:
         return self.batch is None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        thresholds = None if self.thresholds is None else self.thresholds.to_json()
+        return json.dumps({**asdict(self), "thresholds": thresholds})
 
     @classmethod
     def from_json(cls, text: str | None, path: Path) -> Metadata:
@@ -84,9 +84,12 @@ class Metadata:
                 raise TypeError("it is no object")
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
-            values: dict[str, Any] = {each.name: content[each.name] for each in fields(cls)}
-            for name in ("class_names", "input_hw", "confidences"):
-                values[name] = None if values[name] is None else tuple(values[name])
+            values: dict[str, Any] = {"thresholds": None, **content}  # earlier versions wrote none
+            values = {each.name: values[each.name] for each in fields(cls)}
+            for name in ("class_names", "input_hw"):
+                values[name] = tuple(values[name])
+            if values["thresholds"] is not None:
+                values["thresholds"] = Thresholds.from_json(values["thresholds"])
             if values["suppression"] is not None:
                 values["suppression"] = Suppression(**values["suppression"])
             return cls(**values)

@@ -226,7 +226,7 @@ def test_metadata_that_are_none_are_refused(text, copied):
         {"resize": "bicubic"},
         {"letterbox": "no"},
         {"suppression": {"iou": 0.5}},
-        {"confidences": [0.5]},
+        {"thresholds": {"confidence": 2, "precision": 1, "recall": 1, "f1": 1, "classes": {}}},
     ],
     ids=str,
 )
@@ -235,7 +235,7 @@ def test_metadata_with_a_value_that_cannot_be_are_refused(changed, copied):
     check_refused(copied["onnx"], "its metadata 'yolov4_norms' cannot be used")
 
 
-@pytest.mark.parametrize("name", list(Metadata.__dataclass_fields__))
+@pytest.mark.parametrize("name", [name for name in Metadata.__dataclass_fields__ if name != "thresholds"])
 def test_metadata_without_a_value_are_refused(name, copied):
     content = json.loads(metadata_of(PLAN).to_json())
     del content[name]
