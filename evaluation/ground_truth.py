@@ -19,7 +19,9 @@ def measured_truth(ground_truth: Mapping[str, Any], image_set: ImageSet) -> dict
     """
     paths = dict(zip(image_set.ids.tolist(), map(os.fsdecode, image_set.paths), strict=True))
     images = [
-        {**image, "path": os.path.abspath(paths[image["id"]])} for image in ground_truth["images"] if image["id"] in paths
+        {**image, "path": os.path.abspath(paths[image["id"]])}
+        for image in ground_truth["images"]
+        if image["id"] in paths
     ]
     objects = [
         {"area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0} | {key: row[key] for key in _KEYS if key in row}

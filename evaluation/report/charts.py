@@ -54,10 +54,14 @@ def line_chart(
 
     parts = []
     for value in _log_ticks(low, high) if is_log else _ticks(low, high):
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{up(value):.1f}" y2="{up(value):.1f}"/>')
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{up(value):.1f}" y2="{up(value):.1f}"/>'
+        )
         parts.append(f'<text x="{_LEFT - 6}" y="{up(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
     for place in _ticks(low_x, high_x):
-        parts.append(f'<text x="{across(place):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{place:g}</text>')
+        parts.append(
+            f'<text x="{across(place):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{place:g}</text>'
+        )
     parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 2}" text-anchor="end" class="axis">{text(x)}</text>')
     for line in lines:
         points = [(across(place), up(value)) for place, value in zip(line.xs, line.ys, strict=True)]
@@ -78,7 +82,9 @@ def line_chart(
     named = [line for line in lines if line.name]
     legend = joined(element("span", element("i", class_=f"key {line.style}"), line.name) for line in named)
     caption = element("figcaption", element("b", title), element("small", y) if y else "")
-    return element("figure", caption, svg, element("div", legend, class_="legend") if len(named) > 1 else "", class_="chart")
+    return element(
+        "figure", caption, svg, element("div", legend, class_="legend") if len(named) > 1 else "", class_="chart"
+    )
 
 
 def bars(rows: Sequence[tuple[str, float, str, str]], *, longest: float) -> Markup:

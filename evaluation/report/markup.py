@@ -10,6 +10,8 @@ from typing import Any
 
 from utils.printable import printable
 
+_VOID = ("img", "input")
+
 
 class Markup(str):
     """HTML as it is; every other string is text."""
@@ -25,7 +27,7 @@ def text(value: Any) -> Markup:
 def element(tag: str, *content: Any, **attributes: Any) -> Markup:
     """Return <tag>content</tag>; `class_` and `data_name` are the attributes class and data-name."""
     given = "".join(f' {name.strip("_").replace("_", "-")}="{text(value)}"' for name, value in attributes.items())
-    return Markup(f"<{tag}{given}>{''.join(map(text, content))}</{tag}>")
+    return Markup(f"<{tag}{given}>" if tag in _VOID else f"<{tag}{given}>{''.join(map(text, content))}</{tag}>")
 
 
 def joined(parts: Iterable[Any]) -> Markup:

@@ -78,7 +78,7 @@ def test_correcting_the_only_error_of_a_type_gives_back_all_that_it_cost() -> No
     other = [60, 60, 20, 20]
     truth, results = made_scene([(0, 1, OBJECT), (0, 2, other)], [(0, 1, OBJECT, 0.9), (0, 3, other, 0.8)])
     analysis = find_errors(truth, results)
-    assert analysis.AP == pytest.approx(1 / 3)  # of class 3 something is detected
+    assert pytest.approx(1 / 3) == analysis.AP  # of class 3 something is detected
     assert analysis.costs["classification"] == pytest.approx(2 / 3)
     assert [analysis.costs[name] for name in ("localization", "duplicate", "missed")] == [0, 0, 0]
 
@@ -131,7 +131,7 @@ def test_the_parts_fit_together(seed: int) -> None:
 def test_ap_is_cocos_where_each_class_has_objects() -> None:
     truth, results = scene(3)
     assert {row["category_id"] for row in truth["annotations"]} == {1, 2, 3}
-    assert find_errors(truth, results).AP == pytest.approx(evaluate_coco(truth, results).AP50, abs=1e-9)
+    assert pytest.approx(evaluate_coco(truth, results).AP50, abs=1e-9) == find_errors(truth, results).AP
 
 
 def test_golden_costs() -> None:
@@ -163,6 +163,6 @@ def assert_as_tidecv(truth: dict[str, Any], results: CocoResults) -> None:
     run = tidecv.TIDE().evaluate(known, detected, mode=tidecv.TIDE.BOX)
     costs = {error.short_name: cost / 100 for error, cost in run.fix_main_errors().items()}
     names = dict(zip(("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"), ERROR_TYPES, strict=True))
-    assert ours.AP == pytest.approx(run.ap / 100, abs=1e-9)
+    assert pytest.approx(run.ap / 100, abs=1e-9) == ours.AP
     assert ours.costs == pytest.approx({names[name]: cost for name, cost in costs.items()}, abs=1e-9)
     assert ours.counts == {names[error.short_name]: count for error, count in run.count_errors().items()}
