@@ -138,7 +138,7 @@ def _types(ious: np.ndarray, same: np.ndarray, match: np.ndarray) -> tuple[np.nd
 
 
 def _match(ious: np.ndarray) -> np.ndarray:
-    """Match detections, best first, with objects from (D, M) overlaps with those of their class: (D,) indices, or -1."""
+    """Match detections, best first, with objects by (D, M) overlaps, 0 for other classes: (D,) indices, or -1."""
     match = np.full(len(ious), -1)
     free = ious.copy()
     for number in np.flatnonzero((ious >= _POSITIVE_IOU).any(axis=1)):

@@ -18,11 +18,8 @@ def measured_truth(ground_truth: Mapping[str, Any], image_set: ImageSet) -> dict
     set and split it was. So an evaluation stays readable when the data set is gone.
     """
     paths = dict(zip(image_set.ids.tolist(), map(os.fsdecode, image_set.paths), strict=True))
-    images = [
-        {**image, "path": os.path.abspath(paths[image["id"]])}
-        for image in ground_truth["images"]
-        if image["id"] in paths
-    ]
+    images = [image for image in ground_truth["images"] if image["id"] in paths]
+    images = [{**image, "path": os.path.abspath(paths[image["id"]])} for image in images]
     objects = [
         {"area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0} | {key: row[key] for key in _KEYS if key in row}
         for row in ground_truth["annotations"]

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from evaluation.report.report import make_comparison, make_report
-from options import TrainOptions
+from options import EvaluateOptions, TrainOptions
 from utils.console import say
 from utils.flags import flatten, parse_flags, resolve
 from utils.knob import knob
@@ -28,7 +28,9 @@ class ReportOptions:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = resolve(ReportOptions, parse_flags(ReportOptions, argv))
-    folders, defaults = [Path(run) for run in options.runs], flatten(TrainOptions())
+    folders = [Path(run) for run in options.runs]
+    is_training = (folders[0] / "results.csv").is_file()
+    defaults = flatten(TrainOptions() if is_training else EvaluateOptions(weights=""))
     path = folders[0] / "report.html"
     if len(folders) == 1 and options.out is None:
         make_report(folders[0], defaults)

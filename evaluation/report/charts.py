@@ -43,7 +43,7 @@ def line_chart(
     low_x, high_x = x_limits or _limits([place for line in lines for place in line.xs])
     values = [value for line in lines for value in line.ys]
     is_log = y_limits is None and min(values) > 0 and max(values) > 20 * min(values)
-    low, high = y_limits or (_limits(values) if not is_log else (min(values), max(values)))
+    low, high = y_limits or ((min(values), max(values)) if is_log else _rounded(*_limits(values)))
 
     def across(place: float) -> float:
         return _LEFT + (place - low_x) / (high_x - low_x) * (_WIDTH - _LEFT - _RIGHT)
@@ -58,7 +58,8 @@ def line_chart(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{up(value):.1f}" y2="{up(value):.1f}"/>'
         )
         parts.append(f'<text x="{_LEFT - 6}" y="{up(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for place in _ticks(low_x, high_x):
+    smallest = 1.0 if all(float(place).is_integer() for line in lines for place in line.xs) else 0.0
+    for place in _ticks(low_x, high_x, smallest):
         parts.append(
             f'<text x="{across(place):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{place:g}</text>'
         )
@@ -80,11 +81,10 @@ def line_chart(
     label = text(f"{title}: {y or 'value'} over {x}")
     svg = Markup(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>')
     named = [line for line in lines if line.name]
-    legend = joined(element("span", element("i", class_=f"key {line.style}"), line.name) for line in named)
+    keys = joined(element("span", element("i", class_=f"key {line.style}"), line.name) for line in named)
+    legend = element("div", keys, class_="legend") if len(named) > 1 else ""
     caption = element("figcaption", element("b", title), element("small", y) if y else "")
-    return element(
-        "figure", caption, svg, element("div", legend, class_="legend") if len(named) > 1 else "", class_="chart"
-    )
+    return element("figure", caption, svg, legend, class_="chart")
 
 
 def bars(rows: Sequence[tuple[str, float, str, str]], *, longest: float) -> Markup:
@@ -102,13 +102,24 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if low < high else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Return at most six round numbers between two."""
+def _rounded(low: float, high: float) -> tuple[float, float]:
+    """Return the limits moved outwards to ticks, and to 0 if that is near."""
+    low = 0.0 if 0 < low < high / 2 else low
+    step = _step(low, high)
+    return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+
+
+def _ticks(low: float, high: float, smallest: float = 0.0) -> list[float]:
+    """Return at most seven round numbers between two, at least `smallest` apart."""
+    step = max(_step(low, high), smallest)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def _step(low: float, high: float) -> float:
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -9,10 +9,11 @@ from typing import Any
 from evaluation.error_types import ERROR_TYPES
 from evaluation.report.facts import Measured, Run
 from evaluation.report.gallery import Gallery
-from evaluation.report.markup import Markup, element, note, percent, section, table
+from evaluation.report.markup import DASH, Markup, element, note, percent, section, table
 from evaluation.report.sections import controls, duration
 from utils.flags import flag_of
 
+MINUS = "\N{MINUS SIGN}"
 _DISAGREEMENTS = 20
 _METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 
@@ -29,8 +30,8 @@ def differences(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     """COCO's numbers, and the settings in which the runs differ."""
     rows = [_row(name, runs, lambda run, name=name: _known(run.stats.get(name))) for name in _METRICS]  # type: ignore[misc]
     seconds = [sum(row["seconds"] for row in run.epochs if "seconds" in row) for run in runs]
-    times = ("training", *(duration(each) if each else "–" for each in seconds), *[""] * (len(runs) - 1))
-    header = ("per cent", *names, *(f"{name} − {names[0]}" for name in names[1:]))
+    times = ("training", *(duration(each) if each else DASH for each in seconds), *[""] * (len(runs) - 1))
+    header = ("per cent", *names, *(f"{name} {MINUS} {names[0]}" for name in names[1:]))
     said = "Differences of one run each: python evaluate.py --compare says which of them are sure."
     return section(
         "numbers", "Differences", table(header, [*rows, times], class_="numbers"), note(said), _settings(runs, names)
@@ -43,7 +44,7 @@ def _row(name: str, runs: Sequence[Run], value: Value) -> tuple[Any, ...]:
 
 
 def _difference(first: float | None, other: float | None) -> str:
-    return "–" if first is None or other is None else f"{100 * (other - first):+.1f}"
+    return DASH if first is None or other is None else f"{100 * (other - first):+.1f}"
 
 
 def _known(value: Any) -> float | None:
@@ -64,7 +65,7 @@ _OWN = ("out", "resume", "run_id", "environment", "total_steps")
 
 
 def _value(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else DASH if value is None else str(value)
 
 
 def classes(runs: Sequence[Run], names: Sequence[str]) -> Markup:
@@ -81,7 +82,7 @@ def classes(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     for name in every:
         values = [_known(each.get(name)) for each in aps]
         rows.append((name, *map(percent, values), *(_difference(values[0], each) for each in values[1:])))
-    header = ("AP", *names, *(f"{name} − {names[0]}" for name in names[1:]))
+    header = ("AP", *names, *(f"{name} {MINUS} {names[0]}" for name in names[1:]))
     return section("classes", "By class", table(header, rows, class_="numbers"))
 
 
@@ -93,7 +94,7 @@ def errors(runs: Sequence[Run], names: Sequence[str]) -> Markup:
         _row(kind, runs, lambda run, kind=kind: run.measured.errors.costs[kind] if run.measured else None)  # type: ignore[misc]
         for kind in ERROR_TYPES
     ]
-    header = ("error", *names, *(f"{name} − {names[0]}" for name in names[1:]))
+    header = ("error", *names, *(f"{name} {MINUS} {names[0]}" for name in names[1:]))
     said = "What AP50 would gain, in per cent, if the errors of one kind were corrected (TIDE)."
     return section("errors", "What is wrong", note(said), table(header, rows, class_="numbers"))
 
@@ -121,15 +122,11 @@ def _on_the_same_images(runs: Sequence[tuple[str, Measured]]) -> list[tuple[str,
     """Return the runs with their images in the first one's order; None if these are others, or have other objects."""
     known = [{image.row["id"]: image for image in each.images} for _, each in runs]
     first = list(known[0])
-    is_same = all(
-        images.keys() == known[0].keys()
-        and all(
-            images[at].name == known[0][at].name and len(images[at].objects) == len(known[0][at].objects)
-            for at in first
-        )
-        for images in known
-    )
-    if not is_same or len({tuple(row.category_id for row in each.classes) for _, each in runs}) > 1:
+    contents = [{at: (image.name, len(image.objects)) for at, image in images.items()} for images in known]
+    if (
+        any(each != contents[0] for each in contents)
+        or len({tuple(row.category_id for row in each.classes) for _, each in runs}) > 1
+    ):
         return None
     return [
         (name, replace(each, images=tuple(images[at] for at in first)))

@@ -20,6 +20,7 @@ from utils.errors import UserError
 from utils.printable import printable
 
 USUAL_CONFIDENCE = 0.25  # where none was chosen
+_NOT_LEARNED = ("__metadata__", "running_mean", "running_var", "num_batches_tracked")
 _SIZES = ("small", "medium", "large")  # COCO's areas, after all
 
 
@@ -56,7 +57,7 @@ class Thresholds:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ImageFacts:
-    """An image: its annotations and detections by index, and how many were found, missed and wrong at the thresholds."""
+    """An image: its annotations and detections by index; what was found, missed and wrong at the thresholds."""
 
     row: Mapping[str, Any]
     objects: np.ndarray
@@ -89,7 +90,8 @@ class ImageFacts:
 class Measured:
     """An evaluation, from ground_truth.json and detections.json.
 
-    truth: COCO's form. precision: (101, C) at IoU 0.5, by `classes`. confusion: see `confusion_matrix`.
+    truth: COCO's form. precision: (101, C) at IoU 0.5, by `classes`. confusion: see `confusion_matrix`. is_shown: (D,)
+    whether a detection reaches its threshold.
     """
 
     truth: dict[str, Any]
@@ -99,6 +101,7 @@ class Measured:
     errors: ErrorAnalysis
     confusion: np.ndarray
     thresholds: Thresholds
+    is_shown: np.ndarray
     images: tuple[ImageFacts, ...]
 
     @property
@@ -144,7 +147,7 @@ class Run:
 
 
 def read_run(folder: Path, defaults: Mapping[str, Any]) -> Run:
-    """Read a run folder. defaults: of the settings. Raises UserError if nothing of a training or evaluation is there."""
+    """Read a run folder. defaults: of the settings. Raises UserError if it is none of a training or an evaluation."""
     settings, stats = (_read_dict(folder / name) for name in ("settings.json", "metrics.json"))
     epochs = _read_rows(folder / "results.csv")
     if not (settings or stats or epochs):
@@ -187,6 +190,9 @@ def _measure(folder: Path, stats: Mapping[str, Any]) -> Measured:
     results = _read_results(json.loads((folder / "detections.json").read_text(encoding="utf-8")))
     classes, precision = _classes(truth, results)
     errors, thresholds = find_errors(truth, results), _thresholds(stats)
+    limit = {row.category_id: thresholds.of_class(row.name) for row in classes}
+    limits = np.array([limit.get(label, USUAL_CONFIDENCE) for label in results.category_ids.tolist()])
+    is_shown = results.scores >= limits
     return Measured(
         truth=truth,
         results=results,
@@ -195,7 +201,8 @@ def _measure(folder: Path, stats: Mapping[str, Any]) -> Measured:
         errors=errors,
         confusion=confusion_matrix(truth, results, min_score=thresholds.confidence),
         thresholds=thresholds,
-        images=_images(truth, results, errors, {row.category_id: thresholds.of_class(row.name) for row in classes}),
+        is_shown=is_shown,
+        images=_images(truth, results, errors, is_shown),
     )
 
 
@@ -248,14 +255,11 @@ def _thresholds(stats: Mapping[str, Any]) -> Thresholds:
 
 
 def _images(
-    truth: Mapping[str, Any], results: CocoResults, errors: ErrorAnalysis, confidence_of: Mapping[int, float]
+    truth: Mapping[str, Any], results: CocoResults, errors: ErrorAnalysis, is_shown: np.ndarray
 ) -> tuple[ImageFacts, ...]:
-    """confidence_of: by category id."""
     ids = [image["id"] for image in truth["images"]]
     owner = np.array([row["image_id"] for row in truth["annotations"]], np.int64)
     countable = np.array([not row["iscrowd"] for row in truth["annotations"]], bool)
-    limits = np.array([confidence_of.get(label, USUAL_CONFIDENCE) for label in results.category_ids.tolist()])
-    is_shown = results.scores >= limits
     is_found = is_shown & (errors.types == CORRECT)
     is_wrong = is_shown & (errors.types >= 0) & ~errors.is_ignored
     rows = []
@@ -307,6 +311,7 @@ def _parameters(path: Path) -> int | None:
     try:
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
+        learned = (each for name, each in header.items() if not name.endswith(_NOT_LEARNED))
+        return sum(math.prod(each["shape"]) for each in learned)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -10,6 +10,7 @@ from typing import Any
 
 from utils.printable import printable
 
+DASH = "\N{EN DASH}"  # for what is unknown
 _VOID = ("img", "input")
 
 
@@ -55,7 +56,7 @@ def note(*content: Any) -> Markup:
 
 def percent(share: float | None, digits: int = 1) -> str:
     """Return 0.431 as "43.1"; a dash for what is unknown: None, or -1 as COCO has it."""
-    return "–" if share is None or share == -1 else f"{100 * share:.{digits}f}"
+    return DASH if share is None or share == -1 else f"{100 * share:.{digits}f}"
 
 
 def script_json(value: Any) -> Markup:

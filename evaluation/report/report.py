@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from evaluation.report.card import MARK, model_card
 from evaluation.report.facts import Run, read_run
 from evaluation.report.markup import Markup, element, joined, note, percent, script_json, section, table, text
 from utils.atomic_file import warn_on_disk_error, write_text
+from utils.memory import peak_memory
 
 _HERE = Path(__file__).parent
 
@@ -24,8 +26,11 @@ def write_report(folder: Path, defaults: Mapping[str, Any]) -> None:
     """Write report.html, and README.md of a training, into a run folder; say in a line what went wrong, if it did.
 
     Of several domains each has a report in its own folder. defaults: of the settings, to show those that differ.
+    resources.json gets the most memory that was in use in this process, which has trained or evaluated.
     """
     try:
+        peak = peak_memory().strip(", ").removesuffix(" so far")
+        _write(folder / "resources.json", json.dumps({"peak_memory": peak}) + "\n")
         make_report(folder, defaults)
     except Exception as error:  # the work is done and saved: whatever is odd about it must not end in a traceback
         print(f"error: {folder / 'report.html'} was not written ({type(error).__name__}: {error})", file=sys.stderr)
@@ -35,7 +40,7 @@ def make_report(folder: Path, defaults: Mapping[str, Any]) -> None:
     """Do what `write_report` does. Raises UserError if the folder is none of a run."""
     run = read_run(folder, defaults)
     for name in run.domains:
-        write_report(folder / name, defaults)
+        make_report(folder / name, defaults)
     _write(folder / "report.html", single_page(run))
     card = folder / "README.md"
     with suppress(OSError):

@@ -14,7 +14,7 @@ from evaluation.error_types import ERROR_TYPES
 from evaluation.report.charts import Line, bars, line_chart
 from evaluation.report.facts import ClassFacts, Measured, Run
 from evaluation.report.gallery import Gallery, best, worst
-from evaluation.report.markup import Markup, element, joined, note, percent, section, table
+from evaluation.report.markup import DASH, Markup, element, joined, note, percent, section, table
 from utils.console import counted
 from utils.flags import flag_of
 
@@ -204,20 +204,22 @@ def errors(run: Run) -> Markup:
     """TIDE's six types, and which classes are taken for which."""
     if run.measured is None:
         return Markup("")
-    found = run.measured.errors
+    found, shown = run.measured.errors, run.measured.errors.types[run.measured.is_shown]
     top = max(0.05, *found.costs.values())
+    counts = [*((shown == kind).sum() for kind in range(len(ERROR_TYPES) - 1)), found.counts["missed"]]
     rows = [
-        (name, found.costs[name], percent(found.costs[name]), f"{found.counts[name]:,} x: {_EXPLAINED[name]}")
-        for name in ERROR_TYPES
+        (name, found.costs[name], percent(found.costs[name]), f"{count:,}: {_EXPLAINED[name]}")
+        for name, count in zip(ERROR_TYPES, counts, strict=True)
     ]
     content = [
         note(
             "What AP50 would gain, in per cent, if all errors of one kind were corrected and no other (TIDE, Bolya et "
-            f"al. 2020; its AP50 is {percent(found.AP)}). Counted are detections of any confidence."
+            f"al. 2020; its AP50 is {percent(found.AP)}). Beside it how many there are at the chosen confidence."
         ),
         bars(rows, longest=top),
     ]
-    return section("errors", "What is wrong", *content, _confusion(run.measured))
+    both = element("div", element("div", *content), element("div", _confusion(run.measured)), class_="beside")
+    return section("errors", "What is wrong", both)
 
 
 def _confusion(measured: Measured) -> Markup:
@@ -248,7 +250,8 @@ def _confusion(measured: Measured) -> Markup:
 
 
 def _cell(count: int, share: float) -> Markup:
-    return element("span", count or "", style=f"--share:{share:.2f}", class_="dark" if share > 0.55 else "light")
+    ink = "dark" if share > 0.55 else "light"
+    return element("span", count or "\N{MIDDLE DOT}", style=f"--share:{share:.2f}", class_=ink)
 
 
 def images(run: Run) -> tuple[Markup, dict[str, Any]]:
@@ -280,7 +283,9 @@ def controls(gallery: Gallery) -> Markup:
     if len(gallery.runs) > 1:
         choices = [element("option", name, value=number) for number, (name, _) in enumerate(gallery.runs)]
         switches.append(element("label", "of ", element("select", *choices, id="run")))
-    slider = element("input", type="range", id="threshold", min=0.01, max=1, step=0.01, value=f"{first.confidence:.2f}")
+    slider = element(
+        "input", type="range", id="threshold", min=0.01, max=1, step=0.001, value=f"{first.confidence:.3f}"
+    )
     value = element("output", f"{100 * first.confidence:.0f} %", id="threshold-value")
     legend = [
         element("span", element("i", class_=f"key {kind}"), said)
@@ -344,7 +349,7 @@ def health(run: Run) -> Markup:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.3g}" if _is_number(value) else "–"
+    return f"{value:.3g}" if _is_number(value) else DASH if value is None else str(value)
 
 
 def speed(run: Run) -> Markup:
