@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from evaluation.error_types import ERROR_TYPES
-from evaluation.report.facts import Run
+from evaluation.report.facts import METRICS, Run, setting_text
 from evaluation.report.markup import markdown, percent
 from evaluation.report.sections import commands, duration, sentence
 from utils.flags import flag_of
@@ -19,7 +18,7 @@ def model_card(run: Run) -> str:
     """Return it as Markdown."""
     parts = [MARK, f"# {markdown(run.name)}", markdown(sentence(run))]
     parts += ["## Results", *_results(run), "## Weak points", *_weak_points(run)]
-    rows = [(f"`{flag_of(name)}`", markdown(_value(value))) for name, value in run.changed.items()]
+    rows = [(f"`{flag_of(name)}`", markdown(setting_text(name, value))) for name, value in run.changed.items()]
     if rows:
         parts += ["## Training", "Settings that differ from the defaults:", _table(("setting", "value"), rows)]
     machine = run.settings.get("environment")
@@ -37,10 +36,10 @@ def model_card(run: Run) -> str:
 
 
 def _results(run: Run) -> list[str]:
-    names = [name for name in ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L") if name in run.stats]
-    if not names:
+    keys = [key for key in METRICS if key in run.stats]
+    if not keys:
         return ["Not measured."]
-    parts = [_table(names, [[percent(run.stats[name]) for name in names]])]
+    parts = [_table([METRICS[key] for key in keys], [[percent(run.stats[key]) for key in keys]])]
     interval = run.stats.get("AP_interval")
     spread = f"; 95 % interval of AP over images: {percent(interval[0])} to {percent(interval[1])}" if interval else ""
     parts.append(f"COCO's, in per cent{spread}.")
@@ -77,7 +76,3 @@ def _weak_points(run: Run) -> list[str]:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _value(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

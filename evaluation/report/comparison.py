@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from evaluation.error_types import ERROR_TYPES
-from evaluation.report.facts import Measured, Run
+from evaluation.report.facts import METRICS, Measured, Run, setting_text
 from evaluation.report.gallery import Gallery
 from evaluation.report.markup import DASH, Markup, element, note, percent, section, table
 from evaluation.report.sections import controls, duration
@@ -15,7 +15,6 @@ from utils.flags import flag_of
 
 MINUS = "\N{MINUS SIGN}"
 _DISAGREEMENTS = 20
-_METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 
 Value = Callable[[Run], float | None]
 
@@ -28,7 +27,7 @@ def named_apart(runs: Sequence[Run]) -> list[str]:
 
 def differences(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     """COCO's numbers, and the settings in which the runs differ."""
-    rows = [_row(name, runs, lambda run, name=name: _known(run.stats.get(name))) for name in _METRICS]  # type: ignore[misc]
+    rows = [_row(name, runs, lambda run, key=key: _known(run.stats.get(key))) for key, name in METRICS.items()]  # type: ignore[misc]
     seconds = [sum(row["seconds"] for row in run.epochs if "seconds" in row) for run in runs]
     times = ("training", *(duration(each) if each else DASH for each in seconds), *[""] * (len(runs) - 1))
     header = ("per cent", *names, *(f"{name} {MINUS} {names[0]}" for name in names[1:]))
@@ -55,17 +54,16 @@ def _settings(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     settings = [{name: run.settings.get(name) for name in run.settings if name not in _OWN} for run in runs]
     every = dict.fromkeys(name for each in settings for name in each)
     differing = [name for name in every if any(each.get(name) != settings[0].get(name) for each in settings)]
-    rows = [(element("code", flag_of(name)), *(_value(each.get(name)) for each in settings)) for name in differing]
+    rows = [
+        (element("code", flag_of(name)), *(setting_text(name, each.get(name)) for each in settings))
+        for name in differing
+    ]
     if not rows:
         return note("All settings are equal.")
     return table(("setting", *names), rows, class_="plain")
 
 
 _OWN = ("out", "resume", "run_id", "environment", "total_steps")
-
-
-def _value(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else DASH if value is None else str(value)
 
 
 def classes(runs: Sequence[Run], names: Sequence[str]) -> Markup:

@@ -16,9 +16,18 @@ from evaluation.coco_backends import run_coco_eval
 from evaluation.coco_results import CocoResults, positions_by_image
 from evaluation.confusion import confusion_matrix
 from evaluation.error_types import CORRECT, ErrorAnalysis, find_errors
+from evaluation.report.markup import DASH
 from utils.errors import UserError
 from utils.printable import printable
 
+METRICS = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "AP_S": "AP small",
+    "AP_M": "AP medium",
+    "AP_L": "AP large",
+}  # key in metrics.json -> name
 USUAL_CONFIDENCE = 0.25  # where none was chosen
 _NOT_LEARNED = ("__metadata__", "running_mean", "running_var", "num_batches_tracked")
 _SIZES = ("small", "medium", "large")  # COCO's areas, after all
@@ -156,6 +165,7 @@ def read_run(folder: Path, defaults: Mapping[str, Any]) -> Run:
             "evaluate.py wrote"
         )
     usual = json.loads(json.dumps(dict(defaults), default=str))
+    idle = {"out", "max_steps" if settings.get("epochs") or settings.get("time_budget") else ""}
     measured, notes = None, []
     try:
         measured = _measure(folder, stats)
@@ -172,7 +182,7 @@ def read_run(folder: Path, defaults: Mapping[str, Any]) -> Run:
         changed={
             name: value
             for name, value in settings.items()
-            if name in usual and name != "out" and value not in (usual[name], None, [])
+            if name in usual and name not in idle and value not in (usual[name], None, [])
         },
         epochs=epochs,
         health=_read_rows(folder / "norm_health.csv"),
@@ -182,6 +192,13 @@ def read_run(folder: Path, defaults: Mapping[str, Any]) -> Run:
         peak_memory=str(_read_dict(folder / "resources.json").get("peak_memory", "")),
         notes=notes,
     )
+
+
+def setting_text(name: str, value: Any) -> str:
+    """Return a setting's value as it is typed; a dash for none."""
+    if isinstance(value, list):
+        return ("x" if name == "image_size" else " ").join(map(str, value)) or DASH
+    return DASH if value is None else str(value)
 
 
 def _measure(folder: Path, stats: Mapping[str, Any]) -> Measured:

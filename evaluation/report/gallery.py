@@ -52,6 +52,7 @@ class Gallery:
         own = [first.thresholds.of_class(row.name) for row in first.classes] if first.thresholds.classes else None
         return {
             "classes": [row.name for row in first.classes],
+            "curves": [row.name for row in first.classes if row.objects],
             "types": ERROR_TYPES,
             "threshold": first.thresholds.confidence,
             "own": own,
@@ -65,7 +66,7 @@ class Gallery:
         found = [self._detections(measured, measured.images[index]) for _, measured in self.runs]
         self.data.append({"hw": [height, width], "objects": objects, "found": found})
         caption = element("figcaption", element("b", image.name, title=image.path), element("span", class_="counts"))
-        frame = element("div", content, class_="frame", style=f"aspect-ratio:{width}/{height}")
+        frame = element("div", content, class_="frame", style=f"--ratio:{width / height:.4f}")
         return element("figure", frame, caption, class_="card", data_image=len(self.data) - 1, tabindex=0)
 
     def _picture(self, image: ImageFacts) -> tuple[Markup, tuple[int, int]]:

@@ -12,13 +12,14 @@ import numpy as np
 
 from evaluation.error_types import ERROR_TYPES
 from evaluation.report.charts import Line, bars, line_chart
-from evaluation.report.facts import ClassFacts, Measured, Run
+from evaluation.report.facts import ClassFacts, Measured, Run, setting_text
 from evaluation.report.gallery import Gallery, best, worst
 from evaluation.report.markup import DASH, Markup, element, joined, note, percent, section, table
 from utils.console import counted
 from utils.flags import flag_of
 
 _WORST, _BEST = 20, 12
+_FEW_CURVES = 20
 _MATRIX_CLASSES = 12  # more do not fit beside each other
 _CONFUSIONS, _PROBLEMS, _LAYERS = 10, 12, 5
 _CURVES = {  # title -> columns of results.csv, and whether they are shares
@@ -73,7 +74,7 @@ def _tiles(run: Run) -> list[Markup]:
         tiles += [_tile("AP", percent(stats["AP"]), spread), _tile("AP50", percent(stats.get("AP50")), "IoU 0.50")]
     if run.measured and run.measured.thresholds.is_chosen:
         at = run.measured.thresholds.common
-        said = f"from a confidence of {percent(at['confidence'], 0)} % on"
+        said = f"at confidence {percent(at['confidence'], 0)} %"
         tiles += [_tile(name, percent(at[name]), said) for name in ("precision", "recall") if name in at]
     seconds = sum(row["seconds"] for row in run.epochs if "seconds" in row)
     if seconds:
@@ -98,7 +99,10 @@ def setup(run: Run) -> Markup:
     """Settings that are not the defaults, and the machine."""
     if not run.settings:
         return Markup("")
-    rows = [(element("code", flag_of(name)), element("code", _value(value))) for name, value in run.changed.items()]
+    rows = [
+        (element("code", flag_of(name)), element("code", setting_text(name, value)))
+        for name, value in run.changed.items()
+    ]
     machine = run.settings.get("environment")
     pairs = machine.items() if isinstance(machine, dict) else ()
     content = [
@@ -109,10 +113,6 @@ def setup(run: Run) -> Markup:
         rest = table(("machine", ""), pairs, class_="plain")
         content.append(element("details", element("summary", "the machine and its software"), rest))
     return section("setup", "How it was made" if run.is_training else "How it was measured", *content)
-
-
-def _value(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def curves(runs: Sequence[Run]) -> Markup:
@@ -157,7 +157,7 @@ def classes(run: Run) -> Markup:
     return section(
         "classes",
         "By class and size",
-        element("div", table(header, body, class_="numbers"), _pr_chart(run, rows), class_="beside"),
+        element("div", table(header, body, class_="numbers totals"), _pr_chart(run, rows), class_="beside"),
         note(*said, sizes),
         _threshold_table(run),
     )
@@ -174,7 +174,8 @@ def _pr_chart(run: Run, rows: Sequence[ClassFacts]) -> Markup:
     assert run.measured is not None
     measured, recalls = run.measured, np.linspace(0, 100, 101).tolist()
     shown = [column for column, row in enumerate(measured.classes) if row.objects]
-    each = [Line(name="", xs=recalls, ys=(100 * measured.precision[:, at]).tolist(), style="faint") for at in shown]
+    faint = "faint" if len(shown) <= _FEW_CURVES else "faint faintest"
+    each = [Line(name="", xs=recalls, ys=(100 * measured.precision[:, at]).tolist(), style=faint) for at in shown]
     mean = (100 * measured.precision[:, shown].mean(axis=1)).tolist()
     at, dots = measured.thresholds.common, []
     if {"precision", "recall"} <= at.keys():
@@ -243,7 +244,7 @@ def _confusion(measured: Measured) -> Markup:
     if not pairs:
         return joined((*parts, note("No class was taken for another.")))
     lines = [
-        element("li", element("b", names[column]), " taken for ", element("b", names[row]), f", {count} times")
+        element("li", element("b", names[column]), " taken for ", element("b", names[row]), f": {count}")
         for count, row, column in pairs
     ]
     return joined((*parts, element("ul", *lines, class_="pairs")))
