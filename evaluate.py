@@ -19,6 +19,7 @@ from evaluation.darknet_map import WHY_NOT_COCO, measure_as_darknet
 from evaluation.evaluator import Evaluator
 from evaluation.norm_report import write_norm_report
 from evaluation.recalibration import recalibrate_on, sample_images
+from evaluation.report.report import write_report
 from models.detector import Detector, is_exported
 from models.norms.freeze_stats import use_batch_statistics
 from models.norms.running_stats import norms_with_statistics
@@ -28,9 +29,9 @@ from options import FOREIGN_FLAGS, EvaluateOptions
 from utils.atomic_file import warn_on_disk_error, write_text
 from utils.checkpoint import Checkpoint
 from utils.console import say, warn
-from utils.environment import pick_device
+from utils.environment import describe, pick_device
 from utils.errors import UserError
-from utils.flags import parse_flags, resolve
+from utils.flags import flatten, parse_flags, resolve
 from utils.page import run_page
 from utils.run_folder import free_folder
 
@@ -92,6 +93,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"AP {per_cent(before.AP)} with the statistics of {options.weights}, {per_cent(table.AP)} with {source}"
         )
         print(f"{change}: {folder / 'recalibrated.pt'}")
+    settings = {**flatten(options), "environment": describe(detector.device)}
+    with warn_on_disk_error(folder / "settings.json"):
+        write_text(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
+    write_report(folder, flatten(EvaluateOptions(weights="")))
     if not is_complete:
         raise UserError(f"{folder / 'detections.json'}: was not written; the numbers above are those of its detections")
 

@@ -20,14 +20,17 @@ from evaluation.coco_map import per_cent
 from evaluation.domains import DomainEvaluator
 from evaluation.evaluator import Evaluator
 from evaluation.recalibration import recalibrate_on
+from evaluation.report.report import write_report
 from models.freeze import freeze
 from models.norms.domains import choose
 from models.stored_network import build_network
 from models.thresholds import Thresholds
+from options import TrainOptions
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
 from utils.checkpoint import Checkpoint
 from utils.environment import pick_device
+from utils.flags import flatten
 from utils.page import run_page
 from utils.run_lock import released_afterwards
 from utils.stop import Stop, Stopped
@@ -138,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n{best} on {job.val_set.name} {job.val_set.split}:")
         print(table.summary(), table.class_table(), sep="\n\n")
         chosen = f" --domain {job.domains[0].name}" if "own" in (norm.domain_statistics, norm.domain_affine) else ""
+        write_report(folder, flatten(TrainOptions()))
         print(f"\neverything is in {folder}; next: python detect.py --weights {best}{chosen} IMAGES")
 
 

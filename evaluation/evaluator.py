@@ -17,6 +17,7 @@ from evaluation.coco_backends import choose_backend
 from evaluation.coco_map import CocoTable, evaluate_coco
 from evaluation.coco_results import CocoResults, merged, results_of
 from evaluation.confusion import confusion_matrix
+from evaluation.ground_truth import measured_truth
 from evaluation.inference import detect_batches, image_batches
 from evaluation.matches import match_coco
 from evaluation.plots import plot_confusion, plot_pr_curves
@@ -70,7 +71,7 @@ class Evaluator:
 
         On rank 0 the table has intervals and thresholds: a training evaluates often with `measure`, where nobody
         waits for them, and ends with a report.
-        Write ground_truth.json, too, if the data set is not COCO: pycocotools can be run on it and detections.json.
+        Write ground_truth.json, too: pycocotools can be run on it and detections.json.
         """
         results = self.detect(progress=True, show=partial(_write_image, folder / "predictions.png"))
         table = self._table(results)
@@ -81,9 +82,8 @@ class Evaluator:
                 "metrics.txt": f"{table.text()}\n",
                 "metrics.json": json.dumps(table.metrics(), indent=2),
                 "detections.json": json.dumps(results.rows()),
+                "ground_truth.json": json.dumps(measured_truth(self.ground_truth, self.image_set)),
             }
-            if self.image_set.coco_json is None:
-                texts["ground_truth.json"] = json.dumps(self.ground_truth)
             for name, text in texts.items():
                 with warn_on_disk_error(folder / name):
                     write_text(folder / name, text)
