@@ -2,10 +2,11 @@
 
     python -m benchmarks.front --weights runs/NAME/best.pt IMAGE IMAGE
 
-Left the images with their detections, by `Detector` with its defaults. Right the plot of `benchmarks.small_batch` for the
-first setting that has both lines. The network was trained by
+Left the images with their detections, by `Detector` with its defaults. Right the plot of `benchmarks.small_batch` for
+the first setting that has both lines. The network was trained by
 
-    python train.py --data BCCD --weights yolo-fastest-1.1-xl --image-size 160 --epochs 12 --batch-size 16 --subdivisions 16
+    python train.py --data BCCD --weights yolo-fastest-1.1-xl --image-size 160 --epochs 12 --batch-size 16
+        --subdivisions 16
 """
 
 from __future__ import annotations
