@@ -2,8 +2,8 @@
 
     make docs-check
 
-The folder has files that are called as the pages' placeholders are: PATH, IMAGES, runs/NAME/best.pt, my.cfg. Trainings are
-shortened to two steps. What is not typed is listed with the reason (`--list` lists and types nothing).
+The folder has files that are called as the pages' placeholders are: PATH, IMAGES, runs/NAME/best.pt, my.cfg. Trainings
+are shortened to two steps. What is not typed is listed with the reason (`--list` lists and types nothing).
 """
 
 from __future__ import annotations
