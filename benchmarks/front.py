@@ -1,8 +1,8 @@
 """The image on top of the README, docs/front.png: what a network found, and AP over the images in a forward.
 
-    python -m benchmarks.front --weights runs/NAME/best.pt IMAGE IMAGE
+    python -m benchmarks.front --weights runs/NAME/best.pt IMAGE
 
-Left the images with their detections, by `Detector` with its defaults. Right the plot of `benchmarks.small_batch` for
+Left the image with its detections, by `Detector` with its defaults. Right the plot of `benchmarks.small_batch` for
 the first setting that has both lines. The network was trained by
 
     python train.py --data BCCD --weights yolo-fastest-1.1-xl --image-size 160 --epochs 12 --batch-size 16
@@ -27,18 +27,15 @@ from utils.figure import save_figure
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, metavar="FILE")
-    parser.add_argument("images", nargs=2, metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE")
     args = parser.parse_args()
     settings = by_setting(read_rows(RESULTS / "recipes.jsonl"))
     setting, cells = next((setting, cells) for setting, cells in settings.items() if is_plotted(cells))
-    detector = Detector.load(args.weights)
-    figure = Figure(figsize=(10.4, 3.9), layout="constrained")
-    panels = figure.add_gridspec(2, 2, width_ratios=(0.5, 1))
-    for row, image in enumerate(args.images):
-        axes = figure.add_subplot(panels[row, 0])
-        axes.imshow(detector(image).plot())
-        axes.set_axis_off()
-    draw(figure.add_subplot(panels[:, 1]), setting, cells)
+    figure = Figure(figsize=(10.4, 3.7), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(0.9, 1))
+    left.imshow(Detector.load(args.weights)(args.image).plot())
+    left.set_axis_off()
+    draw(right, setting, cells)
     save_figure(figure, Path(ROOT, "docs", "front.png"), dpi=110)
 
 

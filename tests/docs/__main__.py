@@ -88,10 +88,9 @@ def furnish(scratch: Path) -> None:
         shutil.copytree(images[0].parent, scratch / folder)
     for name in ("street.jpg", "aerial.png"):
         shutil.copy(images[0], scratch / name)
-    shutil.copy(ROOT / "cfg" / "yolov4-pico.cfg", scratch / "my.cfg")
     for line in (
         "python train.py --data PATH --max-steps 2 --out runs/NAME",
-        "python -m models.weights convert runs/NAME/best.pt my.weights",
+        "python -m models.weights convert runs/NAME/best.pt my.weights",  # and my.cfg
         "python -m data.convert PATH darknet --to darknet",
         "python train.py --data A B --max-steps 2 --domain-statistics own --out runs/DOMAINS",
     ):
@@ -124,6 +123,9 @@ def shortened(command: Command) -> Command:
     text = command.text
     for pattern, instead in SHORTER:
         text = re.sub(pattern, instead, text)
+    text = text.replace(
+        "best.pt my.weights", f"best.pt {Path(command.page).stem}.weights" if command.page else "best.pt my.weights"
+    )
     if "train.py" in text and "--resume" not in text:
         text += "" if re.search("--(epochs|time-budget|max-steps)", text) else " --max-steps 2"
         text += "" if "--image-size" in text else " --image-size 96"
