@@ -349,8 +349,10 @@ class ExportOptions:
         if (self.precision == "int8") != (self.calibrate_on is not None):
             raise UserError("--precision int8 and --calibrate-on PATH go together: int8's scales are found on images")
         for kind in self.to:
-            if kind in ("torchscript", "ncnn") and (self.precision == "int8" or self.outputs == "nms"):
+            if kind in ("torchscript", "ncnn", "darknet") and (self.precision == "int8" or self.outputs == "nms"):
                 raise UserError(f"--to {kind} has neither --precision int8 nor --outputs nms: onnx and openvino have")
+        if "darknet" in self.to and self.precision != "float32":
+            raise UserError(f"--to darknet: a .weights file is float32, not {self.precision}")
         if self.ap_tolerance is not None and self.check is None:
             raise UserError("--ap-tolerance is read with --check only")
 

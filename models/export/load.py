@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cfg.plan import Plan
+from models.export.darknet_file import open_darknet
 from models.export.metadata import Metadata
 from models.export.ncnn_file import open_ncnn
 from models.export.onnx_file import open_onnx
@@ -27,6 +28,7 @@ OPENERS: dict[str, Callable[[Path], tuple[Metadata, Run]]] = {
     ".xml": open_openvino,
     ".torchscript": open_torchscript,
     ".json": open_ncnn,
+    ".weights": open_darknet,
 }
 
 
