@@ -68,7 +68,8 @@ class Detector:
 
         names: a file of darknet's class names, one a line. domain: of a checkpoint with several. device: see
         `pick_device`. precision: see `fast_predictor`; an exported file has its own. input_hw: (height, width) in
-        pixels, in place of the trained ones. options: of DrawnDetectionOptions by default.
+        pixels, in place of the trained ones. options: of DrawnDetectionOptions by default; the `resize` of an exported
+        file takes the place of "opencv" there.
         Raises UserError for what is missing, damaged or of another kind; no code is run that a file holds.
         """
         path, options = os.fspath(path), options or DrawnDetectionOptions()
@@ -81,6 +82,8 @@ class Detector:
             from models.export.load import load_exported
 
             exported = load_exported(Path(path), device=device, input_hw=input_hw)
+            if options.resize == "opencv":
+                options = replace(options, resize=exported.resize)
             return cls(
                 predictor=exported, class_names=exported.class_names, letterbox=exported.letterbox, options=options
             )

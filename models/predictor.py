@@ -55,6 +55,9 @@ class ExportedPredictor(Predictor, Protocol):
     @property
     def letterbox(self) -> bool: ...
 
+    @property
+    def resize(self) -> str: ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TorchPredictor:

@@ -65,6 +65,10 @@ class FilePredictor:
     def letterbox(self) -> bool:
         return self.metadata.letterbox
 
+    @property
+    def resize(self) -> str:
+        return self.metadata.resize
+
     def check(self, options: DetectionOptions) -> None:
         """Raise UserError for thresholds that let through what the graph's own suppression has dropped."""
         rule = self.metadata.suppression
