@@ -14,7 +14,7 @@ from data.image_cache import CACHES
 from evaluation.coco_backends import BACKENDS
 from evaluation.darknet_map import POINTS
 from models.export.formats import FORMATS
-from models.export.metadata import OUTPUTS, PRECISIONS
+from models.export.metadata import MAX_BATCH, OUTPUTS, PRECISIONS
 from models.norms.old_spelling import removed_flags
 from models.norms.options import NormOptions
 from models.norms.own import trust_knob
@@ -325,7 +325,7 @@ class ExportOptions:
     calibrate_on: str | None = knob(None, "find int8's scales on PATH's train split", unit="PATH")
     calibrate_images: int = knob(100, "images for calibrate_on", unit="IMAGES", low=1)
     image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: as trained)")
-    batch_size: int = knob(1, "images of one call", unit="IMAGES", low=1)
+    batch_size: int = knob(1, "images of one call", unit="IMAGES", low=1, high=MAX_BATCH)
     dynamic: bool = knob(False, "take any number of images, of any size whose sides the network's strides divide")
     check: str | None = knob(
         None, "evaluate the network and its files on this data set; exit code 1 where AP differs", unit="PATH"

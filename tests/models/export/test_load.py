@@ -76,6 +76,8 @@ def test_candidates_of_other_outputs_are_the_same(kind, outputs, batch, network,
     images = torch.rand(3, 3, 64, 64)
     assert max(differences(predictor.candidates(images, confidence=-1.0), expected_of(network, images), PLAN)) < 1e-4
     if batch is None:
+        with pytest.raises(UserError, match="70x64 pixels are not multiples of the network's 32"):
+            predictor.candidates(torch.rand(1, 3, 70, 64), confidence=0.5)
         larger = PLAN.with_input_hw((96, 128))
         images = torch.rand(1, 3, 96, 128)
         found = predictor.candidates(images, confidence=-1.0)
@@ -250,6 +252,14 @@ def test_metadata_that_are_none_are_refused(text, copied):
         {"resize": "bicubic"},
         {"letterbox": "no"},
         {"suppression": {"iou": 0.5}},
+        {"outputs": "nms", "suppression": {"iou": "0.5", "confidence": 0.1, "max_per_class": 9}},
+        {"outputs": "nms", "suppression": {"iou": 0.5, "confidence": None, "max_per_class": 9}},
+        {"outputs": "nms", "suppression": {"iou": 0.5, "confidence": 0.1, "max_per_class": 0}},
+        {"outputs": "nms", "suppression": {"iou": float("nan"), "confidence": 0.1, "max_per_class": 9}},
+        {"confidences": ["0.5"] * 3},
+        {"confidences": [0.5, 0.5, 2]},
+        {"batch": 10**9},
+        {"batch": 10**30},
         {"confidences": [0.5]},
     ],
     ids=str,
