@@ -110,7 +110,7 @@ def _goes_on(found: Detections, window: Tensor, is_near: Tensor, iou: float) -> 
     It does if another tile has a box of its class that reaches beyond, and they agree about what lies in this one.
     """
     goes_on = torch.zeros_like(is_near)
-    for tile in window[is_near.any(1)].unique(dim=0):
+    for tile in torch.unique(window[is_near.any(1)], dim=0):
         beyond = torch.cat([found.boxes[:, :2] < tile[:2], found.boxes[:, 2:] > tile[2:]], dim=1)
         own, others = (is_near.any(1) & (window == tile).all(1)).nonzero()[:, 0], beyond.any(1).nonzero()[:, 0]
         seen = found.boxes[others].clamp(min=tile[:2].repeat(2), max=tile[2:].repeat(2))

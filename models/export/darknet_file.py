@@ -43,7 +43,7 @@ def open_darknet(path: Path) -> tuple[Metadata, Callable[[np.ndarray], list[np.n
     text = with_values(plan.source_text, {plan.nodes[index].line: {"thresh": 0} for index in plan.heads})
     try:
         files = [np.frombuffer(content, np.uint8) for content in (text.encode(), path.read_bytes())]
-        net = cv2.dnn.readNetFromDarknet(*files)
+        net = cv2.dnn.readNetFromDarknet(*files)  # type: ignore[attr-defined]  # OpenCV 4's
     except cv2.error as error:
         raise UserError(f"{path}: OpenCV cannot open it: {' '.join(str(error).split())}") from error
     names, (height, width) = [f"yolo_{index}" for index in plan.heads], plan.net.input_hw
