@@ -310,7 +310,9 @@ class ExportOptions:
     """
 
     weights: str = knob(MISSING, "checkpoint to export, or darknet's .weights (with --cfg)", unit="FILE")
-    to: tuple[str, ...] = knob(("onnx",), "formats to write (default onnx)", choices=FORMATS)
+    to: tuple[str, ...] = knob(
+        ("onnx",), f"formats to write, of {', '.join(FORMATS)} (default onnx)", unit="FORMAT", choices=FORMATS
+    )
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
     trust: tuple[str, ...] = trust_knob()
