@@ -116,15 +116,18 @@ def labels_of(classes: Sequence[str], class_names: Sequence[str]) -> torch.Tenso
 
 def make_detect(detector: Detector, options: DetectOptions) -> Detect:
     """Return the function that detects the chosen classes in images (H, W, 3) uint8 RGB, in tiles if so asked."""
-    kept, iou = labels_of(options.classes, detector.class_names), options.detection.nms_iou
+    kept, rule = labels_of(options.classes, detector.class_names), options.detection
     if options.track:
         detector = detector.with_options(confidence=min(FAINT, detector.options.confidence))
+    if options.tiling.tile is not None:
+        detector = detector.with_options(max_detections=None)  # it counts in an image, not in a tile
 
     def detect(images: Sequence[np.ndarray]) -> list[Detections]:
         if options.tiling.tile is None:
             found = detector.detect(images)
         else:
-            found = [detect_tiled(detector.detect, image, options.tiling, iou) for image in images]
+            tiling, iou, most = options.tiling, rule.nms_iou, rule.max_detections
+            found = [detect_tiled(detector.detect, image, tiling, iou, most) for image in images]
         return found if kept is None else [each.where(torch.isin(each.labels, kept)) for each in found]
 
     return detect

@@ -159,8 +159,8 @@ def category_of_label(
         alike = next((name for name in unknown if name.casefold() in folded), None)
         raise UserError(
             f"{source + ': ' if source else ''}the data set has classes that the network was not trained on: "
-            f"{', '.join(unknown[:5])} (the network knows {', '.join(list(model_names)[:10])}): --classes measures the "
-            "others alone; if they only have other names in darknet's .weights, evaluate.py --names FILE gives them"
+            f"{', '.join(unknown[:5])} (the network knows {', '.join(list(model_names)[:10])}): evaluate.py --classes "
+            "measures the others alone; if they only have other names in darknet's .weights, --names FILE gives them"
             + (f"; rename '{alike}' to '{folded[alike.casefold()]}'" if alike is not None else "")
         )
     return {label: category[name] for label, name in enumerate(model_names) if name in category}

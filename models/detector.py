@@ -73,8 +73,9 @@ class Detector:
 
         names: a file of darknet's class names, one a line. domain: of a checkpoint with several. device: see
         `pick_device`. precision: see `fast_predictor`; an exported file has its own. input_hw: (height, width) in
-        pixels, in place of the trained ones. options: of DrawnDetectionOptions by default. use_thresholds: whether the
-        confidences that the file may have, by class, take the place of the options'; by default without options only.
+        pixels, in place of the trained ones. options: of DrawnDetectionOptions by default; the `resize` of an exported
+        file takes the place of "opencv" there. use_thresholds: whether the confidences that the file may have, by
+        class, take the place of the options'; by default without options only.
         Raises UserError for what is missing, damaged or of another kind; no code is run that a file holds.
         """
         use_thresholds = options is None if use_thresholds is None else use_thresholds
@@ -88,6 +89,8 @@ class Detector:
             from models.export.load import load_exported
 
             exported = load_exported(Path(path), device=device, input_hw=input_hw)
+            if options.resize == "opencv":
+                options = replace(options, resize=exported.resize)
             detector = cls(
                 predictor=exported, class_names=exported.class_names, letterbox=exported.letterbox, options=options
             )

@@ -59,6 +59,9 @@ class ExportedPredictor(Predictor, Protocol):
     @property
     def thresholds(self) -> Thresholds | None: ...
 
+    @property
+    def resize(self) -> str: ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TorchPredictor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cfg.plan import Plan
+from models.export.darknet_file import open_darknet
 from models.export.metadata import Metadata
 from models.export.ncnn_file import open_ncnn
 from models.export.onnx_file import open_onnx
@@ -28,6 +29,7 @@ OPENERS: dict[str, Callable[[Path], tuple[Metadata, Run]]] = {
     ".xml": open_openvino,
     ".torchscript": open_torchscript,
     ".json": open_ncnn,
+    ".weights": open_darknet,
 }
 
 
@@ -67,6 +69,10 @@ class FilePredictor:
     @property
     def thresholds(self) -> Thresholds | None:
         return self.metadata.thresholds
+
+    @property
+    def resize(self) -> str:
+        return self.metadata.resize
 
     def check(self, options: DetectionOptions) -> None:
         """Raise UserError for thresholds that let through what the graph's own suppression has dropped."""
