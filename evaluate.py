@@ -127,8 +127,9 @@ def side(
     if Path(path).is_dir():
         table = measure_detections(Path(path), image_set, backend=options.eval_backend)
         return lambda folder: table
-    darknet = {} if path.endswith(".weights") else {"cfg": None, "names": None}  # the flags are the other file's
-    own = replace(options, weights=path, compare=(), **darknet)
+    own = replace(options, weights=path, compare=())
+    if not path.endswith(".weights"):
+        own = replace(own, cfg=None, names=None)  # the flags are the other file's
     detector, _ = load(own)
     check_flags(own, given, detector)
     loading: _Loading = {"batch_size": options.batch_size, "workers": options.workers}

@@ -17,7 +17,7 @@ Interval = tuple[float, float]
 _LEVEL = 0.95
 _MOST, _FEWEST = 1000, 100  # draws
 _WORK = 500_000_000  # detections x draws, some seconds: of larger sets there are fewer draws, down to _FEWEST
-_PART = 50  # draws at a time
+_PART = 250  # draws at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

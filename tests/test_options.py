@@ -104,7 +104,7 @@ def test_a_bad_value_exits_with_two(argv, capsys):
     assert argv[1] in refused(capsys, TrainOptions, argv)
 
 
-@pytest.mark.parametrize(("kind", "argv"), [(EvaluateOptions, []), (DetectOptions, ["x.jpg"]), (DetectOptions, [])])
+@pytest.mark.parametrize(("kind", "argv"), [(DetectOptions, ["x.jpg"]), (DetectOptions, [])])
 def test_what_has_no_default_is_asked_for(kind, argv, capsys):
     assert "required" in refused(capsys, kind, argv)
 
