@@ -16,7 +16,7 @@ from evaluation.coco_backends import run_coco_eval
 from evaluation.coco_results import CocoResults, positions_by_image
 from evaluation.confusion import confusion_matrix
 from evaluation.error_types import CORRECT, ErrorAnalysis, find_errors
-from evaluation.report.markup import DASH
+from evaluation.report.markup import DASH, percent
 from utils.errors import UserError
 from utils.printable import printable
 
@@ -148,6 +148,13 @@ class Run:
     @property
     def is_training(self) -> bool:
         return bool(self.epochs) or "run_id" in self.settings
+
+    @property
+    def interval(self) -> str:
+        """AP's 95 % interval over images, such as "40.0 to 46.0", or "" if there is none."""
+        limits = self.stats.get("AP_interval")
+        is_pair = isinstance(limits, list) and len(limits) == 2 and all(isinstance(each, float) for each in limits)
+        return " to ".join(map(percent, limits)) if is_pair else ""
 
     @property
     def domains(self) -> dict[str, dict[str, float]]:
