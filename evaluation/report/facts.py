@@ -190,6 +190,7 @@ def read_run(folder: Path, defaults: Mapping[str, Any]) -> Run:
             name: value
             for name, value in settings.items()
             if name in usual and name not in idle and value not in (usual[name], None, [])
+            if usual[name] is not None or value is not False
         },
         epochs=epochs,
         health=_read_rows(folder / "norm_health.csv"),
@@ -205,7 +206,7 @@ def setting_text(name: str, value: Any) -> str:
     """Return a setting's value as it is typed; a dash for none."""
     if isinstance(value, list):
         return ("x" if name == "image_size" else " ").join(map(str, value)) or DASH
-    return DASH if value is None else str(value)
+    return DASH if value is None else {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def _measure(folder: Path, stats: Mapping[str, Any]) -> Measured:

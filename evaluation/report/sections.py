@@ -362,7 +362,7 @@ def speed(run: Run) -> Markup:
     if run.peak_memory:
         rows.append(("most memory in use", run.peak_memory))
     if run.parameters:
-        rows.append(("parameters", f"{run.parameters / 1e6:.2f} M"))
+        rows.append(("parameters", f"{run.parameters:,}"))
     weights = run.folder / "best.pt"
     if weights.is_file():
         rows.append(("best.pt", f"{weights.stat().st_size / 2**20:.1f} MiB"))
