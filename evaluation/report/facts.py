@@ -152,7 +152,7 @@ class Run:
     @property
     def interval(self) -> str:
         """AP's 95 % interval over images, such as "40.0 to 46.0", or "" if there is none."""
-        limits = self.stats.get("AP_interval")
+        limits: Any = self.stats.get("AP_interval")
         is_pair = isinstance(limits, list) and len(limits) == 2 and all(isinstance(each, float) for each in limits)
         return " to ".join(map(percent, limits)) if is_pair else ""
 

@@ -356,9 +356,9 @@ def speed(run: Run) -> Markup:
     if timed:
         seconds = sum(row["seconds"] for row in timed)
         rows.append(("training, without evaluations", f"{duration(seconds)}, {seconds / len(timed):.0f} s an epoch"))
-        counts = [timed[-1].get("step"), run.settings.get("batch_size")]
+        counts: list[Any] = [timed[-1].get("step"), run.settings.get("batch_size")]
         if all(map(_is_number, counts)) and seconds > 0:
-            rows.append(("images a second in training", f"{math.prod(map(float, counts)) / seconds:.1f}"))
+            rows.append(("images a second in training", f"{math.prod(counts) / seconds:.1f}"))
     if run.peak_memory:
         rows.append(("most memory in use", run.peak_memory))
     if run.parameters:
