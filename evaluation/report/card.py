@@ -40,8 +40,7 @@ def _results(run: Run) -> list[str]:
     if not keys:
         return ["Not measured."]
     parts = [_table([METRICS[key] for key in keys], [[percent(run.stats[key]) for key in keys]])]
-    interval = run.stats.get("AP_interval")
-    spread = f"; 95 % interval of AP over images: {percent(interval[0])} to {percent(interval[1])}" if interval else ""
+    spread = f"; 95 % interval of AP over images: {run.interval}" if run.interval else ""
     parts.append(f"COCO's, in per cent{spread}.")
     if run.measured is None:
         return parts

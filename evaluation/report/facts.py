@@ -16,7 +16,7 @@ from evaluation.coco_backends import run_coco_eval
 from evaluation.coco_results import CocoResults, positions_by_image
 from evaluation.confusion import confusion_matrix
 from evaluation.error_types import CORRECT, ErrorAnalysis, find_errors
-from evaluation.report.markup import DASH
+from evaluation.report.markup import DASH, percent
 from utils.errors import UserError
 from utils.printable import printable
 
@@ -150,6 +150,13 @@ class Run:
         return bool(self.epochs) or "run_id" in self.settings
 
     @property
+    def interval(self) -> str:
+        """AP's 95 % interval over images, such as "40.0 to 46.0", or "" if there is none."""
+        limits: Any = self.stats.get("AP_interval")
+        is_pair = isinstance(limits, list) and len(limits) == 2 and all(isinstance(each, float) for each in limits)
+        return " to ".join(map(percent, limits)) if is_pair else ""
+
+    @property
     def domains(self) -> dict[str, dict[str, float]]:
         domains = self.stats.get("domains")
         return domains if isinstance(domains, dict) else {}
@@ -183,6 +190,7 @@ def read_run(folder: Path, defaults: Mapping[str, Any]) -> Run:
             name: value
             for name, value in settings.items()
             if name in usual and name not in idle and value not in (usual[name], None, [])
+            if usual[name] is not None or value is not False
         },
         epochs=epochs,
         health=_read_rows(folder / "norm_health.csv"),
@@ -198,7 +206,7 @@ def setting_text(name: str, value: Any) -> str:
     """Return a setting's value as it is typed; a dash for none."""
     if isinstance(value, list):
         return ("x" if name == "image_size" else " ").join(map(str, value)) or DASH
-    return DASH if value is None else str(value)
+    return DASH if value is None else {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def _measure(folder: Path, stats: Mapping[str, Any]) -> Measured:

@@ -67,4 +67,4 @@ def script_json(value: Any) -> Markup:
 
 def markdown(value: Any) -> str:
     """Return a value as text of Markdown, in one line, without any meaning of its own there or in HTML."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|~<>&$-])", r"\\\1", " ".join(printable(str(value)).split()))
+    return re.sub(r"([\\`*_{}\[\]()#!|~<>&$])", r"\\\1", " ".join(printable(str(value)).split()))

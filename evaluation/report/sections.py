@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -69,8 +70,7 @@ def _classes_in_words(measured: Measured) -> str:
 def _tiles(run: Run) -> list[Markup]:
     stats, tiles = run.stats, []
     if "AP" in stats:
-        interval = stats.get("AP_interval")
-        spread = f"95 %: {percent(interval[0])} to {percent(interval[1])}" if _is_pair(interval) else "IoU 0.50 to 0.95"
+        spread = f"95 %: {run.interval}" if run.interval else "IoU 0.50 to 0.95"
         tiles += [_tile("AP", percent(stats["AP"]), spread), _tile("AP50", percent(stats.get("AP50")), "IoU 0.50")]
     if run.measured and run.measured.thresholds.is_chosen:
         at = run.measured.thresholds.common
@@ -84,10 +84,6 @@ def _tiles(run: Run) -> list[Markup]:
 
 def _tile(name: str, value: str, said: str) -> Markup:
     return element("div", element("span", name), element("b", value), element("small", said), class_="tile")
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(each, int | float) for each in value)
 
 
 def duration(seconds: float) -> str:
@@ -360,13 +356,13 @@ def speed(run: Run) -> Markup:
     if timed:
         seconds = sum(row["seconds"] for row in timed)
         rows.append(("training, without evaluations", f"{duration(seconds)}, {seconds / len(timed):.0f} s an epoch"))
-        steps, batch = timed[-1].get("step"), run.settings.get("batch_size")
-        if _is_number(steps) and _is_number(batch) and seconds > 0:
-            rows.append(("images a second in training", f"{steps * batch / seconds:.1f}"))
+        counts: list[Any] = [timed[-1].get("step"), run.settings.get("batch_size")]
+        if all(map(_is_number, counts)) and seconds > 0:
+            rows.append(("images a second in training", f"{math.prod(counts) / seconds:.1f}"))
     if run.peak_memory:
         rows.append(("most memory in use", run.peak_memory))
     if run.parameters:
-        rows.append(("parameters", f"{run.parameters / 1e6:.2f} M"))
+        rows.append(("parameters", f"{run.parameters:,}"))
     weights = run.folder / "best.pt"
     if weights.is_file():
         rows.append(("best.pt", f"{weights.stat().st_size / 2**20:.1f} MiB"))
