@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest  # noqa: F401  for the server: the tests whose functions it is handed import it
 import torch
+import torch._dynamo  # each optimizer imports it, which takes a child longer than its training
 
 import train
 from cfg.parse import CfgError
