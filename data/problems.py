@@ -33,6 +33,10 @@ OTHER_SIZE_BOXES = (
     "image annotated with a size that its boxes exceed, its own size used",
     "images annotated with sizes that their boxes exceed, their own sizes used",
 )
+OTHER_SIZE = (
+    "image of another size than annotated, its boxes scaled with it",
+    "images of another size than annotated, their boxes scaled with them",
+)
 LEFT_FOLDER = ("path read that leads out of the data set's folder", "paths read that lead out of the data set's folder")
 
 # What was read in another way than written, without a loss. `NOTES` lists these kinds.

@@ -19,18 +19,18 @@ from xml.etree import ElementTree
 
 from data.formats.image_finder import ImageFinder, spellings
 from data.formats.split_names import WHOLE, ordered, split_folders
+from data.formats.written_size import hw_of_annotation
 from data.image_set import FoundObject, ImageSet, Record, pack
 from data.problems import (
     BROKEN_ANNOTATION,
     BROKEN_IMAGE,
     BROKEN_LABEL,
     OTHER_SIZE_BOXES,
-    SWAPPED_SIZE,
     Problems,
     other_size,
 )
 from utils.errors import UserError
-from utils.image_file import SUFFIXES, image_fault, image_hw, is_plausible, is_transposed
+from utils.image_file import SUFFIXES, image_fault, image_hw, is_plausible
 from utils.listing import decoded, read_bounded, read_lines
 from utils.printable import printable
 
@@ -288,24 +288,15 @@ def _boxes_hw(
     objects: list[FoundObject],
     problems: Problems,
 ) -> tuple[int, int]:
-    """Return the size that boxes refer to: the written one, if any; it differs where images were resized afterwards.
-
-    Where EXIF turns an image that was annotated unturned, that is the stored size. An xml with the stored size swapped
-    without EXIF, and one whose boxes fit the image but not the written size, are problems.
-    """
+    """Return the size that boxes refer to: the image's, if they fit it, but not the written one; that is a problem."""
     written_hw = _written_hw(tree)
-    if written_hw is None or written_hw == hw:
-        return hw
-    if written_hw == hw[::-1]:
-        if is_transposed(str(image)):
-            return written_hw
-        problems.add(SWAPPED_SIZE, other_size(place, written_hw, hw))
-        return hw
     right, bottom = (max((each.box[side] for each in objects), default=0) - 1 for side in (2, 3))
-    if (right > written_hw[1] or bottom > written_hw[0]) and right <= hw[1] and bottom <= hw[0]:
-        problems.add(OTHER_SIZE_BOXES, other_size(place, written_hw, hw))
-        return hw
-    return written_hw
+    if written_hw is not None and written_hw not in (hw, hw[::-1]):
+        height, width = written_hw
+        if (right > width or bottom > height) and right <= hw[1] and bottom <= hw[0]:
+            problems.add(OTHER_SIZE_BOXES, other_size(place, written_hw, hw))
+            return hw
+    return hw_of_annotation(str(image), hw, written_hw, place, problems)
 
 
 def _written_hw(tree: ElementTree.Element) -> tuple[int, int] | None:

@@ -33,12 +33,8 @@ def tensor_bytes(intact: bytes, checkpoint: Checkpoint) -> list[range]:
 
 def flip(path: Path, count: int, seed: int) -> Counter[str]:
     """Tally what `count` flipped bits of the file come to, one at a time."""
-    intact, tally, rng = (
-        path.read_bytes(),
-        Counter(flips=0, refused=0, equal=0, wrong=0, tracebacks=0),
-        random.Random(seed),
-    )
-    whole = Checkpoint.from_file(path)
+    intact, whole, rng = path.read_bytes(), Checkpoint.from_file(path), random.Random(seed)
+    tally, fields = Counter(flips=0, refused=0, equal=0, wrong=0, tracebacks=0), asdict(whole)
     tensors = tensor_bytes(intact, whole)
     inside = [at for place in tensors for at in place]
     outside = sorted(set(range(len(intact))) - set(inside))
