@@ -17,17 +17,16 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from engine.results_csv import add_row, drop_rows_after
+from engine.save_failures import SaveFailures
 from engine.throughput import Throughput
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error, write_text
 from utils.checkpoint import Checkpoint
 from utils.console import line
 from utils.draw import write_png
-from utils.errors import UserError
 from utils.structures import Batch
 
 _SHARE_FOR_SAVING = 0.05  # of the time, at most, for checkpoints at the ends of short epochs
-_MOST_FAILURES = 5  # in a row, to write any checkpoint at all
 _WARM_UP_STEPS, _TIMED_STEPS = 3, 5
 
 
@@ -77,7 +76,7 @@ class RunLog:
         self._throughput, self._first_throughput = Throughput(), Throughput()
         self._watched = 0  # batches since the start or resume
         self._saved_at, self._save_took_s = time.monotonic(), 0.0
-        self._failures: int | None = 0  # to write a checkpoint, before the first success, after which it is None
+        self.failures = SaveFailures(folder, patience_s=save_every_s)
 
     def set_length(self, total_steps: int) -> None:
         self._bar.total = total_steps
@@ -141,7 +140,7 @@ class RunLog:
     def save(self, name: str, checkpoint: Checkpoint) -> bool:
         """Write a checkpoint into the folder. Returns whether that succeeded; if not, an earlier one is still there.
 
-        Raises UserError once several could not be written and none has been since the start: the work would be lost.
+        Raises UserError once too many could not be written: the work would be lost.
         """
         if not self._is_writer:
             return True
@@ -152,15 +151,7 @@ class RunLog:
         # Also after an error: an immediate second try would fail, too.
         self._saved_at = time.monotonic()
         self._save_took_s = self._saved_at - start
-        if is_written:
-            self._failures = None
-        elif self._failures is not None:
-            self._failures += 1
-            lost = f"{self.folder}: nothing that is trained here can be saved"
-            if self._failures == _MOST_FAILURES:
-                raise UserError(f"{lost}, in {_MOST_FAILURES} tries; make room, or begin in another folder with --out")
-            if self._failures == 1:
-                print(f"error: {lost}; after {_MOST_FAILURES} failures in a row it ends: make room", file=sys.stderr)
+        self.failures.note(name, is_written=is_written)
         return is_written
 
     def is_save_due(self, *, at_epoch_end: bool = False) -> bool:

@@ -208,6 +208,11 @@ class Trainer:
             self.save_best(self.evaluator.measure().AP)
             self.save_last()
 
+    def require_saved(self) -> None:
+        """At the end: raise UserError, on all ranks, if a checkpoint could not be written the last time."""
+        if ranks.broadcast(self.log.failures.failing):
+            raise UserError(ranks.broadcast(self.log.failures.words()))
+
     def save_best(self, ap: float) -> None:
         """Write the EMA weights as best.pt; if that fails, they do not count as the best."""
         before, self.best_ap = self.best_ap, ap

@@ -188,6 +188,30 @@ def test_a_full_disk_costs_checkpoints_but_not_the_training(scenes: Path, toy_cf
     children.assert_same_training(whole, run)
 
 
+def fill_disk_for_good() -> None:
+    end_epoch = train.Trainer.end_epoch
+
+    def then_full(training: train.Trainer, epoch: int, table: object) -> None:
+        end_epoch(training, epoch, table)  # type: ignore[arg-type]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
+
+    train.Trainer.end_epoch = then_full  # type: ignore[method-assign]
+
+
+def test_a_disk_that_fills_for_good_ends_the_training_with_an_error(
+    scenes: Path, toy_cfg: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was saved before is whole, and goes on when there is room."""
+    whole, run, log = tmp_path / "whole", tmp_path / "run", tmp_path / "log"
+    train.main(flags(scenes, toy_cfg, "cmbn", whole, "--workers", "0"))
+    child = children.start(flags(scenes, toy_cfg, "cmbn", run, "--workers", "0"), log=log, before=fill_disk_for_good)
+    assert children.ended(child) == 2
+    assert f" could not be written; make room, and go on with --resume {run}\n" in log.read_text()
+    assert Checkpoint.from_file(run / "last.pt").step == 4
+    train.main(["--resume", str(run), "--workers", "0"])
+    children.assert_same_training(whole, run)
+
+
 def test_memory_that_ran_out_in_training_and_in_evaluation_costs_only_time(
     scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
