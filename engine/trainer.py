@@ -280,7 +280,7 @@ class Trainer:
             for name, part in (("loss_watch", self.loss_watch), ("patience", self.patience)):
                 if name in checkpoint.training.log:  # not in earlier checkpoints
                     part.load_state_dict(checkpoint.training.log[name])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise UserError(
                 f"{self.job.options.resume}: does not hold the state of this training ({reason})"

@@ -36,6 +36,11 @@ class ResumeState:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        if self.subdivisions < 1:
+            raise ValueError(f"subdivisions is {self.subdivisions}")
+        for name, kind in (("sum", Tensor), ("count", int), ("seconds", float)):
+            if name in self.log and not isinstance(self.log[name], kind):
+                raise TypeError(f"{name} of its log is of type {type(self.log[name]).__name__}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
