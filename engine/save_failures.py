@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.printable import printable
 
 _MOST_AT_FIRST = 5  # failures in a row, while none was written yet
 _MOST = 20  # afterwards: a disk that fills often is emptied again
@@ -40,7 +41,8 @@ class SaveFailures:
             if total >= _MOST_AT_FIRST:
                 raise UserError(f"{lost}, in {total} tries; make room, or begin in another folder with --out")
             if total == 1:
-                print(f"error: {lost}; after {_MOST_AT_FIRST} failures in a row it ends: make room", file=sys.stderr)
+                ends = f"after {_MOST_AT_FIRST} failures in a row it ends: make room"
+                print(printable(f"error: {lost}; {ends}"), file=sys.stderr)
         elif times + 1 >= _MOST and now - since >= self.patience_s:
             raise UserError(f"{self.words()}, in {times + 1} tries")
 

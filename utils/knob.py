@@ -45,7 +45,7 @@ def outside_limits(knob_field: Field[Any], value: Any) -> str:
     if not isinstance(value, int | float):
         return ""
     low, high = knob_field.metadata.get("low"), knob_field.metadata.get("high")
-    finite = -math.inf < value < math.inf  # math.isfinite fails on a whole number too large for a float
+    finite = abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)  # torch has 64 bits
     if finite and (low is None or low <= value) and (high is None or value <= high):
         return ""
     if low is not None and high is not None:

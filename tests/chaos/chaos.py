@@ -33,6 +33,7 @@ from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 
 PATIENCE_S = 200  # a child that takes longer hangs
+TORCHRUN_S = 20  # in which ranks end by themselves, once one has failed
 MOST_EVENTS_OF_A_RUN = 8
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -337,9 +338,18 @@ class _Training:
     def await_end(self, pair: list[BaseProcess]) -> tuple[list[int | None], str]:
         """Their exit codes, None for one that hung, and what they printed."""
         until = time.monotonic() + PATIENCE_S
-        for process in pair:
-            process.join(max(0.0, until - time.monotonic()))
-        codes = [process.exitcode for process in pair]
+        while time.monotonic() < until and any(process.exitcode is None for process in pair):
+            if any(process.exitcode for process in pair):
+                until = min(until, time.monotonic() + TORCHRUN_S)
+            time.sleep(0.02)
+        failed = next((process.exitcode for process in pair if process.exitcode), None)
+        if failed is not None:  # torchrun ends the others, such as one that waits for the first in order to begin
+            for process in pair:
+                process.terminate()
+                process.join(TORCHRUN_S)
+            codes = [failed if process.exitcode == -signal.SIGTERM else process.exitcode for process in pair]
+        else:
+            codes = [process.exitcode for process in pair]
         for process in pair:
             process.kill()
             process.join()
