@@ -16,6 +16,7 @@ BROKEN_ANNOTATION = (
     "unusable annotation file, its image skipped",
     "unusable annotation files, their images skipped",
 )
+NO_ANNOTATION = ("image without an annotation file left out", "images without annotation files left out")
 BROKEN_LABEL = ("malformed label dropped", "malformed labels dropped")
 NO_BBOX = ("annotation without a bbox dropped", "annotations without a bbox dropped")
 UNKNOWN_CLASS = ("label of an unknown class dropped", "labels of unknown classes dropped")

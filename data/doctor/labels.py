@@ -33,6 +33,7 @@ _ADVICE = {
     problems.BROKEN_IMAGE: "Its first bytes are no image header; its objects are not learned. Restore or remove it.",
     problems.BROKEN_ANNOTATION: "Without it the image has unknown objects, so it is left out. Repair the file, or "
     "take it off the list.",
+    problems.NO_ANNOTATION: "Nothing says what it shows. If that is no object, write an .xml without <object>.",
     problems.BROKEN_LABEL: "The object is not learned, and counts as background. Correct the line.",
     problems.NO_BBOX: "Polygons and masks are not read: the object is not learned, and counts as background. Write the "
     "bbox [left, top, width, height] that encloses it.",
