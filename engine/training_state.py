@@ -57,8 +57,12 @@ def restore(step: TrainStep, ema: ModelEMA, state: Mapping[str, Any], weights: M
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load what it has of each parameter; its settings stay. ValueError for what is not of a parameter's shape."""
-    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    """Load what it has of each parameter, and the last rate; its settings stay.
+
+    ValueError for what is not of a parameter's shape.
+    """
+    loaded = ("params", "lr")
+    own = [{name: value for name, value in group.items() if name not in loaded} for group in optimizer.param_groups]
     optimizer.load_state_dict(dict(state))
     for group, settings in zip(optimizer.param_groups, own, strict=True):
         group.update(settings)

@@ -18,6 +18,7 @@ from dataclasses import MISSING
 from itertools import takewhile
 from typing import Any, NoReturn, TypeVar
 
+from utils import ranks
 from utils.errors import UserError
 from utils.knob import knob, outside_limits
 from utils.printable import printable
@@ -32,7 +33,8 @@ class FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         shorter = re.sub(r"(\S{80})\S{80,}", r"\1...", message)  # what was typed may be of any length
-        self.exit(2, f"error: {printable(shorter)}\n")
+        text = "\n".join(map(printable, shorter.split("\n")))
+        self.exit(2, f"error: {text}\n" if ranks.is_rank_zero() else None)  # all ranks have the same flags
 
 
 def parse_flags(kind: type, argv: Sequence[str] | None, *, foreign: Foreign = ()) -> dict[str, Any]:
