@@ -196,8 +196,8 @@ def _check_archive(path: Path) -> None:
         if damaged := archive.testzip():
             raise _DamageError(f"the checksum of {damaged} is wrong")
         # One that is marked as a folder is not read by torch, which then returns whatever is in the memory.
-        if damaged := [record.filename for record in archive.infolist() if record.external_attr]:
-            raise _DamageError(f"the entry of {damaged[0]} in its directory is wrong")
+        if folders := [record.filename for record in archive.infolist() if record.external_attr]:
+            raise _DamageError(f"the entry of {folders[0]} in its directory is wrong")
 
 
 def _verify(path: Path) -> None:
