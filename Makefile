@@ -7,10 +7,10 @@ INSTALLED := $(abspath $(VENV))/.installed
 # A process a core, each file's tests in one of them: fixtures of a file are made once.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help venv train test test-slow lint clean
+.PHONY: help venv train test test-slow docs-check lint clean
 
 help:
-	@echo "make venv | train | test | test-slow | lint | clean"
+	@echo "make venv | train | test | test-slow | docs-check | lint | clean"
 
 venv: $(INSTALLED)
 
@@ -29,6 +29,9 @@ test: venv
 
 test-slow: venv
 	cd "$(ROOT)" && "$(BIN)/python" -m pytest -q -m slow $(SIDE_BY_SIDE)
+
+docs-check: venv
+	cd "$(ROOT)" && "$(BIN)/python" -m tests.docs
 
 lint: venv
 	cd "$(ROOT)" && "$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"

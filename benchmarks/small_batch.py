@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.measured import RESULTS, ROOT, Row
@@ -95,33 +96,36 @@ def is_plotted(cells: Cells) -> bool:
 
 
 def plot(settings: Sequence[tuple[Setting, Cells]], path: Path) -> None:
-    """Draw a panel per setting: AP over the images in a forward, of batch norm and of `cmbn:carry`."""
+    """Draw a panel per setting."""
     figure = Figure(figsize=(5.2 * max(1, len(settings)), 3.8), layout="constrained")
     for number, (setting, cells) in enumerate(settings, start=1):
-        axes = figure.add_subplot(1, len(settings), number)
-        sizes = sorted({images for norm, images in cells if norm in SHOWN})
-        for norm, colour in SHOWN.items():
-            at_batch = cells.get(("bn", BATCH), {})  # where cmbn:carry is batch norm
-            values = {images: cells.get((norm, images), at_batch if images == BATCH else {}) for images in sizes}
-            found = {images: estimate(list(by_seed.values())) for images, by_seed in values.items() if by_seed}
-            xs = [sizes.index(images) + (0.03 if norm != "bn" else -0.03) for images in found]
-            ends = [
-                (each.low, each.high) if each.seeds >= ENOUGH_SEEDS else (each.value, each.value)
-                for each in found.values()
-            ]
-            ys = [each.value for each in found.values()]
-            reach = [[abs(y - end[side]) for y, end in zip(ys, ends, strict=True)] for side in (0, 1)]
-            axes.errorbar(xs, ys, yerr=reach, color=colour, marker="o", label=f"--norm {norm}", linewidth=1.8)
-        axes.set_xticks(range(len(sizes)), map(str, sizes))
-        data, _, weights, *_ = setting
-        label_axes(
-            axes,
-            f"{data}, {'fine-tuned from COCO weights' if weights else 'from scratch, with mosaic'}",
-            "images in a forward (batches of 16)",
-            "AP on test images, %",
-        )
-        axes.legend(loc="best", frameon=False)
+        draw(figure.add_subplot(1, len(settings), number), setting, cells)
     figure.savefig(path, dpi=110)
+
+
+def draw(axes: Axes, setting: Setting, cells: Cells) -> None:
+    """Draw AP over the images in a forward, of batch norm and of `cmbn:carry`."""
+    sizes = sorted({images for norm, images in cells if norm in SHOWN})
+    for norm, colour in SHOWN.items():
+        at_batch = cells.get(("bn", BATCH), {})  # where cmbn:carry is batch norm
+        values = {images: cells.get((norm, images), at_batch if images == BATCH else {}) for images in sizes}
+        found = {images: estimate(list(by_seed.values())) for images, by_seed in values.items() if by_seed}
+        xs = [sizes.index(images) + (0.03 if norm != "bn" else -0.03) for images in found]
+        ends = [
+            (each.low, each.high) if each.seeds >= ENOUGH_SEEDS else (each.value, each.value) for each in found.values()
+        ]
+        ys = [each.value for each in found.values()]
+        reach = [[abs(y - end[side]) for y, end in zip(ys, ends, strict=True)] for side in (0, 1)]
+        axes.errorbar(xs, ys, yerr=reach, color=colour, marker="o", label=f"--norm {norm}", linewidth=1.8)
+    axes.set_xticks(range(len(sizes)), map(str, sizes))
+    data, _, weights, *_ = setting
+    label_axes(
+        axes,
+        f"{data}, {'fine-tuned from COCO weights' if weights else 'from scratch, with mosaic'}",
+        "images in a forward (batches of 16)",
+        "AP on test images, %",
+    )
+    axes.legend(loc="best", frameon=False)
 
 
 if __name__ == "__main__":

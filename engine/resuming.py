@@ -33,7 +33,7 @@ from utils.run_folder import folder_of_job, newest_run, own_folder
 RESUMABLE = {
     *("resume", "trust", "data", "val_data", "epochs", "time_budget", "patience", "save_minutes"),
     *("subdivisions", "learning_rate", "clip_norm", "amp", "albumentations"),
-    *("device", "workers", "cache", "eval_backend"),
+    *("device", "workers", "cache", "eval_backend", "logger"),
     *("checkpoint_activations", "offload_activations", "profile"),
 }
 

@@ -20,7 +20,7 @@ from types import FrameType
 
 from cfg.parse import CfgError
 from study.cell import Study, code_version, run_cell
-from study.grid import CELL_FIELDS, TUNE_SEED, Row, left
+from study.grid import CELL_FIELDS, TUNE_SEED, Row, cell_of, left
 from study.own import own_study
 from study.plot import plot
 from study.presets import PRESETS, preset_study
@@ -190,6 +190,9 @@ def show(study: Study, rows: Sequence[Row]) -> None:
     lines = Results(rows, study.grid).lines()
     if not lines:
         print("no training has a test result yet, so there is no table")
+        for row in rows:
+            cell = cell_of(row)
+            print(f"tuning {cell.recipe} at {cell.mini_batch}, rate {cell.rate:g}: AP {100 * row['val_AP']:.1f} on val")
         return
     sentences = list(advice(lines, study.command)) if study.command else []
     paths = study.paths

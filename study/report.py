@@ -18,6 +18,7 @@ from utils.console import counted
 
 BySeed = dict[int, Row]
 ENOUGH_SEEDS = 3  # for an interval: of fewer it would say nothing
+LEARNT_AP = 0.05  # below it networks have hardly begun to learn, and differences between them say nothing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,6 +252,11 @@ def advice(lines: Sequence[Line], command: Callable[[str, int, float], str]) -> 
         best = max(better, key=lambda line: line.ap.value, default=None)
         if {line.recipe for line in block} == {BN}:
             yield f"{at} only bn was trained."
+        elif gains and 0 < max(line.ap.value for line in block) < LEARNT_AP:
+            yield (
+                f"{at} no norm reached {100 * LEARNT_AP:.0f} AP, too little to compare them: train longer, as with "
+                "--train '--epochs 50', or look for wrong labels with `python -m data.doctor`."
+            )
         elif best:
             won = gains[best.recipe]
             few = "" if won.is_significant else ", which may be an accident of few seeds"

@@ -31,7 +31,7 @@ class ResumeState:
     """What training needs to continue as if it had never stopped; only last.pt has it."""
 
     state: Mapping[str, Any]  # engine.training_state.training_state(), with the optimizer and all ranks
-    log: Mapping[str, Any]  # engine.runlog.RunLog.state_dict(): the epoch that is not over
+    log: Mapping[str, Any]  # engine.training_log.TrainingLog.state_dict(): the epoch that is not over
     subdivisions: int  # more than in the settings if memory ran out since
 
     def __post_init__(self) -> None:
@@ -65,6 +65,7 @@ class Checkpoint:
     best_ap: float = float("-inf")  # on the validation split, of all evaluations so far
     mini_batch: int | None = None  # images of one forward on one rank
     settings: Mapping[str, Any] = field(default_factory=dict)  # fields of options.TrainOptions, flat
+    thresholds: Mapping[str, Any] = field(default_factory=dict)  # models.thresholds.Thresholds.to_json(), or nothing
     is_precise: bool = False  # the norms have precise statistics (--precise-bn)
     run_id: str = ""  # tells it from checkpoints of other runs; earlier versions wrote none
     training: ResumeState | None = None

@@ -143,7 +143,7 @@ def _add_flags(parser: FlagParser, title: str, kind: type) -> dict[str, bool]:
             arguments = {
                 "type": _value_parser(f, plain),
                 "choices": metadata["choices"],
-                "metavar": None if metadata["choices"] else metadata["unit"] or METAVARS[plain],
+                "metavar": metadata["unit"] or (None if metadata["choices"] else METAVARS[plain]),
                 "nargs": "?" if metadata["alone"] is not None else "+" if is_tuple and not metadata["parse"] else None,
                 "const": metadata["alone"],
             }

@@ -1,4 +1,4 @@
-"""The examples of docs/python.md, one after the other, as they stand there."""
+"""The examples of docs/python.md and of the README, one after the other, as they stand there."""
 
 from __future__ import annotations
 
@@ -32,3 +32,16 @@ def test_the_examples_run(root: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert any(re.fullmatch(r"park\.jpg \d+ Found\(.*\)", line) for line in said)
     assert Image.open("annotated.png").size == (80, 60)
     assert {row["category_id"] for row in made["rows"]} <= {1, 18}
+
+
+def test_the_readme_has_an_example_that_runs(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```", (root / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    write_checkpoint(tmp_path / "runs" / "mine" / "best.pt", class_names=("person", "dog"))
+    Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / "street.jpg")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "example.py").write_text(example)
+    assert runpy.run_path("example.py")["found"].boxes.shape[1:] == (4,)
+    assert capsys.readouterr().out.startswith("[")

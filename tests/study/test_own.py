@@ -164,6 +164,14 @@ def test_rates_are_tuned_first_then_seeds_in_turn_and_advice_can_be_typed(
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_tuning_that_is_not_finished_shows_what_it_has(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(command(folder, tmp_path / "out", "--rates", "0.001", "0.002", "--hours", str(60 / 3600)))
+    assert "tuning bn at 1, rate 0.001: AP " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick")
 def test_no_training_starts_that_would_end_after_the_time(folder: Path, tmp_path: Path) -> None:
     """Of rows that say 100 seconds the first is not foreseen; after it a minute is too short."""
     main(command(folder, tmp_path / "out", "--hours", str(60 / 3600)))

@@ -130,6 +130,12 @@ def test_advice_needs_three_seeds_and_an_interval_above_zero() -> None:
         assert "nothing was found to be better than bn" in none and none.endswith("    type bn")
 
 
+def test_networks_that_have_not_learnt_are_not_compared() -> None:
+    few = advice_of(*several("bn", 1, 0.001, 0.001, 0.001), *several("cmbn", 1, 0.03, 0.03, 0.03))
+    assert "no norm reached 5 AP" in few and "type" not in few
+    assert "cmbn is better" in advice_of(*several("bn", 1, 0.001, 0.001, 0.001), *several("cmbn", 1, 0.06, 0.06, 0.06))
+
+
 def test_a_training_that_diverges_with_every_seed_is_not_advised() -> None:
     lost = [several(recipe, 1, 0, 0, 0, diverged=True) for recipe in ("bn", "cmbn")]
     assert advice_of(*lost[0], *lost[1]).endswith("every training diverged: try smaller learning rates, with --rates.")
