@@ -64,6 +64,7 @@ def train(job: Job, folder: Path, stop: Stop | None = None, listeners: Sequence[
                 run.save_if_due_or_stop()
             run.end_epoch(epoch, run.evaluate() if run.length.is_evaluation_due(epoch) else None)
         run.ensure_best()
+        run.require_saved()
     except Stopped as stopped:
         if not run.is_saved:
             stopped.is_saved = run.save_last()
@@ -133,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "nothing is lost" if stopped.is_saved else "last.pt could not be updated and is of an earlier step"
                 )
                 print(f"\nstopped; {outcome}; resume with: python train.py --resume {folder}")
+            if not stopped.is_saved:
+                raise SystemExit(2) from None
             return
         if not ranks.is_rank_zero():
             return

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
+from engine.save_failures import SaveFailures
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
 from utils.checkpoint import Checkpoint
-from utils.errors import UserError
 
 _SHARE_FOR_SAVING = 0.05  # of the time, at most, for checkpoints at the ends of short epochs
-_MOST_FAILURES = 5  # in a row, to write any checkpoint at all
 
 
 class CheckpointSaver:
@@ -21,12 +19,12 @@ class CheckpointSaver:
     def __init__(self, folder: Path, *, every_s: float = 600) -> None:
         self.folder, self.every_s = folder, every_s
         self._saved_at, self._took_s = time.monotonic(), 0.0
-        self._failures: int | None = 0  # to write a checkpoint, before the first success, after which it is None
+        self.failures = SaveFailures(folder, patience_s=every_s)
 
     def save(self, name: str, checkpoint: Checkpoint) -> bool:
         """Write a checkpoint into the folder. Returns whether that succeeded; if not, an earlier one is still there.
 
-        Raises UserError once several could not be written and none has been since the start: the work would be lost.
+        Raises UserError once too many could not be written: the work would be lost.
         """
         if not ranks.is_rank_zero():
             return True
@@ -37,15 +35,7 @@ class CheckpointSaver:
         # Also after an error: an immediate second try would fail, too.
         self._saved_at = time.monotonic()
         self._took_s = self._saved_at - start
-        if is_written:
-            self._failures = None
-        elif self._failures is not None:
-            self._failures += 1
-            lost = f"{self.folder}: nothing that is trained here can be saved"
-            if self._failures == _MOST_FAILURES:
-                raise UserError(f"{lost}, in {_MOST_FAILURES} tries; make room, or begin in another folder with --out")
-            if self._failures == 1:
-                print(f"error: {lost}; after {_MOST_FAILURES} failures in a row it ends: make room", file=sys.stderr)
+        self.failures.note(name, is_written=is_written)
         return is_written
 
     def is_due(self, *, at_epoch_end: bool = False) -> bool:

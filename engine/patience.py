@@ -43,4 +43,4 @@ class Patience:
         return {"best": self._best, "without_gain": self._without_gain}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._best, self._without_gain = state["best"], state["without_gain"]
+        self._best, self._without_gain = float(state["best"]), int(state["without_gain"])

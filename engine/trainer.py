@@ -223,6 +223,11 @@ class Trainer:
             self.save_best(self.evaluator.measure().AP)
             self.save_last()
 
+    def require_saved(self) -> None:
+        """At the end: raise UserError, on all ranks, if a checkpoint could not be written the last time."""
+        if ranks.broadcast(self.saver.failures.failing):
+            raise UserError(ranks.broadcast(self.saver.failures.words()))
+
     def save_best(self, ap: float) -> None:
         """Write the EMA weights as best.pt; if that fails, they do not count as the best."""
         before, self.best_ap = self.best_ap, ap
@@ -296,7 +301,7 @@ class Trainer:
             for name, part in (("loss_watch", self.loss_watch), ("patience", self.patience)):
                 if name in checkpoint.training.log:  # not in earlier checkpoints
                     part.load_state_dict(checkpoint.training.log[name])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise UserError(
                 f"{self.job.options.resume}: does not hold the state of this training ({reason})"

@@ -36,6 +36,11 @@ class ResumeState:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        if self.subdivisions < 1:
+            raise ValueError(f"subdivisions is {self.subdivisions}")
+        for name, kind in (("sum", Tensor), ("count", int), ("seconds", float)):
+            if name in self.log and not isinstance(self.log[name], kind):
+                raise TypeError(f"{name} of its log is of type {type(self.log[name]).__name__}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,6 +196,9 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise _DamageError(f"the checksum of {damaged} is wrong")
+        # One that is marked as a folder is not read by torch, which then returns whatever is in the memory.
+        if folders := [record.filename for record in archive.infolist() if record.external_attr]:
+            raise _DamageError(f"the entry of {folders[0]} in its directory is wrong")
 
 
 def _verify(path: Path) -> None:
