@@ -18,6 +18,7 @@ import torch
 
 import detect
 from data.annotation_formats import open_image_set
+from models.yolo.postprocess import DetectionOptions
 from tests.data.test_inference_sources import write_video
 from tests.data.web_server import serve
 from utils.draw import write_png
@@ -36,6 +37,14 @@ class RedSquares:
     class_names: tuple[str, ...] = ("other", "square")
     origin: tuple[str, ...] = ()
     images_per_forward: int = 2
+
+    @property
+    def confidences(self) -> torch.Tensor:
+        return torch.full((2,), self.confidence)
+
+    @property
+    def options(self) -> DetectionOptions:
+        return DetectionOptions(confidence=self.confidence)
 
     def with_options(self, **changed: Any) -> RedSquares:
         return replace(self, **changed)

@@ -65,7 +65,7 @@ def test_flags_in_sentences_exist(root: Path) -> None:
     known |= {"--nproc-per-node", "--max-restarts", "--no-deps", "--logger"}
     for page in pages(root):
         spans = re.findall(r"`([^`]+)`", without_blocks(page.read_text()))
-        flags = {flag for span in spans for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)}
+        flags = {flag for span in spans for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", span)}
         assert sorted(flags - known) == [], page.name
 
 
