@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {**flatten(options), "environment": describe(detector.device)}
     with warn_on_disk_error(folder / "settings.json"):
         write_text(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
-    write_report(folder, flatten(EvaluateOptions(weights="")))
+    write_report(folder, flatten(EvaluateOptions(weights=options.weights)))
     if not is_complete:
         raise UserError(f"{folder / 'detections.json'}: was not written; the numbers above are those of its detections")
 
