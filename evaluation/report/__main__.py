@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = resolve(ReportOptions, parse_flags(ReportOptions, argv))
     folders = [Path(run) for run in options.runs]
     is_training = (folders[0] / "results.csv").is_file()
-    defaults = flatten(TrainOptions() if is_training else EvaluateOptions(weights=""))
+    defaults = flatten(TrainOptions() if is_training else EvaluateOptions(weights="any"))
     path = folders[0] / "report.html"
     if len(folders) == 1 and options.out is None:
         make_report(folders[0], defaults)

@@ -320,7 +320,8 @@ def data(run: Run) -> Markup:
 def health(run: Run) -> Markup:
     """norm_health.csv: each of its numbers over the steps, the median and the worst layer."""
     rows = [row for row in run.health if _is_number(row.get("step")) and "layer" in row]
-    names = [name for name in (rows[0] if rows else {}) if name not in ("epoch", "step", "layer")]
+    columns = dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value))
+    names = [name for name in columns if name not in ("epoch", "step", "layer")]
     if not names:
         return Markup("")
     steps = sorted({row["step"] for row in rows})
@@ -339,7 +340,10 @@ def health(run: Run) -> Markup:
     return section(
         "norm",
         "Health of the norm",
-        note("How far the statistics that normalize a mini-batch are from those of the population, over the training."),
+        note(
+            "How far the statistics of a mini-batch, and pooled ones where the norm pools, are from the running "
+            "statistics, which hold after the training."
+        ),
         element("div", *charts, class_="charts"),
         table(("worst layers at the end", *(name.replace("_", " ") for name in names)), cells, class_="numbers"),
     )

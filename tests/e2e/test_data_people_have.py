@@ -25,7 +25,11 @@ PLAIN = ("--workers", "0", "--device", "cpu")
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are most of the time of a small evaluation."""
-    for name in ("evaluation.evaluator.plot_pr_curves", "evaluation.evaluator.plot_confusion", "train.plot_results"):
+    for name in (
+        "evaluation.evaluator.plot_pr_curves",
+        "evaluation.evaluator.plot_confusion",
+        "engine.result_files.plot_results",
+    ):
         monkeypatch.setattr(name, lambda *_: None)
 
 

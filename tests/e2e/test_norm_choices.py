@@ -32,7 +32,11 @@ FLAGS = ["--device", "cpu", "--evals", "1", "--batch-size", "4", "--subdivisions
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are most of the time of a short run."""
-    for place in ("evaluation.evaluator.plot_pr_curves", "evaluation.evaluator.plot_confusion", "train.plot_results"):
+    for place in (
+        "evaluation.evaluator.plot_pr_curves",
+        "evaluation.evaluator.plot_confusion",
+        "engine.result_files.plot_results",
+    ):
         monkeypatch.setattr(place, lambda *_: None)
 
 

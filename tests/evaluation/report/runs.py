@@ -48,8 +48,8 @@ def made_run(
     rows = ["step,epoch,lr,loss,box,objectness,class,AP,AP50,seconds"]
     rows += [f"{10 * epoch},{epoch},0.01,{9 / epoch},1,2,3,{0.2 * epoch},{0.3 * epoch},5" for epoch in (1, 2)]
     (folder / "results.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    health = [f"{e},{10 * e},{layer},{0.1 * layer},{0.2 / e}" for e in (1, 2) for layer in range(3)]
-    text = "\n".join(["epoch,step,layer,mean_mismatch,var_mismatch", *health])
+    health = [f"{e},{10 * e},{layer},{0.1 * layer},{layer / e if layer else ''}" for e in (1, 2) for layer in range(3)]
+    text = "\n".join(["epoch,step,layer,mean_mismatch,pooled_mean_mismatch", *health])
     (folder / "norm_health.csv").write_text(text + "\n", encoding="utf-8")
     problems = f"box without area dropped: {HOSTILE}\nbox without area dropped: b.xml\n"
     (folder / "data_problems.txt").write_text(problems, encoding="utf-8")
