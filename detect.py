@@ -90,18 +90,18 @@ def detections_of(batches: Iterable[Sequence[Frame]], detect: Detect) -> Generat
             yield Seen(frame=frame, found=None if frame.image is None else next(found), milliseconds=milliseconds)
 
 
-def tracked(seen: Iterable[Seen], options: DetectOptions) -> Generator[Seen, None, None]:
-    """Number the objects of each video. Of images, keep what reaches the confidence."""
-    confidence, tracker, source = options.detection.confidence, None, None
+def tracked(seen: Iterable[Seen], options: DetectOptions, confidences: torch.Tensor) -> Generator[Seen, None, None]:
+    """Number the objects of each video. Of images, keep what reaches the confidence of its class, of (C,)."""
+    tracker, source = None, None
     for each in seen:
         if each.found is None:
             yield each
         elif not each.frame.source.is_video:
-            yield replace(each, found=each.found.where(each.found.scores >= confidence))
+            yield replace(each, found=each.found.where(each.found.scores >= confidences[each.found.labels]))
         else:
             if tracker is None or each.frame.source is not source:
                 source = each.frame.source
-                tracker = Tracker(confidence=confidence, fps=source.fps / options.stride_frames)
+                tracker = Tracker(confidences=confidences.tolist(), fps=source.fps / options.stride_frames)
             found, tracks = tracker.follow(each.found, each.frame.time_s)
             yield replace(each, found=found, tracks=tracks)
 
@@ -116,15 +116,18 @@ def labels_of(classes: Sequence[str], class_names: Sequence[str]) -> torch.Tenso
 
 def make_detect(detector: Detector, options: DetectOptions) -> Detect:
     """Return the function that detects the chosen classes in images (H, W, 3) uint8 RGB, in tiles if so asked."""
-    kept, iou = labels_of(options.classes, detector.class_names), options.detection.nms_iou
+    kept, rule = labels_of(options.classes, detector.class_names), options.detection
     if options.track:
-        detector = detector.with_options(confidence=min(FAINT, options.detection.confidence))
+        detector = detector.with_options(confidence=min(FAINT, detector.options.confidence))
+    if options.tiling.tile is not None:
+        detector = detector.with_options(max_detections=None)  # it counts in an image, not in a tile
 
     def detect(images: Sequence[np.ndarray]) -> list[Detections]:
         if options.tiling.tile is None:
             found = detector.detect(images)
         else:
-            found = [detect_tiled(detector.detect, image, options.tiling, iou) for image in images]
+            tiling, iou, most = options.tiling, rule.nms_iou, rule.max_detections
+            found = [detect_tiled(detector.detect, image, tiling, iou, most) for image in images]
         return found if kept is None else [each.where(torch.isin(each.labels, kept)) for each in found]
 
     return detect
@@ -134,6 +137,7 @@ def see(
     sources: Sequence[Source],
     detect: Detect,
     options: DetectOptions,
+    confidences: torch.Tensor,
     images_per_forward: int,
     stop: Stop,
     say: Callable[[str], None],
@@ -144,11 +148,12 @@ def see(
     frames = frames_of(sources, options, stop, say)
     wanted = stop.until_requested(frames if is_live else ahead(frames, size))
     seen = detections_of(batches_of(wanted, size), detect)
-    return tracked(seen, options) if options.track else seen
+    return tracked(seen, options, confidences) if options.track else seen
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = resolve(DetectOptions, parse_flags(DetectOptions, argv, foreign=FOREIGN_FLAGS))
+    given = parse_flags(DetectOptions, argv, foreign=FOREIGN_FLAGS)
+    options = resolve(DetectOptions, given)
     window = Window("detect.py") if options.show else None
     if options.track:
         libraries()  # before a stream is opened
@@ -165,8 +170,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         precision=options.precision,
         input_hw=options.image_size,
         options=options.detection,
+        use_thresholds="confidence" not in given,
     )
-    detect = make_detect(detector, options)
+    detect, lowest = make_detect(detector, options), detector.confidences
     size = detector.images_per_forward if options.batch_size == "auto" else int(options.batch_size)
     for line in detector.origin:
         print(line)
@@ -184,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         files,
         Stop() as stop,
         Progress(total) as progress,
-        closing(see(sources, detect, options, size, stop, lambda line: progress.say(printable(line)))) as seen,
+        closing(see(sources, detect, options, lowest, size, stop, lambda text: progress.say(printable(text)))) as seen,
     ):
         for each in seen:
             progress.advance()

@@ -13,13 +13,15 @@ from data.annotation_formats import open_image_set
 from evaluation.evaluator import Evaluator
 from evaluation.export_check import check_file, check_table
 from evaluation.recalibration import sample_images
-from models.detector import Detector
-from models.export.formats import write_file
+from models.detector import Detector, stored_thresholds
+from models.export.darknet_file import why_not_run
+from models.export.formats import with_ending, write_file
 from models.export.load import load_exported
 from models.export.metadata import Metadata, Suppression
 from models.network import Network
 from models.norms.fold import fold, unfoldable
 from models.predictor import TorchPredictor, fast_predictor
+from models.weights.convert import write_darknet
 from models.weights.trained import read_trained
 from options import FOREIGN_FLAGS, ExportOptions
 from utils.checkpoint import Checkpoint
@@ -47,11 +49,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(line)
     announce(detector.network, metadata, options)
     files: list[Path] = []
+    stem = folder / Path(options.weights).stem
     for kind in options.to:
-        written = write_file(kind, detector.network, metadata, folder / Path(options.weights).stem, calibration)
-        say("file" if not files else "", " ".join(map(str, written)))
-        files.append(written[-1] if kind == "ncnn" else written[0])
-    if evaluators and not check(evaluators, files, options):
+        if kind == "darknet":
+            own = replace(checkpoint, input_hw=detector.input_hw)
+            written = [*write_darknet(with_ending(stem, ".weights"), own, source=options.weights)]
+        else:
+            written = write_file(kind, detector.network, metadata, stem, calibration)
+        say("file", " ".join(map(str, written)))
+        if kind == "darknet" and evaluators and (why := why_not_run()):
+            say("", f"not checked: {why}; `pip install opencv-python-headless==4.11.0.86` in another environment")
+        else:
+            files.append(written[-1] if kind == "ncnn" else written[0])
+    if evaluators and files and not check(evaluators, files, options):
         raise SystemExit(1)
 
 
@@ -76,6 +86,10 @@ def describe(checkpoint: Checkpoint, detector: Detector, options: ExportOptions)
     suppression = Suppression(
         iou=rule.nms_iou, confidence=rule.confidence, max_per_class=rule.max_detections or NO_SUPPRESSION_LIMIT
     )
+    thresholds = stored_thresholds(checkpoint, options.weights)
+    lowest = 1.0 if thresholds is None else min(thresholds.confidences(checkpoint.class_names))
+    if options.outputs == "nms" and lowest < rule.confidence:
+        thresholds = None  # the graph drops what they would let through
     return Metadata(
         cfg_name=checkpoint.cfg_name,
         cfg_text=checkpoint.cfg_text,
@@ -88,6 +102,7 @@ def describe(checkpoint: Checkpoint, detector: Detector, options: ExportOptions)
         precision=options.precision,
         batch=None if options.dynamic else options.batch_size,
         suppression=suppression if options.outputs == "nms" else None,
+        thresholds=thresholds,
     )
 
 

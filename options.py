@@ -14,7 +14,7 @@ from data.image_cache import CACHES
 from evaluation.coco_backends import BACKENDS
 from evaluation.darknet_map import POINTS
 from models.export.formats import FORMATS
-from models.export.metadata import OUTPUTS, PRECISIONS
+from models.export.metadata import MAX_BATCH, OUTPUTS, PRECISIONS
 from models.norms.old_spelling import removed_flags
 from models.norms.options import NormOptions
 from models.norms.own import trust_knob
@@ -190,6 +190,12 @@ class TrainOptions:
     eval_backend: str = knob(
         "auto", "library of COCO's metrics, with equal results; auto = faster-coco-eval if there", choices=BACKENDS
     )
+    logger: tuple[str, ...] = knob(
+        (),
+        "log the curves with tensorboard, wandb, mlflow or trackio (pip install -e .[NAME]), or tell a listener of "
+        "yours, as MODULE:CLASS (docs/python.md); none: nobody (default: tensorboard, if it is installed)",
+        unit="NAME",
+    )
     optim: OptimOptions = field(default_factory=OptimOptions, metadata={"title": "optimization"})
     norm: NormOptions = field(default_factory=NormOptions, metadata={"title": "normalization"})
     augment: AugmentOptions = field(default_factory=AugmentOptions, metadata={"title": "augmentation"})
@@ -205,7 +211,15 @@ class EvaluateOptions:
     """
 
     weights: str = knob(
-        MISSING, "checkpoint to evaluate, darknet's .weights (with --cfg), or an exported file", unit="FILE"
+        "",
+        "checkpoint to evaluate, darknet's .weights (with --cfg), or an exported file (default: two, with --compare)",
+        unit="FILE",
+    )
+    compare: tuple[str, ...] = knob(
+        (),
+        "evaluate two such files, or folders that evaluate.py or train.py wrote for the same data, and tell whether AP "
+        "differs by more than chance in the choice of images explains",
+        unit="FILE",
     )
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
@@ -251,6 +265,12 @@ class EvaluateOptions:
     )
     workers: int = knob(2, "worker processes that load images; 0 = load in the main process", low=0)
     detection: DetectionOptions = field(default_factory=DetectionOptions, metadata={"title": "detections"})
+
+    def __post_init__(self) -> None:
+        if bool(self.weights) == bool(self.compare) or len(self.compare) not in (0, 2):
+            raise UserError("name what to evaluate: --weights FILE, or two with --compare A B")
+        if self.compare and (self.norm_report or self.recalibrate_on or self.metric != "coco"):
+            raise UserError("--norm-report, --recalibrate-on and --metric darknet are of one file: --weights FILE")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -310,7 +330,9 @@ class ExportOptions:
     """
 
     weights: str = knob(MISSING, "checkpoint to export, or darknet's .weights (with --cfg)", unit="FILE")
-    to: tuple[str, ...] = knob(("onnx",), "formats to write (default onnx)", choices=FORMATS)
+    to: tuple[str, ...] = knob(
+        ("onnx",), f"formats to write, of {', '.join(FORMATS)} (default onnx)", unit="FORMAT", choices=FORMATS
+    )
     cfg: str | None = knob(None, "network of a .weights file: a darknet .cfg, or the name of one in cfg/")
     names: str | None = knob(None, "class names of a .weights file, one per line (default: COCO's 80)", unit="FILE")
     trust: tuple[str, ...] = trust_knob()
@@ -325,7 +347,7 @@ class ExportOptions:
     calibrate_on: str | None = knob(None, "find int8's scales on PATH's train split", unit="PATH")
     calibrate_images: int = knob(100, "images for calibrate_on", unit="IMAGES", low=1)
     image_size: tuple[int, int] | None = image_size_knob("network input: 416, or HEIGHTxWIDTH (default: as trained)")
-    batch_size: int = knob(1, "images of one call", unit="IMAGES", low=1)
+    batch_size: int = knob(1, "images of one call", unit="IMAGES", low=1, high=MAX_BATCH)
     dynamic: bool = knob(False, "take any number of images, of any size whose sides the network's strides divide")
     check: str | None = knob(
         None, "evaluate the network and its files on this data set; exit code 1 where AP differs", unit="PATH"
@@ -349,8 +371,10 @@ class ExportOptions:
         if (self.precision == "int8") != (self.calibrate_on is not None):
             raise UserError("--precision int8 and --calibrate-on PATH go together: int8's scales are found on images")
         for kind in self.to:
-            if kind in ("torchscript", "ncnn") and (self.precision == "int8" or self.outputs == "nms"):
+            if kind in ("torchscript", "ncnn", "darknet") and (self.precision == "int8" or self.outputs == "nms"):
                 raise UserError(f"--to {kind} has neither --precision int8 nor --outputs nms: onnx and openvino have")
+        if "darknet" in self.to and self.precision != "float32":
+            raise UserError(f"--to darknet: a .weights file is float32, not {self.precision}")
         if self.ap_tolerance is not None and self.check is None:
             raise UserError("--ap-tolerance is read with --check only")
 

@@ -12,29 +12,35 @@ from pathlib import Path
 
 from cfg.parse import CfgError
 from engine.announce import announce
+from engine.events import Listener
 from engine.job import Job, open_run, parse_job
 from engine.rate_finder import find_rate
 from engine.trainer import Trainer, make_val_evaluator
+from evaluation.coco_map import per_cent
 from evaluation.domains import DomainEvaluator
 from evaluation.evaluator import Evaluator
-from evaluation.plots import plot_results
 from evaluation.recalibration import recalibrate_on
+from evaluation.report.report import write_report
 from models.freeze import freeze
 from models.norms.domains import choose
 from models.stored_network import build_network
+from models.thresholds import Thresholds
+from options import TrainOptions
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error
 from utils.checkpoint import Checkpoint
 from utils.environment import pick_device
+from utils.flags import flatten
 from utils.page import run_page
 from utils.run_lock import released_afterwards
 from utils.stop import Stop, Stopped
 
 
-def train(job: Job, folder: Path, stop: Stop | None = None) -> None:
+def train(job: Job, folder: Path, stop: Stop | None = None, listeners: Sequence[Listener] = ()) -> None:
     """Train to the end; best.pt in `folder` then has the EMA weights with the highest AP on the validation split.
 
-    Raises Stopped if `stop` was requested, after last.pt was written, from which --resume continues.
+    listeners: are told of its events, beside those that --logger names. Raises Stopped if `stop` was requested, after
+    last.pt was written, from which --resume continues.
     """
     run = Trainer(job, folder, stop or Stop())
     try:
@@ -43,6 +49,7 @@ def train(job: Job, folder: Path, stop: Stop | None = None) -> None:
         if job.options.optim.learning_rate == "auto":
             run.settle_rate(find_rate(run))
         announce(run)
+        run.begin(listeners)
         while not run.is_over:
             epoch = run.epochs_done
             for batch in run.batches(epoch):
@@ -52,21 +59,25 @@ def train(job: Job, folder: Path, stop: Stop | None = None) -> None:
                 losses = run.step(batch)
                 run.loss_watch(run.steps_done, float(losses.sum()))
                 run.ema.update(run.network, step=run.steps_done)
-                run.log.losses(run.steps_done, losses, lr=lr, epoch=f"{epoch + 1}/{run.length.epochs}")
+                run.log.losses(run.steps_done, losses, lr=lr, epoch=epoch)
                 run.fit_to_time_budget()
                 run.save_if_due_or_stop()
             run.end_epoch(epoch, run.evaluate() if run.length.is_evaluation_due(epoch) else None)
         run.ensure_best()
+        run.require_saved()
     except Stopped as stopped:
         if not run.is_saved:
             stopped.is_saved = run.save_last()
+        run.log.end()
         raise
-    finally:
-        run.log.close()
+    except BaseException as error:
+        run.log.end(error)
+        raise
+    run.log.end()
 
 
 def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator | DomainEvaluator:
-    """Recompute the norm statistics of best.pt for --precise-bn, and export it as best.safetensors.
+    """Recompute the norm statistics of best.pt for --precise-bn.
 
     Returns the evaluator of its weights on the validation split, for the report.
     """
@@ -93,11 +104,20 @@ def finish(job: Job, folder: Path, stop: Stop | None = None) -> Evaluator | Doma
         if ranks.is_rank_zero():
             with warn_on_disk_error(path):
                 best.to_file(path)
-            print(f"AP {before:.3f} with running averages, {after:.3f} with {source}; best.pt has the latter")
-    if ranks.is_rank_zero():
-        with warn_on_disk_error(folder / "best.safetensors"):
-            best.to_safetensors(folder / "best.safetensors")
+            print(
+                f"AP {per_cent(before)} with running averages, {per_cent(after)} with {source}; best.pt has the latter"
+            )
     return evaluator
+
+
+def publish(folder: Path, thresholds: Thresholds | None) -> None:
+    """Put the thresholds into best.pt, and export it as best.safetensors."""
+    best = Checkpoint.from_file(folder / "best.pt")
+    best = replace(best, thresholds={} if thresholds is None else thresholds.to_json())
+    with warn_on_disk_error(folder / "best.pt"):
+        best.to_file(folder / "best.pt")
+    with warn_on_disk_error(folder / "best.safetensors"):
+        best.to_safetensors(folder / "best.safetensors")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -114,15 +134,17 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "nothing is lost" if stopped.is_saved else "last.pt could not be updated and is of an earlier step"
                 )
                 print(f"\nstopped; {outcome}; resume with: python train.py --resume {folder}")
+            if not stopped.is_saved:
+                raise SystemExit(2) from None
             return
         if not ranks.is_rank_zero():
             return
-        with warn_on_disk_error(folder / "results.png"):
-            plot_results(folder / "results.csv", folder / "results.png")
+        publish(folder, table.thresholds)
         best, norm = folder / "best.pt", job.options.norm
         print(f"\n{best} on {job.val_set.name} {job.val_set.split}:")
         print(table.summary(), table.class_table(), sep="\n\n")
         chosen = f" --domain {job.domains[0].name}" if "own" in (norm.domain_statistics, norm.domain_affine) else ""
+        write_report(folder, flatten(TrainOptions()))
         print(f"\neverything is in {folder}; next: python detect.py --weights {best}{chosen} IMAGES")
 
 

@@ -5,8 +5,9 @@
 All take turns in every round, because the speed of a machine changes; a ratio is the median over rounds of
 t(ours in float32) / t(this), so that above 1 it is faster. A time is process time, which other processes change little.
 The weights are random, but for --weights. "network": from its input in float32 to its raw heads. "whole": from a JPEG
-file to boxes after suppression, with `Detector.detect`. OpenCV 5 reads no darknet cfg: --opencv4 names a folder that
-`pip install --no-deps --target DIR opencv-python-headless==4.11.0.86` made, and a process of its own uses it.
+file to boxes after suppression, with `Detector.detect`, of the checkpoint or of exported files of it. OpenCV 5 reads no
+darknet cfg: --opencv4 names a folder that `pip install --no-deps --target DIR opencv-python-headless==4.11.0.86` made,
+and a process of its own uses it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from torch import Tensor
 from benchmarks.measured import RESULTS, Row, against, circumstances, write
 from cfg.plan import load_plan
 from models.detector import Detector
+from models.export.formats import write_file
+from models.export.metadata import Metadata
 from models.network import Network
 from models.norms.factory import norm_factory
 from models.norms.fold import fold
@@ -40,7 +43,7 @@ from models.predictor import TorchPredictor, fast_predictor
 from models.stored_network import build_network
 from models.weights.trained import read_trained
 from models.weights.writer import write_weights
-from utils.errors import exit_on_error
+from utils.errors import UserError, exit_on_error
 from utils.image_file import read_image
 
 SIZES_PX = {"yolov4-tiny": 416, "yolo-fastest-1.1-xl": 320, "yolov4": 608}
@@ -163,8 +166,10 @@ def measure(name: str, cfg: str, weights: Path | None, rounds: int, threads: int
         timed: dict[str, Callable[[], float]] = {
             f"network: {key}": partial(milliseconds_of, run) for key, run in runs.items()
         }
+        detectors = {f"ours, {kind}": detector for kind, detector in detectors.items()}
+        detectors |= exported(network, folder / "exported")
         for kind, detector in detectors.items():
-            timed[f"whole: ours, {kind}"] = partial(milliseconds_of, partial(_whole, detector, str(file)))
+            timed[f"whole: {kind}"] = partial(milliseconds_of, partial(_whole, detector, str(file)))
         with opencv4(place, cfg_file, weights, side_px, threads) as forward:
             if forward is not None:
                 timed["network: OpenCV dnn, float32"] = forward
@@ -185,6 +190,32 @@ def measure(name: str, cfg: str, weights: Path | None, rounds: int, threads: int
         }
         for key, taken in times.items()
     ]
+
+
+def exported(network: Network, stem: Path) -> dict[str, Detector]:
+    """Return detectors of exported files, by what runs them, as far as that is installed."""
+    plan, detectors = network.plan, {}
+    for name, kind, precision in (
+        ("onnxruntime, float32", "onnx", "float32"),
+        ("OpenVINO, float32", "openvino", "float32"),
+        ("OpenVINO, bf16", "openvino", "float16"),  # weights; it computes in bf16 where the CPU is fast with it
+    ):
+        metadata = Metadata(
+            cfg_name=plan.name,
+            cfg_text=plan.source_text,
+            class_names=tuple(map(str, range(plan.classes))),
+            input_hw=plan.net.input_hw,
+            letterbox=False,
+            resize="opencv",
+            norm="bn",
+            outputs="decoded",
+            precision=precision,
+            batch=1,
+        )
+        with suppress(UserError):  # not installed
+            files = write_file(kind, fold(network), metadata, stem.with_name(precision))
+            detectors[name] = Detector.load(files[0])
+    return detectors
 
 
 def _plain(weights: Path, cfg: str, side_px: int) -> Network:

@@ -182,7 +182,6 @@ def run(cell: Cell) -> Row:
         row = {**asdict(cell), "train_class_loss": round(train(trainer, cell.steps), 4)}
         trained_s = time.perf_counter() - start
         row |= measure(trainer)
-        trainer.log.close()
     seconds = {"train_seconds": round(trained_s, 1), "seconds": round(time.perf_counter() - start, 1)}
     return {**row, **seconds, **circumstances(trainer.device)}
 

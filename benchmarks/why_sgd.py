@@ -224,7 +224,6 @@ class Cell:
                 found = start_of(trainer, self.batches[self.seed][0])
             else:
                 found = train(trainer, self.batches[self.seed], self.variant)
-            trainer.log.close()
         names = dict(zip(("table", "setting", "variant", "seed"), self.key, strict=True))
         return {**names, **found, "cpu_seconds": round(time.process_time() - start, 1)}
 

@@ -16,6 +16,7 @@ BROKEN_ANNOTATION = (
     "unusable annotation file, its image skipped",
     "unusable annotation files, their images skipped",
 )
+NO_ANNOTATION = ("image without an annotation file left out", "images without annotation files left out")
 BROKEN_LABEL = ("malformed label dropped", "malformed labels dropped")
 NO_BBOX = ("annotation without a bbox dropped", "annotations without a bbox dropped")
 UNKNOWN_CLASS = ("label of an unknown class dropped", "labels of unknown classes dropped")
@@ -32,6 +33,10 @@ NO_LABEL_FILE = ("split without any label file", "splits without any label file"
 OTHER_SIZE_BOXES = (
     "image annotated with a size that its boxes exceed, its own size used",
     "images annotated with sizes that their boxes exceed, their own sizes used",
+)
+OTHER_SIZE = (
+    "image of another size than annotated, its boxes scaled with it",
+    "images of another size than annotated, their boxes scaled with them",
 )
 LEFT_FOLDER = ("path read that leads out of the data set's folder", "paths read that lead out of the data set's folder")
 

@@ -13,6 +13,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -20,6 +21,7 @@ from contextlib import suppress
 from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
+from types import TracebackType
 from typing import Any
 
 import cv2
@@ -169,6 +171,7 @@ def _work(make: Make, pipe: Connection, main: int) -> None:
     """
     # Forked memory is shared until written to, and a garbage collection writes to all of it.
     gc.freeze()
+    sys.excepthook = _but_for_lost_connections
     cv2.setNumThreads(0)  # the workers are the parallelism
     torch.set_num_threads(1)
     while multiprocessing.get_start_method() != "fork" or os.getppid() == main:
@@ -177,6 +180,12 @@ def _work(make: Make, pipe: Connection, main: int) -> None:
                 _reply(pipe, _result(make, pipe.recv()))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
+
+
+def _but_for_lost_connections(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """Print an error, but not that of the thread that shares tensors when the main process is killed in between."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, where)
 
 
 def _reply(pipe: Connection, result: Batch | Exception) -> None:

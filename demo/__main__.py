@@ -41,8 +41,8 @@ class DemoOptions:
     port: int = knob(7860, "port to listen on", low=1, high=65535)
     detection: DetectionOptions = field(default_factory=DrawnDetectionOptions, metadata={"title": "detections"})
 
-    def load_all(self) -> list[tuple[str, Detector]]:
-        """Return the files with their detectors. Raises UserError as `Detector.load`."""
+    def load_all(self, *, use_thresholds: bool = False) -> list[tuple[str, Detector]]:
+        """Return the files with their detectors; use_thresholds and UserError as of `Detector.load`."""
 
         def load(file: str, cfg: str | None, names: str | None) -> tuple[str, Detector]:
             detector = Detector.load(
@@ -53,6 +53,7 @@ class DemoOptions:
                 device=self.device,
                 input_hw=self.image_size,
                 options=self.detection,
+                use_thresholds=use_thresholds,
             )
             return file, detector
 
@@ -66,14 +67,15 @@ class DemoOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = resolve(DemoOptions, parse_flags(DemoOptions, argv, foreign=FOREIGN_FLAGS))
+    given = parse_flags(DemoOptions, argv, foreign=FOREIGN_FLAGS)
+    options = resolve(DemoOptions, given)
     with tempfile.TemporaryDirectory() as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # which gradio reads when it is imported
         try:
             from demo.page import serve
         except ImportError as error:
             raise UserError(f"the page needs gradio ({error}): run pip install 'gradio>=6.31'") from error
-        detectors = options.load_all()
+        detectors = options.load_all(use_thresholds="confidence" not in given)
         for _, detector in detectors:
             for origin in detector.origin:
                 print(origin)

@@ -23,6 +23,8 @@ MAX_UPLOAD = "32mb"
 def make_page(detectors: Sequence[tuple[str, Detector]]) -> gr.Blocks:
     """Return the page for detectors, each with the name that it is shown under. Their options are where it starts."""
     options = detectors[0][1].options
+    thresholds = detectors[0][1].thresholds  # a slider has one value: that for all classes in common
+    confidence_at_first = options.confidence if thresholds is None else thresholds.common.confidence
     floor = min(LOWEST_CONFIDENCE, options.confidence)
     quick = [replace(each, predictor=CandidateMemory(each.predictor, floor)) for _, each in detectors]
     class_names = list(dict.fromkeys(name for each in quick for name in each.class_names))
@@ -46,7 +48,7 @@ def make_page(detectors: Sequence[tuple[str, Detector]]) -> gr.Blocks:
                 height=300,
                 buttons=[],
             )
-            confidence = gr.Slider(floor, 1, options.confidence, step=0.01, label="Confidence")
+            confidence = gr.Slider(floor, 1, confidence_at_first, step=0.01, label="Confidence")
             nms_iou = gr.Slider(0, 1, options.nms_iou, step=0.01, label="Overlap (IoU)")
             classes = gr.Dropdown(class_names, value=[], multiselect=True, label="Classes (none chosen: all)")
         results: list[gr.Textbox | gr.Image] = []

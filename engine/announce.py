@@ -11,6 +11,7 @@ from data.doctor.checkup import quick_findings
 from data.user_pipeline import transform_names
 from engine.amp import precision_in_words
 from engine.build import keeps_apart
+from engine.forecast import TIMED_STEPS, WARM_UP_STEPS
 from engine.job import Job, images_per_rank, images_per_statistic
 from engine.trainer import Trainer
 from models.norms.auto import enough_images
@@ -46,6 +47,7 @@ def announce(run: Trainer) -> None:
         say("", f"auto: {job.reasons['optimizer']}")
     if run.is_length_known:
         say("schedule", run.schedule.words())
+        say("", epochs_in_words(run))
         for warning in (*burn_in_warnings(options.norm, job.plan, run.length.total_steps), *idle_settings(run)):
             warn(warning)
     else:
@@ -61,6 +63,18 @@ def announce(run: Trainer) -> None:
     say("run", str(run.folder))
     for number, line in enumerate(settings_lines(job)):
         say("" if number else "settings", line)
+
+
+def epochs_in_words(run: Trainer) -> str:
+    """40 epochs of 50 steps; the first AP comes after step 100; step 9 tells how long it takes"""
+    length, step = run.length, run.steps_done
+    text = f"{counted(length.epochs, 'epoch')} of {counted(length.epoch_steps, 'step')}"
+    if step >= length.total_steps:
+        return text
+    first = "next" if length.evaluations(step // length.epoch_steps) else "first"
+    text += f"; the {first} AP comes after step {length.next_evaluation(step):,}"
+    told_at = step + WARM_UP_STEPS + TIMED_STEPS
+    return f"{text}; step {told_at:,} tells how long it takes" if told_at < length.total_steps else text
 
 
 def idle_settings(run: Trainer) -> list[str]:

@@ -16,6 +16,7 @@ from engine.amp import choose_precision
 from engine.auto_subdivisions import resolve_subdivisions
 from engine.build import check_network, check_pipeline, keeps_apart
 from engine.data_sets import open_domains, paths_of
+from engine.loggers import check_loggers
 from engine.recipe import LENGTHS, adamw_recipe, choose_optimizer, has_fixed_statistics, planned_steps
 from engine.resuming import check_order, load_resume, other_classes, restore_after_restart
 from models.norms.auto import choose_norm
@@ -114,6 +115,7 @@ def job_of(given: dict[str, Any], sets: tuple[ImageSet, ImageSet] | None = None)
     options = resolve(TrainOptions, {**given, "optimizer": optimizer}, from_files)
     check_batch(options, len(train_set))
     check_domains(options)
+    check_loggers(options.logger, is_typed="logger" in typed)
     check_shuffle(options, is_resumed=checkpoint is not None)
     options, precision_reason = choose_precision(options, plan)
     options = resolve_subdivisions(options, plan)

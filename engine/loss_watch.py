@@ -47,4 +47,4 @@ class LossWatch:
         return {"first": list(self._first), "last": list(self._last)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._first, self._last = list(state["first"]), deque(state["last"], maxlen=_LAST)
+        self._first, self._last = list(map(float, state["first"])), deque(map(float, state["last"]), maxlen=_LAST)

@@ -35,10 +35,12 @@ class Patience:
     def words(self) -> str:
         """Return why the training ends."""
         evaluations = counted(self._without_gain, "evaluation")
-        return f"no gain over AP {self._best:.3f} in {evaluations}: the training ends; a larger --patience goes on"
+        return (
+            f"no gain over AP {100 * self._best:.1f} in {evaluations}: the training ends; a larger --patience goes on"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best, "without_gain": self._without_gain}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._best, self._without_gain = state["best"], state["without_gain"]
+        self._best, self._without_gain = float(state["best"]), int(state["without_gain"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.annotation_formats import BUILT_IN
+from data.user_pipeline import transform_names
 from engine.amp import as_it_ran
 from engine.data_sets import paths_of
 from engine.recipe import LENGTHS
@@ -24,6 +25,7 @@ from utils.environment import pick_device
 from utils.errors import UserError
 from utils.flags import current_names, flag_of, resolve
 from utils.knob import check_limits
+from utils.printable import printable
 from utils.run_folder import folder_of_job, newest_run, own_folder
 
 # What may be typed beside --resume: where to compute and for how long, and where the data set is, which the numbers do
@@ -31,7 +33,7 @@ from utils.run_folder import folder_of_job, newest_run, own_folder
 RESUMABLE = {
     *("resume", "trust", "data", "val_data", "epochs", "time_budget", "patience", "save_minutes"),
     *("subdivisions", "learning_rate", "clip_norm", "amp", "albumentations"),
-    *("device", "workers", "cache", "eval_backend"),
+    *("device", "workers", "cache", "eval_backend", "logger"),
     *("checkpoint_activations", "offload_activations", "profile"),
 }
 
@@ -75,13 +77,11 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     if checkpoint.settings.get("norm_growth_steps"):
         raise UserError(f"{path}: --norm-growth-steps does not exist any more; start a new run with --weights")
     # Memory may have run out since the settings were made.
-    settings = {"optimizer": "sgd", "val_fraction": 0, **respelled(current_names(TrainOptions, checkpoint.settings))}
-    settings["subdivisions"] = checkpoint.training.subdivisions
-    settings = as_it_ran(settings, pick_device({**settings, **given}.get("device", "auto")))
-    check_settings(settings, path)
+    settings = {"optimizer": "sgd", "val_fraction": 0, **current_names(TrainOptions, checkpoint.settings)}
+    settings |= {"data": paths_of(settings.get("data", BUILT_IN)), "subdivisions": checkpoint.training.subdivisions}
+    settings = checked(settings, path, device=given.get("device"))
     if given.keys() & set(LENGTHS):  # in place of what set it before
         settings = {name: value for name, value in settings.items() if name not in LENGTHS}
-    settings["data"] = paths_of(settings.get("data", BUILT_IN))
     for data in () if "data" in given else settings["data"]:
         if data != BUILT_IN and not os.path.exists(os.path.expanduser(data)):
             raise UserError(
@@ -94,16 +94,24 @@ def load_resume(given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     return checkpoint, {**settings, **given, "resume": str(path)}
 
 
-def check_settings(settings: dict[str, Any], path: Path) -> None:
-    """Raise UserError if a setting that was read from `path` is outside its limits."""
+def checked(settings: dict[str, Any], path: Path, device: str | None) -> dict[str, Any]:
+    """Return settings that were read from `path` in today's spelling. Raises UserError for one that cannot be.
+
+    device: what was typed, in place of the settings' own.
+    """
     try:
+        settings = as_it_ran(respelled(settings), pick_device(device or settings.get("device", "auto")))
         options = resolve(TrainOptions, settings)
-        parse_norm(options.norm.norm)
         for part in (options, *(getattr(options, each.name) for each in fields(options))):
             if is_dataclass(part):
                 check_limits(part)
-    except (TypeError, ValueError, UserError) as error:
-        raise UserError(f"{path}: its settings cannot be used ({error})") from error
+        parse_norm(options.norm.norm)
+        if pipeline := options.augment.albumentations:
+            transform_names(pipeline)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:  # whatever strange values trigger
+        reason = printable(str(error).partition("\n")[0])
+        raise UserError(f"{path}: its settings cannot be used ({reason})") from error
+    return settings
 
 
 def check_run(checkpoint: Checkpoint, file: Path) -> None:

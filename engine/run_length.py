@@ -33,3 +33,15 @@ class RunLength:
         if epochs < first:
             return 0
         return 1 + (epochs - first) * (evals - 1) // max(1, last - first)
+
+    def next_evaluation(self, step: int) -> int:
+        """Return the step that the next evaluation follows, after `step` of them and what was due then."""
+        epoch = step // self.epoch_steps
+        while epoch + 1 < self.epochs and not self.is_evaluation_due(epoch):
+            epoch += 1
+        return min((epoch + 1) * self.epoch_steps, self.total_steps)
+
+    def seconds_left(self, step: int, epochs_done: int, *, step_s: float, evaluation_s: float) -> float:
+        """Return the time for the steps after `step`, and the evaluations after so many epochs."""
+        evaluations = self.evaluations(self.epochs) - self.evaluations(epochs_done)
+        return (self.total_steps - step) * step_s + evaluations * evaluation_s

@@ -39,10 +39,5 @@ class Throughput:
     def share_waiting(self) -> float:
         return min(1.0, self.waited_s / self.took_s) if self.took_s else 0.0  # the batch at hand has only waited yet
 
-    def hours_for(self, steps: int) -> str:
-        """Return the time that so many steps take at this speed, as 3:05."""
-        hours, minutes = divmod(round(steps * self.took_s / self.steps / 60), 60)
-        return f"{hours}:{minutes:02d}"
-
     def __str__(self) -> str:
         return f"{self.images_per_s:.1f} images/s, {self.share_waiting:.0%} waiting for data{peak_memory()}"

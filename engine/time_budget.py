@@ -11,6 +11,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
+from engine.forecast import EVALUATION_SHARE
 from engine.run_length import RunLength
 from utils import ranks
 from utils.console import counted
@@ -19,7 +20,6 @@ from utils.duration import seconds_in
 _FIRST_STEPS, _FIRST_S, _FIRST_SHARE = 20, 60.0, 0.05  # measured before the first fit, whichever comes first
 _RECENT_STEPS = 100  # whose mean is the pace
 _LATE, _EARLY = 0.05, 0.1  # shares of the budget by which the end may be off before the steps are fitted again
-_EVALUATION_SHARE = 0.5  # of the time of training on as many images, until an evaluation has been timed
 
 
 class TimeBudget:
@@ -98,13 +98,14 @@ class TimeBudget:
         pace_s = fmean(self._step_s)
         evaluation_s = self._evaluation_s
         if evaluation_s is None:
-            evaluation_s = _EVALUATION_SHARE * self._evaluation_batches * pace_s
+            evaluation_s = EVALUATION_SHARE * self._evaluation_batches * pace_s
         spent_s = self._clock() - self._start_s
 
         def end_s(total_steps: int) -> float:
             whole = replace(length, total_steps=total_steps)
-            evaluations = whole.evaluations(whole.epochs) - whole.evaluations((step - 1) // length.epoch_steps)
-            return spent_s + (total_steps - step) * pace_s + (evaluations + self.reports) * evaluation_s
+            done = (step - 1) // length.epoch_steps  # epochs: the evaluation after this step is still to come
+            left_s = whole.seconds_left(step, done, step_s=pace_s, evaluation_s=evaluation_s)
+            return spent_s + left_s + self.reports * evaluation_s
 
         if self.total_steps is not None and -_EARLY <= end_s(self.total_steps) / self.budget_s - 1 <= _LATE:
             return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,17 @@ from typing import Any
 from uuid import uuid4
 
 from engine import build
+from engine.checkpoint_saver import CheckpointSaver
 from engine.ema import ModelEMA
+from engine.events import Listener, Run
 from engine.job import Job
 from engine.loss_watch import LossWatch
 from engine.patience import Patience
 from engine.profiling import profiled
 from engine.recipe import planned_steps
 from engine.run_length import RunLength
-from engine.runlog import RunLog
 from engine.time_budget import TimeBudget
+from engine.training_log import TrainingLog
 from engine.training_state import restore, training_state
 from evaluation.coco_map import CocoTable
 from evaluation.domains import DomainEvaluator, DomainTable
@@ -33,6 +36,7 @@ from models.stored_network import make_checkpoint
 from models.weights.start import start_from
 from models.yolo.postprocess import DetectionOptions
 from utils import ranks
+from utils.atomic_file import warn_on_disk_error, write_text
 from utils.checkpoint import Checkpoint, ResumeState
 from utils.console import line, warn
 from utils.draw import draw_batch
@@ -84,12 +88,15 @@ class Trainer:
         first_step, self.epochs_done = place_of(
             job.checkpoint, images=len(job.train_set), epoch_steps=len(self.loader), total_steps=total_steps
         )
-        self.log = RunLog(
+        if ranks.is_rank_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+        self.saver = CheckpointSaver(folder, every_s=60 * options.save_minutes)
+        self.log = TrainingLog(
             folder,
-            total_steps=total_steps if self.is_length_known else None,
-            first_step=first_step,
-            epochs_done=self.epochs_done,
-            save_every_s=60 * options.save_minutes,
+            self.network,
+            length=self.length if self.is_length_known else None,
+            step=first_step,
+            evaluation_batches=len(job.val_set) / optim.batch_size,
         )
         if options.speed.compile:
             build.compile_for_all_sizes(self.network)
@@ -101,7 +108,7 @@ class Trainer:
         self._saved_step: int | None = None
         if job.checkpoint is not None:
             self._resume(job.checkpoint)
-        self.log.settings(self._resolved_settings())
+        self._write_settings()
 
     @property
     def steps_done(self) -> int:
@@ -117,8 +124,19 @@ class Trainer:
         optim = replace(self.job.options.optim, learning_rate=rate)
         self.job = replace(self.job, options=replace(self.job.options, optim=optim))
         self.schedule = replace(self.schedule, base_rate=rate)
-        self.log.settings(self._resolved_settings())
+        self._write_settings()
         self.save_last()
+
+    def begin(self, listeners: Sequence[Listener]) -> None:
+        """Tell `listeners`, and those that the job names, that the training begins or goes on."""
+        run = Run(
+            folder=self.folder,
+            run_id=self.run_id,
+            settings=self._resolved_settings(),
+            step=self.steps_done,
+            epochs_done=self.epochs_done,
+        )
+        self.log.begin(run, loggers=self.job.options.logger, listeners=listeners)
 
     def close_mosaic(self) -> None:
         """End mosaic, mixup and cutmix in the last part of the training, as `--close-mosaic` has it."""
@@ -141,7 +159,7 @@ class Trainer:
         batches = self._batches_to_the_end()
         if self.job.options.speed.profile and epoch == self.epochs_done and ranks.is_rank_zero():
             batches = profiled(batches, self.folder / "profile.json", say=self.log.say)
-        for batch in self.log.watch(batches):
+        for batch in self.log.watch(batches, epoch):
             if self.steps_done == 0:
                 self.log.image("first_batch", draw_batch(batch, self.job.train_set.class_names))
             yield batch.to(self.device, non_blocking=True)
@@ -154,11 +172,11 @@ class Trainer:
 
     def evaluate(self) -> CocoTable | DomainTable:
         """Measure the EMA weights on the validation split, and draw what they find in its first images."""
-        with nullcontext() if self.time_budget is None else self.time_budget.evaluation():
+        with nullcontext() if self.time_budget is None else self.time_budget.evaluation(), self.log.evaluating():
             self.save_last()  # an evaluation can take long, and run out of memory
             self.step.optimizer.zero_grad(set_to_none=True)  # it needs the memory more than the old gradients do
             self.ema.agree()
-            return self.evaluator.measure(show=lambda rgb: self.log.image("predictions", rgb, self.steps_done))
+            return self.evaluator.measure(progress=True, show=lambda rgb: self.log.image("predictions", rgb))
 
     def fit_to_time_budget(self) -> None:
         """After a step: take another length if `--time-budget` asks for it, with all that depends on it."""
@@ -168,8 +186,8 @@ class Trainer:
         self.schedule = build.make_schedule(self.job.options, self.job.plan, total_steps=length.total_steps)
         self.norm_freeze.total_steps = length.total_steps
         self.close_mosaic()
-        self.log.set_length(length.total_steps)
-        self.log.settings(self._resolved_settings())
+        self.log.set_length(length)
+        self._write_settings()
         self.log.say(line("schedule", self.time_budget.words(length)))
         self.log.say(line("", self.schedule.words()))
         for warning in burn_in_warnings(self.job.options.norm, self.job.plan, length.total_steps):
@@ -177,7 +195,7 @@ class Trainer:
 
     def save_if_due_or_stop(self) -> None:
         """After a step: write last.pt if it is time to. Raises Stopped if a stop was requested on any rank."""
-        is_stopped, is_save_due = ranks.any_rank(self.stop.requested, self.log.is_save_due())
+        is_stopped, is_save_due = ranks.any_rank(self.stop.requested, self.saver.is_due())
         if is_stopped:
             raise Stopped
         if is_save_due:
@@ -185,18 +203,15 @@ class Trainer:
 
     def end_epoch(self, epoch: int, table: CocoTable | DomainTable | None) -> None:
         """Log the epoch and save what it reached. table: of its evaluation, if there was one."""
-        row = {"step": self.steps_done, "epoch": epoch + 1, "lr": self.schedule.rate(self.steps_done - 1)}
+        self.log.end_epoch(epoch, lr=self.schedule.rate(self.steps_done - 1), table=table)
         if table is not None:
-            row |= {"AP": table.AP, "AP50": table.AP50}
-            self.log.say(f"epoch {epoch + 1}: {table.words()}")
             self.patience(table.AP)
             if self.patience.is_exhausted and epoch + 1 < self.length.epochs:
                 self.log.say(f"epoch {epoch + 1}: {self.patience.words()}")
-        self.log.end_epoch(row)
         self.epochs_done = epoch + 1
         if table is not None and self.best_ap <= table.AP:  # of equal ones the later, which was trained longer
             self.save_best(table.AP)
-        (is_save_due,) = ranks.any_rank(self.log.is_save_due(at_epoch_end=True))
+        (is_save_due,) = ranks.any_rank(self.saver.is_due(at_epoch_end=True))
         if table is not None or is_save_due:
             self.save_last()
 
@@ -208,10 +223,15 @@ class Trainer:
             self.save_best(self.evaluator.measure().AP)
             self.save_last()
 
+    def require_saved(self) -> None:
+        """At the end: raise UserError, on all ranks, if a checkpoint could not be written the last time."""
+        if ranks.broadcast(self.saver.failures.failing):
+            raise UserError(ranks.broadcast(self.saver.failures.words()))
+
     def save_best(self, ap: float) -> None:
         """Write the EMA weights as best.pt; if that fails, they do not count as the best."""
         before, self.best_ap = self.best_ap, ap
-        if not self.log.save("best.pt", self._checkpoint()):
+        if not self.saver.save("best.pt", self._checkpoint()):
             self.best_ap = before
 
     def save_last(self) -> bool:
@@ -227,10 +247,16 @@ class Trainer:
             subdivisions=self.step.recovery.subdivisions,
         )
         # All ranks know, or one alone would save again at a stop, and wait for the others.
-        is_written = self.log.save("last.pt", replace(self._checkpoint(), training=training))
+        is_written = self.saver.save("last.pt", replace(self._checkpoint(), training=training))
         is_written = not any(ranks.any_rank(not is_written))
         self._saved_step = self.steps_done if is_written else None
         return is_written
+
+    def _write_settings(self) -> None:
+        path = self.folder / "settings.json"
+        if ranks.is_rank_zero():
+            with warn_on_disk_error(path):
+                write_text(path, json.dumps(self._resolved_settings(), indent=2) + "\n")
 
     def _resolved_settings(self) -> dict[str, Any]:
         """Return all settings, with those that were left to the cfg or to this machine filled in."""
@@ -275,7 +301,7 @@ class Trainer:
             for name, part in (("loss_watch", self.loss_watch), ("patience", self.patience)):
                 if name in checkpoint.training.log:  # not in earlier checkpoints
                     part.load_state_dict(checkpoint.training.log[name])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise UserError(
                 f"{self.job.options.resume}: does not hold the state of this training ({reason})"

@@ -44,7 +44,7 @@ def restore(step: TrainStep, ema: ModelEMA, state: Mapping[str, Any], weights: M
     step.network.load_state_dict({**state["network"], **own["buffers"]})
     ema.model.load_state_dict({**weights, **own["averaged_buffers"]})
     load_norm_histories(step.network, own["norm_histories"])
-    step.optimizer.load_state_dict(state["optimizer"])
+    _load_optimizer(step.optimizer, state["optimizer"])
     if state["scaler"]:  # empty when the run did not scale its losses
         step.precision.scaler.load_state_dict(state["scaler"])
     change = step.precision.scaler.get_scale() / state["scaler"].get("scale", 1.0)
@@ -54,6 +54,22 @@ def restore(step: TrainStep, ema: ModelEMA, state: Mapping[str, Any], weights: M
                 module.loss_rescaled(change)
     step.clock.step = state["step"]
     set_random_state(own["random"])
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load what it has of each parameter, and the last rate; its settings stay.
+
+    ValueError for what is not of a parameter's shape.
+    """
+    loaded = ("params", "lr")
+    own = [{name: value for name, value in group.items() if name not in loaded} for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(state))
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if not isinstance(value, Tensor) or value.shape not in ((), parameter.shape):
+                raise ValueError(f"{name} of the optimizer is not of the shape {tuple(parameter.shape)}")
 
 
 def norm_histories(model: nn.Module) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from utils.errors import UserError
 PYCOCOTOOLS, FASTER = "pycocotools", "faster-coco-eval"
 BACKENDS = ("auto", PYCOCOTOOLS, FASTER)
 
+_READ_KEYS = ("image_id", "category_id", "bbox", "area", "iscrowd", "score")
 Dataset = Mapping[str, Any]  # COCO's images, annotations (with id, area and iscrowd), categories
 
 
@@ -34,6 +35,20 @@ def choose_backend(name: str) -> str:
     if name == FASTER and not installed:
         raise UserError(f"{FASTER} is not installed: run `pip install {FASTER}`, or leave --eval-backend out")
     return FASTER if installed and name != PYCOCOTOOLS else PYCOCOTOOLS
+
+
+def coco_dataset(ground_truth: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a copy that COCOeval may write into. Ids count from 1: COCOeval takes a match with id 0 for no match."""
+    return {
+        "images": [{"id": image["id"]} for image in ground_truth["images"]],
+        "categories": [dict(category) for category in ground_truth["categories"]],
+        "annotations": [
+            {"area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
+            | {key: row[key] for key in _READ_KEYS if key in row}
+            | {"id": number}
+            for number, row in enumerate(rows, start=1)
+        ],
+    }
 
 
 def run_coco_eval(
@@ -61,6 +76,24 @@ def run_coco_eval(
     if max_detections == 100:
         return np.array(evaluation.stats), precision
     return _stats(precision, evaluation.eval["recall"]), precision
+
+
+def match_images(truth: Dataset, found: Dataset, image_ids: Sequence[int]) -> list[list[dict[str, Any]]]:
+    """Match as `run_coco_eval`, all areas and COCO's 100 detections: COCOeval's results by image, of each category.
+
+    By pycocotools, because faster-coco-eval does not show them. Categories and images ascend by id. COCOeval's None,
+    of an image without boxes of the category, becomes a result without boxes.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(_index(COCO(), truth), _index(COCO(), found), "bbox")
+        params = evaluation.params
+        params.imgIds, params.areaRng, params.areaRngLbl = list(image_ids), params.areaRng[:1], params.areaRngLbl[:1]
+        params.maxDets = params.maxDets[-1:]
+        evaluation.evaluate()
+    none = np.zeros((len(params.iouThrs), 0), bool)
+    nothing = {"dtScores": [], "dtMatches": none, "dtIgnore": none, "gtIgnore": none[0]}
+    results, images = [result or nothing for result in evaluation.evalImgs], len(params.imgIds)
+    return [results[k * images : (k + 1) * images] for k in range(len(params.catIds))]
 
 
 def _stats(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:

@@ -7,13 +7,17 @@ COCO's results form (`CocoResults`), so every data set format is measured by the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from evaluation.coco_backends import run_coco_eval
+from evaluation.best_thresholds import best_thresholds
+from evaluation.bootstrap import Interval, drawn_AP, interval
+from evaluation.coco_backends import coco_dataset, run_coco_eval
 from evaluation.coco_results import CocoResults
+from evaluation.matches import Matches, mean_AP
+from models.thresholds import Threshold, Thresholds
 
 COCO_DETECTIONS = 100  # of an image and class, that COCO counts
 
@@ -36,12 +40,12 @@ def _conditions(most: int) -> dict[str, tuple[str, str, int]]:
     }
 
 
-_READ_KEYS = ("image_id", "category_id", "bbox", "area", "iscrowd", "score")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassRow:
-    """One category. images and boxes count the ground truth without crowds; AP is -1 without any."""
+    """One category. images and boxes count the ground truth without crowds; AP is -1 without any.
+
+    interval: of AP, 95 %, where it was computed.
+    """
 
     category_id: int
     name: str
@@ -49,6 +53,7 @@ class ClassRow:
     boxes: int
     AP: float
     AP50: float
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -57,7 +62,8 @@ class CocoTable:
 
     stats: the twelve numbers in 0..1 by name, in COCO's order; -1 without ground truth. classes: by ascending id.
     precision: (101, C) at IoU 0.5, all areas, `max_detections` per image and class, at the recalls 0, 0.01 ... 1; -1
-    throughout the column of a class without boxes. beyond: the table with more detections than COCO's 100.
+    throughout the column of a class without boxes. beyond: the table with more detections than COCO's 100. matches, the
+    95 % interval of AP and the best thresholds: where `with_matches` computed them.
     """
 
     stats: dict[str, float]
@@ -65,6 +71,9 @@ class CocoTable:
     precision: np.ndarray
     max_detections: int = COCO_DETECTIONS
     beyond: CocoTable | None = None
+    matches: Matches | None = None
+    interval: Interval | None = None
+    thresholds: Thresholds | None = None
 
     @property
     def AP(self) -> float:
@@ -74,17 +83,36 @@ class CocoTable:
     def AP50(self) -> float:
         return self.stats["AP50"]
 
+    def with_matches(self, matches: Matches) -> CocoTable:
+        """Return the table with intervals and thresholds, which take seconds where there are many images."""
+        (drawn,) = drawn_AP(matches)
+        classes = (replace(row, interval=interval(row.AP, drawn[:, k])) for k, row in enumerate(self.classes))
+        return replace(
+            self,
+            classes=tuple(classes),
+            matches=matches,
+            interval=interval(self.AP, mean_AP(drawn)),
+            thresholds=best_thresholds([matches]),
+        )
+
     def words(self) -> str:
-        """Return such as "AP 0.300  AP50 0.500"."""
-        return f"AP {self.AP:.3f}  AP50 {self.AP50:.3f}"
+        """Return such as "AP 30.0  AP50 50.0", in per cent."""
+        return f"AP {per_cent(self.AP)}  AP50 {per_cent(self.AP50)}"
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the numbers, in 0..1, for metrics.json."""
+        thresholds = None if self.thresholds is None else self.thresholds.to_json()
+        return {**self.stats, "AP_interval": self.interval, "thresholds": thresholds}
 
     def summary(self) -> str:
-        """Return twelve lines, exactly as `COCOeval.summarize` prints them."""
+        """Return twelve lines, as `COCOeval.summarize` prints them, but in per cent; with the interval of AP."""
         lines = []
         for name, (iou, area, detections) in _conditions(self.max_detections).items():
             title = "Average Precision" if name.startswith("AP") else "Average Recall"
             where = f"IoU={iou:<9} | area={area:>6} | maxDets={detections:>3}"
-            lines.append(f" {title:<18} ({name[:2]}) @[ {where} ] = {self.stats[name]:0.3f}")
+            lines.append(f" {title:<18} ({name[:2]}) @[ {where} ] = {per_cent(self.stats[name])}")
+        if self.interval is not None:
+            lines[0] += f" {interval_text(self.interval)}"
         return "\n".join(lines)
 
     def text(self) -> str:
@@ -96,14 +124,45 @@ class CocoTable:
         return "\n\n".join(tables)
 
     def class_table(self) -> str:
-        """Return an aligned table of the classes that have boxes."""
+        """Return an aligned table of the classes that have boxes, in per cent but for the confidences.
+
+        Below, the best threshold for all classes in common.
+        """
         rows = [row for row in self.classes if row.boxes]
-        width = max([len("class"), *(len(row.name) for row in rows)])
-        lines = [f"{'class':<{width}}  images   boxes     AP   AP50"]
-        lines += [
-            f"{row.name:<{width}}  {row.images:>6d}  {row.boxes:>6d}  {row.AP:>5.3f}  {row.AP50:>5.3f}" for row in rows
+        table = [["class", "images", "boxes", "AP", "AP50"]]
+        table += [[row.name, str(row.images), str(row.boxes), per_cent(row.AP), per_cent(row.AP50)] for row in rows]
+        if self.interval is not None:
+            intervals = (interval_text(row.interval) if row.interval else "" for row in rows)
+            for cells, text in zip(table, ("95 % interval", *intervals), strict=True):
+                cells.insert(4, text)
+        if self.thresholds is not None:
+            table[0] += ["confidence", "precision", "recall"]
+            for cells, row in zip(table[1:], rows, strict=True):
+                cells += _threshold_cells(self.thresholds.classes[row.name])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]).rstrip() for cells in table
         ]
+        if self.thresholds is not None:
+            confidence, precision, recall = _threshold_cells(self.thresholds.common)
+            lines += ["", "confidence: the best by F1 at IoU 0.5, with its precision and recall; one for all classes:"]
+            lines += [f"{confidence}, with precision {precision} and recall {recall}"]
         return "\n".join(lines)
+
+
+def per_cent(share: float) -> str:
+    """0.4312 -> "43.1"; COCO's -1, without ground truth, -> "-"."""
+    return f"{100 * share:.1f}" if share > -1 else "-"
+
+
+def interval_text(interval: Interval) -> str:
+    """(0.4, 0.451) -> "[40.0, 45.1]"."""
+    low, high = interval
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _threshold_cells(threshold: Threshold) -> list[str]:
+    return [f"{threshold.confidence:.3f}", per_cent(threshold.precision), per_cent(threshold.recall)]
 
 
 def evaluate_coco(
@@ -121,8 +180,8 @@ def evaluate_coco(
     """
     measured = [image["id"] for image in ground_truth["images"]] if image_ids is None else list(image_ids)
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    truth = _dataset(ground_truth, ground_truth["annotations"])
-    found = _dataset(ground_truth, results.rows())
+    truth = coco_dataset(ground_truth, ground_truth["annotations"])
+    found = coco_dataset(ground_truth, results.rows())
     stats, precision = run_coco_eval(truth, found, measured, backend=backend, max_detections=max_detections)
     precision = precision[:, :, :, 0, 2]  # (IoU, recall, class): all areas, most detections
     return CocoTable(
@@ -131,20 +190,6 @@ def evaluate_coco(
         precision=precision[0],
         max_detections=max_detections,
     )
-
-
-def _dataset(ground_truth: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a copy that COCOeval may write into. Ids count from 1: COCOeval takes a match with id 0 for no match."""
-    return {
-        "images": [{"id": image["id"]} for image in ground_truth["images"]],
-        "categories": [dict(category) for category in ground_truth["categories"]],
-        "annotations": [
-            {"area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
-            | {key: row[key] for key in _READ_KEYS if key in row}
-            | {"id": number}
-            for number, row in enumerate(rows, start=1)
-        ],
-    }
 
 
 def _class_rows(

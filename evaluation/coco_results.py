@@ -88,3 +88,10 @@ def merged(parts: Sequence[CocoResults], image_ids: Sequence[int]) -> CocoResult
     by_id = np.argsort(images)
     position = by_id[np.searchsorted(images, found.image_ids, sorter=by_id)]
     return found.where(np.argsort(position, kind="stable"))
+
+
+def positions_by_image(image_ids: np.ndarray, images: Sequence[int]) -> list[np.ndarray]:
+    """Return for each of `images` its positions in image_ids, ascending."""
+    order = np.argsort(image_ids, kind="stable")
+    starts, ends = (np.searchsorted(image_ids[order], images, side=side) for side in ("left", "right"))
+    return [order[start:end] for start, end in zip(starts, ends, strict=True)]

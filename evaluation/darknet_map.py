@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data.image_set import ImageSet
+from evaluation.coco_map import per_cent
 from evaluation.evaluator import category_of_label
 from evaluation.inference import detect_batches, image_batches
 from models.detector import Detector
@@ -56,13 +57,15 @@ class DarknetTable:
         return float(np.mean([row.AP for row in self.classes]))
 
     def summary(self) -> str:
-        """Return mAP, and an aligned table of the classes that have objects or detections."""
+        """Return mAP, and an aligned table of the classes that have objects or detections, in per cent."""
         rows = [row for row in self.classes if row.objects or row.detections]
         width = max([len("class"), *(len(row.name) for row in rows)])
-        lines = [f"{'class':<{width}}  objects  detections      AP"]
-        lines += [f"{row.name:<{width}}  {row.objects:>7d}  {row.detections:>10d}  {row.AP:>6.4f}" for row in rows]
+        lines = [f"{'class':<{width}}  objects  detections    AP"]
+        lines += [
+            f"{row.name:<{width}}  {row.objects:>7d}  {row.detections:>10d}  {per_cent(row.AP):>4}" for row in rows
+        ]
         over = f"{self.points} recall points" if self.points else "area under the curve"
-        lines.append(f"mAP@{self.iou:.2f} = {self.mAP:.4f}, {over}, mean of {len(self.classes)} classes")
+        lines.append(f"mAP@{self.iou:.2f} = {per_cent(self.mAP)}, {over}, mean of {len(self.classes)} classes")
         return "\n".join(lines)
 
 
@@ -80,7 +83,7 @@ def measure_as_darknet(
 
     def detections_and_ground_truth() -> Iterator[tuple[Detections, Tensor, Tensor]]:
         """Yield detections and ground truth in input pixels, where IoU is the same as in the image."""
-        for batch, found in detect_batches(detector, batches, relative=True, progress=True):
+        for batch, found in detect_batches(detector, batches, relative=True, shown_of=len(image_set)):
             for index, detections in enumerate(found):
                 targets = batch.targets.of_images(index, index + 1)
                 yield detections, targets.boxes, labels[targets.labels]

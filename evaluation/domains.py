@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
-from evaluation.coco_map import CocoTable
+from evaluation.best_thresholds import best_thresholds
+from evaluation.coco_map import CocoTable, per_cent
 from evaluation.evaluator import Evaluator
 from models.detector import Detector
 from models.norms.domains import choose
+from models.thresholds import Thresholds
 from utils import ranks
 from utils.atomic_file import warn_on_disk_error, write_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DomainTable:
-    """COCO's numbers of each domain, by its name; AP and AP50 are means over the domains."""
+    """COCO's numbers of each domain, by its name; AP and AP50 are means over the domains.
+
+    thresholds: on the images of all domains, where they were computed.
+    """
 
     tables: Mapping[str, CocoTable]
+    thresholds: Thresholds | None = None
 
     @property
     def AP(self) -> float:
@@ -33,9 +39,9 @@ class DomainTable:
         return fmean(table.AP50 for table in self.tables.values())
 
     def words(self) -> str:
-        """Return such as "AP 0.300  AP50 0.500 (mean of a: AP 0.200  AP50 0.400, b: AP 0.400  AP50 0.600)"."""
+        """Return such as "AP 30.0  AP50 50.0 (mean of a: AP 20.0  AP50 40.0, b: AP 40.0  AP50 60.0)", in per cent."""
         each = ", ".join(f"{name}: {table.words()}" for name, table in self.tables.items())
-        return f"AP {self.AP:.3f}  AP50 {self.AP50:.3f} (mean of {each})"
+        return f"AP {per_cent(self.AP)}  AP50 {per_cent(self.AP50)} (mean of {each})"
 
     def summary(self) -> str:
         """Return each domain's twelve lines, and the mean."""
@@ -57,17 +63,20 @@ class DomainEvaluator:
     def detector(self) -> Detector:
         return next(iter(self.evaluators.values())).detector
 
-    def measure(self, *, show: Callable[[np.ndarray], None] | None = None) -> DomainTable:
-        """Compute COCO's AP of each domain. show: see `Evaluator.detect`, of the first domain."""
-        return self._each(lambda domain, evaluator: evaluator.measure(show=None if domain else show))
+    def measure(self, *, progress: bool = False, show: Callable[[np.ndarray], None] | None = None) -> DomainTable:
+        """Compute COCO's AP of each domain. progress, show: see `Evaluator.detect`; show: of the first domain."""
+        return self._each(lambda domain, evaluator: evaluator.measure(progress=progress, show=None if domain else show))
 
     def report(self, folder: Path) -> DomainTable:
         """Compute COCO's AP, and write what an `Evaluator` writes into a folder per domain, and the means beside."""
         names = list(self.evaluators)
         table = self._each(lambda domain, evaluator: evaluator.report(folder / names[domain]))
         if ranks.is_rank_zero():
-            means = {"AP": table.AP, "AP50": table.AP50}
-            stats = {name: each.stats for name, each in table.tables.items()}
+            thresholds = best_thresholds([each.matches for each in table.tables.values() if each.matches is not None])
+            table = replace(table, thresholds=thresholds)
+            common = None if thresholds is None else thresholds.to_json()
+            means = {"AP": table.AP, "AP50": table.AP50, "thresholds": common}
+            stats = {name: each.metrics() for name, each in table.tables.items()}
             with warn_on_disk_error(folder / "metrics.json"):
                 write_text(folder / "metrics.json", json.dumps({**means, "domains": stats}, indent=2))
         return table

@@ -17,7 +17,9 @@ from evaluation.coco_backends import choose_backend
 from evaluation.coco_map import CocoTable, evaluate_coco
 from evaluation.coco_results import CocoResults, merged, results_of
 from evaluation.confusion import confusion_matrix
+from evaluation.ground_truth import measured_truth
 from evaluation.inference import detect_batches, image_batches
+from evaluation.matches import match_coco
 from evaluation.plots import plot_confusion, plot_pr_curves
 from models.detector import Detector
 from utils import ranks
@@ -60,26 +62,28 @@ class Evaluator:
         names, ids = image_set.class_names, image_set.category_ids
         self.categories = category_of_label(detector.class_names, names, ids, source=image_set.source)
 
-    def measure(self, *, show: Callable[[np.ndarray], None] | None = None) -> CocoTable:
-        """Compute COCO's AP. show: see `detect`."""
-        return self._table(self.detect(show=show))
+    def measure(self, *, progress: bool = False, show: Callable[[np.ndarray], None] | None = None) -> CocoTable:
+        """Compute COCO's AP. progress, show: see `detect`."""
+        return self._table(self.detect(progress=progress, show=show))
 
     def report(self, folder: Path) -> CocoTable:
         """Compute COCO's AP, and write tables, curves, detections and some annotated images into `folder`.
 
-        Write ground_truth.json, too, if the data set is not COCO: pycocotools can be run on it and detections.json.
+        On rank 0 the table has intervals and thresholds: a training evaluates often with `measure`, where nobody
+        waits for them, and ends with a report.
+        Write ground_truth.json, too: pycocotools can be run on it and detections.json.
         """
         results = self.detect(progress=True, show=partial(_write_image, folder / "predictions.png"))
         table = self._table(results)
         if ranks.is_rank_zero():
+            table = table.with_matches(match_coco(self.ground_truth, results, self.image_set.image_ids))
             confusion = confusion_matrix(self.ground_truth, results, image_ids=self.image_set.image_ids)
             texts = {
                 "metrics.txt": f"{table.text()}\n",
-                "metrics.json": json.dumps(table.stats, indent=2),
+                "metrics.json": json.dumps(table.metrics(), indent=2),
                 "detections.json": json.dumps(results.rows()),
+                "ground_truth.json": json.dumps(measured_truth(self.ground_truth, self.image_set)),
             }
-            if self.image_set.coco_json is None:
-                texts["ground_truth.json"] = json.dumps(self.ground_truth)
             for name, text in texts.items():
                 with warn_on_disk_error(folder / name):
                     write_text(folder / name, text)
@@ -92,16 +96,19 @@ class Evaluator:
     def detect(self, *, progress: bool = False, show: Callable[[np.ndarray], None] | None = None) -> CocoResults:
         """Return the best `max_detections` of each image, among those of classes that the image set has.
 
-        show: is called on rank 0 with a drawing, (H, W, 3) uint8, of the first batch and its detections.
+        progress: is shown. show: is called on rank 0 with a drawing, (H, W, 3) uint8, of the first batch and its
+        detections.
         """
         most, labels = self.detector.options.max_detections, torch.tensor(list(self.categories))
         detector = self.detector
         if len(self.categories) < len(detector.class_names):  # the best of these classes only
             detector = detector.with_options(max_detections=None)
-        progress, show = progress and ranks.is_rank_zero(), show if ranks.is_rank_zero() else None
+        show = show if ranks.is_rank_zero() else None
+        own_images = len(self.image_set) // ranks.world_size()
+        shown_of = own_images if progress and ranks.is_rank_zero() else None
         parts: list[CocoResults] = []
         batches = self.batches if self.stop is None else self.stop.until_requested(self.batches)
-        for batch, found in detect_batches(detector, batches, progress=progress):
+        for batch, found in detect_batches(detector, batches, shown_of=shown_of):
             if show is not None and not parts:
                 confident = [each.where((each.scores > _SHOWN_SCORE).nonzero()[:most, 0]) for each in found]
                 show(draw_batch(batch, detector.class_names, confident))
@@ -152,8 +159,8 @@ def category_of_label(
         alike = next((name for name in unknown if name.casefold() in folded), None)
         raise UserError(
             f"{source + ': ' if source else ''}the data set has classes that the network was not trained on: "
-            f"{', '.join(unknown[:5])} (the network knows {', '.join(list(model_names)[:10])}): --classes measures the "
-            "others alone; if they only have other names in darknet's .weights, evaluate.py --names FILE gives them"
+            f"{', '.join(unknown[:5])} (the network knows {', '.join(list(model_names)[:10])}): evaluate.py --classes "
+            "measures the others alone; if they only have other names in darknet's .weights, --names FILE gives them"
             + (f"; rename '{alike}' to '{folded[alike.casefold()]}'" if alike is not None else "")
         )
     return {label: category[name] for label, name in enumerate(model_names) if name in category}

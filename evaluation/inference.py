@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor
-from tqdm import tqdm
 
 from data.image_set import ImageSet
 from data.loader import InputLayout, make_eval_loader
 from models.detector import Detector
 from utils import ranks
 from utils.memory import empty_cache, is_out_of_memory
+from utils.progress import Progress
 from utils.structures import Batch, Detections
 
 
@@ -31,19 +31,23 @@ def image_batches(
 
 
 def detect_batches(
-    detector: Detector, batches: Iterable[Batch], *, relative: bool = False, progress: bool = False
+    detector: Detector, batches: Iterable[Batch], *, relative: bool = False, shown_of: int | None = None
 ) -> Iterator[tuple[Batch, list[Detections]]]:
     """Yield each batch with its detections, on the CPU. Each image must have its placement.
 
     relative: NMS measures distances as fractions of the image's sides, as darknet's `map` and `test` do, instead of in
     the image's pixels, as darknet's `valid` does (`detector.c`, the arguments of get_network_boxes).
+
+    shown_of: the number of images, to show the progress; None shows nothing.
     """
-    for batch in tqdm(batches, desc="evaluating", unit="batch", disable=not progress, leave=False):
-        placements = [placement for placement in batch.placements if placement is not None]
-        assert len(placements) == len(batch), "only whole images can be evaluated"
-        units_px = [placement.image_px if relative else placement.pixel_px for placement in placements]
-        images = batch.to(detector.device, non_blocking=True).pixels()
-        yield batch, [detections.cpu() for detections in _detect_in_parts(detector, images, units_px)]
+    with Progress(shown_of, label="evaluating", is_shown=shown_of is not None) as progress:
+        for batch in batches:
+            placements = [placement for placement in batch.placements if placement is not None]
+            assert len(placements) == len(batch), "only whole images can be evaluated"
+            units_px = [placement.image_px if relative else placement.pixel_px for placement in placements]
+            images = batch.to(detector.device, non_blocking=True).pixels()
+            yield batch, [detections.cpu() for detections in _detect_in_parts(detector, images, units_px)]
+            progress.advance(len(batch))
 
 
 def _detect_in_parts(detector: Detector, images: Tensor, units_px: Sequence[tuple[float, float]]) -> list[Detections]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from evaluation.coco_map import CocoTable
+from evaluation.coco_map import CocoTable, per_cent
 from utils.draw import class_colour
 from utils.figure import label_axes, literal, save_figure
 
@@ -43,12 +43,12 @@ def plot_pr_curves(table: CocoTable, path: Path) -> None:
             recall,
             table.precision[:, column],
             color=np.divide(colour, 255) if is_named else "0.85",
-            label=f"{literal(row.name)}  {row.AP50:.3f}" if is_named else None,
+            label=f"{literal(row.name)}  {per_cent(row.AP50)}" if is_named else None,
             zorder=1 + is_named,
         )
     if shown:
         mean = table.precision[:, shown].mean(axis=1)
-        axes[0].plot(recall, mean, color="black", linewidth=2.5, label=f"mean  {table.AP50:.3f}", zorder=3)
+        axes[0].plot(recall, mean, color="black", linewidth=2.5, label=f"mean  {per_cent(table.AP50)}", zorder=3)
         axes[0].legend(title="AP at IoU 0.5", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     label_axes(axes[0], "precision and recall at IoU 0.5", "recall", "precision")
     axes[0].set(xlim=(0, 1), ylim=(0, 1.02))

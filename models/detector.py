@@ -20,9 +20,11 @@ from models.found import Found
 from models.network import Network
 from models.predictor import EXPORTED, Predictor, TorchPredictor, fast_predictor
 from models.stored_network import build_network
+from models.thresholds import Thresholds
 from models.weights.trained import read_trained
 from models.yolo.postprocess import DetectionOptions, DrawnDetectionOptions, suppress
 from utils.checkpoint import Checkpoint
+from utils.console import line
 from utils.environment import pick_device
 from utils.errors import UserError
 from utils.knob import check_limits
@@ -39,7 +41,8 @@ class Detector:
     """A predictor and what is done before and after it; call it with images. Several threads may use one at a time.
 
     letterbox: images keep their aspect ratio in the network's input. origin: lines for the console about where
-    darknet's weights and names come from. Raises UserError for options that the predictor cannot follow.
+    darknet's weights and names come from. thresholds: scores from which detections of each class count, if any, which
+    are then no lower than the options' confidence. Raises UserError for options that the predictor cannot follow.
     """
 
     predictor: Predictor
@@ -47,6 +50,7 @@ class Detector:
     letterbox: bool
     options: DetectionOptions
     origin: tuple[str, ...] = ()
+    thresholds: Thresholds | None = None
 
     def __post_init__(self) -> None:
         self.predictor.check(self.options)
@@ -63,14 +67,18 @@ class Detector:
         precision: str = "auto",
         input_hw: tuple[int, int] | None = None,
         options: DetectionOptions | None = None,
+        use_thresholds: bool | None = None,
     ) -> Detector:
         """Load a checkpoint, .safetensors, darknet's .weights with their cfg, or an exported file, by its ending.
 
         names: a file of darknet's class names, one a line. domain: of a checkpoint with several. device: see
         `pick_device`. precision: see `fast_predictor`; an exported file has its own. input_hw: (height, width) in
-        pixels, in place of the trained ones. options: of DrawnDetectionOptions by default.
+        pixels, in place of the trained ones. options: of DrawnDetectionOptions by default; the `resize` of an exported
+        file takes the place of "opencv" there. use_thresholds: whether the confidences that the file may have, by
+        class, take the place of the options'; by default without options only.
         Raises UserError for what is missing, damaged or of another kind; no code is run that a file holds.
         """
+        use_thresholds = options is None if use_thresholds is None else use_thresholds
         path, options = os.fspath(path), options or DrawnDetectionOptions()
         if input_hw is not None:
             _check_size(input_hw)
@@ -81,14 +89,18 @@ class Detector:
             from models.export.load import load_exported
 
             exported = load_exported(Path(path), device=device, input_hw=input_hw)
-            return cls(
+            if options.resize == "opencv":
+                options = replace(options, resize=exported.resize)
+            detector = cls(
                 predictor=exported, class_names=exported.class_names, letterbox=exported.letterbox, options=options
             )
+            return detector.with_thresholds(exported.thresholds) if use_thresholds else detector
         checkpoint, origin = read_trained(path, cfg=cfg, names=names, domain=domain)
         detector = cls.from_checkpoint(checkpoint, options, path=path, device=pick_device(device), input_hw=input_hw)
         if precision == "auto" and options.resize == "darknet":
             precision = "float32"  # to be compared with darknet's boxes
-        return replace(detector, predictor=fast_predictor(detector.network, precision), origin=origin)
+        detector = replace(detector, predictor=fast_predictor(detector.network, precision), origin=origin)
+        return detector.with_thresholds(stored_thresholds(checkpoint, path)) if use_thresholds else detector
 
     @classmethod
     def from_checkpoint(
@@ -112,8 +124,24 @@ class Detector:
         )
 
     def with_options(self, **changed: Any) -> Detector:
-        """Return the same detector with other options."""
-        return replace(self, options=replace(self.options, **changed))
+        """Return the same detector with other options. A confidence takes the place of the thresholds."""
+        thresholds = None if "confidence" in changed else self.thresholds
+        return replace(self, options=replace(self.options, **changed), thresholds=thresholds)
+
+    def with_thresholds(self, thresholds: Thresholds | None) -> Detector:
+        """Return the same detector with these thresholds in place of its confidence; None changes nothing."""
+        if thresholds is None:
+            return self
+        options = replace(self.options, confidence=min(thresholds.confidences(self.class_names)))
+        origin = (*self.origin, line("scores", f"above {thresholds.words(self.class_names)}"))
+        return replace(self, options=options, thresholds=thresholds, origin=origin)
+
+    @property
+    def confidences(self) -> Tensor:
+        """(C,) float32: the score above which a detection of each class counts."""
+        if self.thresholds is None:
+            return torch.full((len(self.class_names),), self.options.confidence)
+        return torch.tensor(self.thresholds.confidences(self.class_names))
 
     @property
     def network(self) -> Network:
@@ -228,7 +256,20 @@ class Detector:
         units_px: per image, the unit (width, height) in which NMS measures distances; None: input pixels.
         """
         candidates = self.predictor.candidates(images, confidence=self.options.confidence)
+        if self.thresholds is not None:
+            lowest = self.confidences.to(self.device)
+            candidates = [each.where(each.scores > lowest[each.labels]) for each in candidates]
         return suppress(candidates, self.plan.head_specs[-1], self.options, units_px)
+
+
+def stored_thresholds(checkpoint: Checkpoint, path: str) -> Thresholds | None:
+    """Return the checkpoint's thresholds, if it has some. Raises UserError, which names `path`, for damaged ones."""
+    if not checkpoint.thresholds:
+        return None
+    try:
+        return Thresholds.from_json(checkpoint.thresholds)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its thresholds cannot be used ({error}): give --confidence") from error
 
 
 def is_exported(path: str) -> bool:

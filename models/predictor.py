@@ -12,6 +12,7 @@ from cfg.plan import Plan
 from models.network import Network
 from models.norms.fold import can_fold, fold
 from models.packed import can_pack, pack
+from models.thresholds import Thresholds
 from models.yolo.postprocess import DetectionOptions, candidates
 from utils.errors import UserError
 from utils.fast_precision import fast_precision
@@ -54,6 +55,12 @@ class ExportedPredictor(Predictor, Protocol):
 
     @property
     def letterbox(self) -> bool: ...
+
+    @property
+    def thresholds(self) -> Thresholds | None: ...
+
+    @property
+    def resize(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,8 @@
 """Detection in large images: in overlapping tiles, and in the whole image for what is larger than a tile sees.
 
 An object up to the size of the overlap lies whole in some tile. So a piece of an object, cut by its tile's edge, is
-dropped if it is no longer than the overlap, and otherwise merged with its other pieces unless the whole was found, too.
+dropped if it is shorter than the overlap, and otherwise merged with its other pieces unless the whole was found, too.
+A box is cut if it ends at the edge; if it ends near it, too, where another tile shows that its object goes on there.
 Akyon et al. 2022, "Slicing Aided Hyper Inference", arXiv:2202.06934, merges all boxes that overlap instead.
 """
 
@@ -22,6 +23,7 @@ from utils.structures import Detections
 DetectAll = Callable[[Sequence[np.ndarray]], list[Detections]]
 _AT_ONCE = 8  # tiles in a forward
 _EDGE_SHARE = 0.01  # of a tile: a box that ends so close to its edge is cut
+_NEAR_SHARE = 0.05  # of a tile: so far from the edge a box of a piece may end
 _MOST_PIECES = 1000  # the strongest; they are compared pair by pair
 _COVERED = 0.5  # a piece with this share inside a whole object's box is a piece of it
 
@@ -58,16 +60,18 @@ def _starts(length_px: int, tile_px: int, overlap: int) -> list[int]:
     return [step * (length_px - tile_px) // steps for step in range(steps + 1)] if steps else [0]
 
 
-def detect_tiled(detect: DetectAll, image: np.ndarray, options: TilingOptions, iou: float) -> Detections:
+def detect_tiled(
+    detect: DetectAll, image: np.ndarray, options: TilingOptions, iou: float, most: int | None = None
+) -> Detections:
     """Detect in the image (H, W, 3) and, if it is larger than a tile, in its tiles. Returns boxes in its pixels.
 
-    iou: boxes of one class from different tiles that overlap more are one object.
+    iou: boxes of one class from different tiles that overlap more are one object. most: the best so many are kept.
     """
     hw = image.shape[:2]
     (whole,) = detect([image])
     tiles = tiles_of(hw, options)
     if len(tiles) == 1:
-        return whole
+        return whole.where(torch.arange(len(whole))[:most])
     # What is small is seen better in tiles, and would be kept twice where its coarse box lies a bit aside.
     found = [whole.where((whole.boxes[:, 2:] - whole.boxes[:, :2]).amax(1) > overlap_px(options) / 2)]
     for first in range(0, len(tiles), _AT_ONCE):
@@ -76,16 +80,21 @@ def detect_tiled(detect: DetectAll, image: np.ndarray, options: TilingOptions, i
         found += [replace(each, boxes=each.boxes + tile[:2].repeat(2)) for each, tile in zip(seen, chunk, strict=True)]
     windows = torch.cat([torch.tensor([[0, 0, hw[1], hw[0]]]), tiles])
     window = windows.repeat_interleave(torch.tensor([len(each) for each in found]), dim=0).float()
-    return merge(_together(found), window, hw, overlap_px(options), iou)
+    merged = merge(_together(found), window, hw, overlap_px(options), iou)
+    return merged.where(torch.arange(len(merged))[:most])
 
 
 def merge(found: Detections, window: Tensor, hw: tuple[int, int], overlap: int, iou: float) -> Detections:
     """Make one detection of each object's, best first. window: (K, 4) xyxy, the tile each detection was made in."""
     image = found.boxes.new_tensor([0, 0, hw[1], hw[0]])
-    near = (_EDGE_SHARE * (window[:, 2:] - window[:, :2]).amax(1, keepdim=True)).clamp(min=1)
-    is_cut = ((found.boxes - window).abs() <= near) & (window != image)  # (K, 4), but not at the image's own edges
+    gap = (found.boxes - window).abs().where(window != image, torch.inf)  # (K, 4), but not to the image's own edges
+    side = (window[:, 2:] - window[:, :2]).amax(1, keepdim=True)
+    is_near = gap <= _NEAR_SHARE * side
+    is_cut = (gap <= (_EDGE_SHARE * side).clamp(min=1)) | (is_near & _goes_on(found, window, is_near, iou))
     is_cut_along = is_cut[:, :2] | is_cut[:, 2:]  # (K, 2): x, y
-    is_short = is_cut_along & (found.boxes[:, 2:] - found.boxes[:, :2] <= overlap)
+    missing = gap.where(is_cut, 0)
+    length = found.boxes[:, 2:] - found.boxes[:, :2] + missing[:, :2] + missing[:, 2:]  # up to the tile's edge
+    is_short = is_cut_along & (length <= overlap)
     is_piece = is_cut_along.any(1)
     whole = _best(found.where(~is_piece), iou)
     long = is_piece & ~is_short.any(1)
@@ -93,6 +102,22 @@ def merge(found: Detections, window: Tensor, hw: tuple[int, int], overlap: int, 
     inside = share_inside(joined.boxes, whole.boxes) > _COVERED
     is_new = ~(inside & (joined.labels[:, None] == whole.labels)).any(1)
     return _best(_together([whole, joined.where(is_new)]), iou)
+
+
+def _goes_on(found: Detections, window: Tensor, is_near: Tensor, iou: float) -> Tensor:
+    """Return (K, 4) whether an object goes on beyond this edge of its tile, of those with an edge that `is_near`.
+
+    It does if another tile has a box of its class that reaches beyond, and they agree about what lies in this one.
+    """
+    goes_on = torch.zeros_like(is_near)
+    for tile in torch.unique(window[is_near.any(1)], dim=0):
+        beyond = torch.cat([found.boxes[:, :2] < tile[:2], found.boxes[:, 2:] > tile[2:]], dim=1)
+        own, others = (is_near.any(1) & (window == tile).all(1)).nonzero()[:, 0], beyond.any(1).nonzero()[:, 0]
+        seen = found.boxes[others].clamp(min=tile[:2].repeat(2), max=tile[2:].repeat(2))
+        agree = elementwise_iou(found.boxes[own][:, None], seen) > iou
+        agree &= found.labels[own][:, None] == found.labels[others]
+        goes_on[own] = (agree[..., None] & beyond[others]).any(1)
+    return goes_on
 
 
 def _join(pieces: Detections, window: Tensor, iou: float) -> Detections:

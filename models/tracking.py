@@ -6,6 +6,7 @@ Source: Zhang et al. 2022, "ByteTrack: Multi-Object Tracking by Associating Ever
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,18 +23,18 @@ INSTALL = 'run `pip install -e ".[track]"`, then `pip install --no-deps trackers
 class Tracker:
     """The tracks of one video. Objects of different classes are never one track, so labels stay as detected.
 
-    confidence: the score from which a detection begins a track. A track that is not seen for a second ends.
-    Raises UserError if the library is not installed.
+    confidences: of each class, the score from which a detection begins a track. A track ends that is not seen for a
+    second. Raises UserError if the library is not installed.
     """
 
-    def __init__(self, *, confidence: float, fps: float) -> None:
+    def __init__(self, *, confidences: Sequence[float], fps: float) -> None:
         self._supervision, self._library = libraries()
-        self._confidence, self._fps = confidence, fps
+        self._confidences, self._fps = np.array(confidences), fps
         self._of_class: dict[int, Any] = {}
         self._ids: dict[tuple[int, int], int] = {}  # of a class's tracker -> in this video
 
     def follow(self, found: Detections, time_s: float) -> tuple[Detections, list[int | None]]:
-        """Return the detections of the next frame that reach `confidence` or continue a track, and their tracks' ids.
+        """Return the detections of the next frame that reach the confidence or continue a track, and their tracks' ids.
 
         found: with scores from FAINT on, best first. ids: from 1; None of what is seen for the first time. time_s: of
         the frame, rising.
@@ -44,8 +45,8 @@ class Tracker:
             if label not in self._of_class:
                 self._of_class[label] = self._library.ByteTrackTracker(
                     frame_rate=self._fps,
-                    track_activation_threshold=self._confidence,
-                    high_conf_det_threshold=self._confidence,
+                    track_activation_threshold=float(self._confidences[label]),
+                    high_conf_det_threshold=float(self._confidences[label]),
                 )
             (index,) = np.nonzero(labels == label)
             boxes = self._supervision.Detections(
@@ -56,7 +57,7 @@ class Tracker:
             own = zip(followed.data.get("index", index)[known], followed.tracker_id[known], strict=True)
             for each, track in own:
                 tracks[each] = self._ids.setdefault((label, int(track)), len(self._ids) + 1)
-        (kept,) = np.nonzero((scores >= self._confidence) | (tracks > 0))
+        (kept,) = np.nonzero((scores >= self._confidences[labels]) | (tracks > 0))
         return found.where(torch.from_numpy(kept)), [int(track) if track > 0 else None for track in tracks[kept]]
 
 

@@ -32,6 +32,7 @@ class RedSquares:
     seen: list[tuple[int, ...]]
     on_image: Any = None
     confidence: float = 0.25
+    max_detections: int | None = 300
     class_names: tuple[str, ...] = ("other", "square")
     origin: tuple[str, ...] = ()
     images_per_forward: int = 2
@@ -172,6 +173,14 @@ def test_a_large_image_is_seen_in_tiles(tmp_path: Path, detector):
     (row,) = run(tmp_path, tmp_path / "x.png", "--tile", 100)
     assert sorted(each["bbox"] for each in row["objects"]) == [[3, 3, 8, 8], [95, 40, 8, 8], [290, 90, 8, 8]]
     assert detector.seen == [(100, 300)] + [(100, 100)] * 4
+
+
+@pytest.mark.parametrize("tile", [100, 400])
+@pytest.mark.usefixtures("detector")
+def test_max_detections_are_counted_in_an_image_not_in_a_tile(tmp_path: Path, tile):
+    write_png(tmp_path / "x.png", image_with((3, 3), (95, 40), (290, 90), hw=(100, 300)))
+    (row,) = run(tmp_path, tmp_path / "x.png", "--tile", tile, "--max-detections", 2)
+    assert len(row["objects"]) == 2
 
 
 def test_every_other_frame_of_a_video(tmp_path: Path, detector):

@@ -40,7 +40,7 @@ def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_evaluate_suppresses_as_the_trainer_does() -> None:
-    assert EvaluateOptions(weights="").detection == DetectionOptions()
+    assert EvaluateOptions(weights="best.pt").detection == DetectionOptions()
 
 
 OFFICIAL = {"cfg_name": "yolov4", "class_names": tuple(map(str, range(80))), "seen": 32_000_000}
@@ -114,7 +114,7 @@ def test_darknets_metric_stands_beside_cocos(tmp_path: Path, trained: str, capsy
     assert alone == beside
     said = capsys.readouterr().out
     assert "Average Precision  (AP) @[ IoU=0.50:0.95" in said
-    assert re.search(r"^mAP@0\.20 = 0\.\d{4}, 11 recall points, mean of 3 classes$", said, re.MULTILINE)
+    assert re.search(r"^mAP@0\.20 = \d+\.\d, 11 recall points, mean of 3 classes$", said, re.MULTILINE)
     assert said.count("darknet's AP is not COCO's AP50: ") == 1
     checkpoint = Checkpoint.from_file(Path(trained))
     options = DetectionOptions(confidence=0.5, nms_iou=0.9, max_detections=3, nms="diounms", resize="darknet")
@@ -169,3 +169,35 @@ def test_what_needs_the_checkpoint_is_refused(tmp_path: Path, exported: str, fla
     with pytest.raises(UserError, match=f"^{said}$"):
         evaluate.main(["--weights", exported, "--out", str(tmp_path / "run"), *flags])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_two_files_are_compared_and_their_folders_again(tmp_path: Path, trained: str, exported: str, capsys) -> None:  # type: ignore[no-untyped-def]
+    data = str(write_darknet(tmp_path / "data", "val"))
+    common = ["--data", data, "--workers", "0", "--device", "cpu"]
+    evaluate.main(["--compare", trained, trained, *common, "--out", str(tmp_path / "same")])
+    assert "no difference shown between A and B: +0.0 [0.0, 0.0], p = 1" in capsys.readouterr().out
+    found = json.loads((tmp_path / "same" / "comparison.json").read_text())
+    assert found["difference"] == {"value": 0, "interval": [0, 0], "p": 1}
+    assert (found["files"], found["images"]) == ([trained, trained], 3)
+    folder = str(tmp_path / "same" / "A")
+    evaluate.main(["--compare", folder, exported, *common, "--out", str(tmp_path / "other")])
+    assert re.search(
+        rf"^A         {re.escape(folder)}: AP \d+\.\d  AP50 \d+\.\d$", capsys.readouterr().out, re.MULTILINE
+    )
+    assert json.loads((tmp_path / "other" / "comparison.json").read_text())["A"] == found["A"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "name what to evaluate: --weights FILE, or two with --compare A B"),
+        (["--compare", "a.pt"], "name what to evaluate: .*"),
+        (["--compare", "a.pt", "b.pt", "--weights", "c.pt"], "name what to evaluate: .*"),
+        (["--compare", "a.pt", "b.pt", "--norm-report"], "--norm-report, .* are of one file: --weights FILE"),
+        (["--compare", "a.pt", "b.pt", "--metric", "darknet"], ".* and --metric darknet are of one file: .*"),
+    ],
+)
+def test_what_is_compared_must_be_clear(flags: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=f"^{said}$"):
+        evaluate.main(flags)

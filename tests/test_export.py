@@ -13,6 +13,7 @@ import pytest
 import export
 from cfg.parse import CfgError
 from cfg.plan import load_plan
+from models.detector import Detector
 from models.export.load import load_exported
 from models.norms.options import NormOptions
 from models.stored_network import make_checkpoint
@@ -60,6 +61,21 @@ def test_another_ap_than_torchs_is_exit_code_1(tmp_path, images, capsys, monkeyp
     assert "best.onnx: AP differs by +0.0000, more than -1" in capsys.readouterr().out
 
 
+def test_darknets_files_are_what_was_trained_and_an_opencv_that_cannot_check_them_is_told(
+    tmp_path, images, capsys, monkeypatch
+):
+    monkeypatch.delattr("cv2.dnn.readNetFromDarknet", raising=False)
+    argv = ["--weights", weights(tmp_path), "--to", "darknet", "--image-size", "96", "--out", str(tmp_path / "out")]
+    export.main([*argv, "--check", "known", "--workers", "0"])
+    assert "not checked: OpenCV" in capsys.readouterr().out
+    written = Detector.load(tmp_path / "out" / "best.weights", cfg=str(tmp_path / "out" / "best.cfg"), device="cpu")
+    expected = Detector.load(tmp_path / "best.pt", input_hw=(96, 96), device="cpu")
+    assert written.input_hw == (96, 96) and written.letterbox
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    ours, theirs = (each(image, confidence=0.1) for each in (written, expected))
+    assert len(ours.boxes) and np.array_equal(ours.boxes, theirs.boxes) and np.array_equal(ours.scores, theirs.scores)
+
+
 @pytest.mark.parametrize(
     ("norm", "outputs", "line"),
     [
@@ -81,6 +97,8 @@ def test_what_is_not_as_in_torch_is_said(norm, outputs, line, tmp_path, capsys):
         ({"to": ("torchscript",), "outputs": "nms"}, "torchscript has neither"),
         ({"to": ("onnx", "ncnn"), "precision": "int8", "calibrate_on": "digits"}, "ncnn has neither"),
         ({"to": ("ncnn",), "dynamic": True}, "one image of one size"),
+        ({"to": ("darknet",), "outputs": "nms"}, "darknet has neither"),
+        ({"to": ("darknet",), "precision": "float16"}, "a .weights file is float32"),
         ({"dynamic": True, "batch_size": 2}, "any number of images"),
         ({"ap_tolerance": 0.1}, "with --check only"),
     ],

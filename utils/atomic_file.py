@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from utils.printable import printable
+
 
 @contextmanager
 def atomic_write(path: Path, *, verify: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
@@ -48,7 +50,7 @@ def warn_on_disk_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        print(f"error: {path} was not written ({error.strerror or error})", file=sys.stderr)
+        print(printable(f"error: {path} was not written ({error.strerror or error})"), file=sys.stderr)
 
 
 def _flush_name(folder: Path) -> None:

@@ -31,11 +31,16 @@ class ResumeState:
     """What training needs to continue as if it had never stopped; only last.pt has it."""
 
     state: Mapping[str, Any]  # engine.training_state.training_state(), with the optimizer and all ranks
-    log: Mapping[str, Any]  # engine.runlog.RunLog.state_dict(): the epoch that is not over
+    log: Mapping[str, Any]  # engine.training_log.TrainingLog.state_dict(): the epoch that is not over
     subdivisions: int  # more than in the settings if memory ran out since
 
     def __post_init__(self) -> None:
         _check_types(self)
+        if self.subdivisions < 1:
+            raise ValueError(f"subdivisions is {self.subdivisions}")
+        for name, kind in (("sum", Tensor), ("count", int), ("seconds", float)):
+            if name in self.log and not isinstance(self.log[name], kind):
+                raise TypeError(f"{name} of its log is of type {type(self.log[name]).__name__}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +65,7 @@ class Checkpoint:
     best_ap: float = float("-inf")  # on the validation split, of all evaluations so far
     mini_batch: int | None = None  # images of one forward on one rank
     settings: Mapping[str, Any] = field(default_factory=dict)  # fields of options.TrainOptions, flat
+    thresholds: Mapping[str, Any] = field(default_factory=dict)  # models.thresholds.Thresholds.to_json(), or nothing
     is_precise: bool = False  # the norms have precise statistics (--precise-bn)
     run_id: str = ""  # tells it from checkpoints of other runs; earlier versions wrote none
     training: ResumeState | None = None
@@ -190,6 +196,9 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise _DamageError(f"the checksum of {damaged} is wrong")
+        # One that is marked as a folder is not read by torch, which then returns whatever is in the memory.
+        if folders := [record.filename for record in archive.infolist() if record.external_attr]:
+            raise _DamageError(f"the entry of {folders[0]} in its directory is wrong")
 
 
 def _verify(path: Path) -> None:

@@ -23,3 +23,11 @@ def checked_duration(text: str) -> str:
     """Return the text. Raises as `seconds_in`."""
     seconds_in(text)
     return text
+
+
+def in_words(seconds: float) -> str:
+    """Return such as "40 s", "12 min", "3:05 h": what a user wants to know of a time to wait."""
+    if seconds < 89.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60}:{minutes % 60:02d} h"

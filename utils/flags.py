@@ -18,8 +18,10 @@ from dataclasses import MISSING
 from itertools import takewhile
 from typing import Any, NoReturn, TypeVar
 
+from utils import ranks
 from utils.errors import UserError
 from utils.knob import knob, outside_limits
+from utils.printable import printable
 
 Options = TypeVar("Options")
 Foreign = Sequence[tuple[str, str]]
@@ -30,7 +32,9 @@ class FlagParser(argparse.ArgumentParser):
     """An ArgumentParser that reports a bad command line in one line on stderr, without the usage; exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
+        shorter = re.sub(r"(\S{80})\S{80,}", r"\1...", message)  # what was typed may be of any length
+        text = "\n".join(map(printable, shorter.split("\n")))
+        self.exit(2, f"error: {text}\n" if ranks.is_rank_zero() else None)  # all ranks have the same flags
 
 
 def parse_flags(kind: type, argv: Sequence[str] | None, *, foreign: Foreign = ()) -> dict[str, Any]:
@@ -139,7 +143,7 @@ def _add_flags(parser: FlagParser, title: str, kind: type) -> dict[str, bool]:
             arguments = {
                 "type": _value_parser(f, plain),
                 "choices": metadata["choices"],
-                "metavar": None if metadata["choices"] else metadata["unit"] or METAVARS[plain],
+                "metavar": metadata["unit"] or (None if metadata["choices"] else METAVARS[plain]),
                 "nargs": "?" if metadata["alone"] is not None else "+" if is_tuple and not metadata["parse"] else None,
                 "const": metadata["alone"],
             }

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import Field, field, fields
-from typing import Any
+from dataclasses import Field, field, fields, is_dataclass
+from numbers import Integral, Real
+from typing import Any, get_args, get_origin, get_type_hints
 
 from utils.errors import UserError
 
@@ -44,7 +45,7 @@ def outside_limits(knob_field: Field[Any], value: Any) -> str:
     if not isinstance(value, int | float):
         return ""
     low, high = knob_field.metadata.get("low"), knob_field.metadata.get("high")
-    finite = -math.inf < value < math.inf  # math.isfinite fails on a whole number too large for a float
+    finite = abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)  # torch has 64 bits
     if finite and (low is None or low <= value) and (high is None or value <= high):
         return ""
     if low is not None and high is not None:
@@ -56,9 +57,31 @@ def outside_limits(knob_field: Field[Any], value: Any) -> str:
 
 
 def check_limits(options: Any) -> None:
-    """Raise UserError for the first number of this dataclass outside its knob's limits; nested ones check their own."""
+    """Raise UserError for the first value of this dataclass of another type than annotated, or that its knob excludes.
+
+    Command lines cannot hold one, files can. Nested dataclasses check their own.
+    """
+    hints = get_type_hints(type(options))
     for f in fields(options):
-        value = getattr(options, f.name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if wrong := outside_limits(f, number):
-                raise UserError(f"{f.name}={value} {wrong}")
+        value, choices = getattr(options, f.name), f.metadata.get("choices")
+        if not _is_of(value, hints[f.name]):
+            raise UserError(f"{f.name} is of type {type(value).__name__}")
+        for each in value if isinstance(value, tuple) else (value,):
+            wrong = outside_limits(f, each)
+            if choices and isinstance(each, str) and each not in choices:
+                wrong = f"must be one of {', '.join(choices)}"
+            if wrong:
+                raise UserError(f"{f.name}={str(value)[:80]} {wrong}")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Return whether a value is of an annotated type; whole numbers are floats, too."""
+    arguments = get_args(hint)
+    if hint is Any or is_dataclass(value):
+        return True
+    if get_origin(hint) is tuple:
+        kinds = arguments[:1] * len(value) if isinstance(value, tuple) and arguments[1:] == (...,) else arguments
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
+    if arguments:
+        return any(_is_of(value, each) for each in arguments)
+    return isinstance(value, {float: Real, int: Integral}.get(hint, hint))

@@ -8,6 +8,7 @@ import sys
 from typing import TextIO
 
 from utils.errors import FULL
+from utils.printable import printable
 from utils.stop import Stop
 
 
@@ -16,7 +17,7 @@ def outlive_disk_and_reader() -> None:
 
     When the reader has gone, as after `| head` or with a closed terminal, an active `Stop` is requested, or
     BrokenPipeError raised. A stream that was closed before the start (`2>&-`) writes to nowhere. Text that cannot be
-    encoded is escaped.
+    encoded is escaped, and control characters on stdout.
     """
     for number in range(3):  # or the next file that is opened would be standard error
         try:
@@ -39,13 +40,22 @@ def _lasting(stream: TextIO | None) -> TextIO:
     if type(stream) is not io.TextIOWrapper:  # somebody's own
         return stream
     stream.flush()
-    return io.TextIOWrapper(
+    kind = _Lines if stream is sys.stdout else io.TextIOWrapper  # progress bars, on stderr, move the cursor
+    return kind(
         io.BufferedWriter(raw),
         encoding=stream.encoding,
         errors="backslashreplace",
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
+
+
+class _Lines(io.TextIOWrapper):
+    """Text without control characters, which a terminal would obey: typed paths may have them, and names in files."""
+
+    def write(self, text: str) -> int:
+        super().write("\n".join(map(printable, text.split("\n"))))
+        return len(text)
 
 
 class _Output(io.FileIO):

@@ -65,7 +65,11 @@ def process_group() -> Iterator[None]:
     store, number, count = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     # Objects are sent over gloo, so that they take no GPU memory.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=COLLECTIVE_TIMEOUT)
+    try:
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=COLLECTIVE_TIMEOUT)
+    except dist.DistError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"rank {number} has lost the connection to the others at the start ({reason})") from error
     try:
         yield
     except Exception as error:

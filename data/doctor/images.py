@@ -18,13 +18,12 @@ import numpy as np
 from tqdm import tqdm
 
 from data.doctor.finding import Finding, findings_at
-from data.doctor.labels import SWAPPED_ADVICE
+from data.doctor.labels import OTHER_SIZE_ADVICE, SWAPPED_ADVICE
 from data.image_set import ImageSet
-from data.problems import SWAPPED_SIZE, other_size
+from data.problems import OTHER_SIZE, SWAPPED_SIZE, other_size
 from utils.image_file import content_of, decode, image_hw, is_transposed, lies_on_its_side
 
 UNREADABLE = ("image that does not open", "images that do not open")
-OTHER_SIZE = ("image of another size than annotated", "images of another size than annotated")
 DARK = ("image of 16 bits that is nearly black in 8", "images of 16 bits that are nearly black in 8")
 
 _ADVICE = {
@@ -33,8 +32,7 @@ _ADVICE = {
     DARK: "Of 16 bits the upper 8 are read, so that values up to 4095 become 0 to 15 of 255: next to nothing is "
     "visible. Rescale the values to 0 to 255, and save 8 bits.",
     SWAPPED_SIZE: SWAPPED_ADVICE,
-    OTHER_SIZE: "Boxes are scaled with the image, which is right only if they were drawn at the annotated size. Look "
-    "at a few; if they are off, correct the annotated size.",
+    OTHER_SIZE: OTHER_SIZE_ADVICE,
 }
 _DARK_LEVELS = 32  # of 256; an image without a brighter pixel is dark
 _CHUNK = 32  # images a thread takes at a time

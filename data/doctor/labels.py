@@ -25,11 +25,15 @@ SWAPPED_ADVICE = (
     "No EXIF tag turns it, so its boxes are used as they lie in the image. Look at a few, and correct the annotated "
     "size."
 )
+OTHER_SIZE_ADVICE = (
+    "Right only if the boxes were drawn at the annotated size. Look at a few; if they are off, correct that size."
+)
 _ADVICE = {
     problems.MISSING_IMAGE: "Listed, but absent: its objects are not learned. Restore it, or take it off the list.",
     problems.BROKEN_IMAGE: "Its first bytes are no image header; its objects are not learned. Restore or remove it.",
     problems.BROKEN_ANNOTATION: "Without it the image has unknown objects, so it is left out. Repair the file, or "
     "take it off the list.",
+    problems.NO_ANNOTATION: "Nothing says what it shows. If that is no object, write an .xml without <object>.",
     problems.BROKEN_LABEL: "The object is not learned, and counts as background. Correct the line.",
     problems.NO_BBOX: "Polygons and masks are not read: the object is not learned, and counts as background. Write the "
     "bbox [left, top, width, height] that encloses it.",
@@ -43,6 +47,7 @@ _ADVICE = {
     "another size; otherwise nothing is lost.",
     problems.SWAPPED_SIZE: SWAPPED_ADVICE,
     problems.OTHER_SIZE_BOXES: SWAPPED_ADVICE,
+    problems.OTHER_SIZE: OTHER_SIZE_ADVICE,
     problems.REPEATED_LINE: "Nothing is lost: the object is there once. Delete the repeated lines.",
     problems.NO_LABEL_FILE: "Every image counts as one without objects. Put the label files where they are looked for.",
     problems.LEFT_FOLDER: "By `..`. If that is not meant, correct the path.",

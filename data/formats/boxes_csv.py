@@ -15,11 +15,13 @@ from itertools import islice
 from pathlib import Path
 
 from data.formats.image_finder import ImageFinder, is_image_name
+from data.formats.instances import whole_number
 from data.formats.split_names import ordered, split_folders, usual_split
+from data.formats.written_size import hw_of_annotation
 from data.image_set import FoundObject, ImageSet, Record, pack
 from data.problems import BROKEN_IMAGE, BROKEN_LABEL, Problems
 from utils.errors import UserError
-from utils.image_file import SUFFIXES, image_fault, image_hw
+from utils.image_file import SUFFIXES, image_fault, image_hw, is_plausible
 from utils.listing import decoded, read_bounded
 from utils.printable import printable
 
@@ -40,11 +42,12 @@ _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Row:
-    """A line of a table. texts: by the names of `_COLUMNS`."""
+    """A line of a table. texts: by the names of `_COLUMNS`. written_hw: the image's, by columns width and height."""
 
     line: int
     texts: dict[str, str]
     is_crowd: bool
+    written_hw: tuple[int, int] | None
 
 
 def holds(path: Path) -> bool:
@@ -85,6 +88,8 @@ def read(path: Path, split: str) -> ImageSet:
         if image is not None and hw is None:
             problems.add(BROKEN_IMAGE, image_fault(str(image)))
         elif image is not None and hw is not None:
+            place = f"{file}:{rows[0].line}"
+            hw = hw_of_annotation(str(image), hw, rows[0].written_hw, place, problems)
             objects = [found for row in rows if (found := _object(row, file, hw, label_of, problems))]
             records.append(Record.of_objects(image, image_id, hw, objects))
     return pack(
@@ -140,7 +145,9 @@ def _rows(file: Path) -> Iterator[_Row]:
         if lacks := [column for column, place in places.items() if place is None]:
             found = printable(", ".join(header)[:200]) or "nothing"
             raise UserError(f"{file}:1: expected the columns {', '.join(_COLUMNS)}, found {found}: no {lacks[0]}.")
-        group = next((at for at, name in enumerate(header) if name.strip().lower() == "isgroupof"), None)
+        named = {name.strip().lower(): at for at, name in enumerate(header)}
+        group = named.get("isgroupof")
+        sides = [named.get(side, len(header)) for side in ("height", "width")]
         for cells in reader:
             texts = {
                 name: cells[at].strip() if at is not None and at < len(cells) else "" for name, at in places.items()
@@ -148,7 +155,9 @@ def _rows(file: Path) -> Iterator[_Row]:
             if texts["file"]:
                 texts["class"] = printable(texts["class"])
                 is_crowd = group is not None and cells[group : group + 1] == ["1"]
-                yield _Row(line=reader.line_num, texts=texts, is_crowd=is_crowd)
+                height, width = (whole_number("".join(cells[at : at + 1])) for at in sides)
+                hw = (height, width) if height and width and is_plausible((height, width)) else None
+                yield _Row(line=reader.line_num, texts=texts, is_crowd=is_crowd, written_hw=hw)
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as a table ({error}).") from error
 

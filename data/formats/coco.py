@@ -17,10 +17,11 @@ from typing import Any
 from data.formats.image_finder import ImageFinder, Listings, spellings
 from data.formats.instances import annotation_fault, load_instances, whole_number, without_supercategory
 from data.formats.split_names import SPELLED, ordered, split_folders, usual_split
+from data.formats.written_size import hw_of_annotation
 from data.image_set import FoundObject, ImageSet, Record, pack
-from data.problems import BROKEN_IMAGE, NO_CLASS, SWAPPED_SIZE, Problems, other_size
+from data.problems import BROKEN_IMAGE, NO_CLASS, Problems
 from utils.errors import UserError
-from utils.image_file import image_fault, image_hw, is_plausible, is_transposed, lies_on_its_side
+from utils.image_file import image_fault, image_hw, is_plausible
 
 EXPECTED = "a COCO folder (annotations/instances_<split>.json, or <split>/_annotations.coco.json), a COCO .json file"
 
@@ -51,7 +52,7 @@ def has_split(path: Path, split: str) -> bool:
 
 
 def read(path: Path, split: str) -> ImageSet:
-    """Read a split. Labels 0..C-1 follow the sorted category ids. Sizes are the json's, where given (see `_boxes_hw`).
+    """Read a split. Labels 0..C-1 follow the sorted category ids. Sizes are as `hw_of_annotation` has them.
 
     Raises UserError if the json is unusable or none of its images is found.
     """
@@ -77,7 +78,7 @@ def read(path: Path, split: str) -> ImageSet:
         if hw is None:
             problems.add(BROKEN_IMAGE, image_fault(str(image_path)))
             continue
-        hw = _boxes_hw(image_path, hw, written_hw, problems)
+        hw = hw_of_annotation(str(image_path), hw, written_hw, str(image_path), problems)
         record = Record.of_objects(image_path, image["id"], hw, own)
         record.boxes[:, 2:] += record.boxes[:, :2]  # from width and height to right and bottom
         records.append(record)
@@ -226,16 +227,3 @@ def _seems_swapped(hw: tuple[int, int], objects: list[FoundObject]) -> bool:
     bottom = max((box[1] + box[3] for box, *_ in objects), default=0) - 1
     height, width = hw
     return (right > width or bottom > height) and right <= height and bottom <= width
-
-
-def _boxes_hw(
-    image_path: Path, hw: tuple[int, int], written_hw: tuple[int, int] | None, problems: Problems
-) -> tuple[int, int]:
-    """Return the size that boxes refer to: the written one, if any. hw: of the upright image.
-
-    Where the written size lies on its side and no EXIF tag explains it, its sides are swapped, and that is a problem.
-    """
-    if written_hw is None or not lies_on_its_side(hw, written_hw) or is_transposed(str(image_path)):
-        return written_hw or hw
-    problems.add(SWAPPED_SIZE, other_size(str(image_path), written_hw, hw))
-    return written_hw[::-1]

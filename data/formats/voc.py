@@ -17,26 +17,28 @@ from itertools import islice
 from pathlib import Path
 from xml.etree import ElementTree
 
-from data.formats.image_finder import ImageFinder, spellings
+from data.formats.image_finder import ImageFinder, is_image_name, spellings
 from data.formats.split_names import WHOLE, ordered, split_folders
+from data.formats.written_size import hw_of_annotation
 from data.image_set import FoundObject, ImageSet, Record, pack
 from data.problems import (
     BROKEN_ANNOTATION,
     BROKEN_IMAGE,
     BROKEN_LABEL,
+    NO_ANNOTATION,
     OTHER_SIZE_BOXES,
-    SWAPPED_SIZE,
     Problems,
     other_size,
 )
 from utils.errors import UserError
-from utils.image_file import SUFFIXES, image_fault, image_hw, is_plausible, is_transposed
+from utils.image_file import SUFFIXES, image_fault, image_hw, is_plausible
 from utils.listing import decoded, read_bounded, read_lines
 from utils.printable import printable
 
 EXPECTED = "a VOC folder (Annotations, JPEGImages, maybe ImageSets/Main; or .xml beside the images)"
 
 _MOST_XML_BYTES = 1 << 24
+_XML = "*.[xX][mM][lL]"  # globs see the letter case on Linux
 _PEEKED = 20  # xml files that are looked into, to know the format
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _ANNOTATION_FOLDERS = ("Annotations", "annotations", "xmls", "labels")
@@ -90,7 +92,7 @@ def read(path: Path, split: str) -> ImageSet:
     names = {name for tree in trees.values() if not isinstance(tree, str) for name in _class_names(tree)}
     labels = {name: label for label, name in enumerate(sorted(names))}
     image_ids = {name: number for number, name in enumerate(trees, start=1)}
-    problems, records = Problems(), []
+    problems, records, found = Problems(), [], set[str]()
     finder = ImageFinder([layout.images] if layout.images else layout.annotations, problems, layout.root)
     for name in _listed(layout, split, files):
         tree = trees.get(name, f"{_named(layout, name)}: missing")
@@ -99,9 +101,14 @@ def read(path: Path, split: str) -> ImageSet:
             continue
         place = _named(layout, name)
         image = _image(finder, layout, name, files[name], _text(tree, "filename"))
+        found.add(os.path.realpath(image or ""))
         record = None if image is None else _record(image, place, image_ids[name], tree, labels, problems)
         if record is not None:
             records.append(record)
+    if split not in layout.lists:
+        for image in sorted((layout.images or layout.folders[split]).rglob("*")):
+            if is_image_name(image.name) and os.path.realpath(image) not in found:
+                problems.add(NO_ANNOTATION, str(image))
     return pack(
         records,
         name=layout.root.resolve().name,
@@ -142,8 +149,8 @@ def _own_folders(root: Path) -> _Layout | None:
 
 def _beside_images(root: Path) -> _Layout | None:
     """Roboflow's and LabelImg's: xml and image side by side."""
-    folders = {split: folder for split, folder in split_folders(root).items() if _has_xml(folder, "*.xml")}
-    if not folders and _has_xml(root, "*.xml"):
+    folders = {split: folder for split, folder in split_folders(root).items() if _has_xml(folder, _XML)}
+    if not folders and _has_xml(root, _XML):
         folders = {WHOLE: root}
     if not folders:
         return None
@@ -152,7 +159,7 @@ def _beside_images(root: Path) -> _Layout | None:
 
 def _has_xml(folder: Path, *patterns: str) -> bool:
     """Return whether the folder, or by default also one in it, has an annotation file among its first xml files."""
-    patterns = patterns or ("*.xml", "*/*.xml")
+    patterns = patterns or (_XML, f"*/{_XML}")
     files = islice((file for pattern in patterns for file in folder.glob(pattern)), _PEEKED)
     return any(file.is_file() and _is_annotation(file) for file in files)
 
@@ -165,7 +172,7 @@ def _is_annotation(file: Path) -> bool:
 def _xml_files(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
     """Yield (name, file): the path without .xml, below Annotations or, in a set without that folder, below the root."""
     base = folder if folder.name in _ANNOTATION_FOLDERS else root
-    for file in sorted(folder.rglob("*.xml")):
+    for file in sorted(folder.rglob(_XML)):
         yield file.relative_to(base).with_suffix("").as_posix(), file
 
 
@@ -288,24 +295,15 @@ def _boxes_hw(
     objects: list[FoundObject],
     problems: Problems,
 ) -> tuple[int, int]:
-    """Return the size that boxes refer to: the written one, if any; it differs where images were resized afterwards.
-
-    Where EXIF turns an image that was annotated unturned, that is the stored size. An xml with the stored size swapped
-    without EXIF, and one whose boxes fit the image but not the written size, are problems.
-    """
+    """Return the size that boxes refer to: the image's, if they fit it, but not the written one; that is a problem."""
     written_hw = _written_hw(tree)
-    if written_hw is None or written_hw == hw:
-        return hw
-    if written_hw == hw[::-1]:
-        if is_transposed(str(image)):
-            return written_hw
-        problems.add(SWAPPED_SIZE, other_size(place, written_hw, hw))
-        return hw
     right, bottom = (max((each.box[side] for each in objects), default=0) - 1 for side in (2, 3))
-    if (right > written_hw[1] or bottom > written_hw[0]) and right <= hw[1] and bottom <= hw[0]:
-        problems.add(OTHER_SIZE_BOXES, other_size(place, written_hw, hw))
-        return hw
-    return written_hw
+    if written_hw is not None and written_hw not in (hw, hw[::-1]):
+        height, width = written_hw
+        if (right > width or bottom > height) and right <= hw[1] and bottom <= hw[0]:
+            problems.add(OTHER_SIZE_BOXES, other_size(place, written_hw, hw))
+            return hw
+    return hw_of_annotation(str(image), hw, written_hw, place, problems)
 
 
 def _written_hw(tree: ElementTree.Element) -> tuple[int, int] | None:

@@ -18,13 +18,13 @@ from models.export.openvino_file import make_openvino, write_openvino
 from models.export.torchscript_file import make_torchscript, write_torchscript
 from models.network import Network
 
-FORMATS = ("onnx", "openvino", "torchscript", "ncnn")
+FORMATS = ("onnx", "openvino", "torchscript", "ncnn", "darknet")
 
 
 def write_file(
     kind: str, network: Network, metadata: Metadata, stem: Path, calibration: Sequence[Tensor] = ()
 ) -> list[Path]:
-    """Write the file of one of FORMATS, `stem` with its ending. Returns it, and then those that belong to it.
+    """Write the file of one of FORMATS but darknet, `stem` with its ending. Returns it, and those that belong to it.
 
     network: folded, float32. calibration: see `make_onnx`. Raises UserError for a library that is not installed.
     """
@@ -33,18 +33,19 @@ def write_file(
     with _quiet_libraries():
         match kind:
             case "onnx":
-                return write_onnx(_with(stem, ".onnx"), make_onnx(network, metadata, calibration))
+                return write_onnx(with_ending(stem, ".onnx"), make_onnx(network, metadata, calibration))
             case "openvino":
                 onnx_model = make_onnx(network, replace(metadata, precision="float32"))
                 model = make_openvino(onnx_model, metadata, calibration)
-                return write_openvino(_with(stem, ".xml"), model, metadata)
+                return write_openvino(with_ending(stem, ".xml"), model, metadata)
             case "torchscript":
-                return write_torchscript(_with(stem, ".torchscript"), make_torchscript(network, metadata), metadata)
+                module = make_torchscript(network, metadata)
+                return write_torchscript(with_ending(stem, ".torchscript"), module, metadata)
             case _:
                 return write_ncnn(stem, network, metadata)
 
 
-def _with(stem: Path, ending: str) -> Path:
+def with_ending(stem: Path, ending: str) -> Path:
     return stem.with_name(stem.name + ending)  # a name may have points: yolo-fastest-1.1
 
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from cfg.plan import Plan
+from models.export.darknet_file import open_darknet
 from models.export.metadata import Metadata
 from models.export.ncnn_file import open_ncnn
 from models.export.onnx_file import open_onnx
 from models.export.openvino_file import open_openvino
 from models.export.torchscript_file import open_torchscript
+from models.thresholds import Thresholds
 from models.yolo.head import RawHead
 from models.yolo.postprocess import DetectionOptions, candidates
 from utils.errors import UserError
@@ -27,6 +29,7 @@ OPENERS: dict[str, Callable[[Path], tuple[Metadata, Run]]] = {
     ".xml": open_openvino,
     ".torchscript": open_torchscript,
     ".json": open_ncnn,
+    ".weights": open_darknet,
 }
 
 
@@ -62,6 +65,14 @@ class FilePredictor:
     @property
     def letterbox(self) -> bool:
         return self.metadata.letterbox
+
+    @property
+    def thresholds(self) -> Thresholds | None:
+        return self.metadata.thresholds
+
+    @property
+    def resize(self) -> str:
+        return self.metadata.resize
 
     def check(self, options: DetectionOptions) -> None:
         """Raise UserError for thresholds that let through what the graph's own suppression has dropped."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from cfg.parse import CfgError
 from cfg.plan import MAX_FILE_BYTES, Plan, parse_plan
+from models.thresholds import Thresholds
 from utils.errors import UserError
 
 KEY = "yolov4_norms"
@@ -17,15 +18,20 @@ FORMAT = 1
 OUTPUTS = ("decoded", "heads", "nms")
 PRECISIONS = ("float32", "float16", "int8")
 MAX_TEXT_BYTES = 4 * MAX_FILE_BYTES
+MAX_BATCH = 1024  # a smaller batch is filled up to the file's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Suppression:
-    """The rule of the graph's own suppression: IoU, class by class."""
+    """The rule of the graph's own suppression: IoU, class by class. Raises ValueError for values that cannot be."""
 
     iou: float
     confidence: float  # boxes below this score are not in the output
     max_per_class: int
+
+    def __post_init__(self) -> None:
+        if not (_is_share(self.iou) and _is_share(self.confidence) and _is_count(self.max_per_class)):
+            raise ValueError(f"suppression is {self.iou}, {self.confidence}, {self.max_per_class}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +49,7 @@ class Metadata:
     precision: str  # of PRECISIONS
     batch: int | None  # images of one call; None: any number, of any size that the network's strides divide
     suppression: Suppression | None = None  # of outputs nms
-    confidences: tuple[float, ...] | None = None  # per class, where the checkpoint has such
+    thresholds: Thresholds | None = None  # the best by F1 on validation images, where the checkpoint has such
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -53,21 +59,20 @@ class Metadata:
         if not self.class_names:
             raise ValueError("there are no classes")
         counts = self.input_hw if self.batch is None else (*self.input_hw, self.batch)
-        if len(self.input_hw) != 2 or not all(map(_is_count, counts)):
+        if len(self.input_hw) != 2 or not all(map(_is_count, counts)) or (self.batch or 1) > MAX_BATCH:
             raise ValueError(f"{self.batch} images of {self.input_hw} cannot be")
         if self.outputs not in OUTPUTS or (self.outputs == "nms") != (self.suppression is not None):
             raise ValueError(f"outputs are '{self.outputs}'")
         if self.precision not in PRECISIONS or self.resize not in ("opencv", "darknet"):
             raise ValueError(f"precision is '{self.precision}', resize '{self.resize}'")
-        if self.confidences is not None and len(self.confidences) != len(self.class_names):
-            raise ValueError(f"{len(self.confidences)} confidences of {len(self.class_names)} classes")
 
     @property
     def is_dynamic(self) -> bool:
         return self.batch is None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        thresholds = None if self.thresholds is None else self.thresholds.to_json()
+        return json.dumps({**asdict(self), "thresholds": thresholds})
 
     @classmethod
     def from_json(cls, text: str | None, path: Path) -> Metadata:
@@ -84,9 +89,12 @@ class Metadata:
                 raise TypeError("it is no object")
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
-            values: dict[str, Any] = {each.name: content[each.name] for each in fields(cls)}
-            for name in ("class_names", "input_hw", "confidences"):
-                values[name] = None if values[name] is None else tuple(values[name])
+            values: dict[str, Any] = {"thresholds": None, **content}  # earlier versions wrote none
+            values = {each.name: values[each.name] for each in fields(cls)}
+            for name in ("class_names", "input_hw"):
+                values[name] = tuple(values[name])
+            if values["thresholds"] is not None:
+                values["thresholds"] = Thresholds.from_json(values["thresholds"])
             if values["suppression"] is not None:
                 values["suppression"] = Suppression(**values["suppression"])
             return cls(**values)
@@ -99,6 +107,10 @@ class Metadata:
         if input_hw is not None and input_hw != self.input_hw and not self.is_dynamic:
             height, width = self.input_hw
             raise UserError(f"{path}: takes {height}x{width} pixels only; export with --dynamic for other sizes")
+        if input_hw is not None and input_hw != self.input_hw:
+            (height, width), step = input_hw, self.plan(path).size_step_px
+            if height % step or width % step:
+                raise UserError(f"{path}: {height}x{width} pixels are not multiples of the network's {step}")
         try:
             name, classes = f"{self.cfg_name}.cfg", len(self.class_names)
             plan = parse_plan(self.cfg_text, path=name, classes=classes, input_hw=input_hw or self.input_hw)
@@ -107,6 +119,10 @@ class Metadata:
         if not plan.heads:
             raise UserError(f"{path}: its metadata '{KEY}' has a cfg without [yolo]")
         return plan
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def _is_count(value: object) -> bool:

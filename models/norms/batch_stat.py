@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.norms import across_ranks
-from models.norms.contract import ActivationAware
+from models.norms.contract import ActivationAware, PoolsMoments
 from models.norms.moments import Moments
 from models.norms.normalize import Past, normalize, renormalize
 from utils.clock import BatchAware, Tick
@@ -18,7 +18,7 @@ from utils.clock import BatchAware, Tick
 _FUSED: dict[type[nn.Module], str] = {nn.Mish: "mish", nn.SiLU: "silu"}  # names in normalize.ACTIVATIONS
 
 
-class BatchStatNorm(nn.Module, BatchAware, ActivationAware):
+class BatchStatNorm(nn.Module, BatchAware, ActivationAware, PoolsMoments):
     """Owner of the affine parameters, running statistics, eval path, dtype policy and BN's state-dict keys.
 
     Without announcements it is `nn.BatchNorm2d`: each training forward updates the running statistics, unless
@@ -102,6 +102,7 @@ class BatchStatNorm(nn.Module, BatchAware, ActivationAware):
 
     def by_moments(self, y: Tensor, moments: Moments, *, is_share: bool = True, past: Past | None = None) -> Tensor:
         """Normalize as `normalize.normalize` does, with this norm's affine parameters."""
+        self.used_moments = moments.mean, moments.var
         return normalize(
             y,
             self.weight,
@@ -117,14 +118,18 @@ class BatchStatNorm(nn.Module, BatchAware, ActivationAware):
     def by_own_moments(self, y: Tensor, own: Moments) -> Tensor:
         """Plain batch norm. With `sync` a mini-batch's moments are those of all ranks, of which y is a share."""
         if self.takes_stock_kernel and not self.sync and self.activation is None:
-            return F.batch_norm(y, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        return self.by_moments(y, own, is_share=self.sync)
+            z = F.batch_norm(y, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        else:
+            z = self.by_moments(y, own, is_share=self.sync)
+        self.used_moments = None
+        return z
 
     def by_own_moments_renormed(
         self, y: Tensor, own: Moments, target: Moments, *, r_max: Tensor | None = None, d_max: Tensor | None = None
     ) -> Tensor:
         """Normalize to the values that `target` gives, within limits, with plain batch norm's gradient (Ioffe 2017)."""
         with torch.no_grad():
+            self.used_moments = target.mean, target.var
             sigma = torch.sqrt(target.var + self.eps)
             r = torch.sqrt(own.var + self.eps) / sigma
             d = (own.mean - target.mean) / sigma

@@ -47,6 +47,7 @@ class BatchChannelNorm(BatchStatNorm):
             before = Moments(count=1 - rate, mean=self.running_mean, var=self.running_var)
             mean, var = self.as_running(pool)
             estimate = before.merged_with(Moments(count=rate, mean=mean, var=var))
+            self.used_moments = estimate.mean, estimate.var
         return F.batch_norm(y, estimate.mean, estimate.var, self.weight, self.bias, False, 0.0, self.eps)
 
     def rate_after(self, batches: Tensor) -> Tensor:

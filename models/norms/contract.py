@@ -1,11 +1,12 @@
 """What a norm may ask for beyond its input.
 
-A norm claims none, some or all of three capabilities, so `nn.BatchNorm2d`, `nn.GroupNorm` or anybody's norm
+A norm claims none, some or all of four capabilities, so `nn.BatchNorm2d`, `nn.GroupNorm` or anybody's norm
 plugs in unchanged:
 
 - `ConvAware`: it is called with `(y, ConvView)` instead of `(y)`, because it needs the convolution before it.
 - `BatchAware` (utils/clock.py): the trainer tells it which mini-batch of which batch comes next.
 - `ActivationAware`: the block asks it, when it is built, whether it takes over the activation that follows.
+- `PoolsMoments`: it tells by which moments it normalized, where they were not the mini-batch's own.
 """
 
 from __future__ import annotations
@@ -212,6 +213,15 @@ class ActivationAware(ABC):
     def take_over(self, activation: nn.Module) -> bool:
         """Apply `activation`, or the norm's own in its place, from now on. Return False, and change nothing, where the
         activation is to follow the norm. Never called for a norm that none follows."""
+
+
+class PoolsMoments:
+    """A norm that can normalize by other moments than the mini-batch's own, and tells which.
+
+    used_moments: mean and variance (C,) that normalized the last mini-batch of the training; None if they were its own.
+    """
+
+    used_moments: tuple[Tensor, Tensor] | None = None
 
 
 def may_be_replaced(activation: nn.Module) -> bool:

@@ -59,7 +59,9 @@ class MovingAverageNorm(BatchStatNorm):
         self.register_buffer("last_product_weight", torch.zeros(()), persistent=False)
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
-        return _NormalizeByAverages.apply(y, self.weight, self.bias, self.average_square(own, len(y)), self)
+        square = self.average_square(own, len(y))
+        self.used_moments = torch.zeros_like(square), square
+        return _NormalizeByAverages.apply(y, self.weight, self.bias, square, self)
 
     @torch.no_grad()
     def average_square(self, own: Moments, images: int) -> Tensor:

@@ -32,7 +32,7 @@ def is_own(name: str) -> bool:
 
 
 def trust(module: str) -> str:
-    """Import a module of the user's, from the current folder or installed, and let norms come from it. Returns it.
+    """Import a module of the user's, from the current folder or installed, and let classes come from it. Returns it.
 
     Raises UserError if it is not found, or fails itself.
     """
@@ -53,20 +53,24 @@ def trust(module: str) -> str:
 
 
 def trust_knob() -> Any:
-    """Return the knob of the modules, a,b, that checkpoints and cfgs may name norms of."""
+    """Return the knob of the modules, a,b, that checkpoints and cfgs may name norms and loggers of."""
     text = "import these modules of yours, whose norms a checkpoint or cfg may use (a module typed with --norm is, too)"
     return knob((), text, unit="MODULES", parse=lambda names: tuple(map(trust, names.split(","))))
 
 
 def own_spec(name: str) -> type[NormSpec]:
     """Return the spec of the class `module.Class`, whose module must be trusted. Raises UserError."""
-    module = name.rpartition(".")[0]
+    check_trust(name.rpartition(".")[0], f"the norm {name}")
+    return _spec_of(name)
+
+
+def check_trust(module: str, what: str) -> None:
+    """Raise UserError unless the user has named the module. what: is found in it, such as "the norm my_norms.Mine"."""
     if module not in _trusted:
         raise UserError(
-            f"the norm {name} is not one of this project's, and nobody but you can know what is in {module}: "
+            f"{what} is not one of this project's, and nobody but you can know what is in {module}: "
             f"if you trust it, type --trust {module}"
         )
-    return _spec_of(name)
 
 
 @cache

@@ -186,11 +186,15 @@ def _gap(network: Network, name: str, norm: nn.Module, of_images: Moments, sizes
 def _distance(norm: nn.Module, moments: Moments) -> tuple[float, float]:
     """Return the root mean squares of sigma / sigma_pop - 1 and (mu - mu_pop) / sigma_pop."""
     used = as_used(norm, moments)
+    ratio, shift = gaps(norm, used.mean, used.var)
+    return _root_mean_square(ratio), _root_mean_square(shift)
+
+
+def gaps(norm: nn.Module, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sigma / sigma_pop - 1 and (mu - mu_pop) / sigma_pop by channel, against the norm's running statistics."""
     running, eps = running_moments(norm), float(norm.eps)  # type: ignore[arg-type]
     sigma_pop = torch.sqrt(running.var + eps)
-    ratio = torch.sqrt(used.var + eps) / sigma_pop - 1
-    shift = (used.mean - running.mean) / sigma_pop
-    return _root_mean_square(ratio), _root_mean_square(shift)
+    return torch.sqrt(var + eps) / sigma_pop - 1, (mean - running.mean) / sigma_pop
 
 
 def _root_mean_square(values: Tensor) -> float:

@@ -29,6 +29,8 @@ def is_darknet(path: Path) -> bool:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint or .weights file{did_you_mean(path.name, tuple(PUBLISHED))}")
+    if path.name.endswith((".ncnn.json", ".ncnn.param", ".ncnn.bin")):
+        raise UserError(f"{path}: is ncnn's, for other programs: give the checkpoint, or export it to onnx or openvino")
     try:
         with open(path, "rb") as file:
             if path.suffix == ".safetensors" or file.read(2) == b"PK":

@@ -52,7 +52,9 @@ def _default(name: str, value: Any) -> Any:
 class DrawnDetectionOptions(DetectionOptions):
     """DetectionOptions with defaults for people to look at."""
 
-    confidence: float = _default("confidence", 0.25)
+    confidence: float = knob(
+        0.25, "drop detections below this score (default: the file's, by class, else 0.25)", low=0, high=1
+    )
     nms_iou: float = _default("nms_iou", 0.45)
     max_detections: int | None = _default("max_detections", 300)
 

@@ -1,6 +1,7 @@
 """Trainings to which bad things happen, and a tally of what came of them.
 
 Every training is interrupted again and again, and resumed; it must end to the bit like one that was left alone.
+`events.jsonl` has a line for each event and for each end, with the commit that it was seen at: a later call adds to it.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from data.digits import make_digits
 from tests.e2e import children
@@ -29,6 +33,7 @@ from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 
 PATIENCE_S = 200  # a child that takes longer hangs
+TORCHRUN_S = 20  # in which ranks end by themselves, once one has failed
 MOST_EVENTS_OF_A_RUN = 8
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -62,7 +67,7 @@ SETUPS = (
 
 
 class Chaos:
-    """A folder with trainings, and `tally.json`, from which a later call goes on."""
+    """A folder with trainings, and `events.jsonl`, from which a later call goes on."""
 
     def __init__(self, folder: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> None:
         self.folder, self.seed, self.say = folder, seed, say
@@ -70,19 +75,43 @@ class Chaos:
         self.data = make_digits(folder / "scenes", counts={"train": 16, "val": 8}, hw=(64, 64))
         self.cfg = folder / "toy.cfg"
         self.cfg.write_text(TOY_CFG)
-        stored = folder / "tally.json"
-        self.tally = Counter(json.loads(stored.read_text()) if stored.exists() else {})
+        self.events = folder / "events.jsonl"
+        self.rows = [json.loads(line) for line in self.events.read_text().splitlines()] if self.events.exists() else []
+        self.commit = commit()
+
+    @property
+    def tally(self) -> Counter[str]:
+        """How many events there were, and trainings that ended, with each outcome; those that must not be are shown."""
+        counts = Counter(events=0, finished=0, tracebacks=0, hangs=0, wrong=0, unequal=0)
+        for row in self.rows:
+            counts.update(["finished" if row["event"] == "end" else "events", row["outcome"]])
+            counts["tracebacks"] += row["tracebacks"]
+        return counts
+
+    def table(self) -> list[str]:
+        """A row for each kind of event, a column for each outcome."""
+        cells = Counter((row["event"], row["outcome"]) for row in self.rows)
+        outcomes = ["survived", "refused", "bit-equal", "hangs", "wrong", "unequal"]
+        lines = ["".join(f"{word:>10}" for word in ("event", *outcomes))]
+        for kind in sorted({row["event"] for row in self.rows}):
+            lines.append("".join(f"{word:>10}" for word in (kind, *(cells[kind, outcome] for outcome in outcomes))))
+        commits = Counter(row["commit"] for row in self.rows if row["event"] != "end")
+        lines += [f"{count} events at commit {name}" for name, count in commits.items()]
+        return [*lines, "  ".join(f"{name} {count}" for name, count in self.tally.items())]
+
+    def add(self, **row: Any) -> None:
+        self.rows.append({**row, "commit": self.commit})
+        with self.events.open("a") as file:
+            file.write(json.dumps(self.rows[-1]) + "\n")
 
     def run(self, events: int, *, setups: tuple[Setup, ...] = SETUPS, kinds: tuple[str, ...] = ()) -> Counter[str]:
         """Go on until so many events have been, in trainings of one setup after the other. kinds: these, in order."""
+        number = max((row["training"] for row in self.rows), default=-1)
         while self.tally["events"] < events:
-            number = self.tally["trainings"]
-            self.tally["trainings"] += 1
+            number += 1
             _Training(self, setups[number % len(setups)], number).live(events, list(kinds))
-            (self.folder / "tally.json").write_text(json.dumps(self.tally))
-        for name in ("tracebacks", "hangs", "wrong", "unequal"):
-            self.tally[name] += 0  # shown, too
-        self.say("  ".join(f"{name} {count}" for name, count in self.tally.items()))
+        for line in self.table():
+            self.say(line)
         return self.tally
 
     def whole(self, setup: Setup) -> Path:
@@ -111,6 +140,14 @@ class Chaos:
         if setup.ranks == 1:
             return [children.start(command, log=log, before=first)]
         return start_two(command, log, before=first)
+
+
+def commit() -> str:
+    """The one that is checked out, with a + for changes since; "" where there is no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+"]
+    with suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
 
 
 def prepare(cache: str, before: Callable[[], None] | None) -> None:
@@ -151,10 +188,10 @@ class _Training:
         self.whole = chaos.whole(setup)
         self.run = chaos.folder / f"run{number}"
         self.rng = random.Random(f"{chaos.seed} {number}")
-        self.segment = 0
+        self.segment, self.tracebacks = 0, 0
 
     def live(self, events: int, kinds: list[str]) -> None:
-        tally, done = self.chaos.tally, 0
+        done = 0
         possible = {
             "kill": self.kill,
             "signal": self.signal,
@@ -164,23 +201,26 @@ class _Training:
         }
         if not self.setup.workers:  # whose shared memory is files, too
             possible["disk"] = self.disk
-        while True:
-            if tally["events"] >= events or done == MOST_EVENTS_OF_A_RUN or (done and not kinds and self.is_trained()):
+        while self.chaos.tally["events"] < events and done < MOST_EVENTS_OF_A_RUN:
+            if done and not kinds and self.is_trained():
                 break
             kind = kinds.pop(0) if kinds else self.rng.choice(sorted(possible))
             begun = time.monotonic()
             outcome = possible[kind]()
-            if outcome != "missed":
-                done += 1
-                tally["events"] += 1
-                tally[kind] += 1
-                tally[outcome] += 1
-            took_s = time.monotonic() - begun
-            self.chaos.say(f"{tally['events']:>4} {self.setup.name} {kind}: {outcome} ({took_s:.1f} s)")
+            if outcome == "missed":
+                continue
+            done += 1
+            self.note(kind, outcome, time.monotonic() - begun)
             if outcome in ("hangs", "wrong"):
                 shutil.rmtree(self.run, ignore_errors=True)
                 return
         self.finish()
+
+    def note(self, event: str, outcome: str, took_s: float) -> None:
+        what = {"training": self.number, "setup": self.setup.name, "event": event, "outcome": outcome}
+        self.chaos.add(**what, seconds=round(took_s, 1), tracebacks=self.tracebacks)
+        self.chaos.say(f"{self.chaos.tally['events']:>4} {self.setup.name} {event}: {outcome} ({took_s:.1f} s)")
+        self.tracebacks = 0
 
     def is_trained(self) -> bool:
         last = self.run / "last.pt"
@@ -188,17 +228,16 @@ class _Training:
 
     def finish(self) -> None:
         """Train to the end, and compare."""
-        tally = self.chaos.tally
+        begun, outcome = time.monotonic(), "bit-equal"
         codes, log = self.await_end(self.go_on())
-        tally["finished"] += 1
         try:
             assert codes == [0] * self.setup.ranks, log[-3000:]
             children.assert_same_training(self.whole, self.run)
-            tally["bit-equal"] += 1
             shutil.rmtree(self.run)
         except (AssertionError, UserError) as error:
-            tally["unequal"] += 1
+            outcome = "unequal"
             self.chaos.say(f"{self.run}: {error}")
+        self.note("end", outcome, time.monotonic() - begun)
 
     # --- what happens -----------------------------------------------------------------------------------------------
 
@@ -299,15 +338,24 @@ class _Training:
     def await_end(self, pair: list[BaseProcess]) -> tuple[list[int | None], str]:
         """Their exit codes, None for one that hung, and what they printed."""
         until = time.monotonic() + PATIENCE_S
-        for process in pair:
-            process.join(max(0.0, until - time.monotonic()))
-        codes = [process.exitcode for process in pair]
+        while time.monotonic() < until and any(process.exitcode is None for process in pair):
+            if any(process.exitcode for process in pair):
+                until = min(until, time.monotonic() + TORCHRUN_S)
+            time.sleep(0.02)
+        failed = next((process.exitcode for process in pair if process.exitcode), None)
+        if failed is not None:  # torchrun ends the others, such as one that waits for the first in order to begin
+            for process in pair:
+                process.terminate()
+                process.join(TORCHRUN_S)
+            codes = [failed if process.exitcode == -signal.SIGTERM else process.exitcode for process in pair]
+        else:
+            codes = [process.exitcode for process in pair]
         for process in pair:
             process.kill()
             process.join()
         log = self.log_path().read_text(errors="replace") if self.log_path().exists() else ""
         if "Traceback" in log:
-            self.chaos.tally["tracebacks"] += 1
+            self.tracebacks += 1
             self.chaos.say(f"{self.log_path()}:\n{log[-3000:]}")
         elif None not in codes:
             self.log_path().unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -233,3 +234,17 @@ def test_workers_end_with_a_main_process_that_is_killed_before_they_have_begun()
     main.kill()
     main.join(20)
     assert soon(lambda: all(is_gone(pid) for pid in pids))
+
+
+def print_errors() -> str:
+    """As the thread that shares tensors does when the other end is gone, and for another reason."""
+    for error in (ConnectionResetError("gone"), EOFError("gone"), ValueError("another")):
+        sys.excepthook(type(error), error, None)
+    return "done"
+
+
+def test_a_worker_whose_main_process_was_killed_prints_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    with workers(1) as made:
+        assert results(made, [print_errors]) == ["done"]
+    printed = capfd.readouterr().err
+    assert "another" in printed and "gone" not in printed

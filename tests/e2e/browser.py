@@ -28,16 +28,20 @@ _FLAGS = [
 
 
 class Tab:
-    """A tab, and the addresses it has asked for. Commands: https://chromedevtools.github.io/devtools-protocol/."""
+    """A tab, the addresses it has asked for, its exceptions (failures), and the errors on its console.
+
+    Commands: https://chromedevtools.github.io/devtools-protocol/.
+    """
 
     def __init__(self, commands: int, answers: int) -> None:
         self.addresses: list[str] = []
         self.failures: list[str] = []
+        self.console_errors: list[str] = []
         self._commands, self._answers, self._session = commands, os.fdopen(answers, "rb"), ""
         self._numbers = itertools.count(1)
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Network", "Runtime", "DOM"):
+        for domain in ("Page", "Network", "Runtime", "DOM", "Log"):
             self.send(f"{domain}.enable")
 
     def send(self, method: str, **parameters: Any) -> Any:
@@ -56,6 +60,9 @@ class Tab:
                 self.addresses.append(message["params"]["request"]["url"])
             if message.get("method") == "Runtime.exceptionThrown":
                 self.failures.append(json.dumps(message["params"]["exceptionDetails"]))
+            entry = message.get("params", {}).get("entry", {})
+            if message.get("method") == "Log.entryAdded" and entry["level"] == "error":
+                self.console_errors.append(entry["text"])
 
     def open(self, url: str, *, width: int, height: int) -> None:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest  # noqa: F401  for the server: the tests whose functions it is handed import it
 import torch
+import torch._dynamo  # each optimizer imports it, which takes a child longer than its training
+import torchvision  # noqa: F401  the same
 
 import train
 from cfg.parse import CfgError
@@ -49,6 +51,7 @@ def _live(flags: Sequence[str], log: Path, before: Callable[[], object] | None) 
         os.dup2(out, stream)
     sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
     faulthandler.dump_traceback_later(_PATIENCE_S, exit=True)
+    multiprocessing.set_start_method(None, force=True)  # or workers would come from a server, too: seconds
     torch.set_num_threads(1)
     fast_precision.cpu_bf16 = lambda: ""
     if before is not None:

@@ -82,7 +82,7 @@ def test_results_are_darknets(facts: dict[str, Any], flags: dict[str, str], tmp_
     ways = ["--resize", "darknet", "--metric", "darknet", "--max-detections", "100000", "--workers", "0"]
     evaluate.main([*given, *ways, "--split", "val", "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
-    assert "mAP@0.50 = 0.2029, area under the curve, mean of 3 classes" in said
+    assert "mAP@0.50 = 20.3, area under the curve, mean of 3 classes" in said
     assert "darknet's AP is not COCO's AP50" in said
     assert (tmp_path / "run" / "darknet_map.txt").read_text() in said
 

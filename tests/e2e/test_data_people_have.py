@@ -66,9 +66,11 @@ def test_some_classes_by_name(tmp_path: Path, toy_cfg: str, capsys: pytest.Captu
     data = PACKAGINGS["yaml of Roboflow"](tmp_path / "set")
     weights = trained(data, toy_cfg, tmp_path / "run", "--classes", "owl,cat")
     assert Checkpoint.from_file(weights).class_names == ("cat", "owl")
+    assert "## Use" in (tmp_path / "run" / "README.md").read_text()
     with pytest.raises(UserError, match=r"data\.yaml|valid.images: the data set has classes .*not trained on: dog"):
         evaluated(weights, data, tmp_path / "not")
     evaluated(weights, data, tmp_path / "eval", "--classes", "cat")
+    assert "evaluated on" in (tmp_path / "eval" / "report.html").read_text()
     truth = json.loads((tmp_path / "eval" / "ground_truth.json").read_text())
     assert [row["name"] for row in truth["categories"]] == ["cat"]
     assert {row["category_id"] for row in json.loads((tmp_path / "eval" / "detections.json").read_text())} <= {0}

@@ -147,7 +147,6 @@ def test_weights_with_domains_start_others_by_name(two: tuple[str, str], toy_cfg
     start = ["--weights", str(tmp_path / "before" / "best.pt"), "--domain-statistics", "own", "--domain-affine", "own"]
     job = parse_job(flags((data[1], third, data[0]), toy_cfg, tmp_path / "after", *start))
     run = Trainer(job, tmp_path / "after", Stop())
-    run.log.close()
     started = run.network.state_dict()
     for domain, source in enumerate(("two", "one", "one")):
         plain = plain_state(started, domain)

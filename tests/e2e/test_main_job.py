@@ -49,9 +49,14 @@ def test_train_evaluate_detect(root: Path, scenes: Path, toy_cfg: str, tmp_path:
     report = tmp_path / "report"
     weights = str(run / "best.pt")
     page(root, "evaluate.py", "--weights", weights, "--data", str(scenes), "--out", str(report), "--workers", "0")
-    stats = json.loads((report / "metrics.json").read_text())
+    metrics = json.loads((report / "metrics.json").read_text())
     by_hand = coco_by_hand(scenes / "annotations" / "instances_val.json", report / "detections.json")
-    assert list(stats.values()) == pytest.approx(by_hand, abs=1e-12)
+    assert list(metrics.values())[:12] == pytest.approx(by_hand, abs=1e-12)
+    low, high = metrics["AP_interval"]
+    assert low <= metrics["AP"] <= high
+    thresholds = json.loads((run / "metrics.json").read_text())["thresholds"] or {}
+    assert thresholds == Checkpoint.from_file(run / "best.pt").thresholds
+    assert thresholds == Checkpoint.from_file(run / "best.safetensors").thresholds
 
     found = tmp_path / "found"
     extras = ("--save-json", "--save-txt", "--save-crops", "--confidence", "0.01", "--out", str(found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import random
 import resource
@@ -11,15 +12,18 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import train
+from cfg.parse import CfgError
 from data.albumentations_import import albumentations as A
 from data.digits import make_digits
 from engine.job import open_run, parse_job
@@ -29,6 +33,7 @@ from models.network import Network
 from tests.e2e import children
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
+from utils.memory import is_out_of_memory
 from utils.stop import Stop
 from utils.structures import Batch
 
@@ -188,6 +193,30 @@ def test_a_full_disk_costs_checkpoints_but_not_the_training(scenes: Path, toy_cf
     children.assert_same_training(whole, run)
 
 
+def fill_disk_for_good() -> None:
+    end_epoch = train.Trainer.end_epoch
+
+    def then_full(training: train.Trainer, epoch: int, table: object) -> None:
+        end_epoch(training, epoch, table)  # type: ignore[arg-type]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
+
+    train.Trainer.end_epoch = then_full  # type: ignore[method-assign]
+
+
+def test_a_disk_that_fills_for_good_ends_the_training_with_an_error(
+    scenes: Path, toy_cfg: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was saved before is whole, and goes on when there is room."""
+    whole, run, log = tmp_path / "whole", tmp_path / "run", tmp_path / "log"
+    train.main(flags(scenes, toy_cfg, "cmbn", whole, "--workers", "0"))
+    child = children.start(flags(scenes, toy_cfg, "cmbn", run, "--workers", "0"), log=log, before=fill_disk_for_good)
+    assert children.ended(child) == 2
+    assert f" could not be written; make room, and go on with --resume {run}\n" in log.read_text()
+    assert Checkpoint.from_file(run / "last.pt").step == 4
+    train.main(["--resume", str(run), "--workers", "0"])
+    children.assert_same_training(whole, run)
+
+
 def test_memory_that_ran_out_in_training_and_in_evaluation_costs_only_time(
     scenes: Path, toy_cfg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,15 +269,14 @@ def test_what_auto_chose_is_kept_to_the_last_bit_on_a_machine_that_would_choose_
 
 
 def fill_disk_at_the_end() -> None:
-    finish = train.finish
+    publish = train.publish
 
-    def on_a_full_disk(*given: object, **named: object) -> object:
+    def on_a_full_disk(*given: object, **named: object) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
-        table = finish(*given, **named)  # type: ignore[arg-type]
+        publish(*given, **named)  # type: ignore[arg-type]
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        return table
 
-    train.finish = on_a_full_disk  # type: ignore[assignment]
+    train.publish = on_a_full_disk
 
 
 def test_a_disk_that_is_full_at_the_end_leaves_the_table(
@@ -360,7 +388,8 @@ def test_a_checkpoint_of_another_run_is_named(once: Path, resume, tmp_path: Path
         ("state", {"ranks": []}),
         ("state", {"optimizer": {}}),
         ("state", {"network": {}}),
-        ("log", {"sum": 1}),
+        ("log", {"loss_watch": {"first": [["a"]], "last": []}}),
+        ("state", {"ranks": [{"buffers": {}, "averaged_buffers": {}, "norm_histories": {}, "random": -1}]}),
         ("log", {"patience": 3}),
     ],
 )
@@ -371,12 +400,61 @@ def test_a_checkpoint_without_all_it_takes_is_named(once: Path, resume, tmp_path
         resume(run, "--epochs", "2")
 
 
-@pytest.mark.parametrize("spoiled", [{"momentum": 99}, {"batch_size": 0}, {"norm": "unheard-of"}, {"rotate": -1}])
-def test_settings_outside_their_limits_are_named(once: Path, tmp_path: Path, spoiled: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        *({"momentum": 99}, {"batch_size": 0}, {"norm": "unheard-of"}, {"rotate": -1}, {"cache": "tape"}),
+        *({"mosaic": ""}, {"jitter": None}, {"norm_heads": ["a"]}, {"multi_scale": (1, 2)}, {"albumentations": "x"}),
+        *({"learning_rate": torch.zeros(3)}, {"lr_steps": (1, "a")}, {"device": 3}, {"loss": None}),
+    ],
+)
+def test_settings_that_cannot_be_are_named(once: Path, tmp_path: Path, spoiled: dict[str, object]) -> None:
     settings = {**Checkpoint.from_file(once / "last.pt").settings, **spoiled}
     run = copied(once, tmp_path / "run", settings=settings)
     with pytest.raises(UserError, match=f"^{run}: its settings cannot be used"):
         parse_job(["--resume", str(run)])
+
+
+ODD = (None, "", -1, 3, 1e30, math.nan, True, [], {}, ["a"], (1, 2), torch.zeros(3), torch.tensor(2), 10**30, b"x")
+
+
+def places_in(content: object, place: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
+    yield place
+    for key in content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ():
+        yield from places_in(content[key], (*place, key))
+
+
+def replaced(content: Any, place: tuple[object, ...], value: object) -> Any:
+    if not place:
+        return value
+    key, rest = place[0], place[1:]
+    changed = dict(content) if isinstance(content, dict) else list(content)
+    changed[key] = replaced(content[key], rest, value)
+    return changed
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(400, marks=pytest.mark.slow)])
+def test_any_entry_of_a_checkpoint_may_be_of_another_kind(once: Path, resume, tmp_path: Path, count: int) -> None:
+    """The training goes on, or a sentence says why it cannot."""
+    content = torch.load(once / "last.pt", weights_only=True)
+    rng, outcomes = random.Random(count), Counter[str]()
+    groups: dict[object, list[tuple[object, ...]]] = {}
+    for place in places_in(content):
+        groups.setdefault(place[:2], []).append(place)  # or the thousands of random states would be most of all
+    for number in range(count):
+        run = tmp_path / str(number)
+        run.mkdir()
+        place = rng.choice(groups[rng.choice(list(groups))])
+        torch.save(replaced(content, place, rng.choice(ODD)), run / "last.pt")
+        try:
+            resume(run, "--epochs", "2")
+            outcomes["went on"] += 1
+        except (UserError, CfgError):
+            outcomes["told"] += 1
+        except Exception as error:
+            assert is_out_of_memory(error), place  # the page tells that
+        shutil.rmtree(run)
+    assert outcomes["told"] > count / 4
 
 
 def test_all_that_was_trained_is_said_to_be(once: Path, resume, tmp_path: Path, capsys) -> None:

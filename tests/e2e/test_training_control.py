@@ -54,10 +54,10 @@ def test_without_gain_a_training_ends_early_and_well(
     run = tmp_path / "run"
     trained(flags(scenes, toy_cfg, run, "--epochs", "20", "--evals", "20", "--patience", "2"))
     said = capsys.readouterr().out
-    assert "epoch 3: no gain over AP 0.500 in 2 evaluations: the training ends; a larger --patience goes on" in said
+    assert "epoch 3: no gain over AP 50.0 in 2 evaluations: the training ends; a larger --patience goes on" in said
     assert Checkpoint.from_file(run / "last.pt").step == Checkpoint.from_file(run / "best.pt").step == 12
     trained(["--resume", str(run), "--workers", "0"])
-    assert "warning: no gain over AP 0.500 in 2 evaluations" in capsys.readouterr().out
+    assert "warning: no gain over AP 50.0 in 2 evaluations" in capsys.readouterr().out
     assert Checkpoint.from_file(run / "last.pt").step == 12
     trained(["--resume", str(run), "--workers", "0", "--patience", "3"])
     assert Checkpoint.from_file(run / "last.pt").step == 16

@@ -20,7 +20,6 @@ def test_lines_are_in_the_order_in_which_one_asks(scenes: Path, toy_cfg: str, tm
     run = Trainer(job, tmp_path / "run", Stop())
     assert capsys.readouterr().out == "", "building prints nothing"
     announce(run)
-    run.log.close()
     labels = [line[:10].strip() for line in capsys.readouterr().out.splitlines() if not line.startswith("warning:")]
     order = ["norm", "data", "network", "freeze", "optimizer", "schedule", "device", "precision", "run", "settings"]
     assert [label for label in dict.fromkeys(labels) if label] == order
@@ -82,7 +81,6 @@ def test_a_setting_that_cannot_do_anything_is_named(
     page = ["--data", str(scenes), "--cfg", toy_cfg, "--workers", "0", "--device", "cpu", "--max-steps", "20"]
     run = Trainer(parse_job([*page, "--learning-rate", "0.01", *argv]), tmp_path / "run", Stop())
     assert idle_settings(run) == [warning]
-    run.log.close()
 
 
 def test_forwards_of_unequal_size_are_named(scenes: Path, toy_cfg: str) -> None:

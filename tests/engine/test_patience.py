@@ -54,7 +54,7 @@ def test_it_says_why() -> None:
     patience = Patience(1)
     for ap in (0.4, 0.4):
         patience(ap)
-    assert patience.words() == "no gain over AP 0.400 in 1 evaluation: the training ends; a larger --patience goes on"
+    assert patience.words() == "no gain over AP 40.0 in 1 evaluation: the training ends; a larger --patience goes on"
 
 
 @pytest.mark.parametrize("field", ["patience"])

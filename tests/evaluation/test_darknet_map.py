@@ -137,9 +137,9 @@ def test_the_summary_is_a_table():
     assert rows[0].split()[1:] == [
         str(table.classes[0].objects),
         str(table.classes[0].detections),
-        f"{table.classes[0].AP:.4f}",
+        f"{100 * table.classes[0].AP:.1f}",
     ]
-    assert last == f"mAP@0.50 = {table.mAP:.4f}, area under the curve, mean of 4 classes"
+    assert last == f"mAP@0.50 = {100 * table.mAP:.1f}, area under the curve, mean of 4 classes"
     assert "11 recall points" in evaluate_darknet(random_images(), NAMES, iou=0.5, points=11).summary()
 
 

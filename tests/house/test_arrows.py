@@ -32,6 +32,7 @@ PAGES_IN_ROOMS = {
     "data/anchors.py": {"data", "cfg", "utils"},
     "data/convert.py": {"data", "utils"},
     "data/doctor/__main__.py": {"data", "cfg", "utils"},
+    "evaluation/report/__main__.py": {"evaluation", "options", "utils"},
     "demo/__main__.py": {"demo", "options", "models", "cfg", "utils"},
     "models/weights/__main__.py": {"models", "cfg", "utils"},
     "study/__main__.py": {"study", "cfg", "utils"},

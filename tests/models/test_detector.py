@@ -234,7 +234,8 @@ def test_a_file_that_is_no_detector(tmp_path: Path, name: str, content: bytes | 
 class Runtime:
     """An exported file, as `models.export` opens it: everything is found in the middle."""
 
-    class_names, letterbox, device = ("cell",), True, torch.device("cpu")
+    class_names, letterbox, device, resize = ("cell",), True, torch.device("cpu"), "opencv"
+    thresholds = None
 
     def __init__(self, trained: Path) -> None:
         self.plan = Detector.load(trained, device="cpu").plan

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.tiling import TilingOptions, detect_tiled, overlap_px, tiles_of
+from models.tiling import TilingOptions, detect_tiled, merge, overlap_px, tiles_of
 from utils.structures import Detections
 
 COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255)], np.uint8)
@@ -126,6 +126,43 @@ def test_an_object_that_only_pieces_were_found_of_is_whole():
     assert len(detect([image])[0]) == 0
     found = detect_tiled(detect, image, TilingOptions(tile=200), 0.45)
     assert as_set(found.boxes, found.labels) == as_set(boxes, labels)
+
+
+IMAGE, LEFT, RIGHT = (0, 0, 180, 100), (0, 0, 100, 100), (80, 0, 180, 100)  # two tiles that overlap by 20 px
+
+
+@pytest.mark.parametrize(
+    ("whole", "seen_in", "piece"),
+    [
+        ((88, 20, 130, 80), RIGHT, (88, 20, 100, 80)),  # as long as the overlap allows: dropped
+        ((70, 20, 175, 80), IMAGE, (70, 20, 100, 80)),  # longer: a piece of the whole
+    ],
+)
+@settings(deadline=None)
+@given(
+    short_px=st.floats(0, 5),
+    noise=st.lists(st.floats(-1, 1), min_size=3, max_size=3),
+    scores=st.permutations((0.9, 0.5)),
+)
+def test_a_piece_whose_box_ends_short_of_its_tiles_edge_is_no_second_object(
+    whole, seen_in, piece, short_px, noise, scores
+):
+    boxes = torch.tensor([whole, piece], dtype=torch.float32)
+    boxes[1] += torch.tensor([*noise[:2], -short_px, noise[2]])
+    window = torch.tensor([seen_in, LEFT], dtype=torch.float32)
+    found = Detections(boxes=boxes, scores=torch.tensor(scores), labels=torch.zeros(2, dtype=torch.long))
+    assert merge(found, window, IMAGE[:1:-1], 20, 0.45).boxes.tolist() == [list(whole)]
+    others = Detections(boxes=boxes, scores=found.scores, labels=torch.tensor([0, 1]))
+    if short_px > 1:  # of another class, it ends there
+        assert len(merge(others, window, IMAGE[:1:-1], 20, 0.45)) == 2
+
+
+def test_neighbours_near_an_edge_that_do_not_agree_stay_two():
+    """A small one in front of the left tile's edge, and below it a large one that goes on beyond."""
+    boxes = torch.tensor([[86.0, 5, 97, 20], [86, 25, 130, 90]])
+    window = torch.tensor([LEFT, RIGHT], dtype=torch.float32)
+    found = Detections(boxes=boxes, scores=torch.tensor([0.9, 0.8]), labels=torch.zeros(2, dtype=torch.long))
+    assert merge(found, window, IMAGE[:1:-1], 20, 0.45).boxes.tolist() == boxes.tolist()
 
 
 def test_neighbours_of_two_classes_stay_two():

@@ -29,7 +29,7 @@ def found(*objects: tuple[float, float, int]) -> Detections:
 
 
 def follow(frames: list[Detections], confidence: float = 0.5) -> list[tuple[Detections, list[int | None]]]:
-    tracker = Tracker(confidence=confidence, fps=FPS)
+    tracker = Tracker(confidences=[confidence] * 100, fps=FPS)
     return [tracker.follow(each, number / FPS) for number, each in enumerate(frames)]
 
 
@@ -98,4 +98,4 @@ def test_an_absent_library_is_the_users_error(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(UserError, match=r"--track needs .*No module named .*pip install --no-deps trackers"):
-        Tracker(confidence=0.5, fps=FPS)
+        Tracker(confidences=[0.5], fps=FPS)

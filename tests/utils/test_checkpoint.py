@@ -230,6 +230,17 @@ def test_a_damaged_tensor_is_told(tmp_path: Path, kind: str):
         Checkpoint.from_file(path)
 
 
+def test_a_record_that_is_marked_as_a_folder_is_told(tmp_path: Path):
+    """torch reads nothing of it, and returns whatever is in the memory; its checksum is right."""
+    path = tmp_path / "x.pt"
+    toy_checkpoint(weights={"a": torch.randn(100)}).to_file(path)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"data/0", 0, len(content)) - len("archive/") - 8] |= 0x10  # of its external attributes
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.pt: is damaged \(the entry of \w+/data/0 in its directory is wrong\)"):
+        Checkpoint.from_file(path)
+
+
 def test_safetensors_of_earlier_formats_have_no_checksum_and_are_read(tmp_path: Path):
     text = json.dumps(fields_of(toy_checkpoint(), "weights") | {"format": 3})
     header = {"format": "pt", "checkpoint": text}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.duration import seconds_in
+from utils.duration import in_words, seconds_in
 from utils.errors import UserError
 
 
@@ -32,3 +32,19 @@ def test_parts_add_up(days: int, hours: int, minutes: int, seconds: int) -> None
 def test_what_is_not_a_time_is_refused_with_what_to_type(text: str) -> None:
     with pytest.raises(UserError, match=f"'{text}' is not a time: write 3h, 90m, 45s or 1h30m"):
         seconds_in(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"),
+        (89.4, "89 s"),
+        (89.6, "1 min"),
+        (600, "10 min"),
+        (5369, "89 min"),
+        (5400, "1:30 h"),
+        (90000, "25:00 h"),
+    ],
+)
+def test_a_time_to_wait_has_the_unit_that_fits(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words

@@ -23,6 +23,8 @@ def work():
 def alone():
     print("word " * 99999, flush=True)
     open(sys.argv[1], "w").write("done")
+def hostile():
+    print("a\\x1b]0;owned\\x07\\x9b2J\\rb", "c", sep="\\n")
 outlive_disk_and_reader()
 exit_on_error(globals()[sys.argv[2]])
 """
@@ -40,6 +42,12 @@ def without_reader(request: pytest.FixtureRequest):
     os.close(read)
     yield write
     os.close(write)
+
+
+def test_control_characters_of_whatever_is_printed_do_not_reach_the_terminal(root: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "out", "wb") as out:
+        assert run(root, tmp_path / "mark", "hostile", stdout=out)[0] == 0
+    assert (tmp_path / "out").read_text() == "a\\x1b]0;owned\\x07\\x9b2J\\rb\nc\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -25,7 +25,7 @@ from data.annotation_formats import open_image_set
 from data.dataset import EvalDataset, EvalKey
 from data.doctor.__main__ import main as doctor
 from data.doctor.charts import _draw_classes
-from data.doctor.checkup import full_checkup
+from data.doctor.checkup import full_checkup, quick_findings
 from data.doctor.labels import repeated_boxes
 from tests.data.packagings import PACKAGINGS, text
 from tests.data.sets import noise_image_set
@@ -104,6 +104,27 @@ def test_a_written_size_that_cannot_be_is_not_believed(tmp_path: Path, size: str
     file = tmp_path / "voc" / "Annotations" / "v1.xml"
     file.write_text(file.read_text().replace("<width>80", f"<width>{size}"))
     assert open_image_set(path, "val")[0].hw == (60, 80)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("COCO", '"height": 60, "width": 80', '"height": 120, "width": 160'),
+        ("VOC", "<width>80</width><height>60</height>", "<width>160</width><height>120</height>"),
+        ("csv of Roboflow", "v1.png,80,60,", "v1.png,160,120,"),
+    ],
+)
+def test_a_written_size_that_the_image_does_not_have_is_told_at_the_start(
+    tmp_path: Path, name: str, old: str, new: str
+) -> None:
+    """Boxes refer to the written one, so that they are scaled."""
+    path = PACKAGINGS[name](tmp_path)
+    boxes = open_image_set(path, "val")[0].boxes
+    for file in [each for each in tmp_path.rglob("*") if each.suffix in (".json", ".xml", ".csv")]:
+        file.write_text(file.read_text().replace(old, new))
+    image_set = open_image_set(path, "val")
+    assert image_set[0].hw == (120, 160) and (image_set[0].boxes == boxes).all()
+    assert any("of another size than annotated" in line for line in quick_findings(image_set))
 
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"

@@ -13,7 +13,7 @@ import pytest
 
 from data.annotation_formats import open_image_set, splits_of
 from data.image_set import ImageSet
-from data.problems import NOTES, REPEATED_LINE
+from data.problems import NOTES, OTHER_SIZE, REPEATED_LINE
 from tests.data.packagings import (
     CONTENT,
     NAMES,
@@ -63,7 +63,8 @@ def test_a_packaging_does_not_change_what_is_read(tmp_path: Path, name: str) -> 
         image_set = open_image_set(path, split)
         assert content_of(image_set) == expected(split)
         assert set(image_set.class_names) == {"cat", "dog", "owl"}
-        assert image_set.problems.counts.keys() <= {*NOTES, REPEATED_LINE}
+        assert image_set.problems.counts.keys() <= {*NOTES, REPEATED_LINE, OTHER_SIZE}
+        assert (OTHER_SIZE in image_set.problems.counts) == (name in ("COCO, images resized", "VOC, images resized"))
 
 
 @pytest.mark.parametrize("name", UNDIVIDED)

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from data.annotation_formats import open_image_set
+from data.annotation_formats import open_image_set, splits_of
 from data.formats.voc import splits
+from data.problems import NO_ANNOTATION
+from tests.data.packagings import UNDIVIDED
 from tests.data.sets import SCENES, Scene, turn, voc_object, write_voc
 from utils.errors import UserError
 
@@ -146,3 +148,18 @@ def test_swapped_sides_that_no_exif_explains_are_a_problem(tmp_path: Path) -> No
         "1 image annotated with width and height swapped, its own size used "
         "(first: Annotations/a.xml: annotated as 80x60, the image is 60x80)"
     ]
+
+
+@pytest.mark.parametrize("name", ["LabelImg's xml", "VOC without lists"])
+def test_images_without_annotations_are_told_and_endings_in_capitals_read(tmp_path: Path, name: str) -> None:
+    """Where no list says which images there are."""
+    path = UNDIVIDED[name](tmp_path)
+    whole = open_image_set(path, splits_of(path)[0])
+    assert NO_ANNOTATION not in whole.problems.counts
+    first, *_, second = sorted(tmp_path.rglob("*.xml"))
+    first.unlink()
+    second.rename(second.with_suffix(".XML"))
+    image_set = open_image_set(path, splits_of(path)[0])
+    assert len(image_set) == len(whole) - 1
+    assert image_set.problems.counts == {NO_ANNOTATION: 1}
+    assert f"/{first.stem}." in image_set.problems.examples[NO_ANNOTATION][0]

@@ -19,9 +19,11 @@ from models.export.metadata import KEY, Metadata
 from models.norms.fold import fold
 from models.predictor import EXPORTED
 from models.yolo.nms import NmsRule, classwise_nms
+from models.yolo.postprocess import DetectionOptions
 from tests.models.export.networks import metadata_of, pico, trained_network
 from tests.models.export.test_graph import differences, expected_of
 from utils.errors import UserError
+from utils.letterbox import as_input
 
 onnx = pytest.importorskip("onnx", reason="extra: export")
 pytest.importorskip("onnxruntime", reason="extra: export")
@@ -74,6 +76,8 @@ def test_candidates_of_other_outputs_are_the_same(kind, outputs, batch, network,
     images = torch.rand(3, 3, 64, 64)
     assert max(differences(predictor.candidates(images, confidence=-1.0), expected_of(network, images), PLAN)) < 1e-4
     if batch is None:
+        with pytest.raises(UserError, match="70x64 pixels are not multiples of the network's 32"):
+            predictor.candidates(torch.rand(1, 3, 70, 64), confidence=0.5)
         larger = PLAN.with_input_hw((96, 128))
         images = torch.rand(1, 3, 96, 128)
         found = predictor.candidates(images, confidence=-1.0)
@@ -124,6 +128,28 @@ def test_a_detector_loads_an_exported_file(written, network):
     assert detector.class_names == ("class 0", "class 1", "class 2") and detector.input_hw == (64, 64)
     (found,) = detector.detect([np.full((50, 40, 3), 99, np.uint8)])
     assert found.boxes.shape[1] == 4
+
+
+def test_an_image_is_laid_into_the_input_as_the_files_network_was_trained(network, tmp_path):
+    """A file of a letterboxed network that was exported with darknet's resize, by itself and from a command line."""
+    metadata = metadata_of(PLAN, letterbox=True, resize="darknet")
+    path = write_file("torchscript", fold(network), metadata, tmp_path / "pico")[0]
+    image = np.random.default_rng(0).integers(0, 256, (50, 80, 3), np.uint8)
+    expected, placement = as_input(image, (64, 64), letterbox=True, how="darknet")
+    for options in (None, DetectionOptions()):
+        laid, where = Detector.load(path, options=options).lay(image)
+        assert np.array_equal(laid, expected) and where == placement
+    opencv = write_file("torchscript", fold(network), metadata_of(PLAN), tmp_path / "other")[0]
+    assert Detector.load(opencv).options.resize == "opencv"
+    assert Detector.load(opencv, options=DetectionOptions(resize="darknet")).options.resize == "darknet"
+
+
+@pytest.mark.parametrize("ending", ["json", "param", "bin"])
+def test_files_of_ncnn_are_said_to_be_for_other_programs(ending, tmp_path):
+    path = tmp_path / f"best.ncnn.{ending}"
+    path.write_bytes(b"{}")
+    with pytest.raises(UserError, match="for other programs: give the checkpoint"):
+        Detector.load(path)
 
 
 @pytest.mark.parametrize("kind", LIBRARY)
@@ -226,7 +252,13 @@ def test_metadata_that_are_none_are_refused(text, copied):
         {"resize": "bicubic"},
         {"letterbox": "no"},
         {"suppression": {"iou": 0.5}},
-        {"confidences": [0.5]},
+        {"thresholds": {"confidence": 2, "precision": 1, "recall": 1, "f1": 1, "classes": {}}},
+        {"outputs": "nms", "suppression": {"iou": "0.5", "confidence": 0.1, "max_per_class": 9}},
+        {"outputs": "nms", "suppression": {"iou": 0.5, "confidence": None, "max_per_class": 9}},
+        {"outputs": "nms", "suppression": {"iou": 0.5, "confidence": 0.1, "max_per_class": 0}},
+        {"outputs": "nms", "suppression": {"iou": float("nan"), "confidence": 0.1, "max_per_class": 9}},
+        {"batch": 10**9},
+        {"batch": 10**30},
     ],
     ids=str,
 )
@@ -235,7 +267,7 @@ def test_metadata_with_a_value_that_cannot_be_are_refused(changed, copied):
     check_refused(copied["onnx"], "its metadata 'yolov4_norms' cannot be used")
 
 
-@pytest.mark.parametrize("name", list(Metadata.__dataclass_fields__))
+@pytest.mark.parametrize("name", [name for name in Metadata.__dataclass_fields__ if name != "thresholds"])
 def test_metadata_without_a_value_are_refused(name, copied):
     content = json.loads(metadata_of(PLAN).to_json())
     del content[name]

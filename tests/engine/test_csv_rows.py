@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.results_csv import COLUMNS, add_row, drop_rows_after
+from engine.csv_rows import CsvRows
+from engine.result_files import COLUMNS
 
 HEADER = ",".join(COLUMNS)
 
@@ -18,8 +19,7 @@ def lines_of(path: Path) -> list[str]:
 @pytest.fixture
 def three_epochs(tmp_path: Path) -> Path:
     path = tmp_path / "results.csv"
-    for epoch in (1, 2, 3):
-        add_row(path, {"step": 10 * epoch, "epoch": epoch, "lr": 0.1})
+    CsvRows(path, COLUMNS).add({"step": 10 * epoch, "epoch": epoch, "lr": 0.1} for epoch in (1, 2, 3))
     return path
 
 
@@ -27,7 +27,7 @@ def three_epochs(tmp_path: Path) -> Path:
     ("epochs", "left"), [(0, []), (2, ["10", "20"]), (3, ["10", "20", "30"]), (9, ["10", "20", "30"])]
 )
 def test_rows_of_later_epochs_go(three_epochs: Path, epochs: int, left: list[str]) -> None:
-    drop_rows_after(three_epochs, epochs)
+    CsvRows(three_epochs, COLUMNS).drop_after(epochs)
     header, *rows = lines_of(three_epochs)
     assert header == HEADER and [row.split(",")[0] for row in rows] == left
 
@@ -39,18 +39,24 @@ def test_rows_of_later_epochs_go(three_epochs: Path, epochs: int, left: list[str
 def test_what_a_crash_has_left_is_no_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "results.csv"
     path.write_text(content)
-    drop_rows_after(path, 5)
-    add_row(path, {"step": 20, "epoch": 2})
+    rows = CsvRows(path, COLUMNS)
+    rows.drop_after(5)
+    rows.add([{"step": 20, "epoch": 2, "AP": None}])
     assert lines_of(path) == [HEADER, "20,2" + "," * (len(COLUMNS) - 2)]
 
 
 def test_a_missing_row_does_not_take_another_along(three_epochs: Path) -> None:
     first, _, *others = lines_of(three_epochs)
     three_epochs.write_text("\n".join([first, *others]) + "\n")  # epoch 1 was lost
-    drop_rows_after(three_epochs, 2)
+    CsvRows(three_epochs, COLUMNS).drop_after(2)
     assert [row.split(",")[1] for row in lines_of(three_epochs)[1:]] == ["2"]
 
 
 def test_no_file_is_no_error(tmp_path: Path) -> None:
-    drop_rows_after(tmp_path / "results.csv", 1)
+    CsvRows(tmp_path / "results.csv", COLUMNS).drop_after(1)
     assert not (tmp_path / "results.csv").exists()
+
+
+def test_a_column_nobody_knows_is_our_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="colour"):
+        CsvRows(tmp_path / "results.csv", COLUMNS).add([{"epoch": 1, "colour": 3}])
