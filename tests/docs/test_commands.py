@@ -60,10 +60,10 @@ def test_a_wrong_command_on_a_page_is_found(text: str) -> None:
 def test_flags_in_sentences_exist(root: Path) -> None:
     known, _ = taken()
     known = known | {line.split()[1] for line in (root / "tests/golden/flags.txt").read_text().splitlines()}
-    known |= {"--nproc-per-node", "--max-restarts", "--no-deps", "--opencv"}
+    known |= {"--nproc-per-node", "--max-restarts", "--no-deps"}
     for page in pages(root):
         spans = re.findall(r"`([^`]+)`", without_blocks(page.read_text()))
-        flags = {flag for span in spans for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)}
+        flags = {flag for span in spans for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", span)}
         assert sorted(flags - known) == [], page.name
 
 
