@@ -29,7 +29,7 @@ UNTYPED = (  # what a command has, and why it is not typed here
     (r"-m demo", "serves until it is stopped: tests/e2e/test_demo.py"),
     (r"yolov4\.conv\.137|--weights (yolov4|yolov4-tiny)(\.weights)?( |$)", "needs the network, or darknet's weights"),
     (r"gpu\.py|test_on_a_gpu", "is for a GPU: tests/benchmarks/test_gpu.py"),
-    (r"-m (benchmarks|tests)\.", "takes hours, or data that are not here: tests/benchmarks"),
+    (r"-m (benchmarks|tests)\.", "is a benchmark: tests/benchmarks"),
     (r"-m study", "takes hours: tests/study"),
     (r"--track|film\.mp4", "needs a video: tests/test_detect.py"),
     (r"my_norms", "needs the class on the page: tests/e2e/test_norm_choices.py"),
@@ -41,7 +41,7 @@ SHORTER = (  # and what of the scratch folder has another name there
     (r"--layers \d+", "--layers 20"),
     (r"--classes cat,dog", "--classes 1,2"),
     (r"\b([AB])\.json", r"PATH/\1.json"),
-    (r"my\.data", "darknet/darknet.data"),
+    (r"my\.data", "darknet/obj.data"),
     (r"runs/NAME(?=.* --domain )", "runs/DOMAINS"),
 )
 # Flags of commands in sentences go with others that the sentence does not repeat; that they are parsed is tested.
