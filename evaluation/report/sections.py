@@ -150,6 +150,8 @@ def classes(run: Run) -> Markup:
     idle = len(measured.classes) - len(rows)
     said = [f"{counted(idle, 'class')} without objects here not listed. "] if idle else []
     sizes = "small: below 32 x 32 px of the image, large: from 96 x 96 px on; a dash: no such object. All in per cent."
+    if measured.thresholds.common:
+        sizes += " The dot counts all detections together, whatever their class, so it need not lie on a curve."
     return section(
         "classes",
         "By class and size",
