@@ -14,6 +14,7 @@ class Throughput:
     """Counts the batches watched since the last `clear`: images of all ranks, waiting time of this one."""
 
     def __init__(self) -> None:
+        self._in_words = "speed not measured yet"
         self.clear()
 
     def clear(self) -> None:
@@ -40,4 +41,6 @@ class Throughput:
         return min(1.0, self.waited_s / self.took_s) if self.took_s else 0.0  # the batch at hand has only waited yet
 
     def __str__(self) -> str:
-        return f"{self.images_per_s:.1f} images/s, {self.share_waiting:.0%} waiting for data{peak_memory()}"
+        if self.took_s:  # or what was measured before the last `clear`
+            self._in_words = f"{self.images_per_s:.1f} images/s, {self.share_waiting:.0%} waiting for data"
+        return f"{self._in_words}{peak_memory()}"

@@ -45,7 +45,7 @@ def _lasting(stream: TextIO | None) -> TextIO:
         io.BufferedWriter(raw),
         encoding=stream.encoding,
         errors="backslashreplace",
-        line_buffering=stream.line_buffering,
+        line_buffering=True,  # in a file as well: somebody may be watching it
         write_through=stream.write_through,
     )
 

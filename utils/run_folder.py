@@ -69,8 +69,13 @@ def mark_folder(folder: Path, job: str) -> None:
 
 
 def newest_run() -> Path:
-    """Return the folder under runs/ with the newest last.pt. Raises UserError if there is none."""
-    newest = max(RUNS.glob("*/last.pt"), key=lambda path: path.stat().st_mtime, default=None)
+    """Return the folder under runs/ with the newest last.pt of a run that has not finished, or of any if all have.
+
+    Raises UserError if there is none.
+    """
+    runs = list(RUNS.glob("*/last.pt"))
+    unfinished = [path for path in runs if not (path.parent / "metrics.json").exists()]
+    newest = max(unfinished or runs, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         raise UserError(f"{RUNS.absolute()}: no run to resume; name its folder after --resume")
     return newest.parent

@@ -36,6 +36,8 @@ def convert(source: Path, target: Path, cfg: str | None, names: str | None, doma
     _check_target(target)
     source, cfg = _found(source, cfg)
     is_weights = is_darknet(source)
+    if is_weights and cfg is None and source.with_suffix(".cfg").is_file():
+        cfg = str(source.with_suffix(".cfg"))
     if target.suffix == (".weights" if is_weights else ".pt"):
         result = "a checkpoint: call it .pt" if is_weights else "darknet's: call it .weights"
         raise UserError(f"{target}: what is made of {source} is {result}")

@@ -87,7 +87,8 @@ def read_darknet(
 ) -> tuple[Checkpoint, str, tuple[str, ...]]:
     """Read a .weights file. Returns it, what was loaded, and lines for the console about names and the cfg.
 
-    `weights` lacks the layers that the file does not have; with `whole` that raises UserError.
+    Without `names`, a file of the weights' name with .names is taken where there is one. `weights` lacks the layers that
+    the file does not have; with `whole` that raises UserError.
     """
     if cfg is None:
         raise UserError(f"{path}: darknet's weights do not describe their network: name its cfg with --cfg")
@@ -98,7 +99,9 @@ def read_darknet(
             raise UserError(f"{path}: is not the whole network, only train.py can use it: {loaded.report}")
         if not plan.heads or plan.net.channels not in (1, 3):
             raise UserError(f"{plan.path}: is no detector of images, which has [yolo] layers, and channels=3 or 1")
-    classes, origin = class_names(plan, None if names is None else Path(names))
+    beside = Path(path).with_suffix(".names")
+    given = Path(names) if names is not None else beside if beside.is_file() else None
+    classes, origin = class_names(plan, given)
     is_cmbn = any(isinstance(node.spec, ConvSpec) and node.spec.batch_normalize == 2 for node in plan.nodes)
     norm = resolve_norm(NormOptions(norm="cmbn" if is_cmbn else "bn"))
     network = make_checkpoint(plan, norm, loaded.state, class_names=classes, letterbox=plan.net.letter_box)
