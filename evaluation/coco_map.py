@@ -84,14 +84,20 @@ class CocoTable:
         return self.stats["AP50"]
 
     def with_matches(self, matches: Matches) -> CocoTable:
-        """Return the table with intervals and thresholds, which take seconds where there are many images."""
+        """Return the table with intervals and thresholds, which take seconds where there are many images.
+
+        Where a single image has objects, nothing is known of others: there is no interval.
+        """
         (drawn,) = drawn_AP(matches)
-        classes = (replace(row, interval=interval(row.AP, drawn[:, k])) for k, row in enumerate(self.classes))
+        classes = (
+            replace(row, interval=interval(row.AP, drawn[:, k]) if row.images > 1 else None)
+            for k, row in enumerate(self.classes)
+        )
         return replace(
             self,
             classes=tuple(classes),
             matches=matches,
-            interval=interval(self.AP, mean_AP(drawn)),
+            interval=interval(self.AP, mean_AP(drawn)) if matches.images_with_objects > 1 else None,
             thresholds=best_thresholds([matches]),
         )
 

@@ -24,9 +24,8 @@ def model_card(run: Run) -> str:
     machine = run.settings.get("environment")
     if isinstance(machine, dict):
         parts.append("Trained on: " + markdown(", ".join(f"{name} {value}" for name, value in machine.items())) + ".")
-    seconds = sum(row["seconds"] for row in run.epochs if "seconds" in row)
-    if seconds:
-        parts.append(f"Training took {duration(seconds)}, without evaluations.")
+    if run.seconds:
+        parts.append(f"Training took {duration(run.seconds)}, without evaluations.")
     parts += ["## Use", *(f"{what}:\n\n    {command}" for what, command in commands(run))]
     parts.append(
         "report.html shows curves, errors and images. Not filled in: what the network is meant for, who may "

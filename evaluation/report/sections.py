@@ -76,9 +76,8 @@ def _tiles(run: Run) -> list[Markup]:
         at = run.measured.thresholds.common
         said = f"at confidence {percent(at['confidence'], 0)} %"
         tiles += [_tile(name, percent(at[name]), said) for name in ("precision", "recall") if name in at]
-    seconds = sum(row["seconds"] for row in run.epochs if "seconds" in row)
-    if seconds:
-        tiles.append(_tile("training", duration(seconds), counted(len(run.epochs), "epoch")))
+    if run.seconds:
+        tiles.append(_tile("training", duration(run.seconds), counted(len(run.epochs), "epoch")))
     return tiles
 
 
