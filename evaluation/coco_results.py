@@ -38,7 +38,10 @@ class CocoResults:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> CocoResults:
-        """Return what `rows` was called on. Raises KeyError, TypeError, ValueError or OverflowError for anything else."""
+        """Return what `rows` was called on.
+
+        Raises KeyError, TypeError, ValueError or OverflowError for anything else.
+        """
         if not isinstance(rows, list):
             raise TypeError("it is no list")
         found = cls(

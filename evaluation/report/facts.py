@@ -166,7 +166,8 @@ class Run:
     @property
     def domains(self) -> dict[str, dict[str, float]]:
         domains = self.stats.get("domains")
-        return domains if isinstance(domains, dict) else {}
+        found = domains.items() if isinstance(domains, dict) else ()
+        return {name: stats for name, stats in found if isinstance(stats, dict)}
 
 
 def read_run(folder: Path, defaults: Mapping[str, Any]) -> Run:
@@ -219,6 +220,8 @@ def setting_text(name: str, value: Any) -> str:
 def _measure(folder: Path, stats: Mapping[str, Any]) -> Measured:
     """Raises OSError and what malformed files lead to."""
     truth = json.loads((folder / "ground_truth.json").read_text(encoding="utf-8"))
+    if not np.isfinite([row["bbox"] for row in truth["annotations"]]).all():
+        raise ValueError("a box is not finite")
     results = CocoResults.from_rows(json.loads((folder / "detections.json").read_text(encoding="utf-8")))
     classes, precision = _classes(truth, results)
     errors, thresholds = find_errors(truth, results), _thresholds(stats)
