@@ -180,7 +180,7 @@ def read_run(folder: Path, defaults: Mapping[str, Any]) -> Run:
             "evaluate.py wrote"
         )
     usual = json.loads(json.dumps(dict(defaults), default=str))
-    idle = {"out", "max_steps" if settings.get("epochs") or settings.get("time_budget") else ""}
+    idle = {"out", "resume", "max_steps" if settings.get("epochs") or settings.get("time_budget") else ""}
     measured, notes = None, []
     try:
         measured = _measure(folder, stats)

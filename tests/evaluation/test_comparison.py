@@ -165,3 +165,10 @@ def test_detections_that_are_missing_damaged_or_of_other_images(
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=f"detections.json: {said}"):
         measure_detections(tmp_path, known, backend="auto")
+
+
+def test_an_interval_of_AP_stays_within_0_and_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluation.coco_map.interval", lambda *_: (-0.01, 1.01))
+    found = table(0)
+    assert {found.interval, *(row.interval for row in found.classes)} == {(0.0, 1.0)}
+    assert "-0.0" not in found.text()
