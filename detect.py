@@ -116,19 +116,20 @@ def labels_of(classes: Sequence[str], class_names: Sequence[str]) -> torch.Tenso
 
 def make_detect(detector: Detector, options: DetectOptions) -> Detect:
     """Return the function that detects the chosen classes in images (H, W, 3) uint8 RGB, in tiles if so asked."""
-    kept, rule = labels_of(options.classes, detector.class_names), options.detection
+    kept, tiling, rule = labels_of(options.classes, detector.class_names), options.tiling, options.detection
     if options.track:
         detector = detector.with_options(confidence=min(FAINT, detector.options.confidence))
-    if options.tiling.tile is not None:
-        detector = detector.with_options(max_detections=None)  # it counts in an image, not in a tile
+    if tiling.tile is not None or kept is not None:
+        detector = detector.with_options(max_detections=None)  # it counts in an image, not in a tile, and what is kept
 
     def detect(images: Sequence[np.ndarray]) -> list[Detections]:
-        if options.tiling.tile is None:
+        if tiling.tile is None:
             found = detector.detect(images)
         else:
-            tiling, iou, most = options.tiling, rule.nms_iou, rule.max_detections
-            found = [detect_tiled(detector.detect, image, tiling, iou, most) for image in images]
-        return found if kept is None else [each.where(torch.isin(each.labels, kept)) for each in found]
+            found = [detect_tiled(detector.detect, image, tiling, rule.nms_iou) for image in images]
+        if kept is not None:
+            found = [each.where(torch.isin(each.labels, kept)) for each in found]
+        return [each.where(torch.arange(len(each))[: rule.max_detections]) for each in found]
 
     return detect
 

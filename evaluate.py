@@ -28,7 +28,7 @@ from models.weights.trained import read_trained
 from options import FOREIGN_FLAGS, EvaluateOptions
 from utils.atomic_file import warn_on_disk_error, write_text
 from utils.checkpoint import Checkpoint
-from utils.console import say, warn
+from utils.console import counted, say, warn
 from utils.environment import describe, pick_device
 from utils.errors import UserError
 from utils.flags import flatten, parse_flags, resolve
@@ -191,7 +191,7 @@ def announce(checkpoint: Checkpoint | None, origin: Sequence[str], image_set: Im
     """Print what is evaluated. origin: lines about darknet's files."""
     for text in origin:
         print(text)
-    say("data", f"{image_set.name} {image_set.split}: {len(image_set)} images")
+    say("data", f"{image_set.name} {image_set.split}: {counted(len(image_set), 'image')}")
     for finding in quick_findings(image_set):
         warn(finding)
     for note in image_set.problems.notes():

@@ -164,7 +164,7 @@ def check(evaluators: Mapping[str, Evaluator], files: Sequence[Path], options: E
         check_file(file.name, reference, replace(reference, predictor=load_exported(file)), image_set, **loading)
         for file in files
     ]
-    say("check", f"{image_set.name} {image_set.split}: {len(image_set)} images")
+    say("check", f"{image_set.name} {image_set.split}: {counted(len(image_set), 'image')}")
     print(f"\n{check_table(tables, checks)}\n")
     candidates = max(each.compared for each in checks)
     print(f"box px, score: the largest difference of {candidates:,} candidates from torch's nearest of their class")

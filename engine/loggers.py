@@ -202,7 +202,7 @@ def open_loggers(names: Sequence[str]) -> list[Listener]:
             continue
         try:
             opened.append(Background(_own_class(name)() if ":" in name else LOGGERS[name](), name))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             is_missing = isinstance(error, ModuleNotFoundError) and error.name == name
             if is_missing and names:
                 warn(f"{name} is not installed, nothing is logged to it: pip install -e .[{name}]")

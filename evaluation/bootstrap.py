@@ -24,7 +24,8 @@ _PART = 250  # draws at a time
 class Difference:
     """An AP less another on the same images, in -1..1, and its 95 % interval.
 
-    p: two-sided: twice the share of draws in which it has the other sign or is 0; 1 at most.
+    p: two-sided: twice the share of draws in which it has the other sign or is 0; 1 at most. Of few images draws show
+    too little chance, so it is no less than the sign test's if all n images agree, 2 / 2^n.
     """
 
     value: float
@@ -60,15 +61,21 @@ def interval(value: float, drawn: np.ndarray) -> Interval | None:
     return float(value + low - middle), float(value + high - middle)
 
 
-def difference(one: float, other: float, drawn_one: np.ndarray, drawn_other: np.ndarray) -> Difference | None:
-    """Return `other` less `one`, from their values on the same draws, (N,); None where an interval is None."""
+def difference(
+    one: float, other: float, drawn_one: np.ndarray, drawn_other: np.ndarray, *, images: int
+) -> Difference | None:
+    """Return `other` less `one`, from their values on the same draws, (N,); None where an interval is None.
+
+    images: how many have objects.
+    """
     value, drawn = other - one, drawn_other - drawn_one
     if (ends := interval(value, drawn)) is None:
         return None
     known = drawn[~np.isnan(drawn)]
     moved = known + (value - np.median(known))
     fewer = min((moved <= 0).sum(), (moved >= 0).sum())
-    return Difference(value=value, interval=ends, p=min(1.0, 2 * float(fewer + 1) / (len(known) + 1)))
+    p = max(2 * float(fewer + 1) / (len(known) + 1), 2.0 ** (1 - images))
+    return Difference(value=value, interval=ends, p=min(1.0, p))
 
 
 def _count(models: Sequence[Matches]) -> int:

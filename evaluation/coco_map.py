@@ -84,14 +84,20 @@ class CocoTable:
         return self.stats["AP50"]
 
     def with_matches(self, matches: Matches) -> CocoTable:
-        """Return the table with intervals and thresholds, which take seconds where there are many images."""
+        """Return the table with intervals and thresholds, which take seconds where there are many images.
+
+        Where a single image has objects, nothing is known of others: there is no interval.
+        """
         (drawn,) = drawn_AP(matches)
-        classes = (replace(row, interval=interval(row.AP, drawn[:, k])) for k, row in enumerate(self.classes))
+        classes = (
+            replace(row, interval=_within_shares(interval(row.AP, drawn[:, k])) if row.images > 1 else None)
+            for k, row in enumerate(self.classes)
+        )
         return replace(
             self,
             classes=tuple(classes),
             matches=matches,
-            interval=interval(self.AP, mean_AP(drawn)),
+            interval=_within_shares(interval(self.AP, mean_AP(drawn))) if matches.images_with_objects > 1 else None,
             thresholds=best_thresholds([matches]),
         )
 
@@ -153,6 +159,11 @@ class CocoTable:
 def per_cent(share: float) -> str:
     """0.4312 -> "43.1"; COCO's -1, without ground truth, -> "-"."""
     return f"{100 * share:.1f}" if share > -1 else "-"
+
+
+def _within_shares(interval: Interval | None) -> Interval | None:
+    """Cut an interval to 0..1: around a small AP it may reach below 0."""
+    return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
 
 
 def interval_text(interval: Interval) -> str:

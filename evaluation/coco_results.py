@@ -36,6 +36,24 @@ class CocoResults:
             scores=self.scores[keep],
         )
 
+    @classmethod
+    def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> CocoResults:
+        """Return what `rows` was called on.
+
+        Raises KeyError, TypeError, ValueError or OverflowError for anything else.
+        """
+        if not isinstance(rows, list):
+            raise TypeError("it is no list")
+        found = cls(
+            image_ids=np.array([row["image_id"] for row in rows], np.int64),
+            category_ids=np.array([row["category_id"] for row in rows], np.int64),
+            bboxes=np.array([row["bbox"] for row in rows], np.float64).reshape(len(rows), 4),
+            scores=np.array([row["score"] for row in rows], np.float64).reshape(len(rows)),
+        )
+        if not (np.isfinite(found.bboxes).all() and np.isfinite(found.scores).all()):
+            raise ValueError("a box or score is not finite")
+        return found
+
     def rows(self) -> list[dict[str, Any]]:
         """Return the entries of a COCO results file."""
         columns = (self.image_ids, self.category_ids, self.bboxes, self.scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from data.image_set import ImageSet
 from evaluation.bootstrap import Difference, difference, drawn_AP
 from evaluation.coco_map import CocoTable, evaluate_coco, interval_text, per_cent
 from evaluation.coco_results import CocoResults
+from evaluation.ground_truth import measured_truth
 from evaluation.matches import match_coco, mean_AP
 from utils.errors import UserError
 
@@ -31,7 +33,8 @@ class Comparison:
         """Compare tables that have matches, on the same images. Raises UserError without objects."""
         assert one.matches is not None and other.matches is not None
         drawn_one, drawn_other = drawn_AP(one.matches, other.matches)
-        whole = difference(one.AP, other.AP, mean_AP(drawn_one), mean_AP(drawn_other))
+        images = one.matches.images_with_objects
+        whole = difference(one.AP, other.AP, mean_AP(drawn_one), mean_AP(drawn_other), images=images)
         if whole is None:
             raise UserError("there is no object on the images: nothing can be compared")
         place = {row.name: column for column, row in enumerate(other.classes)}
@@ -39,7 +42,8 @@ class Comparison:
         for column, row in enumerate(one.classes):
             if row.boxes:
                 theirs = place[row.name]
-                own = difference(row.AP, other.classes[theirs].AP, drawn_one[:, column], drawn_other[:, theirs])
+                columns = drawn_one[:, column], drawn_other[:, theirs]
+                own = difference(row.AP, other.classes[theirs].AP, *columns, images=row.images)
                 assert own is not None
                 classes[row.name] = own
         return cls(tables=(one, other), difference=whole, classes=classes, draws=len(drawn_one))
@@ -100,21 +104,22 @@ def measure_detections(folder: Path, image_set: ImageSet, *, backend: str) -> Co
 def _read(folder: Path, image_set: ImageSet) -> CocoResults:
     path, where = folder / "detections.json", f"{image_set.name} {image_set.split}"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        results = CocoResults(
-            image_ids=np.array([row["image_id"] for row in rows], np.int64),
-            category_ids=np.array([row["category_id"] for row in rows], np.int64),
-            bboxes=np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
-            scores=np.array([row["score"] for row in rows], np.float64),
-        )
-        own_truth = folder / "ground_truth.json"  # where the data set is not COCO, whose image ids would tell
-        annotations = json.loads(own_truth.read_text(encoding="utf-8"))["annotations"] if own_truth.is_file() else None
+        results = CocoResults.from_rows(json.loads(path.read_text(encoding="utf-8")))
+        truth = measured_truth(image_set.ground_truth(), image_set)
+        own = before = _objects(truth["annotations"], image_set)
+        if (file := folder / "ground_truth.json").is_file():
+            before = _objects(json.loads(file.read_text(encoding="utf-8"))["annotations"], image_set)
     except OSError as error:
         raise UserError(f"{path}: cannot be read, {error.strerror}; evaluate.py and train.py write it") from error
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: is no list of COCO results ({type(error).__name__}: {error})") from error
     is_foreign = ~np.isin(results.image_ids, image_set.image_ids)
-    own = json.loads(json.dumps(image_set.ground_truth()["annotations"]))
-    if is_foreign.any() or annotations not in (None, own):
+    if is_foreign.any() or before != own:
         raise UserError(f"{path}: was not found on {where}: choose its data set and split with --data and --split")
     return results.where(np.isin(results.category_ids, image_set.category_ids))
+
+
+def _objects(annotations: Iterable[Mapping[str, Any]], image_set: ImageSet) -> list[list[Any]]:
+    """Return what an evaluation depends on of the annotations of the set's classes, sorted."""
+    keys, known = ("image_id", "category_id", "bbox", "iscrowd"), set(image_set.category_ids)
+    return sorted([row[key] for key in keys] for row in annotations if row["category_id"] in known)

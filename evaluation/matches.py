@@ -86,6 +86,10 @@ class Matches:
     def detections(self) -> int:
         return sum(len(each.scores) for each in self.classes)
 
+    @property
+    def images_with_objects(self) -> int:
+        return int(np.count_nonzero(np.sum([each.objects for each in self.classes], axis=0)))
+
     def class_AP(self, counts: np.ndarray) -> np.ndarray:
         """Compute COCO's AP of each class for each choice of images; NaN for a class without objects in it.
 

@@ -219,8 +219,10 @@ class Detector:
 
     def _find(self, images: Sequence[AnyImage], kept: Tensor) -> list[Found]:
         """Detect objects of the labels `kept`, in one forward."""
-        found = self.detect([rgb_of(image) for image in images])
-        of_classes = [each.where(torch.isin(each.labels, kept)) for each in found]
+        most = self.options.max_detections
+        of_all = self if len(kept) == len(self.class_names) else self.with_options(max_detections=None)
+        found = of_all.detect([rgb_of(image) for image in images])
+        of_classes = [each.where(torch.isin(each.labels, kept).nonzero()[:most, 0]) for each in found]
         return [Found.of(each, self.class_names, image) for each, image in zip(of_classes, images, strict=True)]
 
     def labels_of(self, classes: Sequence[str]) -> Tensor:

@@ -60,18 +60,16 @@ def _starts(length_px: int, tile_px: int, overlap: int) -> list[int]:
     return [step * (length_px - tile_px) // steps for step in range(steps + 1)] if steps else [0]
 
 
-def detect_tiled(
-    detect: DetectAll, image: np.ndarray, options: TilingOptions, iou: float, most: int | None = None
-) -> Detections:
+def detect_tiled(detect: DetectAll, image: np.ndarray, options: TilingOptions, iou: float) -> Detections:
     """Detect in the image (H, W, 3) and, if it is larger than a tile, in its tiles. Returns boxes in its pixels.
 
-    iou: boxes of one class from different tiles that overlap more are one object. most: the best so many are kept.
+    iou: boxes of one class from different tiles that overlap more are one object.
     """
     hw = image.shape[:2]
     (whole,) = detect([image])
     tiles = tiles_of(hw, options)
     if len(tiles) == 1:
-        return whole.where(torch.arange(len(whole))[:most])
+        return whole
     # What is small is seen better in tiles, and would be kept twice where its coarse box lies a bit aside.
     found = [whole.where((whole.boxes[:, 2:] - whole.boxes[:, :2]).amax(1) > overlap_px(options) / 2)]
     for first in range(0, len(tiles), _AT_ONCE):
@@ -80,8 +78,7 @@ def detect_tiled(
         found += [replace(each, boxes=each.boxes + tile[:2].repeat(2)) for each, tile in zip(seen, chunk, strict=True)]
     windows = torch.cat([torch.tensor([[0, 0, hw[1], hw[0]]]), tiles])
     window = windows.repeat_interleave(torch.tensor([len(each) for each in found]), dim=0).float()
-    merged = merge(_together(found), window, hw, overlap_px(options), iou)
-    return merged.where(torch.arange(len(merged))[:most])
+    return merge(_together(found), window, hw, overlap_px(options), iou)
 
 
 def merge(found: Detections, window: Tensor, hw: tuple[int, int], overlap: int, iou: float) -> Detections:

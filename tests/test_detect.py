@@ -177,6 +177,28 @@ def test_only_the_classes_asked_for_are_kept(tmp_path: Path, folder: Path):
         run(tmp_path, folder, "--classes", "dog")
 
 
+@dataclass(frozen=True, kw_only=True)
+class WithOther(RedSquares):
+    """Finds an "other" in every image, too, with a higher score, and keeps the best `max_detections`."""
+
+    def _one(self, image: np.ndarray) -> Detections:
+        found = super()._one(image)
+        whole = torch.tensor([[0.0, 0, *image.shape[1::-1]]])
+        scores, labels = (
+            torch.cat((torch.tensor([0.95]), found.scores)),
+            torch.cat((torch.zeros(1).long(), found.labels)),
+        )
+        both = Detections(boxes=torch.cat((whole, found.boxes)), scores=scores, labels=labels)
+        return both.where(torch.arange(len(both))[: self.max_detections])
+
+
+@pytest.mark.parametrize("tile", [(), ("--tile", 40)])
+def test_max_detections_are_of_the_classes_asked_for(tmp_path: Path, folder: Path, tile, monkeypatch):
+    monkeypatch.setattr(detect.Detector, "load", lambda *_, **__: WithOther(seen=[]))
+    rows = run(tmp_path, folder, "--classes", "square", "--max-detections", 1, *tile)
+    assert [len(row["objects"]) for row in rows] == [0, 1, 1, 1, 1]
+
+
 def test_a_large_image_is_seen_in_tiles(tmp_path: Path, detector):
     write_png(tmp_path / "x.png", image_with((3, 3), (95, 40), (290, 90), hw=(100, 300)))
     (row,) = run(tmp_path, tmp_path / "x.png", "--tile", 100)

@@ -9,6 +9,7 @@ from evaluation.report.facts import METRICS, Run, setting_text
 from evaluation.report.markup import markdown, percent
 from evaluation.report.sections import commands, duration, sentence
 from utils.flags import flag_of
+from utils.printable import printable
 
 MARK = "<!-- written by evaluation.report: remove this line, and your own text stays -->"
 _FEW_OBJECTS = 50
@@ -24,10 +25,9 @@ def model_card(run: Run) -> str:
     machine = run.settings.get("environment")
     if isinstance(machine, dict):
         parts.append("Trained on: " + markdown(", ".join(f"{name} {value}" for name, value in machine.items())) + ".")
-    seconds = sum(row["seconds"] for row in run.epochs if "seconds" in row)
-    if seconds:
-        parts.append(f"Training took {duration(seconds)}, without evaluations.")
-    parts += ["## Use", *(f"{what}:\n\n    {command}" for what, command in commands(run))]
+    if run.seconds:
+        parts.append(f"Training took {duration(run.seconds)}, without evaluations.")
+    parts += ["## Use", *(f"{what}:\n\n    {printable(command)}" for what, command in commands(run))]
     parts.append(
         "report.html shows curves, errors and images. Not filled in: what the network is meant for, who may "
         "use it, and the licence of its data."

@@ -28,8 +28,7 @@ def named_apart(runs: Sequence[Run]) -> list[str]:
 def differences(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     """COCO's numbers, and the settings in which the runs differ."""
     rows = [_row(name, runs, lambda run, key=key: _known(run.stats.get(key))) for key, name in METRICS.items()]  # type: ignore[misc]
-    seconds = [sum(row["seconds"] for row in run.epochs if "seconds" in row) for run in runs]
-    times = ("training", *(duration(each) if each else DASH for each in seconds), *[""] * (len(runs) - 1))
+    times = ("training", *(duration(run.seconds) if run.seconds else DASH for run in runs), *[""] * (len(runs) - 1))
     header = ("per cent", *names, *(f"{name} {MINUS} {names[0]}" for name in names[1:]))
     said = "Differences of one run each: python evaluate.py --compare says which of them are sure."
     return section(

@@ -85,8 +85,10 @@ class ImageFacts:
 
     @property
     def hw(self) -> tuple[int, int] | None:
-        height, width = self.row.get("height"), self.row.get("width")
-        return (int(height), int(width)) if height and width else None
+        match self.row.get("height"), self.row.get("width"):
+            case int(height), int(width) if height > 0 and width > 0:
+                return height, width
+        return None
 
     @property
     def f1(self) -> float:
@@ -116,8 +118,8 @@ class Measured:
     @property
     def data(self) -> str:
         """The data set and split in words."""
-        info = self.truth.get("info", {})
-        return " ".join(str(info[key]) for key in ("data", "split") if key in info)
+        info = self.truth.get("info")
+        return " ".join(str(info[key]) for key in ("data", "split") if key in info) if isinstance(info, dict) else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -157,9 +159,15 @@ class Run:
         return " to ".join(map(percent, limits)) if is_pair else ""
 
     @property
+    def seconds(self) -> float:
+        """Of all epochs, without evaluations; 0 if unknown."""
+        return sum(row["seconds"] for row in self.epochs if isinstance(row.get("seconds"), float))
+
+    @property
     def domains(self) -> dict[str, dict[str, float]]:
         domains = self.stats.get("domains")
-        return domains if isinstance(domains, dict) else {}
+        found = domains.items() if isinstance(domains, dict) else ()
+        return {name: stats for name, stats in found if isinstance(stats, dict)}
 
 
 def read_run(folder: Path, defaults: Mapping[str, Any]) -> Run:
@@ -172,11 +180,11 @@ def read_run(folder: Path, defaults: Mapping[str, Any]) -> Run:
             "evaluate.py wrote"
         )
     usual = json.loads(json.dumps(dict(defaults), default=str))
-    idle = {"out", "max_steps" if settings.get("epochs") or settings.get("time_budget") else ""}
+    idle = {"out", "resume", "max_steps" if settings.get("epochs") or settings.get("time_budget") else ""}
     measured, notes = None, []
     try:
         measured = _measure(folder, stats)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         if not isinstance(stats.get("domains"), dict):
             missing = [name for name in ("ground_truth.json", "detections.json") if not (folder / name).is_file()]
             why = f"{' and '.join(missing)} not there" if missing else f"{type(error).__name__}: {error}"
@@ -212,7 +220,9 @@ def setting_text(name: str, value: Any) -> str:
 def _measure(folder: Path, stats: Mapping[str, Any]) -> Measured:
     """Raises OSError and what malformed files lead to."""
     truth = json.loads((folder / "ground_truth.json").read_text(encoding="utf-8"))
-    results = _read_results(json.loads((folder / "detections.json").read_text(encoding="utf-8")))
+    if not np.isfinite([row["bbox"] for row in truth["annotations"]]).all():
+        raise ValueError("a box is not finite")
+    results = CocoResults.from_rows(json.loads((folder / "detections.json").read_text(encoding="utf-8")))
     classes, precision = _classes(truth, results)
     errors, thresholds = find_errors(truth, results), _thresholds(stats)
     limit = {row.category_id: thresholds.of_class(row.name) for row in classes}
@@ -228,15 +238,6 @@ def _measure(folder: Path, stats: Mapping[str, Any]) -> Measured:
         thresholds=thresholds,
         is_shown=is_shown,
         images=_images(truth, results, errors, is_shown),
-    )
-
-
-def _read_results(rows: list[dict[str, Any]]) -> CocoResults:
-    return CocoResults(
-        image_ids=np.array([row["image_id"] for row in rows], np.int64),
-        category_ids=np.array([row["category_id"] for row in rows], np.int64),
-        bboxes=np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
-        scores=np.array([row["score"] for row in rows], np.float64),
     )
 
 

@@ -89,7 +89,7 @@ class Gallery:
     def _objects(self, image: ImageFacts) -> list[list[float]]:
         """Return x, y, width, height, class, whether it is a crowd."""
         rows = [self.runs[0][1].truth["annotations"][at] for at in image.objects]
-        return [[*row["bbox"], self.classes[row["category_id"]], int(row["iscrowd"])] for row in rows]
+        return [[*row["bbox"], self.classes.get(row["category_id"], -1), int(row["iscrowd"])] for row in rows]
 
     def _detections(self, measured: Measured, image: ImageFacts) -> list[list[float]]:
         """Return x, y, width, height, class, confidence, the object that it finds and its type of error, or -1."""

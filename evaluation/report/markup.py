@@ -54,9 +54,9 @@ def note(*content: Any) -> Markup:
     return element("p", *content, class_="note")
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """Return 0.431 as "43.1"; a dash for what is unknown: None, or -1 as COCO has it."""
-    return DASH if share is None or share == -1 else f"{100 * share:.{digits}f}"
+def percent(share: Any, digits: int = 1) -> str:
+    """Return 0.431 as "43.1"; a dash for what is no number, and for -1, which is COCO's unknown."""
+    return f"{100 * share:.{digits}f}" if isinstance(share, int | float) and share != -1 else DASH
 
 
 def script_json(value: Any) -> Markup:

@@ -49,7 +49,7 @@
       const isMissed = isCounted(row) && !isFound.has(index);
       missed += isMissed;
       const kind = row[5] ? "crowd" : isMissed ? "missed" : "truth";
-      const name = data.classes[row[4]];
+      const name = data.classes[row[4]] || "?";
       if (isOn("truth")) frame.append(box(row, image.hw, kind, `${name}: object${isMissed ? ", missed" : ""}`, isNamed && (isMissed || !isOn("found")) && name));
     });
     let wrong = 0;

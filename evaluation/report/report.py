@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 from evaluation.report import comparison, sections
 from evaluation.report.card import MARK, model_card
@@ -18,6 +19,7 @@ from evaluation.report.facts import Run, read_run
 from evaluation.report.markup import Markup, element, joined, note, percent, script_json, section, table, text
 from utils.atomic_file import warn_on_disk_error, write_text
 from utils.memory import peak_memory
+from utils.printable import printable
 
 _HERE = Path(__file__).parent
 
@@ -30,30 +32,34 @@ def write_report(folder: Path, defaults: Mapping[str, Any]) -> None:
     """
     try:
         peak = peak_memory().strip(", ").removesuffix(" so far")
-        _write(folder / "resources.json", json.dumps({"peak_memory": peak}) + "\n")
-        make_report(folder, defaults)
+        with warn_on_disk_error(folder / "resources.json"):
+            write_text(folder / "resources.json", json.dumps({"peak_memory": peak}) + "\n")
+        with warn_on_disk_error(folder / "report.html"):
+            make_report(folder, defaults)
     except Exception as error:  # the work is done and saved: whatever is odd about it must not end in a traceback
-        print(f"error: {folder / 'report.html'} was not written ({type(error).__name__}: {error})", file=sys.stderr)
+        reason = f"{type(error).__name__}: {error}"
+        print(printable(f"error: {folder / 'report.html'} was not written ({reason})"), file=sys.stderr)
 
 
 def make_report(folder: Path, defaults: Mapping[str, Any]) -> None:
-    """Do what `write_report` does. Raises UserError if the folder is none of a run."""
+    """Do what `write_report` does. Raises UserError if the folder is none of a run, and OSError."""
     run = read_run(folder, defaults)
     for name in run.domains:
-        make_report(folder / name, defaults)
-    _write(folder / "report.html", single_page(run))
+        if Path(name).name == name and (folder / name / "metrics.json").is_file():  # it may be deleted, or elsewhere
+            make_report(folder / name, defaults)
+    write_text(folder / "report.html", single_page(run))
     card = folder / "README.md"
     with suppress(OSError):
         if card.is_file() and not card.read_text(encoding="utf-8", errors="replace").startswith(MARK):
             return  # somebody's own
     if run.is_training:
-        _write(card, model_card(run))
+        write_text(card, model_card(run))
 
 
 def make_comparison(folders: Sequence[Path], defaults: Mapping[str, Any], path: Path) -> None:
-    """Write a page of several runs. Raises UserError."""
+    """Write a page of several runs. Raises UserError, and OSError."""
     runs = [read_run(folder, defaults) for folder in folders]
-    _write(path, comparison_page(runs))
+    write_text(path, comparison_page(runs))
 
 
 def single_page(run: Run) -> str:
@@ -94,7 +100,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
 
 def _domains(run: Run) -> Markup:
     rows = [
-        (element("a", name, href=f"{name}/report.html"), percent(stats.get("AP")), percent(stats.get("AP50")))
+        (element("a", name, href=f"{quote(name)}/report.html"), percent(stats.get("AP")), percent(stats.get("AP50")))
         for name, stats in run.domains.items()
     ]
     return (
@@ -115,8 +121,3 @@ def _page(title: str, head: Markup, parts: Sequence[Markup], script: dict[str, A
         data=script_json(script),
         program=program,
     )
-
-
-def _write(path: Path, content: str) -> None:
-    with warn_on_disk_error(path):
-        write_text(path, content)

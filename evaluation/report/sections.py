@@ -16,6 +16,7 @@ from evaluation.report.charts import Line, bars, line_chart
 from evaluation.report.facts import ClassFacts, Measured, Run, setting_text
 from evaluation.report.gallery import Gallery, best, worst
 from evaluation.report.markup import DASH, Markup, element, joined, note, percent, section, table
+from models.detector import is_exported
 from utils.console import counted
 from utils.flags import flag_of
 
@@ -76,9 +77,8 @@ def _tiles(run: Run) -> list[Markup]:
         at = run.measured.thresholds.common
         said = f"at confidence {percent(at['confidence'], 0)} %"
         tiles += [_tile(name, percent(at[name]), said) for name in ("precision", "recall") if name in at]
-    seconds = sum(row["seconds"] for row in run.epochs if "seconds" in row)
-    if seconds:
-        tiles.append(_tile("training", duration(seconds), counted(len(run.epochs), "epoch")))
+    if run.seconds:
+        tiles.append(_tile("training", duration(run.seconds), counted(len(run.epochs), "epoch")))
     return tiles
 
 
@@ -387,16 +387,19 @@ def commands(run: Run) -> list[tuple[str, str]]:
     weights = f"{folder}/best.pt" if run.is_training else shlex.quote(str(settings.get("weights") or ""))
     if weights == "''":
         return []
+    needed = {name: settings.get(name) for name in ("cfg", "names", "domain")}  # to read the weights
+    if run.is_training:
+        is_own = "own" in (settings.get("domain_statistics"), settings.get("domain_affine"))
+        needed = {"domain": next(iter(run.domains), None) if is_own else None}
+    weights += "".join(f" {flag_of(name)} {shlex.quote(str(value))}" for name, value in needed.items() if value)
     data = settings.get("data") or "PATH"
     data = shlex.quote(str(data[0] if isinstance(data, list) else data))
     found = [("go on after an interruption", f"python train.py --resume {folder}")] if run.is_training else []
-    return [
-        *found,
+    found += [
         ("measure on other images", f"python evaluate.py --weights {weights} --data {data} --split test"),
         ("detect in images and videos", f"python detect.py --weights {weights} IMAGES"),
-        (
-            "take it to another program, and prove that it does the same",
-            f"python export.py --weights {weights} --to onnx --check {data}",
-        ),
-        ("make this page again", f"python -m evaluation.report {folder}"),
     ]
+    if run.is_training or not is_exported(str(settings["weights"])):
+        told = "take it to another program, and prove that it does the same"
+        found.append((told, f"python export.py --weights {weights} --to onnx --check {data}"))
+    return [*found, ("make this page again", f"python -m evaluation.report {folder}")]

@@ -47,7 +47,8 @@ def trust(module: str) -> str:
             package = module.partition(".")[0]
             hidden = f"; the package {package} of this project hides others of its name" if package in _ROOMS else ""
             raise UserError(f"there is no module '{module}' in {folder}, nor installed{hidden}") from error
-        raise UserError(f"the module {module} cannot be imported: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"the module {module} cannot be imported: {reason}") from error
     _trusted.add(module)
     return module
 

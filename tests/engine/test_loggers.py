@@ -118,6 +118,13 @@ def test_a_library_that_is_broken_is_a_warning(monkeypatch, capsys) -> None:
     assert capsys.readouterr().out == said
 
 
+def test_a_library_that_ends_the_program_does_not_end_the_training(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(LOGGERS, "wandb", lambda: sys.exit("no key"))
+    assert open_loggers(["wandb"]) == []
+    said = "warning: nothing is logged to wandb, which cannot be loaded (SystemExit: no key)\n"
+    assert capsys.readouterr().out == said
+
+
 def test_none_is_nobody_and_stands_alone() -> None:
     check_loggers(("none",), is_typed=True)
     assert open_loggers(["none"]) == []

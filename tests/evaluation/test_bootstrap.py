@@ -82,13 +82,13 @@ def test_without_objects_there_is_no_interval() -> None:
     matches = match_coco({**truth, "annotations": []}, results_from(rows), range(5))
     (drawn,) = drawn_AP(matches)
     assert interval(-1, mean_AP(drawn)) is None
-    assert difference(-1, -1, drawn[:, 0], drawn[:, 0]) is None
+    assert difference(-1, -1, drawn[:, 0], drawn[:, 0], images=0) is None
 
 
 def test_nothing_differs_from_itself() -> None:
     matches = matches_of(20, 2)
     one, other = (mean_AP(each) for each in drawn_AP(matches, matches))
-    found = difference(matches.AP(), matches.AP(), one, other)
+    found = difference(matches.AP(), matches.AP(), one, other, images=matches.images_with_objects)
     assert found is not None
     assert (found.value, found.interval, found.p, found.is_shown) == (0, (0, 0), 1, False)
 
@@ -100,6 +100,13 @@ def test_two_draws_of_one_distribution_rarely_differ() -> None:
     for _ in range(200):
         values = random.normal(0, 1, (2, 60))
         drawn = values[:, random.integers(60, size=(400, 60))].mean(2)
-        found = difference(*values.mean(1), *drawn)
+        found = difference(*values.mean(1), *drawn, images=60)
         shown += found is not None and found.is_shown
     assert 2 <= shown <= 22
+
+
+@pytest.mark.parametrize(("images", "p"), [(1, 1), (2, 0.5), (5, 0.0625), (6, 0.03125), (60, 2 / 1001)])
+def test_few_images_show_no_more_than_a_sign_test_of_them_could(images: int, p: float) -> None:
+    found = difference(0.2, 0.7, np.full(1000, 0.2), np.full(1000, 0.7), images=images)
+    assert found is not None
+    assert found.p == p and found.is_shown == (images > 5)

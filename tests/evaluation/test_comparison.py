@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,13 +98,56 @@ def test_what_an_evaluation_wrote_is_measured_again(known: ImageSet, tmp_path: P
     assert (found.stats, found.interval, found.thresholds) == (expected.stats, expected.interval, expected.thresholds)
 
 
+def test_what_was_found_on_a_coco_file_with_masks_is_measured_again_with_fewer_classes(
+    known: ImageSet, tmp_path: Path
+) -> None:
+    truth = known.ground_truth()
+    rows = [{**row, "segmentation": [[1, 1, 9, 1, 9, 9]], "ignore": 0} for row in truth["annotations"]]
+    del rows[0]["area"], rows[0]["iscrowd"]
+    elsewhere = {**rows[1], "id": 99, "image_id": 99}
+    images = [*truth["images"], {"id": 99, "file_name": "gone.png", "height": 60, "width": 80}]
+    (tmp_path / "coco.json").write_text(json.dumps({**truth, "images": images, "annotations": [*rows, elsewhere]}))
+    coco = replace(known, coco_json=str(tmp_path / "coco.json"))
+    expected = Evaluator(PerfectDetector(), coco, batch_size=2, workers=0).report(tmp_path / "run")
+    assert measure_detections(tmp_path / "run", coco, backend="auto").stats == expected.stats
+    assert measure_detections(tmp_path / "run", coco.of_classes(["cat"]), backend="auto").classes[0].name == "cat"
+    one = replace(known, boxes=known.boxes + 1)
+    with pytest.raises(UserError, match="was not found on known val"):
+        measure_detections(tmp_path / "run", one, backend="auto")
+
+
+def test_on_a_single_image_nothing_is_shown() -> None:
+    truth, rows = images(1, 1, seed=3)
+    good, bad = (
+        evaluate_coco(truth, results).with_matches(match_coco(truth, results, [0]))
+        for results in (results_from(rows), results_from([]))
+    )
+    assert good.AP > bad.AP == 0
+    found = Comparison.of(bad, good)
+    assert found.difference.p == 1 and found.sentence().startswith("no difference shown")
+    assert good.interval is None and good.classes[0].interval is None
+    assert "95 % interval" not in good.text()
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("detections.json", None, "cannot be read, No such file or directory"),
         ("detections.json", "{", "is no list of COCO results"),
         ("detections.json", "3", "is no list of COCO results"),
+        ("detections.json", "{}", "is no list of COCO results"),
         ("detections.json", '[{"image_id": 5}]', "is no list of COCO results"),
+        (
+            "detections.json",
+            '[{"image_id": 5, "category_id": 3, "bbox": [1, 1, 2, 2, 1, 1, 2, 2], "score": 0.5}]',
+            "is no list of COCO results",
+        ),
+        (
+            "detections.json",
+            '[{"image_id": 5, "category_id": 3, "bbox": [1, 1, 2, 2], "score": NaN}]',
+            "is no list of COCO results",
+        ),
+        ("ground_truth.json", "[]", "is no list of COCO results"),
         (
             "detections.json",
             '[{"image_id": 99, "category_id": 3, "bbox": [1, 1, 2, 2], "score": 0.5}]',
@@ -121,3 +165,10 @@ def test_detections_that_are_missing_damaged_or_of_other_images(
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=f"detections.json: {said}"):
         measure_detections(tmp_path, known, backend="auto")
+
+
+def test_an_interval_of_AP_stays_within_0_and_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluation.coco_map.interval", lambda *_: (-0.01, 1.01))
+    found = table(0)
+    assert {found.interval, *(row.interval for row in found.classes)} == {(0.0, 1.0)}
+    assert "-0.0" not in found.text()

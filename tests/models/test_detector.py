@@ -122,6 +122,14 @@ def test_boxes_are_those_of_detect_as_numpy(detector: Detector) -> None:
     assert found.names == [detector.class_names[label] for label in found.labels]
 
 
+def test_max_detections_are_of_the_classes_asked_for(detector: Detector) -> None:
+    image = image_of(1)
+    everything = detector.with_options(max_detections=None)(image)
+    weaker = next(name for name in everything.names if name != everything.names[0])
+    (name,) = detector.with_options(max_detections=1)(image, classes=[weaker]).names
+    assert name == weaker
+
+
 def test_a_list_is_answered_in_its_order_whatever_the_sizes(detector: Detector) -> None:
     images = [image_of(seed, hw) for seed, hw in enumerate([(50, 70), (64, 64), (1, 1), (200, 30)])]
     for found, image in zip(detector(images), images, strict=True):
@@ -145,8 +153,8 @@ def test_a_call_has_settings_of_its_own(detector: Detector) -> None:
     sure = detector(image, confidence=middle)
     assert 0 < len(sure) < len(every) and (sure.scores > middle).all()
     check_equal(detector(image, nms_iou=0.1), detector.with_options(nms_iou=0.1)(image))
-    dogs = detector(image, classes=["dog"])
-    np.testing.assert_array_equal(dogs.boxes, every.boxes[every.labels == 1])
+    dogs, unlimited = detector(image, classes=["dog"]), detector.with_options(max_detections=None)(image)
+    np.testing.assert_array_equal(dogs.boxes, unlimited.boxes[unlimited.labels == 1][:20])
     assert set(dogs.names) == {"dog"}
     assert len(detector(image, confidence=1.0)) == 0
     check_equal(detector(image), every)

@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.report.__main__ import main
+from evaluation.report.card import model_card
 from evaluation.report.charts import Line, line_chart
 from evaluation.report.facts import read_run
 from evaluation.report.markup import element, markdown, script_json, text
-from evaluation.report.report import make_comparison, make_report, write_report
+from evaluation.report.report import make_comparison, make_report, single_page, write_report
+from evaluation.report.sections import commands
 from tests.evaluation.report.runs import HOSTILE, made_run
 from utils.errors import UserError
 
@@ -149,6 +151,58 @@ def test_without_an_evaluation_there_are_still_the_curves(tmp_path: Path, name: 
     assert "evaluate again" in page.text and "Over the epochs" in page.text and "43.1" in page.text
 
 
+@pytest.mark.parametrize("value", [None, "x", -1, 0, 1e308, 10**30, [], [[1]], {"a": 1}, float("nan"), True])
+def test_whatever_the_files_hold_there_is_a_report(tmp_path: Path, value: Any) -> None:
+    folder = made_run(tmp_path / "run")
+    for name, places in {
+        "ground_truth.json": [
+            *(["info"], ["images", 0, "width"], ["images", 0, "id"], ["categories", 0, "id"]),
+            *(["annotations", 0, "bbox"], ["annotations", 0, "bbox", 2], ["annotations", 0, "category_id"]),
+        ],
+        "detections.json": [["bbox"], ["score"], ["image_id"]],
+        "metrics.json": [["AP"], ["AP_M"], ["AP_interval"], ["thresholds"], ["domains"], ["thresholds", "classes"]],
+    }.items():
+        whole = (folder / name).read_text(encoding="utf-8")
+        for place in places:
+            content = json.loads(whole)
+            inner = content[0] if name == "detections.json" else content
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = value
+            (folder / name).write_text(json.dumps(content), encoding="utf-8")
+            read = read_run(folder, DEFAULTS)
+            assert "<h2>How to go on</h2>" in single_page(read) and model_card(read)
+        (folder / name).write_text(whole, encoding="utf-8")
+
+
+def test_text_in_place_of_an_epochs_seconds_is_not_counted(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "run")
+    rows = (folder / "results.csv").read_text().splitlines()
+    (folder / "results.csv").write_text("\n".join([*rows[:2], rows[2].removesuffix("5") + "soon"]))
+    assert read_run(folder, DEFAULTS).seconds == 5
+    make_report(folder, DEFAULTS)
+    make_comparison([folder, folder], DEFAULTS, tmp_path / "both.html")
+
+
+def said_commands(folder: Path) -> str:
+    return "\n".join(command for _, command in commands(read_run(folder, DEFAULTS)))
+
+
+def test_commands_have_what_the_weights_need(tmp_path: Path) -> None:
+    darknet = {"weights": "a.weights", "data": "digits", "cfg": "my net.cfg", "names": None, "domain": None}
+    made_run(tmp_path / "a", settings=darknet)
+    (tmp_path / "a" / "results.csv").unlink()
+    said = said_commands(tmp_path / "a")
+    assert said.count("--weights a.weights --cfg 'my net.cfg'") == 3
+    exported = {"weights": "a.onnx", "data": "digits"}
+    made_run(tmp_path / "b", settings=exported)
+    (tmp_path / "b" / "results.csv").unlink()
+    assert "export.py" not in said_commands(tmp_path / "b") and "detect.py" in said_commands(tmp_path / "b")
+    own = {"data": ["x", "y"], "run_id": "z", "domain_statistics": "own"}
+    made_run(tmp_path / "c", settings=own, metrics={"AP": 0.1, "domains": {"x": {}, "y": {}}})
+    assert said_commands(tmp_path / "c").count("best.pt --domain x") == 3
+
+
 def test_an_evaluation_has_a_report_without_a_training(tmp_path: Path) -> None:
     folder = made_run(tmp_path / "run", settings={"weights": "best.pt", "data": "digits"})
     for name in ("results.csv", "data_problems.txt", "norm_health.csv"):
@@ -177,6 +231,24 @@ def test_domains_have_reports_of_their_own(tmp_path: Path) -> None:
     page = page_of(folder)
     assert ("a", {"href": "a/report.html"}) in page.tags and "evaluate again" not in page.text
     assert (folder / "a" / "report.html").is_file()
+
+
+def test_a_domain_that_is_deleted_or_elsewhere_is_left_out(tmp_path: Path) -> None:
+    domains = {name: {"AP": 0.1, "AP50": 0.2} for name in ("gone", "../b", "a#1")}
+    folder, elsewhere = made_run(tmp_path / "run", metrics={"AP": 0.2, "domains": domains}), made_run(tmp_path / "b")
+    made_run(folder / "a#1")
+    page = page_of(folder)
+    assert not (elsewhere / "report.html").exists() and (folder / "a#1" / "report.html").is_file()
+    assert ("a", {"href": "a%231/report.html"}) in page.tags and "gone" in page.text
+
+
+def test_a_page_that_was_asked_for_and_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "run")
+    (folder / "report.html").mkdir()
+    with pytest.raises(OSError, match="report"):
+        main([str(folder)])
+    with pytest.raises(OSError, match="report"):
+        main([str(folder), "--out", str(folder / "report.html")])
 
 
 def test_failing_to_write_is_a_line(tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:

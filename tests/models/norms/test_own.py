@@ -216,6 +216,9 @@ def test_whatever_the_users_class_or_module_raises_is_one_sentence(tmp_path, mod
     (tmp_path / "picky_norms.py").write_text(text)
     with pytest.raises(UserError, match=r"picky_norms\.Picky cannot be made for 8 channels: odd"):
         made(checked_norm("picky_norms.Picky"))
+    (tmp_path / "wordy_norms.py").write_text("raise ValueError('one\\ntwo')\n")
+    with pytest.raises(UserError, match=r"wordy_norms cannot be imported: ValueError: one$"):
+        checked_norm("wordy_norms.Norm")
     (tmp_path / "leaving_norms.py").write_text("raise SystemExit(0)\n")
     with pytest.raises(UserError, match=r"leaving_norms cannot be imported: SystemExit"):
         checked_norm("leaving_norms.Norm")
