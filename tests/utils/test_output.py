@@ -25,6 +25,10 @@ def alone():
     open(sys.argv[1], "w").write("done")
 def hostile():
     print("a\\x1b]0;owned\\x07\\x9b2J\\rb", "c", sep="\\n")
+def ends_hard():
+    print("a line")
+    os._exit(0)
+import os
 outlive_disk_and_reader()
 exit_on_error(globals()[sys.argv[2]])
 """
@@ -42,6 +46,12 @@ def without_reader(request: pytest.FixtureRequest):
     os.close(read)
     yield write
     os.close(write)
+
+
+def test_a_line_is_in_the_log_before_the_page_ends(root: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "out", "wb") as out:
+        run(root, tmp_path / "mark", "ends_hard", stdout=out)
+    assert (tmp_path / "out").read_text() == "a line\n"
 
 
 def test_control_characters_of_whatever_is_printed_do_not_reach_the_terminal(root: Path, tmp_path: Path) -> None:

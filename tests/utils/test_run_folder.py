@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from utils.errors import UserError
-from utils.run_folder import free_folder, writable_folder
+from utils.run_folder import free_folder, newest_run, writable_folder
 
 
 def test_the_default_folder_gets_a_number_when_taken(tmp_path: Path, monkeypatch):
@@ -19,6 +20,19 @@ def test_the_default_folder_gets_a_number_when_taken(tmp_path: Path, monkeypatch
         assert folder.is_dir()
         names.append(str(folder))
     assert names == [str(Path("runs") / f"digits-pico-bn{suffix}") for suffix in ("", "-2", "-3")]
+
+
+def test_the_run_to_resume_is_the_newest_that_has_not_finished(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for age, (name, *others) in enumerate([("finished", "metrics.json"), ("stopped",), ("older",)]):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        for file in ("last.pt", *others):
+            (tmp_path / "runs" / name / file).touch()
+        os.utime(tmp_path / "runs" / name / "last.pt", (1000 - age, 1000 - age))
+    assert newest_run() == Path("runs/stopped")
+    for name in ("stopped", "older"):
+        (tmp_path / "runs" / name / "metrics.json").touch()
+    assert newest_run() == Path("runs/finished")
 
 
 def test_runs_that_begin_at_the_same_moment_have_a_folder_each(tmp_path: Path, monkeypatch):

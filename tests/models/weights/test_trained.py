@@ -44,6 +44,16 @@ def test_a_detector_of_darknets_files(tmp_path, files):
     assert made(input_hw=(32, 16)).input_hw == (32, 16)
 
 
+def test_names_beside_the_weights_are_read(tmp_path, files):
+    (tmp_path / "small.names").write_text("leaf\nstem\n")
+    content, said = read_trained(files["small.weights"], cfg=files["small.cfg"], names=None)
+    assert content.class_names == ("leaf", "stem") and said[1] == f"names     from {tmp_path / 'small.names'}"
+    assert (
+        read_trained(files["small.weights"], cfg=files["small.cfg"], names=files["two.names"])[0].class_names[0]
+        == "red cell"
+    )
+
+
 def test_a_key_that_nobody_knows_is_told(tmp_path, files):
     (tmp_path / "odd.cfg").write_text(SMALL.replace("groups=2", "groups=2\nactivaton=mish"))
     said = read_trained(files["small.weights"], cfg=str(tmp_path / "odd.cfg"), names=None)[1]
