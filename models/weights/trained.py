@@ -87,7 +87,7 @@ def read_darknet(
 ) -> tuple[Checkpoint, str, tuple[str, ...]]:
     """Read a .weights file. Returns it, what was loaded, and lines for the console about names and the cfg.
 
-    Without `names`, a file of the weights' name with .names is taken where there is one. `weights` lacks the layers that
+    Without `names`, a file of the weights' name with .names is taken if there is one. `weights` lacks the layers that
     the file does not have; with `whole` that raises UserError.
     """
     if cfg is None:
