@@ -54,6 +54,11 @@ def note(*content: Any) -> Markup:
     return element("p", *content, class_="note")
 
 
+def unbroken(said: str) -> Markup:
+    """Return a text as HTML, in which a number and its % stay in one line."""
+    return Markup(text(said).replace(" %", "&nbsp;%"))
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """Return 0.431 as "43.1"; a dash for what is unknown: None, or -1 as COCO has it."""
     return DASH if share is None or share == -1 else f"{100 * share:.{digits}f}"
