@@ -135,7 +135,9 @@ def _sources_of(name: str, others: Counter[str]) -> Iterator[Source]:
 
 def _files(paths: Sequence[Path], others: Counter[str], complaint: str = "") -> Iterator[Source]:
     for path in paths:
-        if path.exists() and not path.is_file():  # a folder, or a FIFO, which could be read for ever
+        if path.exists() and not path.is_file():
+            if not path.is_dir():  # a FIFO or a device could be read for ever
+                others["no regular file"] += 1
             continue
         if path.suffix.lower() in VIDEOS:
             capture = open_capture(str(path))

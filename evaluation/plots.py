@@ -131,7 +131,7 @@ def plot_results(csv_path: Path, png_path: Path) -> None:
             _choose_scale(axis)
         label_axes(axis, title, "step", "")
         if len(names) > 1:
-            axis.legend(frameon=False)
+            axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)  # beside the curves
     _save(figure, png_path)
 
 

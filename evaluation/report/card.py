@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from evaluation.error_types import ERROR_TYPES
 from evaluation.report.facts import METRICS, Run, setting_text
 from evaluation.report.markup import markdown, percent
-from evaluation.report.sections import commands, duration, sentence
+from evaluation.report.sections import CHANGED, commands, duration, sentence
 from utils.flags import flag_of
 from utils.printable import printable
 
@@ -21,7 +21,7 @@ def model_card(run: Run) -> str:
     parts += ["## Results", *_results(run), "## Weak points", *_weak_points(run)]
     rows = [(f"`{flag_of(name)}`", markdown(setting_text(name, value))) for name, value in run.changed.items()]
     if rows:
-        parts += ["## Training", "Settings that differ from the defaults:", _table(("setting", "value"), rows)]
+        parts += ["## Training", f"{CHANGED}:", _table(("setting", "value"), rows)]
     machine = run.settings.get("environment")
     if isinstance(machine, dict):
         parts.append("Trained on: " + markdown(", ".join(f"{name} {value}" for name, value in machine.items())) + ".")

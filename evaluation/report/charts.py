@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from evaluation.report.markup import Markup, element, joined, text
 
@@ -31,17 +32,21 @@ def line_chart(
     y: str = "",
     y_limits: tuple[float, float] | None = None,
     x_limits: tuple[float, float] | None = None,
+    from_zero: bool = False,
     dots: Sequence[tuple[float, float, str]] = (),
 ) -> Markup:
     """Return a figure with a legend; "" without a point. x, y: what the axes show. dots: x, y, and what they say.
 
-    Positive values that span more than a factor of 20 are on a logarithmic scale.
+    from_zero: whether the y axis begins there. Otherwise positive values that span more than a factor of 20 are on a
+    logarithmic scale, which the caption says.
     """
     lines = [line for line in lines if len(line.xs)]
     if not lines:
         return Markup("")
     low_x, high_x = x_limits or _limits([place for line in lines for place in line.xs])
     values = [value for line in lines for value in line.ys]
+    if from_zero:
+        y_limits = _rounded(*_limits([0.0, *(values if any(values) else [1.0])]))
     is_log = y_limits is None and min(values) > 0 and max(values) > 20 * min(values)
     low, high = y_limits or ((min(values), max(values)) if is_log else _rounded(*_limits(values)))
 
@@ -75,16 +80,42 @@ def line_chart(
                 parts.append(f'<circle class="{text(line.style)}" cx="{px:.1f}" cy="{py:.1f}" r="2.5">{hint}</circle>')
     for place, value, said in dots:
         parts.append(f'<circle class="dot" cx="{across(place):.1f}" cy="{up(value):.1f}" r="5"/>')
-        anchor, shift = ("end", -9) if place > (low_x + high_x) / 2 else ("start", 9)
-        at = f'x="{across(place) + shift:.1f}" y="{max(up(value) - 8, 12):.1f}"'
-        parts.append(f'<text class="said" {at} text-anchor="{anchor}">{text(said)}</text>')
+        drawn = [[(across(a), up(b)) for a, b in zip(line.xs, line.ys, strict=True)] for line in lines]
+        left, base = _free_place(across(place), up(value), said, drawn)
+        parts.append(f'<text class="said" x="{left:.1f}" y="{base:.1f}">{text(said)}</text>')
     label = text(f"{title}: {y or 'value'} over {x}")
     svg = Markup(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>')
     named = [line for line in lines if line.name]
     keys = joined(element("span", element("i", class_=f"key {line.style}"), line.name) for line in named)
+    said_y = ", ".join(filter(None, (y, "log scale" if is_log else "")))
     legend = element("div", keys, class_="legend") if len(named) > 1 else ""
-    caption = element("figcaption", element("b", title), element("small", y) if y else "")
+    caption = element("figcaption", element("b", title), element("small", said_y) if said_y else "")
     return element("figure", caption, svg, legend, class_="chart")
+
+
+def _free_place(x: float, y: float, said: str, curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
+    """Return left and baseline of a dot's label where it lies on the fewest curves; the last ones count most."""
+    width = 6.5 * len(said)
+    places = [
+        (left, base)
+        for base in (max(y - 8, 12), min(y + 17, _HEIGHT - _BOTTOM - 3))
+        for left in (x + 9, x - 9 - width)
+        if _LEFT <= left <= _WIDTH - width
+    ]
+
+    def crossed(at: tuple[float, float]) -> list[bool]:
+        return [
+            any(
+                at[0] - 3 <= first[0] <= at[0] + width + 3
+                and min(first[1], second[1]) < at[1] + 5
+                and max(first[1], second[1]) > at[1] - 12
+                for first, second in pairwise(curve)
+            )
+            for curve in curves
+        ]
+
+    best = min(places, key=lambda at: (crossed(at)[-1], sum(crossed(at))), default=(x + 9, max(y - 8, 12)))
+    return (min(best[0], _WIDTH - width), best[1])
 
 
 def bars(rows: Sequence[tuple[str, float, str, str]], *, longest: float) -> Markup:

@@ -101,8 +101,8 @@ class ImageFacts:
 class Measured:
     """An evaluation, from ground_truth.json and detections.json.
 
-    truth: COCO's form. precision: (101, C) at IoU 0.5, by `classes`. confusion: see `confusion_matrix`. is_shown: (D,)
-    whether a detection reaches its threshold.
+    truth: COCO's form. precision: (101, C) at IoU 0.5, by `classes`. confusion: see `confusion_matrix`, of what is
+    shown. is_shown: (D,) whether a detection reaches its class's threshold.
     """
 
     truth: dict[str, Any]
@@ -234,7 +234,7 @@ def _measure(folder: Path, stats: Mapping[str, Any]) -> Measured:
         classes=classes,
         precision=precision,
         errors=errors,
-        confusion=confusion_matrix(truth, results, min_score=thresholds.confidence),
+        confusion=confusion_matrix(truth, results.where(np.flatnonzero(is_shown)), min_score=0.0),
         thresholds=thresholds,
         is_shown=is_shown,
         images=_images(truth, results, errors, is_shown),

@@ -15,21 +15,29 @@ from utils.image_file import read_image
 
 _THUMBNAIL_PX, _JPEG_QUALITY = 480, 75
 _LOWEST_CONFIDENCE = 0.05  # of detections that the slider can show, unless a threshold is lower
+_TAIL = 12  # characters of an image's name that are never cut
 _SHOWN = 100  # detections of an image
 
 
 def worst(measured: Measured, count: int) -> list[int]:
-    """Return indices of the images with the lowest F1 at the thresholds, of equal ones those with more errors."""
+    """Return indices of the images with the lowest F1 at the thresholds, of equal ones those with more errors.
+
+    Of few images at most half, so that others are left for `best`.
+    """
     images = measured.images
+    count = min(count, -(-len(images) // 2))
     order = sorted(range(len(images)), key=lambda at: (images[at].f1, -images[at].missed - images[at].wrong))
     return [at for at in order if images[at].f1 < 1][:count]
 
 
-def best(measured: Measured, count: int) -> list[int]:
-    """Return indices of the images with objects that have the highest F1, of equal ones those with more objects."""
+def best(measured: Measured, count: int, *, without: Sequence[int] = ()) -> list[int]:
+    """Return indices of the images with objects that have the highest F1, of equal ones those with more objects.
+
+    without: indices that are not returned.
+    """
     images = measured.images
     order = sorted(range(len(images)), key=lambda at: (-images[at].f1, -images[at].found))
-    return [at for at in order if images[at].found][:count]
+    return [at for at in order if images[at].found and at not in without][:count]
 
 
 class Gallery:
@@ -65,7 +73,9 @@ class Gallery:
         objects = self._objects(image)
         found = [self._detections(measured, measured.images[index]) for _, measured in self.runs]
         self.data.append({"hw": [height, width], "objects": objects, "found": found})
-        caption = element("figcaption", element("b", image.name, title=image.path), element("span", class_="counts"))
+        head, tail = image.name[:-_TAIL], image.name[-_TAIL:]  # report.css cuts a long name in its middle
+        name = element("b", element("span", head), element("span", tail), title=image.path or image.name)
+        caption = element("figcaption", name, " ", element("span", class_="counts"))
         frame = element("div", content, class_="frame", style=f"--ratio:{width / height:.4f}")
         return element("figure", frame, caption, class_="card", data_image=len(self.data) - 1, tabindex=0)
 

@@ -54,6 +54,11 @@ def note(*content: Any) -> Markup:
     return element("p", *content, class_="note")
 
 
+def unbroken(said: str) -> Markup:
+    """Return a text as HTML, in which a number and its % stay in one line."""
+    return Markup(text(said).replace(" %", "&nbsp;%"))
+
+
 def percent(share: Any, digits: int = 1) -> str:
     """Return 0.431 as "43.1"; a dash for what is no number, and for -1, which is COCO's unknown."""
     return f"{100 * share:.{digits}f}" if isinstance(share, int | float) and share != -1 else DASH

@@ -15,15 +15,17 @@ from evaluation.error_types import ERROR_TYPES
 from evaluation.report.charts import Line, bars, line_chart
 from evaluation.report.facts import ClassFacts, Measured, Run, setting_text
 from evaluation.report.gallery import Gallery, best, worst
-from evaluation.report.markup import DASH, Markup, element, joined, note, percent, section, table
+from evaluation.report.markup import DASH, Markup, element, joined, note, percent, section, table, unbroken
 from models.detector import is_exported
 from utils.console import counted
 from utils.flags import flag_of
 
+CHANGED = "Settings that differ from the defaults (typed, from the cfg, or chosen)"
 _WORST, _BEST = 20, 12
 _FEW_CURVES = 20
 _MATRIX_CLASSES = 12  # more do not fit beside each other
 _CONFUSIONS, _PROBLEMS, _LAYERS = 10, 12, 5
+_NONE_FOUND = "No object was found."
 _CURVES = {  # title -> columns of results.csv, and whether they are shares
     "AP on the validation split": (("AP", "AP50"), True),
     "training loss per image": (("loss", "box", "objectness", "class"), False),
@@ -35,7 +37,7 @@ _EXPLAINED = {
     "both": "another class, and the box overlaps too little",
     "duplicate": "an object that a more confident detection has found",
     "background": "nothing is there",
-    "missed": "objects without any detection that could be corrected",
+    "missed": "objects that no detection, not even a wrong one, is near",
 }
 
 
@@ -83,7 +85,7 @@ def _tiles(run: Run) -> list[Markup]:
 
 
 def _tile(name: str, value: str, said: str) -> Markup:
-    return element("div", element("span", name), element("b", value), element("small", said), class_="tile")
+    return element("div", element("span", name), element("b", value), element("small", unbroken(said)), class_="tile")
 
 
 def duration(seconds: float) -> str:
@@ -102,7 +104,7 @@ def setup(run: Run) -> Markup:
     machine = run.settings.get("environment")
     pairs = machine.items() if isinstance(machine, dict) else ()
     content = [
-        note("Settings that differ from the defaults, typed or taken from the cfg, data set and optimizer."),
+        note(f"{CHANGED}."),
         table(("setting", "value"), rows, class_="plain") if rows else note("All settings are the defaults."),
     ]
     if pairs:
@@ -120,7 +122,7 @@ def curves(runs: Sequence[Run]) -> Markup:
             _curve(run, name, name if len(runs) == 1 else run.name, number, 100 if is_share else 1)
             for number, (run, name) in enumerate((run, name) for run in runs for name in shown)
         ]
-        charts.append(line_chart(title, lines, x="epoch", y="per cent" if is_share else ""))
+        charts.append(line_chart(title, lines, x="epoch", y="per cent" if is_share else "", from_zero=is_share))
     if not any(charts):
         return Markup("")
     return section("curves", "Over the epochs", element("div", *charts, class_="charts"))
@@ -173,7 +175,15 @@ def _pr_chart(run: Run, rows: Sequence[ClassFacts]) -> Markup:
     measured, recalls = run.measured, np.linspace(0, 100, 101).tolist()
     shown = [column for column, row in enumerate(measured.classes) if row.objects]
     faint = "faint" if len(shown) <= _FEW_CURVES else "faint faintest"
-    each = [Line(name="", xs=recalls, ys=(100 * measured.precision[:, at]).tolist(), style=faint) for at in shown]
+    each = [
+        Line(
+            name="" if number else "thin: each class",
+            xs=recalls,
+            ys=(100 * measured.precision[:, at]).tolist(),
+            style=faint,
+        )
+        for number, at in enumerate(shown)
+    ]
     mean = (100 * measured.precision[:, shown].mean(axis=1)).tolist()
     at, dots = measured.thresholds.common, []
     if {"precision", "recall"} <= at.keys():
@@ -224,7 +234,9 @@ def errors(run: Run) -> Markup:
 def _confusion(measured: Measured) -> Markup:
     names = [*(row.name for row in measured.classes), "background"]
     matrix, background = measured.confusion, len(names) - 1
-    said = f"Detections from a confidence of {percent(measured.thresholds.confidence, 0)} % on, matched at IoU 0.5."
+    own, common = measured.thresholds.classes, percent(measured.thresholds.confidence, 0)
+    since = "each class's own chosen confidence" if own else f"a confidence of {common} %"
+    said = unbroken(f"Detections from {since} on, matched at IoU 0.5.")
     parts = [element("h3", "Confusion"), note(said)]
     if background <= _MATRIX_CLASSES:
         share = matrix / np.maximum(matrix.sum(axis=0, keepdims=True), 1)
@@ -258,13 +270,15 @@ def images(run: Run) -> tuple[Markup, dict[str, Any]]:
     if run.measured is None or not run.measured.images:
         return Markup(""), {}
     gallery = Gallery([(run.name, run.measured)])
-    bad, good = worst(run.measured, _WORST), best(run.measured, _BEST)
+    bad = worst(run.measured, _WORST)
+    good = best(run.measured, _BEST, without=bad)
+    none = "No other image has found objects." if any(image.found for image in run.measured.images) else _NONE_FOUND
     parts = [
         element("h3", "Worst"),
         note("Lowest F1 at the chosen confidence first."),
         gallery.cards(bad) if bad else note("Every object was found, and nothing else."),
         element("h3", "Best"),
-        gallery.cards(good) if good else note("No object was found."),
+        gallery.cards(good) if good else note(none),
     ]
     return section("images", "Images", controls(gallery), *parts), gallery.script()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -130,8 +131,10 @@ def test_every_nth_frame_of_a_video(tmp_path: Path, stride, numbers):
 
 def test_a_fifo_is_not_read(tmp_path: Path):
     os.mkfifo(tmp_path / "x.png")
+    others: Counter[str] = Counter()
     with pytest.raises(UserError, match="holds no image"):
-        find_sources([str(tmp_path)])
+        find_sources([str(tmp_path)], others)
+    assert others == {"no regular file": 1}
     with pytest.raises(UserError, match="no such image"):
         find_sources([str(tmp_path / "x.png")])
 

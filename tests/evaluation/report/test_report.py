@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.confusion import confusion_matrix
 from evaluation.report.__main__ import main
 from evaluation.report.card import model_card
 from evaluation.report.charts import Line, line_chart
 from evaluation.report.facts import read_run
+from evaluation.report.gallery import best, worst
 from evaluation.report.markup import element, markdown, script_json, text
 from evaluation.report.report import make_comparison, make_report, single_page, write_report
 from evaluation.report.sections import commands
@@ -53,7 +55,15 @@ def page_of(folder: Path) -> Page:
 
 def test_a_report_says_what_the_files_say(tmp_path: Path) -> None:
     page = page_of(made_run(tmp_path / "run"))
-    for part in ("43.1", "95 %: 40.0 to 46.0", "61.2", "2 epochs", "--seed", "images a second", "pooled mean mismatch"):
+    for part in (
+        "43.1",
+        "95\N{NO-BREAK SPACE}%: 40.0 to 46.0",
+        "61.2",
+        "2 epochs",
+        "--seed",
+        "images a second",
+        "pooled mean mismatch",
+    ):
         assert part in page.text
     assert "--norm" not in page.text  # as it is the default
     sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
@@ -320,3 +330,51 @@ def test_a_chart_stays_within_its_frame(points: list[tuple[float, float]]) -> No
     places = [attributes for tag, attributes in Page(chart).tags if tag == "circle"]
     assert len(places) == len(points)
     assert all(0 <= float(each["cx"] or -1) <= 360 and 0 <= float(each["cy"] or -1) <= 230 for each in places)
+
+
+def test_axes_of_shares_begin_at_zero_and_logarithmic_ones_say_so() -> None:
+    line = Line(name="AP", xs=[1, 2], ys=[0.001, 10])
+    linear, log = (line_chart("title", [line], x="epoch", y="per cent", from_zero=each) for each in (True, False))
+    assert "log scale" in Page(log).text and "log scale" not in Page(linear).text
+    ticks = [text for text in Page(linear).texts if text.strip()]
+    assert {"0", "2", "10"} <= set(ticks)
+    assert "-" not in Page(line_chart("t", [Line(name="AP", xs=[1, 2], ys=[0, 0])], x="epoch", from_zero=True)).text
+
+
+def test_a_dots_label_does_not_lie_on_the_curve() -> None:
+    for recall in (5, 30, 50, 70, 95):
+        xs = [float(place) for place in range(101)]
+        ys = [100 - 0.9 * place for place in xs]
+        dots = [(recall, 100 - 0.9 * recall, "confidence 22 %")]
+        chart = line_chart(
+            "t", [Line(name="mean", xs=xs, ys=ys)], x="r", x_limits=(0, 100), y_limits=(0, 100), dots=dots
+        )
+        at = next(attributes for _, attributes in Page(chart).tags if attributes.get("class") == "said")
+        left, base = float(at["x"] or 0), float(at["y"] or 0)
+        assert 44 <= left <= 360 - 15 * 6.5
+        beside = [(left + step - 44) / 304 * 100 for step in range(0, 98, 7)]
+        curve = [196 - (100 - 0.9 * place) / 100 * 186 for place in beside]
+        assert all(not base - 10 < height < base + 3 for height in curve), recall
+
+
+def test_an_image_is_shown_once_and_the_worst_are_half_of_few(tmp_path: Path) -> None:
+    measured = read_run(made_run(tmp_path / "run", images=7), DEFAULTS).measured
+    assert measured is not None
+    bad = worst(measured, 20)
+    good = best(measured, 12, without=bad)
+    assert 0 < len(bad) <= 4 and not set(bad) & set(good)
+
+
+def test_the_confusion_is_of_each_classs_own_threshold(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "run")
+    measured = read_run(folder, DEFAULTS).measured
+    assert measured is not None
+    rows = measured.confusion[:-1].sum()
+    assert rows == confusion_matrix(measured.truth, measured.results, min_score=0.2)[:-1].sum()
+    assert rows != confusion_matrix(measured.truth, measured.results, min_score=0.3)[:-1].sum()
+    assert "from each class's own chosen confidence on" in page_of(folder).text
+
+
+def test_a_resumed_run_does_not_list_resume(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "run", settings={"resume": "elsewhere", "seed": 7, "run_id": "x"})
+    assert list(read_run(folder, {"resume": None, "seed": 0}).changed) == ["seed"]
