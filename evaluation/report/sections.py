@@ -272,7 +272,9 @@ def images(run: Run) -> tuple[Markup, dict[str, Any]]:
     gallery = Gallery([(run.name, run.measured)])
     bad = worst(run.measured, _WORST)
     good = best(run.measured, _BEST, without=bad)
-    none = "No other image has found objects." if any(image.found for image in run.measured.images) else _NONE_FOUND
+    none = (
+        "In no other image was an object found." if any(image.found for image in run.measured.images) else _NONE_FOUND
+    )
     parts = [
         element("h3", "Worst"),
         note("Lowest F1 at the chosen confidence first."),
