@@ -62,6 +62,7 @@ class BatchStatNorm(nn.Module, BatchAware, ActivationAware, PoolsMoments):
         self.track_running_stats = True
         self.takes_stock_kernel = False
         self.activation: str | None = None
+        self.used_moments = None
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -102,7 +103,7 @@ class BatchStatNorm(nn.Module, BatchAware, ActivationAware, PoolsMoments):
 
     def by_moments(self, y: Tensor, moments: Moments, *, is_share: bool = True, past: Past | None = None) -> Tensor:
         """Normalize as `normalize.normalize` does, with this norm's affine parameters."""
-        self.used_moments = moments.mean, moments.var
+        self.used_moments = moments.mean.detach(), moments.var.detach()  # their graph would hold the forward's memory
         return normalize(
             y,
             self.weight,

@@ -60,7 +60,7 @@ class MovingAverageNorm(BatchStatNorm):
 
     def normalize(self, y: Tensor, own: Moments, pool: Moments) -> Tensor:
         square = self.average_square(own, len(y))
-        self.used_moments = torch.zeros_like(square), square
+        self.used_moments = torch.zeros_like(square), square.detach()
         return _NormalizeByAverages.apply(y, self.weight, self.bias, square, self)
 
     @torch.no_grad()
