@@ -165,7 +165,7 @@ def test_the_second_signal_ends_it_at_once(scenes: Path, toy_cfg: str, tmp_path:
 
 
 def fill_disk_after_the_first_checkpoint(run: Path) -> None:
-    """No file may grow beyond 9 kB, the log needs some, for five checkpoints after it: real writes that fail half-way."""
+    """No file may grow beyond 9 kB for five checkpoints after it (the log needs some): writes that fail half-way."""
     keep, calls = train.Trainer.save_last, []
 
     def save_last(training: train.Trainer) -> None:
