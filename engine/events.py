@@ -74,7 +74,7 @@ Event = Literal["start", "step", "epoch", "evaluation", "end", "error"]
 
 
 class Listeners:
-    """Those who are told, in this order; nobody on other ranks than 0."""
+    """Tells the listeners of a training what happens, in their order; has none on ranks other than 0."""
 
     def __init__(self, listeners: Iterable[Listener]) -> None:
         self._listeners = list(listeners) if ranks.is_rank_zero() else []

@@ -23,7 +23,7 @@ class SaveFailures:
 
     @property
     def failing(self) -> tuple[str, ...]:
-        """The files whose last write failed."""
+        """Names of the files that could not be written the last time."""
         return tuple(self._failing)
 
     def note(self, name: str, *, is_written: bool) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from evaluation.error_types import ERROR_TYPES
 from evaluation.report.facts import METRICS, Run, setting_text
 from evaluation.report.markup import markdown, percent
-from evaluation.report.sections import CHANGED, commands, duration, sentence
+from evaluation.report.sections import CHANGED, commands, sentence
+from utils.duration import in_words
 from utils.flags import flag_of
 from utils.printable import printable
 
@@ -26,7 +27,7 @@ def model_card(run: Run) -> str:
     if isinstance(machine, dict):
         parts.append("Trained on: " + markdown(", ".join(f"{name} {value}" for name, value in machine.items())) + ".")
     if run.seconds:
-        parts.append(f"Training took {duration(run.seconds)}, without evaluations.")
+        parts.append(f"Training took {in_words(run.seconds)}, without evaluations.")
     parts += ["## Use", *(f"{what}:\n\n    {printable(command)}" for what, command in commands(run))]
     parts.append(
         "report.html shows curves, errors and images. Not filled in: what the network is meant for, who may "

@@ -10,7 +10,8 @@ from evaluation.error_types import ERROR_TYPES
 from evaluation.report.facts import METRICS, Measured, Run, setting_text
 from evaluation.report.gallery import Gallery
 from evaluation.report.markup import DASH, Markup, element, note, percent, section, table
-from evaluation.report.sections import controls, duration
+from evaluation.report.sections import controls
+from utils.duration import in_words
 from utils.flags import flag_of
 
 MINUS = "\N{MINUS SIGN}"
@@ -28,7 +29,7 @@ def named_apart(runs: Sequence[Run]) -> list[str]:
 def differences(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     """COCO's numbers, and the settings in which the runs differ."""
     rows = [_row(name, runs, lambda run, key=key: _known(run.stats.get(key))) for key, name in METRICS.items()]  # type: ignore[misc]
-    times = ("training", *(duration(run.seconds) if run.seconds else DASH for run in runs), *[""] * (len(runs) - 1))
+    times = ("training", *(in_words(run.seconds) if run.seconds else DASH for run in runs), *[""] * (len(runs) - 1))
     header = ("per cent", *names, *(f"{name} {MINUS} {names[0]}" for name in names[1:]))
     said = "Differences of one run each: python evaluate.py --compare says which of them are sure."
     return section(

@@ -160,7 +160,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Of all epochs, without evaluations; 0 if unknown."""
+        """Training time of all epochs, without evaluations; 0 if unknown."""
         return sum(row["seconds"] for row in self.epochs if isinstance(row.get("seconds"), float))
 
     @property

@@ -18,6 +18,7 @@ from evaluation.report.gallery import Gallery, best, worst
 from evaluation.report.markup import DASH, Markup, element, joined, note, percent, section, table, unbroken
 from models.detector import is_exported
 from utils.console import counted
+from utils.duration import in_words
 from utils.flags import flag_of
 
 CHANGED = "Settings that differ from the defaults (typed, from the cfg, or chosen)"
@@ -80,17 +81,12 @@ def _tiles(run: Run) -> list[Markup]:
         said = f"at confidence {percent(at['confidence'], 0)} %"
         tiles += [_tile(name, percent(at[name]), said) for name in ("precision", "recall") if name in at]
     if run.seconds:
-        tiles.append(_tile("training", duration(run.seconds), counted(len(run.epochs), "epoch")))
+        tiles.append(_tile("training", in_words(run.seconds), counted(len(run.epochs), "epoch")))
     return tiles
 
 
 def _tile(name: str, value: str, said: str) -> Markup:
     return element("div", element("span", name), element("b", value), element("small", unbroken(said)), class_="tile")
-
-
-def duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def setup(run: Run) -> Markup:
@@ -376,8 +372,8 @@ def speed(run: Run) -> Markup:
     rows: list[tuple[str, str]] = []
     timed = [row for row in run.epochs if _is_number(row.get("seconds"))]
     if timed:
-        seconds = sum(row["seconds"] for row in timed)
-        rows.append(("training, without evaluations", f"{duration(seconds)}, {seconds / len(timed):.0f} s an epoch"))
+        seconds = run.seconds
+        rows.append(("training, without evaluations", f"{in_words(seconds)}, {seconds / len(timed):.0f} s an epoch"))
         counts: list[Any] = [timed[-1].get("step"), run.settings.get("batch_size")]
         if all(map(_is_number, counts)) and seconds > 0:
             rows.append(("images a second in training", f"{math.prod(counts) / seconds:.1f}"))

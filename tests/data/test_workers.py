@@ -237,7 +237,7 @@ def test_workers_end_with_a_main_process_that_is_killed_before_they_have_begun()
 
 
 def print_errors() -> str:
-    """As the thread that shares tensors does when the other end is gone, and for another reason."""
+    """Report errors as the thread that shares tensors does: two that say the other end is gone, and another."""
     for error in (ConnectionResetError("gone"), EOFError("gone"), ValueError("another")):
         sys.excepthook(type(error), error, None)
     return "done"

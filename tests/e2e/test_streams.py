@@ -32,7 +32,7 @@ def send(*output: str) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("scheme", ["udp", "http"])
 def test_a_stream_that_is_killed_comes_back(scheme):
-    """For http, ffmpeg's server takes a single connection."""
+    """The stream ends and begins again; over http it is made anew, as ffmpeg's server takes a single connection."""
     port = free_port(socket.SOCK_DGRAM if scheme == "udp" else socket.SOCK_STREAM)
     url = f"udp://127.0.0.1:{port}" if scheme == "udp" else f"http://127.0.0.1:{port}/live.ts"
     output = [f"{url}?pkt_size=1316"] if scheme == "udp" else ["-listen", "1", url]

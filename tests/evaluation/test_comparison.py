@@ -22,7 +22,7 @@ from utils.errors import UserError
 
 
 def table(seed: int, *, kept: float = 1.0) -> CocoTable:
-    """Of 60 images; a share of the detections, chosen by the seed."""
+    """Return the table of 60 images with a share of the detections, chosen by the seed."""
     truth, rows = images(60, 3)
     is_kept = np.random.default_rng(seed).random(len(rows)) < kept
     results = results_from([row for row, keep in zip(rows, is_kept, strict=True) if keep])

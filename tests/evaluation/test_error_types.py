@@ -135,7 +135,7 @@ def test_ap_is_cocos_where_each_class_has_objects() -> None:
 
 
 def test_golden_costs() -> None:
-    """Of tidecv 1.0.1, in 0..1, on the same scene."""
+    """The costs are those that tidecv 1.0.1 finds in the same scene, in 0..1."""
     analysis = find_errors(*scene(0, images=12))
     assert {name: round(cost, 6) for name, cost in analysis.costs.items()} == GOLDEN
     assert round(analysis.AP, 6) == GOLDEN_AP
